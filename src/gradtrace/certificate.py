@@ -1,0 +1,126 @@
+"""The certificate: the same tape under Sum must give autograd's own gradients.
+
+It proves that everything was recorded and that every rule's derivative is right; it does not prove that the
+maximum was taken right, for which the tests have brute force.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import rules
+from .engine import reverse
+from .errors import CertificateError
+from .kernels.reference import pull
+from .semiring import Element, Sum
+from .tape import Call, Record, Value
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The comparison that a trace passed: how many leaves, and the largest relative difference."""
+
+    leaves: int
+    difference: float
+    tolerance: float
+
+
+def difference(ours: Tensor, autograd: Tensor) -> float:
+    """Give the largest difference in units of the largest entry; NaN only where both have it."""
+    if ours.numel() == 0 or (torch.equal(ours.isnan(), autograd.isnan()) and torch.equal(ours, autograd)):
+        return 0.0
+    scale = torch.maximum(ours.abs().max(), autograd.abs().max())
+    worst = float(((ours - autograd).abs().max() / scale) if scale else scale)
+    return worst if worst == worst else float("inf")
+
+
+def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple[Tensor, Value]]) -> Certificate:
+    """Compare Sum on the tape with one ordinary backward pass, leaf by leaf.
+
+    Raises:
+        CertificateError: they differ; names the first operator call, walking back from the loss, that does.
+    """
+    if loss_tensor.grad_fn is None:
+        raise CertificateError("the loss has no autograd graph to compare with")
+    found: dict[int, Tensor] = {}
+
+    def keep(value: Value, g: Element) -> None:
+        if value.call is None:
+            found[value.id] = g[0][0]
+
+    reverse(record, loss, Sum.carrier, keep)
+    tolerance = max([TOLERANCE.get(c.dtype, 1e-8) for call in record.calls for c in call.inputs], default=1e-8)
+    try:
+        expected = torch.autograd.grad(loss_tensor, [t for t, _ in leaves], retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise CertificateError(f"no autograd graph to compare with (trace before backward()): {error}") from None
+    pairs = [
+        (value, found.get(value.id, torch.zeros_like(tensor)), torch.zeros_like(tensor) if grad is None else grad)
+        for (tensor, value), grad in zip(leaves, expected, strict=True)
+    ]
+    offs = [difference(ours, autograd) for _, ours, autograd in pairs]
+    if max(offs, default=0.0) > tolerance:
+        _explain(record, loss, pairs, tolerance)
+        # what is left is a gradient that cancels to rounding noise, such as that of an attention's key bias
+        offs = [off for off in offs if off <= tolerance]
+    return Certificate(len(leaves), max(offs, default=0.0), tolerance)
+
+
+def _explain(record: Record, loss: Value, pairs: list[tuple[Value, Tensor, Tensor]], tolerance: float) -> None:
+    """Raise for the leaf that differs most, unless each rule is right and the difference is rounding noise."""
+    culprit = first_difference(record, loss, tolerance)
+    largest = max(float(autograd.abs().max()) for _, _, autograd in pairs if autograd.numel())
+    noise = tolerance * largest
+    for value, ours, autograd in pairs:
+        off = difference(ours, autograd)
+        if off <= tolerance or (culprit is None and float((ours - autograd).abs().max()) <= noise):
+            continue
+        if culprit is not None:
+            where = f"the rule of {culprit.where} differs from the operator's own derivative"
+        else:
+            where = "every recorded operator's rule is right, so something between them was not recorded"
+        raise CertificateError(
+            f"the tape's gradient of {value.name!r} differs from autograd's by {off:.2g} relative: {where}"
+        )
+
+
+def first_difference(record: Record, loss: Value, tolerance: float) -> Call | None:
+    """Walk back from the loss; give the first call whose structures disagree with autograd on it alone."""
+    reached: set[int] = {loss.id}
+    for call in reversed(record.calls):
+        outputs = [n for n, v in enumerate(call.outputs) if v is not None and v.id in reached]
+        if not outputs:
+            continue
+        reached.update(i.value.id for i in call.inputs if i.value is not None)
+        if any(not agrees(call, number, tolerance) for number in outputs):
+            return call
+    return None
+
+
+def agrees(call: Call, number: int, tolerance: float) -> bool:
+    """Compare a call's structures under Sum with autograd on that call, for one random cotangent."""
+    value = call.outputs[number]
+    assert value is not None
+    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
+    tensors = [i.tensor() for i in call.inputs]
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    with torch.enable_grad():
+        leaves = [tensors[p].clone().requires_grad_() for p in wanted]
+        for p, leaf in zip(wanted, leaves, strict=True):
+            tensors[p] = leaf
+        y = call.run(tensors)[number]
+        assert y is not None
+        expected = torch.autograd.grad(y, leaves, g, allow_unused=True) if y.requires_grad else [None] * len(leaves)
+    ours = [torch.zeros_like(leaf) for leaf in leaves]
+    for position, output, structure in rules.structures(call):
+        if output == number and position in wanted:
+            part = pull(structure, Sum.carrier, (g[None],))[0]
+            ours[wanted.index(position)] += part.reshape(call.inputs[position].shape)
+    pairs = zip(ours, expected, strict=True)
+    return all(difference(a, torch.zeros_like(a) if b is None else b) <= tolerance for a, b in pairs)

@@ -1,0 +1,123 @@
+"""The reverse pass: walk the tape backwards, and let a carrier act on each call's structures.
+
+One loop for every semiring. Cotangents live from the last consumer of a value to its producer, then they
+are freed. A backpointer is one integer, `edge number << EDGE_BITS | flat index of the consumer scalar`,
+where edges (call, argument) are numbered in recording order, so the smallest backpointer of several equally
+strong ones is the one that the definition asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import rules
+from .errors import MissingRule, NotANumber
+from .kernels.reference import pull
+from .labels import Labels, pull_by_example
+from .semiring import Carrier, Element
+from .tape import Call, Record, Value
+
+EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Numbers every (call, argument) pair of a tape, in recording order."""
+
+    first: list[int]
+
+    @classmethod
+    def of(cls, record: Record) -> Edges:
+        """Number the edges of a tape."""
+        first, total = [], 0
+        for call in record.calls:
+            first.append(total)
+            total += len(call.inputs)
+        return cls(first)
+
+
+def offsets(call: Call) -> list[int]:
+    """Give the flat index at which each output's scalars begin, among all results of the call."""
+    out, total = [], 0
+    for value in call.outputs:
+        out.append(total)
+        total += value.numel if value is not None else 0
+    return out
+
+
+def reverse(
+    record: Record,
+    loss: Value,
+    carrier: Carrier,
+    keep: Callable[[Value, Element], None],
+    labels: Labels | None = None,
+) -> None:
+    """Compute g_v for every value from which the loss can be reached.
+
+    g_ℓ = 1, g_v = ⊕ over edges (u, v, k) of λ(w(u, v, k)) ⊗ g_u, in reverse recording order.
+
+    Args:
+        record: the tape.
+        loss: the value of ℓ.
+        carrier: the semiring's arrays.
+        keep: called once for every value, with its finished elements (batch × value.shape), last first.
+        labels: where given, values that belong to no example have a batch of one entry per example;
+            all others, and all values where it is None, have a batch of 1.
+
+    Raises:
+        MissingRule: an operator on the way has no rule.
+        NotANumber: a local derivative is NaN.
+    """
+    edges = Edges.of(record)
+    one = torch.ones((1, *loss.shape), dtype=loss.dtype)
+    pending: dict[int, tuple[Value, Element]] = {loss.id: (loss, carrier.one(one))}
+    for call in reversed(record.calls):
+        outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
+        if not any(outputs):
+            continue
+        for found in outputs:
+            if found is not None:
+                keep(*found)
+        try:
+            _propagate(call, outputs, carrier, edges.first[call.index], pending, labels)
+        except NotANumber as error:
+            raise NotANumber(f"{error}: {call.where}") from None
+    for found in pending.values():
+        keep(*found)
+
+
+def _propagate(
+    call: Call,
+    outputs: list[tuple[Value, Element] | None],
+    carrier: Carrier,
+    first_edge: int,
+    pending: dict[int, tuple[Value, Element]],
+    labels: Labels | None,
+) -> None:
+    """Carry the cotangents of one call's results to its arguments."""
+    starts = offsets(call)
+    covered = set()
+    for position, output, structure in rules.structures(call):
+        argument = call.inputs[position].value
+        found = outputs[output] if output < len(outputs) else None
+        covered.add(output)
+        if argument is None or not argument.differentiable or found is None:
+            continue
+        value, g = found
+        ids = _ids(value, (first_edge + position << EDGE_BITS) + starts[output], g[0].device)
+        g = carrier.seed(g, ids)
+        part = pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
+        part = tuple(p.reshape(-1, *argument.shape) for p in part)
+        known = pending.get(argument.id)
+        pending[argument.id] = argument, part if known is None else carrier.plus(known[1], part)
+    missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
+    if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):
+        raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
+
+
+def _ids(value: Value, start: int, device: torch.device) -> Tensor:
+    return torch.arange(start, start + value.numel, device=device).reshape(1, *value.shape)

@@ -1,0 +1,370 @@
+"""Components, crossing, influence and flow, for all parameters at once.
+
+Backpointers form a forest rooted at the loss, so the set of components that a scalar's trace crosses is its
+consumer's set and the consumer's own: one gather for each value, from the loss outwards. Flow goes the other
+way: each leaf scalar sends one unit along its trace.
+An influence is a share of traces. It is not the share of the gradient, and it says nothing of what would happen
+without the component; that is what ablation is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .engine import EDGE_BITS
+from .errors import UnknownName
+from .forest import NONE, Forest
+from .tape import Call, Record, Value
+
+if TYPE_CHECKING:
+    import pandas
+
+MASK = (1 << EDGE_BITS) - 1
+
+
+def matches(call: Call, pattern: str) -> bool:
+    """Tell whether a call was made inside a component: a name, a glob, or one call of a module ("rnn:2")."""
+    return any(fnmatchcase(s.name, pattern) or f"{s.name}:{s.instance}" == pattern for s in call.scopes)
+
+
+def known_components(record: Record) -> list[str]:
+    """List the names of modules and component blocks."""
+    seen = {s.name for call in record.calls for s in call.scopes}
+    return sorted(seen | set(record.modules))
+
+
+def top_level(record: Record) -> list[str]:
+    """List the outermost modules and blocks in which calls were made."""
+    return list(dict.fromkeys(call.scopes[0].name for call in record.calls if call.scopes))
+
+
+def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
+    """Give the leaves whose names match a glob (or one of several).
+
+    Raises:
+        UnknownName: nothing matches; the message lists the names.
+    """
+    patterns = [of] if isinstance(of, str) else list(of)
+    names = {**{n: n for n in record.leaves}, **record.aliases}
+    found = {record.leaves[real].id: record.leaves[real] for n, real in names.items() if _any(n, patterns)}
+    if not found:
+        raise UnknownName(f"no parameter matches {of!r}; there are {_list(names)}")
+    return list(found.values())
+
+
+def _any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, p) or name == p for p in patterns)
+
+
+def _list(names: Iterable[str], most: int = 30) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
+
+
+@dataclass(eq=False)
+class Places:
+    """A row of memory with a place for every scalar of every call's results (one for each example, if free).
+
+    Attributes:
+        base: by edge, where the consumer call's results begin.
+        stride: by edge, how far one example's results are from the next one's.
+        spans: by call index, (where its results begin, how many places they take).
+    """
+
+    base: Tensor
+    stride: Tensor
+    spans: list[tuple[int, int]]
+    total: int
+
+    @classmethod
+    def of(cls, forest: Forest) -> Places:
+        """Lay the results of a tape's calls out one after another."""
+        base, stride, spans, total = [], [], [], 0
+        for call in forest.record.calls:
+            made = [v for v in call.outputs if v is not None]
+            batch = max((forest.batch(v) for v in made if v.id in forest.winners), default=1)
+            numel = sum(v.numel for v in made)
+            base += [total] * len(call.inputs)
+            stride += [numel if batch > 1 else 0] * len(call.inputs)
+            spans.append((total, batch * numel))
+            total += batch * numel
+        return cls(torch.tensor(base, dtype=torch.int64), torch.tensor(stride, dtype=torch.int64), spans, total)
+
+    def consumers(self, winners: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (live, place of the winning consumer where live), for batch × shape backpointers."""
+        live = winners != NONE
+        pointer = winners[live]
+        edge = pointer >> EDGE_BITS
+        row = torch.arange(len(winners)).reshape(-1, *[1] * (winners.dim() - 1)).expand(winners.shape)[live]
+        return live, self.base[edge] + row * self.stride[edge] + (pointer & MASK)
+
+    def results(self, call: Call) -> list[tuple[Value, slice, int]]:
+        """Give (value, its place for the first example, how far the next example's is) for each result."""
+        start, _ = self.spans[call.index]
+        numel = sum(v.numel for v in call.outputs if v is not None)
+        out = []
+        for value in call.outputs:
+            if value is not None:
+                out.append((value, slice(start, start + value.numel), numel))
+                start += value.numel
+        return out
+
+
+def crossing(forest: Forest, components: Sequence[str], leaves: Sequence[Value]) -> dict[int, Tensor]:
+    """Give for each leaf the set of components that each scalar's trace crosses, as bits (batch × shape).
+
+    Bit i stands for components[i]; at most 63 at a time. A component that matches nothing is an error.
+    """
+    places = Places.of(forest)
+    own = [sum(1 << i for i, c in enumerate(components) if matches(call, c)) for call in forest.record.calls]
+    bits = torch.zeros(places.total, dtype=torch.int64)
+    for call in reversed(forest.record.calls):
+        for value, at, numel in places.results(call):
+            winners = forest.winners.get(value.id)
+            if winners is None:
+                continue
+            live, consumer = places.consumers(winners)
+            inherited = torch.zeros_like(winners)
+            inherited[live] = bits[consumer]
+            for b, row in enumerate(inherited):
+                bits[at.start + b * numel : at.stop + b * numel] = row.flatten() | own[call.index]
+    out = {}
+    for leaf in leaves:
+        live, consumer = places.consumers(forest.winners[leaf.id])
+        out[leaf.id] = torch.zeros_like(forest.winners[leaf.id])
+        out[leaf.id][live] = bits[consumer]
+    return out
+
+
+@dataclass(frozen=True)
+class InfluenceRow:
+    """The influence of one component on a group of parameters.
+
+    Attributes:
+        share: traces that cross the component, of all (example, scalar) pairs that have one; nan if none has.
+        weighted_share: the same, each pair counted by its path weight (best) or |∂ℓ/∂θ| (greedy).
+        dead_share: pairs without a trace, of all pairs.
+        examples: how many examples; 1 where the batch was traced as a whole.
+        inside: whether parameters of the group live in the component, and so cross it trivially.
+    """
+
+    component: str
+    share: float
+    weighted_share: float
+    dead_share: float
+    examples: int
+    inside: bool
+
+
+@dataclass(frozen=True)
+class InfluenceTable:
+    """Influence of components on a group of parameters; `connected` names calls that connect examples."""
+
+    kind: str
+    of: tuple[str, ...]
+    rows: tuple[InfluenceRow, ...]
+    by_example: tuple[tuple[InfluenceRow, ...], ...] = ()
+    connected: tuple[str, ...] = ()
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Give one row a component, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([asdict(r) for r in self.rows])
+
+    def __str__(self) -> str:
+        name = max([9, *(len(r.component) for r in self.rows)])
+        lines = [f"{self.kind} influence on {', '.join(self.of)}"]
+        lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
+        for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
+            mark = "  (parameters inside)" if r.inside else ""
+            lines.append(
+                f"{r.component:<{name}}  {r.share:>7.1%}  {r.weighted_share:>8.1%}  {r.dead_share:>7.1%}  {r.examples:>8}{mark}"
+            )
+        if self.connected:
+            lines.append(f"examples are connected at {', '.join(self.connected)}: shares are by position")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def influence(forest: Forest, components: Sequence[str] | None, of: str | Sequence[str]) -> InfluenceTable:
+    """Tabulate the share of traces that cross each component (SEMANTICS: a trace crosses it or not).
+
+    Raises:
+        UnknownName: a component or parameter that does not exist.
+    """
+    record = forest.record
+    names = list(components) if components is not None else top_level(record)
+    _check(record, names)
+    leaves = select_leaves(record, of)
+    count = forest.labels.count if forest.labels is not None else 1
+    totals = _Totals(names, count)
+    for start in range(0, len(names), 63):
+        chunk = names[start : start + 63]
+        for leaf_id, bits in crossing(forest, chunk, leaves).items():
+            totals.add(start, chunk, bits, forest.winners[leaf_id] != NONE, forest.log2[leaf_id])
+    inside = [any(_lives_in(str(v.name), n) for v in leaves) for n in names]
+    rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
+    connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
+    return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
+
+
+def _check(record: Record, names: Sequence[str]) -> None:
+    modules = set(record.modules)
+    for name in names:
+        if name not in modules and not any(matches(c, name) for c in record.calls):
+            raise UnknownName(f"unknown component {name!r}; there are {_list(known_components(record)) or 'none'}")
+
+
+def _lives_in(parameter: str, component: str) -> bool:
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), component.split(":")[0]) for n in range(1, len(parts)))
+
+
+class _Totals:
+    """Counts and weights of crossing pairs, by example and component; weights relative to the largest."""
+
+    def __init__(self, names: Sequence[str], count: int) -> None:
+        self.names, self.count = names, count
+        self.cross = torch.zeros(count, len(names), dtype=torch.float64)
+        self.live, self.pairs = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        self.weight = torch.zeros(count, dtype=torch.float64)
+        self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
+        self.top = -math.inf
+
+    def add(self, start: int, chunk: Sequence[str], bits: Tensor, live: Tensor, log2: Tensor) -> None:
+        """Count one leaf: batch × shape."""
+        bits, live, log2 = (t.reshape(len(t), -1) for t in (bits, live, log2))
+        top = float(log2[live].max()) if live.any() else -math.inf
+        if top > self.top:
+            scale = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
+            self.weight, self.crossed, self.top = self.weight * scale, self.crossed * scale, top
+        relative = torch.exp2(log2 - self.top).masked_fill(~live, 0) if live.any() else torch.zeros_like(log2)
+        if start == 0:
+            self.live += live.sum(1)
+            self.pairs += live.shape[1]
+            self.weight += relative.sum(1)
+        for i in range(len(chunk)):
+            hit = ((bits >> i) & 1).bool() & live
+            self.cross[:, start + i] += hit.sum(1)
+            self.crossed[:, start + i] += (relative * hit).sum(1)
+
+    def rows(self, example: int | None, inside: Sequence[bool]) -> tuple[InfluenceRow, ...]:
+        """Give the table's rows, for all examples together or for one."""
+        at = slice(None) if example is None else slice(example, example + 1)
+        live, pairs, weight = (float(t[at].sum()) for t in (self.live, self.pairs, self.weight))
+        return tuple(
+            InfluenceRow(
+                name,
+                float(self.cross[at, i].sum()) / live if live else math.nan,
+                float(self.crossed[at, i].sum()) / weight if weight else math.nan,
+                1 - live / pairs if pairs else math.nan,
+                self.count if example is None else 1,
+                inside[i],
+            )
+            for i, name in enumerate(self.names)
+        )
+
+
+@dataclass(frozen=True)
+class FlowRow:
+    """How many traces run through one operator call."""
+
+    call: int
+    operator: str
+    module: str
+    source: str
+    paths: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """How many traces step from one module call (or leaf) to another."""
+
+    source: str
+    target: str
+    paths: float
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One unit (or the path weight) from every leaf scalar, pushed along its trace.
+
+    Attributes:
+        calls: units through each operator call, in recording order.
+        links: units from one module call, or leaf, into another.
+        total: all units that reach the loss.
+    """
+
+    kind: str
+    total: float
+    calls: tuple[FlowRow, ...]
+    links: tuple[Link, ...]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Give one row an operator call, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([asdict(r) for r in self.calls])
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind} flow: {self.total:g} paths; most used links between modules"]
+        for link in sorted(self.links, key=lambda k: -k.paths)[:20]:
+            lines.append(f"  {link.paths / (self.total or 1):>7.1%}  {link.source or '(top)'} → {link.target or '(top)'}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = False) -> Flow:
+    """Push one unit, or with `weighted` the path weight over the largest, from every leaf scalar to the loss."""
+    places = Places.of(forest)
+    units = torch.zeros(places.total, dtype=torch.float64)
+    through_edge = torch.zeros(len(places.base), dtype=torch.float64)
+    links: dict[tuple[str, str], float] = {}
+
+    def send(name: str, winners: Tensor, amount: Tensor) -> None:
+        live, consumer = places.consumers(winners)
+        edge = winners[live] >> EDGE_BITS
+        units.index_add_(0, consumer, amount[live])
+        by_edge = torch.zeros_like(through_edge).index_add_(0, edge, amount[live])
+        through_edge.add_(by_edge)
+        for e in by_edge.nonzero().flatten().tolist():
+            target = forest.step(e << EDGE_BITS)[0].module
+            if target != name:
+                links[name, target] = links.get((name, target), 0.0) + float(by_edge[e])
+
+    leaves = select_leaves(forest.record, of)
+    tops = [float(forest.log2[v.id].max()) if v.numel else -math.inf for v in leaves]
+    top = max(tops, default=-math.inf)
+    for leaf in leaves:
+        winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
+        amount = torch.exp2(log2 - top) if weighted and top > -math.inf else torch.ones_like(log2)
+        send(str(leaf.name), winners, amount)
+    rows = []
+    total = 0.0
+    for call in forest.record.calls:
+        start, numel = places.spans[call.index]
+        through = float(units[start : start + numel].sum())
+        if not through:
+            continue
+        rows.append((call, through))
+        for value, at, step in places.results(call):
+            winners = forest.winners.get(value.id)
+            if value is forest.loss:
+                total = float(units[at].sum())
+            elif winners is not None:
+                amount = torch.stack([units[at.start + b * step : at.stop + b * step] for b in range(len(winners))])
+                if amount.any():
+                    send(call.module, winners, amount.reshape(winners.shape))
+    table = tuple(FlowRow(c.index, c.name, c.module, c.source, n, n / total if total else 0.0) for c, n in rows)
+    return Flow(forest.kind, total, table, tuple(Link(s, t, n) for (s, t), n in links.items()))

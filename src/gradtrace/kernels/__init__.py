@@ -1,0 +1,1 @@
+"""What a semiring does to a structure. `reference.pull` reads like the definition."""

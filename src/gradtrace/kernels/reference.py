@@ -1,0 +1,242 @@
+"""The reference kernels: g_x = ⊕ over the edges into x of λ(w) ⊗ g_y, structure by structure.
+
+Every kernel takes elements of shape (batch, *y) and gives elements of shape (batch, *x), where x and y
+are the shapes in which the structure views the tensors. They are plain PyTorch and work for any carrier.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from ..semiring import Carrier, Element
+from ..structure import Contraction, Gather, Layout, LowRank, Placed, Scatter, Shape, Strided
+
+ROWS = 1 << 22  # entries of a dense Jacobian held at a time
+
+
+def each(g: Element, f: object) -> Element:
+    """Apply a shape operation to every plane."""
+    return tuple(f(plane) for plane in g)  # type: ignore[operator]
+
+
+@singledispatch
+def pull(structure: object, carrier: Carrier, g: Element) -> Element:
+    """Carry the elements of a result back to one argument, along a structure.
+
+    Args:
+        structure: how the result depends on the argument.
+        carrier: the semiring's arrays.
+        g: batch × y.
+
+    Returns:
+        batch × x.
+    """
+    raise TypeError(f"not a structure: {structure!r}")
+
+
+@pull.register
+def _contraction(s: Contraction, carrier: Carrier, g: Element) -> Element:
+    batch = g[0].shape[0]
+    g = each(g, lambda p: p.reshape(batch, *s.y_shape))
+    sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
+    merged = [c for c in s.y if c not in s.x]
+    if s.weight is None:
+        return _expand(_merge(carrier, g, s.y, merged), [c for c in s.y if c in s.x], s.x, sizes)
+    weight = s.weight().reshape([sizes[c] for c in s.w])
+    alone = [c for c in merged if c not in s.w]
+    inner = [c for c in merged if c in s.w]
+    if inner and alone:  # one merge over both, in the order of y, so that ties fall as defined
+        weight, w = weight.reshape([1] * len(alone) + list(weight.shape)), "".join(alone) + s.w
+        weight = weight.expand([sizes[c] for c in w])
+        return _product(carrier, g, s.y, weight, w, s.x, sizes)
+    if inner:
+        return _product(carrier, g, s.y, weight, s.w, s.x, sizes)
+    y = "".join(c for c in s.y if c in s.x or c in s.w)
+    return _pointwise(carrier, _merge(carrier, g, s.y, alone), y, weight, s.w, s.x, sizes)
+
+
+def _merge(carrier: Carrier, g: Element, y: str, letters: list[str]) -> Element:
+    """⊕ over some letters of y; the axes of g are batch, then y."""
+    if not letters:
+        return g
+    kept = [1 + i for i, c in enumerate(y) if c not in letters]
+    gone = [1 + i for i, c in enumerate(y) if c in letters]
+    g = each(g, lambda p: p.permute(0, *kept, *gone).flatten(1 + len(kept)))
+    return carrier.reduce(g)
+
+
+def _expand(g: Element, have: list[str], x: str, sizes: dict[str, int]) -> Element:
+    """Give axes batch, x to elements with axes batch, `have` (a subset of x)."""
+    order = [1 + have.index(c) for c in x if c in have]
+    shape = [sizes[c] if c in have else 1 for c in x]
+    full = [sizes[c] for c in x]
+    return each(g, lambda p: p.permute(0, *order).reshape(-1, *shape).expand(-1, *full))
+
+
+def _pointwise(
+    carrier: Carrier, g: Element, y: str, weight: Tensor, w: str, x: str, sizes: dict[str, int]
+) -> Element:
+    """No letter is merged: multiply along x."""
+    g = _expand(g, list(y), x, sizes)
+    order = [w.index(c) for c in x if c in w]
+    weight = weight.permute(order).reshape([sizes[c] if c in w else 1 for c in x])
+    return carrier.weigh(weight, g)
+
+
+def _product(carrier: Carrier, g: Element, y: str, weight: Tensor, w: str, x: str, sizes: dict[str, int]) -> Element:
+    """A batched matrix product: letters of all three, of y and x, of w and x, and merged."""
+    both = [c for c in y if c in x and c in w]
+    rows = [c for c in y if c in x and c not in w]
+    columns = [c for c in w if c in x and c not in y]
+    inner = [c for c in y if c not in x]
+    count = {name: _size(sizes, ls) for name, ls in (("b", both), ("i", rows), ("j", columns), ("k", inner))}
+    batch = g[0].shape[0]
+    # the batch axis joins the rows where the weight has no letter of its own for it
+    order = [1 + y.index(c) for c in both], [1 + y.index(c) for c in rows], [1 + y.index(c) for c in inner]
+    shaped = each(
+        g,
+        lambda p: p.permute(*order[0], 0, *order[1], *order[2]).reshape(count["b"], batch * count["i"], count["k"]),
+    )
+    weight = weight.permute([w.index(c) for c in both + columns + inner]).reshape(count["b"], count["j"], count["k"])
+    out = carrier.contract(weight, shaped)  # b × batch·i × j
+    have = both + ["0"] + rows + columns
+    shape = [batch if c == "0" else sizes[c] for c in have]
+    return _expand(each(out, lambda p: p.reshape(shape).movedim(len(both), 0)), both + rows + columns, x, sizes)
+
+
+def _size(sizes: dict[str, int], letters: list[str]) -> int:
+    out = 1
+    for c in letters:
+        out *= sizes[c]
+    return out
+
+
+@pull.register
+def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
+    # y's repeated axes (stride 0) are merged, the rest is written where it came from
+    repeated = [d for d, (n, step) in enumerate(zip(s.layout.size, s.layout.stride, strict=True)) if step == 0 and n > 1]
+    kept = [d for d in range(len(s.layout.size)) if d not in repeated]
+    size = [s.layout.size[d] for d in kept]
+    stride = [s.layout.stride[d] for d in kept]
+    batch = g[0].shape[0]
+    g = each(g, lambda p: p.reshape(batch, *s.layout.size))
+    if repeated:
+        g = each(g, lambda p: p.permute(0, *[1 + d for d in kept], *[1 + d for d in repeated]).flatten(1 + len(kept)))
+        g = carrier.reduce(g)
+    numel = _numel(s.x_shape)
+    if not _injective(size, stride):
+        index = positions(s.layout, g[0].device).flatten()
+        g = carrier.segment(each(g, lambda p: p.reshape(batch, -1)), index, numel)
+        return each(g, lambda p: p.reshape(batch, *s.x_shape))
+    out = carrier.zero((batch, numel), g)
+    for plane, source in zip(out, g, strict=True):
+        window(plane, Layout(tuple(size), tuple(stride), s.layout.offset)).copy_(source)
+    return each(out, lambda p: p.reshape(batch, *s.x_shape))
+
+
+def _injective(size: list[int], stride: list[int]) -> bool:
+    """Tell whether no two indices meet at one position."""
+    reach = 0
+    for step, n in sorted(zip(stride, size, strict=True)):
+        if n > 1 and step <= reach:
+            return False
+        reach += (n - 1) * step
+    return True
+
+
+def positions(layout: Layout, device: torch.device) -> Tensor:
+    """Give the flat position of each scalar of a layout."""
+    out = torch.full((), layout.offset, dtype=torch.int64, device=device)
+    for n, step in zip(layout.size, layout.stride, strict=True):
+        out = out.unsqueeze(-1) + step * torch.arange(n, device=device)
+    return out
+
+
+def window(flat: Tensor, layout: Layout) -> Tensor:
+    """View batch × numel through a layout: batch × layout.size."""
+    return flat.as_strided(
+        (flat.shape[0], *layout.size), (flat.stride(0), *layout.stride), flat.storage_offset() + layout.offset
+    )
+
+
+@pull.register
+def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
+    batch = g[0].shape[0]
+    flat = each(g, lambda p: p.reshape(batch, -1).contiguous())
+    if s.hidden:
+        flat = each(flat, torch.clone)
+        for hidden in s.hidden:
+            zero = carrier.zero((), g)
+            for plane, z in zip(flat, zero, strict=True):
+                window(plane, hidden).copy_(z.expand(batch, *hidden.size))
+    return each(flat, lambda p: window(p, s.layout).clone())
+
+
+@pull.register
+def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
+    batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
+    flat = each(g, lambda p: p.reshape(batch, -1))
+    live = (index >= 0).nonzero().squeeze(-1)
+    if len(live) < len(index):
+        flat, index = each(flat, lambda p: p.index_select(1, live)), index.index_select(0, live)
+    out = carrier.segment(flat, index, _numel(s.x_shape))
+    return each(out, lambda p: p.reshape(batch, *s.x_shape))
+
+
+@pull.register
+def _scatter(s: Scatter, carrier: Carrier, g: Element) -> Element:
+    batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
+    flat = each(g, lambda p: p.reshape(batch, -1).index_select(1, index.clamp(min=0)))
+    dead = index < 0
+    if dead.any():
+        zero = carrier.zero((), g)
+        flat = tuple(torch.where(dead, z, p) for z, p in zip(zero, flat, strict=True))
+    return each(flat, lambda p: p.reshape(batch, *s.x_shape))
+
+
+@pull.register
+def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
+    batch = g[0].shape[0]
+    kept = [d for d in range(len(s.shape)) if d not in s.dims]
+    back = [0] + [1 + (kept + list(s.dims)).index(d) for d in range(len(s.shape))]
+    diagonal, left, right = s.factors()
+    # rows × n (× r): the axes `dims` last, flattened
+    rows = _numel(tuple(s.shape[d] for d in kept))
+    diagonal = diagonal.permute(*kept, *s.dims).reshape(rows, -1)
+    left = left.permute(*kept, *s.dims, -1).reshape(rows, diagonal.shape[1], -1)
+    right = right.permute(*kept, *s.dims, -1).reshape(rows, diagonal.shape[1], -1)
+    g = each(g, lambda p: p.reshape(batch, *s.shape).permute(0, *[1 + d for d in (*kept, *s.dims)]))
+    g = each(g, lambda p: p.reshape(batch, rows, -1))
+    out = (_rank_one if left.shape[-1] == 1 else _dense_rows)(carrier, diagonal, left, right, g)
+    shape = [s.shape[d] for d in (*kept, *s.dims)]
+    return each(out, lambda p: p.reshape(batch, *shape).permute(back))
+
+
+def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
+    """⊕ over i≠j of λ(l_i)⊗g_i, times λ(r_j), merged with the diagonal's own: O(n) a row, not n²."""
+    left, right = left[..., 0], right[..., 0]
+    own = carrier.weigh(diagonal + left * right, g)
+    return carrier.plus(own, carrier.weigh(right, carrier.others(carrier.weigh(left, g))))
+
+
+def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
+    """Write the Jacobians of a few rows out at a time."""
+    rows, n = diagonal.shape
+    step = max(1, ROWS // (n * n))
+    parts = []
+    for r in range(0, rows, step):
+        at = slice(r, r + step)
+        # rows × j × i
+        jacobian = torch.baddbmm(torch.diag_embed(diagonal[at]), right[at], left[at].transpose(1, 2))
+        out = carrier.contract(jacobian, each(g, lambda p, at=at: p[:, at].transpose(0, 1)))
+        parts.append(each(out, lambda p: p.transpose(0, 1)))
+    if not parts:
+        return g
+    return tuple(torch.cat(planes, 1) for planes in zip(*parts, strict=True))
+
+
+def _numel(shape: Shape) -> int:
+    return int(torch.Size(shape).numel())

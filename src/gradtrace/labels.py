@@ -1,0 +1,261 @@
+"""Which example of a batch each scalar belongs to, so that a batch traces as its examples alone would.
+
+Labels start at the tensors that enumerate the examples and are carried forward along the tape, structure by
+structure. A value is
+    free    no example reaches it (parameters, and what is computed from them alone): None,
+    rows    every scalar belongs to one example: an integer tensor that broadcasts to the value's shape,
+    mixed   it depends on several examples (the loss, after the mean): MIXED.
+In the reverse pass a free value has one element for each example; the split happens where a call's result
+has rows and its argument is free.
+Where examples are *connected* (batch statistics, contrastive losses), an example has no trace of its own:
+`Labels.connected` names the calls, and rows are then told apart by position only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import rules
+from .kernels.reference import each, positions, pull
+from .semiring import Carrier, Element
+from .structure import Contraction, Gather, LowRank, Placed, Scatter, Shape, Strided, Structure
+from .tape import Call, Record, Value
+
+UNKNOWN = -2  # a scalar that no example reaches, in a tensor of which others have rows
+
+
+class _Mixed:
+    def __repr__(self) -> str:
+        return "MIXED"
+
+
+MIXED = _Mixed()
+Label: TypeAlias = Tensor | _Mixed | None
+
+
+@dataclass(eq=False)
+class Labels:
+    """The label of every value of a tape.
+
+    Attributes:
+        count: the number of examples.
+        connected: calls at which examples influence one another.
+    """
+
+    count: int
+    of: dict[int, Label] = field(default_factory=dict)
+    connected: list[Call] = field(default_factory=list)
+
+    def free(self, value: Value) -> bool:
+        """Tell whether no example reaches a value."""
+        return self.of.get(value.id) is None
+
+
+def propagate(record: Record, loss: Value) -> Labels:
+    """Carry labels from the examples forward along the tape, as far as the loss needs them."""
+    labels = Labels(record.examples or 0)
+    for value in record.example_values:
+        shape = (labels.count, *[1] * (len(value.shape) - 1))
+        labels.of[value.id] = torch.arange(labels.count, dtype=torch.int32).reshape(shape)
+    for call in record.before(loss):
+        if any(i.value is not None and labels.of.get(i.value.id) is not None for i in call.inputs):
+            _through(call, labels)
+    return labels
+
+
+def _through(call: Call, labels: Labels) -> None:
+    """Label the results of one call."""
+    found: dict[int, list[tuple[Label, bool]]] = {}
+    for position, number, structure in _structures(call):
+        argument = call.inputs[position].value
+        label = labels.of.get(argument.id) if argument is not None else None
+        y = call.outputs[number] if number < len(call.outputs) else None
+        if label is None or argument is None or y is None:
+            continue
+        found.setdefault(number, []).append(push(structure, label, argument.shape, y.shape))
+    for number, parts in found.items():
+        y = call.outputs[number]
+        assert y is not None
+        label, connected = _combine(parts, y.shape)
+        labels.of[y.id] = label
+        if connected:
+            labels.connected.append(call)
+
+
+def _structures(call: Call) -> list[rules.Edge]:
+    """Structures of a call; a call on constants alone is only followed where that needs no derivative."""
+    if any(i.value is not None and i.value.differentiable for i in call.inputs) or rules.generic(call):
+        return rules.structures(call)
+    return []
+
+
+def _combine(parts: list[tuple[Label, bool]], shape: Shape) -> tuple[Label, bool]:
+    """Merge what several arguments say about one result: (label, whether examples are connected)."""
+    rows = [label for label, _ in parts if isinstance(label, Tensor)]
+    connected = any(flag for _, flag in parts)
+    mixed = len(rows) < len(parts)
+    if not rows:
+        return MIXED, connected
+    out = rows[0]
+    for other in rows[1:]:
+        out, other = torch.broadcast_tensors(out, other)
+        if bool(((out != other) & (out != UNKNOWN) & (other != UNKNOWN)).any()):
+            return MIXED, True
+        out = torch.where(out == UNKNOWN, other, out)
+    label = compress(out)
+    if bool((label == UNKNOWN).any()):
+        label = _fill(label)
+        if label is None:
+            return MIXED, True
+    return label, connected or mixed
+
+
+def compress(label: Tensor) -> Tensor:
+    """Keep one entry along every axis on which a label does not depend."""
+    for d in range(label.dim()):
+        if label.shape[d] > 1 and (label.stride(d) == 0 or bool((label == label.narrow(d, 0, 1)).all())):
+            label = label.narrow(d, 0, 1)
+    return label.contiguous()
+
+
+def _fill(label: Tensor) -> Tensor | None:
+    """Extend a label that depends on one axis only to scalars that no example reaches."""
+    known = label != UNKNOWN
+    for d in range(label.dim()):
+        others = [e for e in range(label.dim()) if e != d]
+        top = label.amax(others, keepdim=True) if others else label
+        if bool(((label == top) | ~known).all()) and not bool((top == UNKNOWN).any()):
+            return compress(top)
+    return None
+
+
+def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
+    """Carry a label from an argument to a result: (label, whether it connects examples)."""
+    if not isinstance(label, Tensor):
+        return MIXED, False
+    match structure:
+        case Contraction():
+            return _push_contraction(structure, label, x_shape, y_shape)
+        case LowRank():
+            across = any(label.shape[d] > 1 for d in structure.dims)
+            return label, across
+        case Strided():
+            return _push_strided(structure, label), False
+        case Placed():
+            out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
+            at = structure.layout
+            out.as_strided(at.size, at.stride, at.offset).copy_(label.expand(x_shape).reshape(at.size))
+            return out.reshape(y_shape), False
+        case Gather():
+            index = structure.index()
+            out = label.expand(x_shape).reshape(-1)[index.clamp(min=0)]
+            return out.masked_fill(index < 0, UNKNOWN).reshape(y_shape), False
+        case Scatter():
+            index = structure.index().flatten()
+            out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
+            out[index[index >= 0]] = label.expand(x_shape).flatten()[index >= 0]
+            return out.reshape(y_shape), False
+
+
+def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
+    """View a label of a tensor of one shape as one of another shape with the same scalars."""
+    full = [n for n in shape if n != 1]
+    if full != [n for n in target if n != 1]:
+        return label.expand(shape).reshape(target)
+    sizes = iter([label.shape[d] for d, n in enumerate(shape) if n != 1])
+    return label.reshape([1 if n == 1 else next(sizes) for n in target])
+
+
+def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
+    label = refit(label, x_shape, s.x_shape)
+    gone = [d for d, c in enumerate(s.x) if c not in s.y]
+    if gone:
+        low, high = label.amin(gone, keepdim=True), label.amax(gone, keepdim=True)
+        if not torch.equal(low, high):
+            return MIXED, False
+        label = low
+    order = [s.x.index(c) for c in s.y if c in s.x]
+    sizes = iter([label.shape[d] for d in order])
+    label = label.permute(*order, *gone).reshape([next(sizes) if c in s.x else 1 for c in s.y])
+    return refit(label, s.y_shape, y_shape), False
+
+
+def _push_strided(s: Strided, label: Tensor) -> Tensor:
+    last = max((d for d in range(label.dim()) if label.shape[d] > 1), default=-1)
+    inner = prod(s.x_shape[last + 1 :])  # scalars in a row that share a label
+    outer = label.expand(*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1)).reshape(-1)
+    at = s.layout
+    split = [step % inner == 0 for step in at.stride]
+    within = sum((n - 1) * t for n, t, o in zip(at.size, at.stride, split, strict=True) if not o) + at.offset % inner
+    if within >= inner:  # an axis of the window crosses rows: look at every scalar
+        return compress(label.expand(s.x_shape).reshape(-1)[positions(at, label.device)])
+    size = [n if o else 1 for n, o in zip(at.size, split, strict=True)]
+    stride = [t // inner if o else 0 for t, o in zip(at.stride, split, strict=True)]
+    return compress(outer.as_strided(size, stride, at.offset // inner))
+
+
+def pull_by_example(
+    structure: Structure, carrier: Carrier, g: Element, y: Value, x: Value, labels: Labels
+) -> Element:
+    """Carry elements from a result to an argument, keeping examples apart where the argument is free."""
+    label = labels.of.get(y.id)
+    if not labels.free(x) or label is None:
+        return pull(structure, carrier, g)
+    if not isinstance(label, Tensor):
+        out = pull(structure, carrier, g)
+        return each(out, lambda p: p.expand(labels.count, *p.shape[1:]))
+    if isinstance(structure, Gather):
+        return _gather_split(structure, carrier, g, label.expand(y.shape), labels.count)
+    if isinstance(structure, Contraction):
+        split = _contraction_split(structure, g, refit(label, y.shape, structure.y_shape), labels.count)
+        if split is not None:
+            return pull(split[0], carrier, split[1])
+    apart = torch.arange(labels.count).reshape(-1, *[1] * len(y.shape)) == label
+    zero = carrier.zero((), g)
+    g = tuple(torch.where(apart, p, z) for p, z in zip(g, zero, strict=True))
+    return pull(structure, carrier, g)
+
+
+def _gather_split(s: Gather, carrier: Carrier, g: Element, label: Tensor, count: int) -> Element:
+    """Give each example rows of its own to gather into."""
+    numel = prod(s.x_shape)
+
+    def index() -> Tensor:
+        flat = s.index().reshape(label.shape)
+        return torch.where(flat >= 0, flat + label * numel, -1)
+
+    out = pull(Gather(index, s.y_shape, (count * numel,)), carrier, g)
+    return each(out, lambda p: p.reshape(count, *s.x_shape))
+
+
+def _contraction_split(s: Contraction, g: Element, label: Tensor, count: int) -> tuple[Contraction, Element] | None:
+    """Split the one merged axis along which examples differ into (example, rest); None if there isn't one."""
+    axes = [d for d in range(label.dim()) if label.shape[d] > 1]
+    axis = axes[0] if axes else next((d for d, c in enumerate(s.y) if c not in s.x and count == 1), None)
+    if len(axes) > 1 or axis is None or s.y[axis] in s.x:
+        return None
+    vector = label.flatten() if axes else label.new_zeros(s.y_shape[axis])
+    sizes = torch.bincount(vector, minlength=count)
+    if len(sizes) != count or bool((sizes != sizes[0]).any()):
+        return None
+    order, each_size = torch.argsort(vector, stable=True), int(sizes[0])
+    letter, new = s.y[axis], next(c for c in "ZYXWVUTSRQP" if c not in s.y + s.x + s.w)
+    g = each(g, lambda p: p.reshape(1, *s.y_shape).index_select(1 + axis, order))
+    y_shape = (*s.y_shape[:axis], count, each_size, *s.y_shape[axis + 1 :])
+
+    def weight() -> Tensor:
+        assert s.weight is not None
+        given = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
+        at = s.w.index(letter)
+        full = s.weight().reshape([given[c] for c in s.w]).index_select(at, order)
+        return full.unflatten(at, (count, each_size))
+
+    w = s.w.replace(letter, new + letter)
+    given = s.weight if letter not in s.w else weight
+    y = s.y.replace(letter, new + letter)
+    return Contraction(y, new + s.x, y_shape, (count, *s.x_shape), w, given), g

@@ -1,0 +1,38 @@
+"""Rules: which structure the Jacobian of each operator has.
+
+A rule is a row: `register(names, rule)`, where a rule is a function from a call to `(argument position,
+output number, structure)` triples. It states what the derivative *is*, never what is done with it. Rows live
+in the file of their family; operators that PyTorch tags as pointwise, or marks as views, need none.
+"""
+
+from __future__ import annotations
+
+from ..tape import Call
+from . import contraction, dense, indexing, normalisation, pointwise, reduction
+from .table import TABLE, Edge, register
+
+__all__ = ["TABLE", "Edge", "generic", "register", "structures"]
+
+_FAMILIES = (contraction, indexing, normalisation, reduction, pointwise, dense)
+
+
+def generic(call: Call) -> bool:
+    """Tell whether a row or a tagged family covers an operator, so that no derivative is needed to know it."""
+    return call.base in TABLE or indexing.is_view(call) or pointwise.is_pointwise(call)
+
+
+def structures(call: Call) -> list[Edge]:
+    """Give the structure of a call towards each of its arguments.
+
+    Raises:
+        MissingRule: no row, no generic family and no fallback covers the operator.
+    """
+    if call.base in TABLE:
+        rule = TABLE[call.base]
+    elif indexing.is_view(call):
+        rule = indexing.view
+    elif pointwise.is_pointwise(call):
+        rule = pointwise.pointwise
+    else:
+        rule = dense.fallback
+    return list(rule(call))

@@ -1,0 +1,77 @@
+"""Storages as cells: a write makes a new version, an alias read later is an index map of that version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .structure import Layout
+from .tape import Value
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """Say where a tensor's scalars lie in its storage."""
+    return Layout(tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+
+
+def disjoint(a: Layout, b: Layout) -> bool:
+    """Tell whether two layouts surely share no scalar (False when in doubt)."""
+    if 0 in a.size or 0 in b.size:
+        return True
+    if _end(a) < b.offset or _end(b) < a.offset:
+        return True
+    if a.stride != b.stride or any(s <= 0 for s in a.stride):
+        return False
+    boxes = _box(a), _box(b)
+    if boxes[0] is None or boxes[1] is None:
+        return False
+    return any(p + n <= q or q + m <= p for (p, n), (q, m) in zip(*boxes, strict=True))
+
+
+def _end(layout: Layout) -> int:
+    return layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
+
+
+def _box(layout: Layout) -> list[tuple[int, int]] | None:
+    """Write a layout as (start, length) on the grid of its own strides; None if it wraps around."""
+    order = sorted(range(len(layout.size)), key=lambda d: -layout.stride[d])
+    rest, box, room = layout.offset, [], None
+    for d in order:
+        start, rest = divmod(rest, layout.stride[d])
+        if room is not None and (start + layout.size[d]) * layout.stride[d] > room:
+            return None
+        box.append((start, layout.size[d]))
+        room = layout.stride[d]
+    return [*box, (rest, 1)]
+
+
+def overlay(parts: Sequence[Tensor], layouts: Sequence[Layout], numel: int) -> Tensor:
+    """Lay tensors into a flat storage, later ones over earlier ones (a storage after in-place writes)."""
+    flat = parts[0].new_zeros(numel)
+    for part, at in zip(parts, layouts, strict=True):
+        flat = flat.as_strided_scatter(part, at.size, at.stride, at.offset)
+    return flat
+
+
+def alias(flat: Tensor, at: Layout) -> Tensor:
+    """Read a flat storage through a layout."""
+    return flat.as_strided(at.size, at.stride, at.offset)
+
+
+@dataclass(eq=False, slots=True)
+class Cell:
+    """A storage: the writes that made its present content, and the values that stand for views of it."""
+
+    ref: StorageWeakRef
+    writes: list[tuple[Layout, Value]] = field(default_factory=list)
+    views: dict[Layout, list[Value]] = field(default_factory=dict)
+
+    def write(self, at: Layout, value: Value) -> None:
+        """Overwrite a layout; views that may overlap it are no longer what they were."""
+        self.writes = [(a, v) for a, v in self.writes if a != at]
+        self.writes.append((at, value))
+        self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
+        self.views[at] = [value]

@@ -1,0 +1,146 @@
+"""The closed set of structures that a local Jacobian can have.
+
+A structure says which scalars of a result depend on which scalars of one argument, and with what
+derivative. It mentions neither an operator nor a semiring: rules turn operators into structures, kernels
+say what a semiring does to a structure.
+
+    Contraction   a labelled product, as in einsum: diagonal, sum, matrix product, dense Jacobian
+    Strided       each result scalar is one argument scalar, at a strided position (views)
+    Placed        each argument scalar is one result scalar, at a strided position (cat, copies into a slice)
+    Gather        each result scalar reads one argument scalar, by an index tensor
+    Scatter       each argument scalar goes to one result scalar, by an index tensor
+    LowRank       a diagonal plus a product of rank r, along a group of axes (softmax, layer norm)
+
+Weights are thunks, taken when a kernel needs them, so that a structure costs nothing until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+Shape: TypeAlias = tuple[int, ...]
+Weight: TypeAlias = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """∂y/∂x has the entries `weight`, placed by letters: y[Y] depends on x[X] with weight[W].
+
+    A letter of X that is not in Y is summed by the operator; a letter of Y that is not in X is where x
+    is used many times. Every letter of W is in Y or in X. For a matrix product y = a @ b, the structure
+    towards a is Y="ij", X="ik", W="kj" with weight b.
+
+    Attributes:
+        y, x: letters; `y_shape`, `x_shape`: their sizes (the tensors are viewed in these shapes).
+        w: letters of the weight; None as `weight` stands for ones.
+    """
+
+    y: str
+    x: str
+    y_shape: Shape
+    x_shape: Shape
+    w: str = ""
+    weight: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the scalars of a tensor lie in a flat row of memory."""
+
+    size: Shape
+    stride: Shape
+    offset: int
+
+
+@dataclass(frozen=True)
+class Strided:
+    """y = x.contiguous().as_strided(layout): an index map given by strides; derivative 1."""
+
+    layout: Layout
+    x_shape: Shape
+
+
+@dataclass(frozen=True)
+class Placed:
+    """y, seen flat, holds x at `layout`, except where a layout of `hidden` has overwritten it."""
+
+    layout: Layout
+    y_shape: Shape
+    hidden: tuple[Layout, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gather:
+    """y.flat[i] reads x.flat[index.flat[i]] with derivative 1, and nothing where the index is -1."""
+
+    index: Weight
+    y_shape: Shape
+    x_shape: Shape
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """x.flat[j] goes to y.flat[index.flat[j]] with derivative 1, and nowhere where the index is -1."""
+
+    index: Weight
+    y_shape: Shape
+    x_shape: Shape
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """∂y_i/∂x_j = diagonal_i δ_ij + Σ_r left_ir right_jr along the axes `dims`, for every other index.
+
+    Attributes:
+        shape: of y and of x.
+        dims: the axes along which scalars are connected.
+        factors: thunk for (diagonal of `shape`, left and right of `shape` × r).
+    """
+
+    shape: Shape
+    dims: tuple[int, ...]
+    factors: Callable[[], tuple[Tensor, Tensor, Tensor]]
+
+
+Structure: TypeAlias = Contraction | Strided | Placed | Gather | Scatter | LowRank
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def letters(ndim: int) -> str:
+    """Name the axes of a tensor, one letter each."""
+    return LETTERS[:ndim]
+
+
+def diagonal(y_shape: Shape, x_shape: Shape, weight: Weight | None) -> Contraction:
+    """Structure of a pointwise operator with broadcasting; the weight has y's shape.
+
+    >>> diagonal((5, 3), (3,), None).x
+    'b'
+    """
+    y = letters(len(y_shape))
+    skip = len(y_shape) - len(x_shape)
+    kept = [d for d in range(skip, len(y_shape)) if x_shape[d - skip] == y_shape[d]]
+    sizes = tuple(y_shape[d] for d in kept)
+    return Contraction(y, "".join(y[d] for d in kept), y_shape, sizes, "" if weight is None else y, weight)
+
+
+def reduction(x_shape: Shape, dims: tuple[int, ...], weight: Weight | None) -> Contraction:
+    """Structure of an operator that merges the axes `dims` of x; the weight has x's shape.
+
+    >>> reduction((5, 3), (1,), None).y
+    'a'
+    """
+    x = letters(len(x_shape))
+    kept = [d for d in range(len(x_shape)) if d not in dims]
+    w = x if weight is not None else ""
+    return Contraction("".join(x[d] for d in kept), x, tuple(x_shape[d] for d in kept), x_shape, w, weight)
+
+
+def dense(y_numel: int, x_numel: int, weight: Weight) -> Contraction:
+    """Structure of any operator; the weight is its whole Jacobian, y.numel() × x.numel()."""
+    return Contraction("a", "b", (y_numel,), (x_numel,), "ab", weight)

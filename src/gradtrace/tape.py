@@ -1,0 +1,220 @@
+"""The tape: operator calls in the order in which they were recorded, and the values between them.
+
+A `Value` is one tensor at one moment (an in-place write makes a new one). A `Call` turned values into
+values. `Saved` holds a tensor as it was, and refuses to hand it out if somebody has changed it since.
+The numbers on a tape are those of one forward pass; it says nothing about other inputs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import StaleTensor
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One tensor at one moment.
+
+    Attributes:
+        id: increases in recording order, so every call's outputs have larger ids than its inputs.
+        name: the name of a leaf (parameter or input), else None.
+        differentiable: whether autograd follows it; other values only carry example labels.
+        call: what produced it; None for a leaf.
+        seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    name: str | None = None
+    differentiable: bool = True
+    call: Call | None = None
+    seq: int = -1
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars."""
+        return int(torch.Size(self.shape).numel())
+
+    def __str__(self) -> str:
+        return self.name or (f"{self.call.name}#{self.call.index}" if self.call else f"value{self.id}")
+
+
+class Saved:
+    """A tensor as it was at one moment, shared with the program, not copied, until somebody writes to it."""
+
+    __slots__ = ("_source", "_tensor", "_version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.detach()
+        self._source: weakref.ref[Tensor] | None = weakref.ref(tensor)
+        self._version = tensor._version
+
+    def get(self) -> Tensor:
+        """Give the data, detached.
+
+        Raises:
+            StaleTensor: the tensor was modified in place after the recording.
+        """
+        source = self._source() if self._source is not None else None
+        if source is not None and source._version != self._version:
+            shape = tuple(self._tensor.shape)
+            raise StaleTensor(
+                f"a tensor of shape {shape} that the tape needs was modified in place after recording "
+                f"(an optimizer step?): trace before it is changed, or record again"
+            )
+        return self._tensor
+
+    def keep(self) -> None:
+        """Copy the data: the original is about to be overwritten."""
+        self._tensor = self._tensor.clone()
+        self._source = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A module call, or a `component` block, in which operators ran."""
+
+    name: str
+    instance: int
+
+    def __str__(self) -> str:
+        return self.name if self.instance == 1 else f"{self.name}:{self.instance}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands in a call's arguments for its tensor number `position`."""
+
+    position: int
+
+
+@dataclass(eq=False, slots=True)
+class Input:
+    """A tensor argument: its value (None if autograd does not follow it) and its data."""
+
+    value: Value | None
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    saved: Saved | None
+
+    def tensor(self) -> Tensor:
+        """Give the data as it was at the time of the call, detached."""
+        if self.saved is None:
+            return torch.empty(self.shape, dtype=self.dtype, device=self.device).zero_()
+        return self.saved.get()
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One operator call.
+
+    Attributes:
+        name: the operator and its overload, "aten.mm.default".
+        base: the bare operator, "mm", also for its in-place form.
+        inputs: the tensor arguments, flattened, in argument order.
+        outputs: a value for each tensor result; None where autograd does not follow.
+        scopes: the module calls around it, outermost first.
+        source: "file:line" of the user's code.
+    """
+
+    index: int
+    op: Callable[..., Any]
+    name: str
+    base: str
+    inputs: tuple[Input, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    scopes: tuple[Scope, ...]
+    source: str
+    inplace: bool = False
+    outputs: tuple[Value | None, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """The innermost module call or component block, "" at the top."""
+        return str(self.scopes[-1]) if self.scopes else ""
+
+    @property
+    def where(self) -> str:
+        """One phrase that says which call this is."""
+        inside = f" in {self.module}" if self.scopes else ""
+        return f"{self.name}#{self.index}{inside} ({self.source})"
+
+    def arguments(self, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give (args, kwargs) with `tensors` (default: the recorded data) in their places."""
+        data = [i.tensor() for i in self.inputs] if tensors is None else tensors
+        return _fill(self.args, data), {k: _fill(v, data) for k, v in self.kwargs.items()}
+
+    def run(self, tensors: Sequence[Tensor] | None = None) -> list[Tensor | None]:
+        """Run the operator again, out of place, and give its tensor results, flattened."""
+        data = [i.tensor() for i in self.inputs] if tensors is None else list(tensors)
+        if self.inplace:
+            data[0] = data[0].clone()
+        args, kwargs = self.arguments(data)
+        return list(flat_tensors(self.op(*args, **kwargs)))
+
+
+def _fill(template: Any, tensors: Sequence[Tensor]) -> Any:
+    """Put tensors back in the places of slots."""
+    if isinstance(template, Slot):
+        return tensors[template.position]
+    if isinstance(template, (list, tuple)):
+        return type(template)(_fill(item, tensors) for item in template)
+    return template
+
+
+def flat_tensors(result: Any) -> Iterator[Tensor | None]:
+    """Give the tensors of an operator's result (a tensor, or sequences of them) in order."""
+    if isinstance(result, Tensor) or result is None:
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for item in result:
+            yield from flat_tensors(item)
+
+
+@dataclass(eq=False)
+class Record:
+    """What the passes over a tape read.
+
+    Attributes:
+        calls: operator calls, in recording order.
+        leaves: parameters and inputs that require grad, by name.
+        aliases: further names of tied parameters.
+        frozen: names of parameters that do not require grad.
+        modules: qualified names of the model's modules.
+        examples: the number of examples, where the recording was told which tensors enumerate them.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    leaves: dict[str, Value] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
+    modules: tuple[str, ...] = ()
+    examples: int | None = None
+    example_values: list[Value] = field(default_factory=list)
+    count: int = 0
+
+    def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
+        """Make a new value for a tensor."""
+        self.count += 1
+        return Value(self.count - 1, tuple(tensor.shape), tensor.dtype, name, differentiable)
+
+    def before(self, loss: Value) -> list[Call]:
+        """Give the calls from which the loss can be reached, in recording order."""
+        reached, out = {loss.id}, []
+        for call in reversed(self.calls):
+            if any(v is not None and v.id in reached for v in call.outputs):
+                reached.update(i.value.id for i in call.inputs if i.value is not None)
+                out.append(call)
+        return out[::-1]

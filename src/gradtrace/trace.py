@@ -1,0 +1,309 @@
+"""`record` → `Tape` → `Trace`: the calls that most programs need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Capture
+from .certificate import Certificate, certify
+from .engine import reverse
+from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, Unused, UnknownName
+from .forest import Forest, check_numbers, plant
+from .influence import Flow, InfluenceTable, flow, influence, select_leaves
+from .labels import propagate
+from .paths import NoPath, Path, follow
+from .semiring import Element, Semiring, Sum, named
+from .tape import Record, Value
+
+
+@contextmanager
+def record(
+    model: nn.Module | None = None,
+    examples: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
+    names: Mapping[str, Tensor] | None = None,
+) -> Iterator[Tape]:
+    """Record the forward pass made inside the block.
+
+    Args:
+        model: gives parameters and module calls their names. Without it the leaves are the tensors that
+            require grad, named leaf0, leaf1, … in order of use.
+        examples: the tensor, or tensors, whose first dimension enumerates the examples of the batch;
+            needed for per-example results.
+        names: names for leaves of functional code.
+
+    Yields:
+        the tape, to be used after the block.
+
+    >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+    >>> with record(names={"w": w}) as tape:
+    ...     loss = (w * w).sum()
+    >>> tape.grad(loss, [w])[0].tolist()
+    [6.0, 8.0]
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise GradtraceError(f"record(model) takes a torch.nn.Module or None, not {type(model).__name__}")
+    tape = Tape(model, _tensors(examples), dict(names or {}))
+    with tape._capture.running():
+        yield tape
+
+
+def _tensors(examples: Any) -> list[Tensor]:
+    """Give the example tensors as a list, after checking that they agree on the number of examples."""
+    given = examples.values() if isinstance(examples, Mapping) else examples
+    given = [] if given is None else [given] if isinstance(given, Tensor) else list(given)
+    for tensor in given:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise GradtraceError("examples must be tensors with a first dimension that enumerates the examples")
+    if len({t.shape[0] for t in given}) > 1:
+        raise GradtraceError(f"examples disagree on their number: {[t.shape[0] for t in given]}")
+    return given
+
+
+class Tape:
+    """A recorded forward pass.
+
+    Attributes:
+        record: the calls, leaves and names, as plain data.
+    """
+
+    def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
+        self.record = Record()
+        self._capture = Capture(self.record, model, names, examples)
+
+    @property
+    def calls(self) -> list[Any]:
+        """Operator calls, in recording order."""
+        return self.record.calls
+
+    @property
+    def leaves(self) -> dict[str, Value]:
+        """Parameters and inputs that require grad, by name."""
+        return self.record.leaves
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """Find the value that a tensor stands for.
+
+        Raises:
+            NotOnTape: the tape has not seen it, or autograd does not follow it.
+        """
+        value = self._capture.lookup(tensor) if tensor.requires_grad else None
+        if value is None:
+            raise NotOnTape(
+                f"a tensor of shape {tuple(tensor.shape)} that does not require grad is not followed on a tape"
+            )
+        return value
+
+    def find(self, key: str | Tensor) -> Value:
+        """Find a value by its tensor or by its leaf's name.
+
+        Raises:
+            UnknownName: no leaf has that name; the message lists those that exist.
+        """
+        if isinstance(key, Tensor):
+            return self.value_of(key)
+        name = self.record.aliases.get(key, key)
+        if name in self.record.frozen:
+            raise UnknownName(f"{name!r} does not require grad, so no gradient reaches it")
+        if name not in self.record.leaves:
+            raise UnknownName(f"unknown parameter {key!r}; there are {', '.join(self.record.leaves) or 'none'}")
+        return self.record.leaves[name]
+
+    def _loss(self, loss: Tensor) -> Value:
+        if not isinstance(loss, Tensor):
+            raise GradtraceError(f"the loss must be a tensor, not {type(loss).__name__}")
+        if loss.numel() != 1:
+            raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
+        if not loss.requires_grad:
+            raise NotOnTape("the loss does not require grad: it was computed under no_grad, or from constants only")
+        return self.value_of(loss)
+
+    def grad(
+        self,
+        loss: Tensor,
+        inputs: Tensor | str | Sequence[Tensor | str],
+        semiring: Semiring | str = Sum,
+        *,
+        allow_unused: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """Run backpropagation under a semiring, in the image of `torch.autograd.grad`.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            inputs: leaves or other recorded tensors, or names of leaves.
+            semiring: ⊕, ⊗ and λ; `Sum` gives the gradient.
+            allow_unused: give None for an input that the loss does not depend on, instead of an error.
+
+        Returns:
+            g_v for each input, in its shape.
+
+        Raises:
+            NotScalar, NotOnTape, Unused, MissingRule: as their messages say.
+        """
+        wanted = [inputs] if isinstance(inputs, (Tensor, str)) else list(inputs)
+        values = [self.find(i) for i in wanted]
+        ids, found = {v.id for v in values}, {}
+        carrier = named(semiring).carrier
+
+        def keep(value: Value, g: Element) -> None:
+            if value.id in ids:
+                found[value.id] = carrier.plain(g)[0]
+
+        reverse(self.record, self._loss(loss), carrier, keep)
+        unused = [str(v) for v in values if v.id not in found]
+        if unused and not allow_unused:
+            raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
+        plain = [found.get(v.id) for v in values]
+        return tuple(_cast(g, v.dtype) for g, v in zip(plain, values, strict=True))
+
+    def trace(self, loss: Tensor, *, check: bool = False) -> Trace:
+        """Find the strongest paths from every leaf scalar to the loss.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            check: compare the tape under Sum with autograd first (call before `loss.backward()`).
+
+        Raises:
+            CertificateError: `check` found a difference.
+            NotANumber: a forward value is NaN; names the operator and the module.
+        """
+        value = self._loss(loss)
+        check_numbers(self.record, value)
+        if loss.isnan().any():
+            raise NotANumber(f"the loss is NaN (from {value.call.where if value.call else 'a leaf'})")
+        certificate = None
+        if check:
+            certificate = certify(self.record, value, loss, list(self._capture._leaves.values()))
+        return Trace(self, value, certificate)
+
+
+def _cast(g: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return g if g is None else g.to(dtype).contiguous()
+
+
+class Strength(Mapping[str, Tensor]):
+    """log2 weights of the best paths, by leaf name or recorded tensor; -inf where there is no path."""
+
+    def __init__(self, tape: Tape, forest: Callable[[], Forest]) -> None:
+        self._tape, self._forest = tape, forest
+
+    def __getitem__(self, key: str | Tensor) -> Tensor:
+        value = self._tape.find(key)
+        log2 = self._forest().log2.get(value.id)
+        if log2 is None:
+            return torch.full(value.shape, -torch.inf, dtype=torch.float64)
+        return log2.amax(0).reshape(value.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tape.leaves)
+
+    def __len__(self) -> int:
+        return len(self._tape.leaves)
+
+
+class Trace:
+    """Where the gradient of one loss goes.
+
+    Passes are run when they are first asked for, and kept.
+
+    Attributes:
+        strength: log2 weight of the best path of every scalar, by leaf name or recorded tensor.
+        certificate: what `check=True` compared, else None.
+    """
+
+    def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None) -> None:
+        self.tape, self.loss, self.certificate = tape, loss, certificate
+        self._forests: dict[tuple[str, bool], Forest] = {}
+        self.strength: Mapping[Any, Tensor] = Strength(tape, self.forest)
+        self.forest()
+
+    def forest(self, kind: str = "best", *, per_example: bool = False) -> Forest:
+        """Give the winners of a pass: the whole batch as one, or each example on its own.
+
+        Raises:
+            GradtraceError: per-example results without `record(…, examples=…)`.
+        """
+        key = kind, per_example
+        if key not in self._forests:
+            labels = None
+            if per_example:
+                if self.tape.record.examples is None:
+                    raise GradtraceError("per-example results need record(model, examples=x): which tensor is the batch?")
+                labels = propagate(self.tape.record, self.loss)
+                if labels.free(self.loss):
+                    raise GradtraceError("the loss does not depend on the tensors given as examples")
+            self._forests[key] = plant(self.tape.record, self.loss, kind, labels)
+        return self._forests[key]
+
+    def path(
+        self, key: str | Tensor, index: tuple[int, ...] | int, *, kind: str = "best", example: int | None = None
+    ) -> Path:
+        """Follow the trace of one scalar to the loss.
+
+        Args:
+            key: a leaf's name, or a recorded tensor.
+            index: which scalar of it.
+            kind: "best" (strongest path) or "greedy" (argmax |w·g| with the ordinary gradient, step by step).
+            example: trace this example of the batch alone.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        count = self.tape.record.examples
+        if example is not None and count is not None and not 0 <= example < count:
+            raise UnknownName(f"example {example} does not exist; there are {count}")
+        forest = self.forest(kind, per_example=example is not None)
+        path = follow(forest, value, index, example)
+        if path is None:
+            raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
+        return path
+
+    def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
+        """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
+        leaves = select_leaves(self.tape.record, of)
+        flat = torch.cat([self.strength[str(v.name)].flatten() for v in leaves])
+        top = flat.topk(min(k, len(flat)))
+        ends = torch.tensor([v.numel for v in leaves]).cumsum(0)
+        paths = []
+        for log2, position in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            which = int(torch.searchsorted(ends, position, right=True))
+            inside = position - int(ends[which]) + leaves[which].numel
+            index = torch.unravel_index(torch.tensor(inside), leaves[which].shape)
+            if log2 > -torch.inf:
+                paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
+        return paths
+
+    def influence(
+        self,
+        components: Sequence[str] | None = None,
+        of: str | Sequence[str] = "*",
+        *,
+        per_example: bool | None = None,
+        kind: str = "best",
+    ) -> InfluenceTable:
+        """Tabulate which components the traces of a group of parameters cross.
+
+        Args:
+            components: module names, globs, call instances ("rnn:2") or component blocks; the outermost
+                modules by default.
+            of: a glob over parameter names, or several.
+            per_example: trace each example on its own; by default if the recording knows the examples.
+            kind: "best" or "greedy".
+        """
+        apart = self.tape.record.examples is not None if per_example is None else per_example
+        names = [components] if isinstance(components, str) else components
+        return influence(self.forest(kind, per_example=apart), names, of)
+
+    def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
+        """Count the traces that run through every operator call and between modules."""
+        return flow(self.forest(kind), of, weighted=weighted)
+
+    def __repr__(self) -> str:
+        leaves, calls = len(self.tape.leaves), len(self.tape.calls)
+        done = "" if self.certificate is None else f", certified to {self.certificate.difference:.1e}"
+        return f"Trace({leaves} leaves, {calls} operator calls{done})"
