@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from . import rules
-from .kernels.reference import each, positions, pull
+from .kernels.reference import each, pull
 from .semiring import Carrier, Element
-from .structure import Contraction, Gather, LowRank, Placed, Scatter, Shape, Strided, Structure
+from .structure import Contraction, Gather, LowRank, Placed, Scatter, Shape, Strided, Structure, positions
 from .tape import Call, Record, Value
 
 UNKNOWN = -2  # a scalar that no example reaches, in a tensor of which others have rows

@@ -38,7 +38,8 @@ from .semiring import Semiring, Sum
 from .wide import Wide, WideMax, WideSemiring, WideSum
 
 if TYPE_CHECKING:
-    from .tape import Call, Input, Tape, Value
+    from .tape import Call, Input, Value
+    from .trace import Tape
 
 Vertex = Hashable
 
@@ -390,7 +391,8 @@ def _run_again(
 
 
 def _fresh(x: Input, differentiable: bool) -> Tensor:
-    return x.tensor().detach().requires_grad_(differentiable)
+    data = x.tensor().detach()
+    return data.requires_grad_() if differentiable else data.clone()  # batch norm writes to its running mean
 
 
 def _jacobian(y: Tensor, x: Tensor) -> Tensor:

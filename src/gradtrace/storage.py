@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .structure import Layout
+from .structure import Layout, positions
 from .tape import Value
 
 
@@ -52,7 +52,7 @@ def overlay(parts: Sequence[Tensor], layouts: Sequence[Layout], numel: int) -> T
     """Lay tensors into a flat storage, later ones over earlier ones (a storage after in-place writes)."""
     flat = parts[0].new_zeros(numel)
     for part, at in zip(parts, layouts, strict=True):
-        flat = flat.as_strided_scatter(part, at.size, at.stride, at.offset)
+        flat = flat.scatter(0, positions(at, flat.device).flatten(), part.flatten())
     return flat
 
 

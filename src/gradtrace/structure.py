@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
@@ -54,6 +55,14 @@ class Layout:
     size: Shape
     stride: Shape
     offset: int
+
+
+def positions(layout: Layout, device: torch.device | str = "cpu") -> Tensor:
+    """Give the flat position of each scalar of a layout."""
+    out = torch.full((), layout.offset, dtype=torch.int64, device=device)
+    for n, step in zip(layout.size, layout.stride, strict=True):
+        out = out.unsqueeze(-1) + step * torch.arange(n, device=device)
+    return out
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,14 @@ class Input:
 
     def tensor(self) -> Tensor:
         """Give the data as it was at the time of the call, detached."""
-        if self.saved is None:
-            return torch.empty(self.shape, dtype=self.dtype, device=self.device).zero_()
-        return self.saved.get()
+        if self.saved is not None:
+            return self.saved.get()
+        if not self.stride:
+            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        # a view's derivative needs no data, but as_strided needs to know how they lay
+        reach = sum((n - 1) * t for n, t in zip(self.shape, self.stride, strict=True))
+        flat = torch.zeros(max(0, self.offset + reach + 1), dtype=self.dtype, device=self.device)
+        return flat.as_strided(self.shape, self.stride, self.offset)
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..semiring import Carrier, Element
-from ..structure import Contraction, Gather, Layout, LowRank, Placed, Scatter, Shape, Strided
+from ..structure import Contraction, Gather, Layout, LowRank, Placed, Scatter, Shape, Strided, positions
 
 ROWS = 1 << 22  # entries of a dense Jacobian held at a time
 
@@ -145,14 +145,6 @@ def _injective(size: list[int], stride: list[int]) -> bool:
             return False
         reach += (n - 1) * step
     return True
-
-
-def positions(layout: Layout, device: torch.device) -> Tensor:
-    """Give the flat position of each scalar of a layout."""
-    out = torch.full((), layout.offset, dtype=torch.int64, device=device)
-    for n, step in zip(layout.size, layout.stride, strict=True):
-        out = out.unsqueeze(-1) + step * torch.arange(n, device=device)
-    return out
 
 
 def window(flat: Tensor, layout: Layout) -> Tensor:

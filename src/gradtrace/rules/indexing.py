@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..storage import layout_of
-from ..structure import Contraction, Gather, Layout, Placed, Scatter, Shape, Strided, letters
+from ..structure import Contraction, Gather, Layout, Placed, Scatter, Shape, Strided, letters, positions
 from ..tape import Call, flat_tensors
 from .table import Edge, register
 
@@ -43,17 +43,10 @@ def as_strided(call: Call) -> Iterator[Edge]:
 
 def _find(at: Layout, own: Layout) -> Tensor:
     """Give, for each scalar of `at`, its flat index in a tensor laid out as `own`."""
-    wanted, have = _positions(at), _positions(own).flatten()
+    wanted, have = positions(at), positions(own).flatten()
     index = torch.full((int(max(wanted.max(), have.max())) + 1,), -1)
     index[have] = torch.arange(len(have))
     return index[wanted]
-
-
-def _positions(layout: Layout) -> Tensor:
-    out = torch.tensor(layout.offset)
-    for n, step in zip(layout.size, layout.stride, strict=True):
-        out = out.unsqueeze(-1) + step * torch.arange(n)
-    return out
 
 
 def overlaid(call: Call) -> Iterator[Edge]:

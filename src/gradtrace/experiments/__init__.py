@@ -1,0 +1,1 @@
+"""Experiments that put gradient traces to the test on real text."""

@@ -1,0 +1,113 @@
+"""Files that are there whole or not at all: results as JSON, and checkpoints as safetensors.
+
+A checkpoint is one file, weights, optimizer and random state beside the results so far in the header, so that
+a kill at any moment leaves either the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .options import OptionError
+
+RESULTS, CHECKPOINT = "results.json", "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is read back: tensors by name, and the JSON that went with them."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder and see that files can be written there.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", lambda path: path.write_bytes(b""))
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise OptionError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, then move it there in one step."""
+    beside = path.with_name(f"{path.name}.partial")
+    write(beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that any reader takes: numbers that are not finite become null."""
+    text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def finite(content: Any) -> Any:
+    """Replace nan and inf by None, at any depth."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Save a model in training, the random state, and anything else that JSON can hold."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = value.contiguous()
+    tensors["random"] = torch.get_rng_state()
+    header = {"state": json.dumps(state)}
+    write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
+
+
+def load(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; None where there is none.
+
+    Raises:
+        OptionError: the file is there, but is not a checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            # A copy: what is mapped from the file has no alignment to count on, and sums may depend on it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        return Checkpoint(tensors, json.loads(header["state"]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise OptionError(f"{path} is not a checkpoint of gradtrace compete: {error}") from None
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a model, its optimizer and the random state back to where they were saved."""
+    tensors = checkpoint.tensors
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            optimizer.state[parameter] = found
+    torch.set_rng_state(tensors["random"])
