@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .custom import CustomFunction, CustomNode, name_of, refuse_reentrant
 from .errors import NotOnTape, Unsupported
 from .storage import Cell, alias, disjoint, layout_of, overlay
 from .structure import Layout
@@ -103,6 +104,8 @@ class Capture(TorchDispatchMode):
         record.modules = tuple(n for n in self._modules.values() if n)
         self._scopes: list[Scope] = []
         self._instances: dict[str, int] = {}
+        self._customs: dict[Any, Call] = {}
+        self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
         self._open = True
         if model is not None:
             for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -136,9 +139,11 @@ class Capture(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Record inside the block; restore every mode, hook and backend flag at its end."""
         with ExitStack() as stack:
-            for backend in (torch.backends.mkldnn, torch.backends.cudnn):
-                stack.callback(setattr, backend, "enabled", backend.enabled)
-                backend.enabled = False
+            # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
+            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+            stack.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
+            torch._C._set_cudnn_enabled(False)
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -175,6 +180,9 @@ class Capture(TorchDispatchMode):
         if self._scopes:
             self._scopes.pop()
 
+    def _scope(self) -> tuple[Scope, ...]:
+        return tuple(s for s in self._scopes if s.name)
+
     # -- values ---------------------------------------------------------------------------------
 
     def _leaf(self, tensor: Tensor, name: str | None = None) -> Value:
@@ -201,10 +209,14 @@ class Capture(TorchDispatchMode):
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        if tensor.requires_grad and tensor.is_leaf:
+        if tensor.requires_grad and tensor.is_leaf and not tensor.is_complex():
             return self._leaf(tensor) if self._open else self._known_leaf(tensor)
         if not tensor.requires_grad and self.record.examples is None:
             return None
+        if tensor.is_complex() and tensor.requires_grad:
+            raise Unsupported(f"a complex tensor of shape {tuple(tensor.shape)}: gradtrace follows real ones only")
+        if isinstance(tensor.grad_fn, CustomNode):
+            return self._custom(tensor, tensor.grad_fn)
         cell = self._cell(tensor)
         at = layout_of(tensor)
         found = [v for v in cell.views.get(at, ()) if v.differentiable == tensor.requires_grad]
@@ -218,6 +230,48 @@ class Capture(TorchDispatchMode):
         if tensor.requires_grad:
             raise NotOnTape(_unseen(tensor))
         return None
+
+    def _custom(self, tensor: Tensor, node: Any) -> Value:
+        """Find, or put on the tape, the call of the custom function that made a tensor."""
+        if node not in self._customs and not self._open:
+            raise NotOnTape(_unseen(tensor))
+        scopes, source = self._made.get(tensor.untyped_storage()._cdata, ((), ""))
+        waiting = [node]
+        while waiting:  # functions of functions, whose results no operator has used
+            unknown = [f for f, _ in waiting[-1].next_functions if isinstance(f, CustomNode) and f not in self._customs]
+            if unknown:
+                waiting += unknown
+            elif (last := waiting.pop()) not in self._customs:
+                self._customs[last] = self._custom_call(last, scopes, source)
+        call = self._customs[node]
+        call.op.results[tensor.output_nr] = tensor.detach()
+        return call.outputs[tensor.output_nr]
+
+    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
+        refuse_reentrant(node)
+        op = CustomFunction(node)
+        values = [self._behind(fn, number) for fn, number in node.next_functions if fn is not None]
+        inputs = tuple(Input(v, v.shape, (), 0, v.dtype, op.results[0].device, None) for v in values)
+        slots = tuple(Slot(i) for i in range(len(inputs)))
+        name = f"autograd.{name_of(node)}"
+        call = Call(len(self.record.calls), op, name, name, inputs, slots, {}, scopes, source)
+        call.outputs = tuple(self.record.value(result) for result in op.results)
+        for value in call.outputs:
+            value.call = call
+        self.record.calls.append(call)
+        return call
+
+    def _behind(self, node: Any, number: int) -> Value:
+        """Find the value that an autograd node made as its result `number`."""
+        if hasattr(node, "variable"):
+            return self._leaf(node.variable)
+        if node in self._customs:
+            return self._customs[node].outputs[number]
+        for call in reversed(self.record.calls):
+            value = call.outputs[number] if number < len(call.outputs) else None
+            if value is not None and value.seq == node._sequence_nr():
+                return value
+        raise NotOnTape(f"an argument of a custom autograd.Function comes from {node.name()}, which was not recorded")
 
     def _known_leaf(self, tensor: Tensor) -> Value:
         if id(tensor) not in self._leaves:
@@ -261,12 +315,15 @@ class Capture(TorchDispatchMode):
         templates = _template(tuple(args), tensors), {k: _template(v, tensors) for k, v in kwargs.items()}
         live = self._live(func, tensors)
         inputs = self._inputs(func, tensors, live) if any(v is not None for v in live) else ()
-        for tensor in written:
+        for tensor in (t for w in written for t in (w if isinstance(w, (list, tuple)) else [w])):
             if isinstance(tensor, Tensor):
                 self._keep(tensor)
         result = func(*args, **kwargs)
         if inputs:
             self._record(func, inputs, templates, tensors, live, written, result)
+        elif not torch.is_grad_enabled():  # perhaps inside a custom function
+            where = self._scope(), source_line()
+            self._made.update({t.untyped_storage()._cdata: where for t in flat_tensors(result) if t is not None})
         return result
 
     def _live(self, func: Any, tensors: list[Tensor]) -> list[Value | None]:
@@ -313,9 +370,10 @@ class Capture(TorchDispatchMode):
         followed = grad and any(v is not None and v.differentiable for v in live)
         outputs = list(flat_tensors(result))
         inplace = any(w is o for w in written for o in outputs if o is not None)
+        _refuse_hidden_writes(func, tensors, live, written, outputs)
         call = Call(
             len(self.record.calls), func, str(func), _base(func), inputs, *templates,
-            tuple(s for s in self._scopes if s.name), source_line(), inplace,
+            self._scope(), source_line(), inplace, _positions(func, tensors, written),
         )  # fmt: skip
         seq = torch.autograd._get_sequence_nr() - 1
         arguments = {t.untyped_storage()._cdata for t in tensors}
@@ -345,6 +403,28 @@ class Capture(TorchDispatchMode):
 _OVERWRITING = {"copy", "fill", "zero", "uniform", "normal", "bernoulli", "random"}
 
 
+def _positions(func: Any, tensors: list[Tensor], written: list[Any]) -> tuple[int, ...]:
+    """Say which tensor arguments an operator writes to; batch norm's statistics are not in its schema."""
+    if "batch_norm" in _base(func):
+        return tuple(range(1, len(tensors)))
+    return tuple(i for i, t in enumerate(tensors) if any(t is w for w in written))
+
+
+def _refuse_hidden_writes(
+    func: Any, tensors: list[Tensor], live: list[Value | None], written: list[Any], outputs: list[Tensor | None]
+) -> None:
+    """Refuse operators that write to a followed tensor without returning it (the _foreach family).
+
+    Raises:
+        Unsupported: there is no result whose history could be recorded.
+    """
+    targets = [t for w in written for t in (w if isinstance(w, (list, tuple)) else [w])]
+    for tensor, value in zip(tensors, live, strict=False):
+        lost = any(tensor is t for t in targets) and not any(tensor is o for o in outputs)
+        if lost and value is not None and value.differentiable and torch.is_grad_enabled():
+            raise Unsupported(f"{func} writes to tensors that it does not return: write to them one by one")
+
+
 def _argument(args: Any, kwargs: Any, which: tuple[int, str]) -> Any:
     return args[which[0]] if which[0] < len(args) else kwargs.get(which[1])
 
@@ -363,11 +443,6 @@ def _unseen(tensor: Tensor) -> str:
     """Explain why a tensor with a history is not on the tape."""
     node = tensor.grad_fn
     what = f"a tensor of shape {tuple(tensor.shape)}"
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        return (
-            f"{what} comes from the custom autograd.Function {type(node).__name__.removesuffix('Backward')!r}, "
-            "whose inside the tape cannot see"
-        )
     made = type(node).__name__ if node is not None else "unknown"
     return (
         f"{what} has a history (grad_fn={made}) that was not recorded: "

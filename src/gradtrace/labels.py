@@ -177,7 +177,8 @@ def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Sh
     if gone:
         low, high = label.amin(gone, keepdim=True), label.amax(gone, keepdim=True)
         if not torch.equal(low, high):
-            return MIXED, False
+            # a sum of examples (the loss) keeps their traces apart, any other mixture does not
+            return MIXED, any(c not in s.x for c in s.y)
         label = low
     order = [s.x.index(c) for c in s.y if c in s.x]
     sizes = iter([label.shape[d] for d in order])

@@ -315,7 +315,9 @@ def max_product(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     best = a.new_empty(batch, rows, w.shape[1])
     arg = torch.empty_like(best, dtype=torch.int64)
     for b, i, j in tiles(batch, rows, w.shape[1], inner):
-        best[b, i, j], arg[b, i, j] = (a[b, i, None] * w[b, None, j]).max(-1)
+        block = a[b, i, None] * w[b, None, j]
+        winner = block.argmax(-1, keepdim=True)  # max(-1) would wake all threads for a dozen numbers
+        best[b, i, j], arg[b, i, j] = block.gather(-1, winner).squeeze(-1), winner.squeeze(-1)
     return best, arg
 
 

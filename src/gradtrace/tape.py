@@ -128,6 +128,7 @@ class Call:
         name: the operator and its overload, "aten.mm.default".
         base: the bare operator, "mm", also for its in-place form.
         inputs: the tensor arguments, flattened, in argument order.
+        written: positions among them that the operator writes to.
         outputs: a value for each tensor result; None where autograd does not follow.
         scopes: the module calls around it, outermost first.
         source: "file:line" of the user's code.
@@ -143,6 +144,7 @@ class Call:
     scopes: tuple[Scope, ...]
     source: str
     inplace: bool = False
+    written: tuple[int, ...] = ()
     outputs: tuple[Value | None, ...] = ()
 
     @property
@@ -164,8 +166,8 @@ class Call:
     def run(self, tensors: Sequence[Tensor] | None = None) -> list[Tensor | None]:
         """Run the operator again, out of place, and give its tensor results, flattened."""
         data = [i.tensor() for i in self.inputs] if tensors is None else list(tensors)
-        if self.inplace:
-            data[0] = data[0].clone()
+        for position in self.written:
+            data[position] = data[position].clone()
         args, kwargs = self.arguments(data)
         return list(flat_tensors(self.op(*args, **kwargs)))
 

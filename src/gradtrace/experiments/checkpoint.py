@@ -89,9 +89,9 @@ def load(path: Path) -> Checkpoint | None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             # A copy: what is mapped from the file has no alignment to count on, and sums may depend on it.

@@ -31,13 +31,13 @@ class Options:
     components: tuple[str, ...] = ("rnn", "lstm", "gru")
     corpus: str | None = None
     seed: int = 1
-    steps: int = 1200
+    steps: int = 2000
     hidden: int = 64
     bptt: int = 20
     batch: int = 16
     vocabulary: int = 10_000
     lr: float = 0.002
-    trace_every: int = 100
+    trace_every: int = 200
     trace_examples: int = 8
     eval_every: int = 50
 

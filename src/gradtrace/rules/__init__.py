@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from ..tape import Call
 from . import contraction, dense, indexing, normalisation, pointwise, reduction
-from .table import TABLE, Edge, register
+from .table import TABLE, Edge, Rule, register
 
-__all__ = ["TABLE", "Edge", "generic", "register", "structures"]
+__all__ = ["TABLE", "Edge", "Rule", "generic", "register", "served_by", "structures"]
 
 _FAMILIES = (contraction, indexing, normalisation, reduction, pointwise, dense)
 
@@ -21,18 +21,24 @@ def generic(call: Call) -> bool:
     return call.base in TABLE or indexing.is_view(call) or pointwise.is_pointwise(call)
 
 
+def rule_of(call: Call) -> Rule:
+    """Find what serves a call: its row, else its tagged family, else the fallback."""
+    if call.base in TABLE:
+        return TABLE[call.base]
+    if indexing.is_view(call):
+        return indexing.view
+    return pointwise.pointwise if pointwise.is_pointwise(call) else dense.fallback
+
+
+def served_by(call: Call) -> str:
+    """Say whether an exact rule or the dense fallback serves a call: "exact" or "fallback"."""
+    return "fallback" if rule_of(call) is dense.fallback else "exact"
+
+
 def structures(call: Call) -> list[Edge]:
     """Give the structure of a call towards each of its arguments.
 
     Raises:
         MissingRule: no row, no generic family and no fallback covers the operator.
     """
-    if call.base in TABLE:
-        rule = TABLE[call.base]
-    elif indexing.is_view(call):
-        rule = indexing.view
-    elif pointwise.is_pointwise(call):
-        rule = pointwise.pointwise
-    else:
-        rule = dense.fallback
-    return list(rule(call))
+    return list(rule_of(call)(call))

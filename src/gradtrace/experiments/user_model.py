@@ -1,0 +1,273 @@
+"""`gradtrace trace`: the same questions asked of a user's own model.
+
+Shares of several batches are averaged with the number of (example, parameter scalar) pairs behind them, so the
+plain share is that of all pairs together. A weighted share is averaged in the same way: path weights of different
+batches belong to different losses, and are not added up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path as File
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradtrace.influence import InfluenceRow, InfluenceTable
+from gradtrace.paths import Path
+from gradtrace.trace import record
+
+from .options import OptionError
+from .results import SCHEMA, versions
+
+EXPECTED = "(model, batches, loss function)"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a user's function gives.
+
+    Attributes:
+        model: any `nn.Module`, in the mode (training or evaluation) that it is to be traced in.
+        batches: any iterable of batches.
+        loss: called as `loss(model, batch)`; gives a scalar tensor.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of it: see `gradtrace trace --help`."""
+
+    components: tuple[str, ...] | None = None
+    of: str = "*"
+    kind: str = "best"
+    batches: int = 1
+    paths: int = 3
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise OptionError(f"--batches must be at least 1, not {self.batches}")
+        if self.paths < 0:
+            raise OptionError(f"--paths must be at least 0, not {self.paths}")
+
+
+def load_subject(target: str) -> Subject:
+    """Call the function that "MODULE:FUNCTION" names.
+
+    Args:
+        target: a dotted module name or the path of a .py file, a colon, the name of a function in it.
+
+    Raises:
+        OptionError: it isn't there, raised an exception, or gave something else.
+    """
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise OptionError(f"{target!r} is not MODULE:FUNCTION, as in my_package.models:build or train.py:build")
+    module = _import(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [n for n, f in vars(module).items() if callable(f) and not isinstance(f, type) and n[:1] != "_"]
+        raise OptionError(f"{where} has no function {name!r}; there are {', '.join(there) or 'none'}")
+    try:
+        given = function()
+    except Exception as error:
+        raise OptionError(f"{target} raised {describe(error)}") from error
+    return _subject(target, given)
+
+
+def _import(where: str) -> ModuleType:
+    path = File(where)
+    if path.suffix != ".py":
+        return _import_named(where)
+    if not path.is_file():
+        raise OptionError(f"there is no file {where}")
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise OptionError(f"{where} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise OptionError(f"importing {where} raised {describe(error)}") from error
+    return module
+
+
+def _import_named(name: str) -> ModuleType:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise OptionError(f"there is no module {error.name!r}, in this folder or installed") from None
+        raise OptionError(f"importing {name} raised {describe(error)}") from error
+    except Exception as error:
+        raise OptionError(f"importing {name} raised {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Put an exception of a user's code on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _subject(target: str, given: Any) -> Subject:
+    if not isinstance(given, (tuple, list)):
+        raise OptionError(f"{target} must return {EXPECTED}, not {type(given).__name__}")
+    if len(given) != 3:
+        raise OptionError(f"{target} must return {EXPECTED}, not {len(given)} values")
+    model, batches, loss = given
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"the model that {target} returns must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(batches, Iterable):
+        raise OptionError(f"the batches that {target} returns must be iterable, not {type(batches).__name__}")
+    if not callable(loss):
+        raise OptionError(f"the loss function that {target} returns must be callable, not {type(loss).__name__}")
+    return Subject(model, batches, loss)
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """Find a batch's examples: its tensors whose first dimension is that of the first one.
+
+    >>> import torch
+    >>> x, y, weights = torch.zeros(8, 3), torch.zeros(8), torch.zeros(3)
+    >>> [t.shape[0] for t in batch_tensors({"x": x, "rest": [y, weights]})]
+    [8, 8]
+    """
+    found = [t for t in _tensors(batch) if t.dim() > 0]
+    return [t for t in found if t.shape[0] == found[0].shape[0]]
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _tensors(part)
+    elif isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def default_components(model: nn.Module) -> tuple[str, ...]:
+    """Name the model's outermost modules; a list of modules, which is never called itself, gives its members."""
+    names = []
+    for name, child in model.named_children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            names += [f"{name}.{inner}" for inner, _ in child.named_children()]
+        else:
+            names.append(name)
+    return tuple(names)
+
+
+def trace_subject(
+    target: str, subject: Subject, question: Question, watch: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
+    """Trace the first batches; give what results.json will say.
+
+    Args:
+        target: what the results call it.
+        watch: called with the number of batches done.
+
+    Raises:
+        OptionError: the batches or the loss function do not work.
+        GradtraceError: what recording or tracing says.
+    """
+    tables: list[InfluenceTable] = []
+    paths: list[Path] = []
+    for batch in islice(_user_batches(subject.batches), question.batches):
+        table, found = _trace_batch(subject, question, batch)
+        tables.append(table)
+        paths = sorted([*paths, *found], key=lambda p: -p.log2_weight)[: question.paths]
+        watch(len(tables))
+    if not tables:
+        raise OptionError(f"{target} returned no batches")
+    rows = [_merge([t.rows[i] for t in tables]) for i in range(len(tables[0].rows))]
+    rows.sort(key=lambda row: -row["share"] if not math.isnan(row["share"]) else 1.0)
+    return {
+        "schema": SCHEMA,
+        "kind": "trace",
+        "complete": True,
+        "versions": versions(),
+        "options": {"target": target} | asdict(question),
+        "traced_batches": len(tables),
+        "influence": [{"kind": question.kind} | row for row in rows],
+        "connected": sorted({where for t in tables for where in t.connected}),
+        "paths": [_path(p) for p in paths],
+    }
+
+
+def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Iterate; an exception on the way is the user's."""
+    try:
+        yield from batches
+    except Exception as error:
+        raise OptionError(f"the batches raised {describe(error)}") from error
+
+
+def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[InfluenceTable, list[Path]]:
+    examples = batch_tensors(batch)
+    if not examples:
+        raise OptionError(f"a batch must be a tensor, or hold tensors; this one is of type {type(batch).__name__}")
+    with record(subject.model, examples=examples) as tape:
+        try:
+            loss = subject.loss(subject.model, batch)
+        except Exception as error:
+            raise OptionError(f"the loss function raised {describe(error)}") from error
+    trace = tape.trace(loss, check=question.check)
+    components = question.components or default_components(subject.model)
+    table = trace.influence(components, question.of, kind=question.kind)
+    return table, trace.strongest(question.paths, question.of) if question.paths else []
+
+
+def _merge(rows: Sequence[InfluenceRow]) -> dict[str, Any]:
+    """Average one component's rows over batches; pairs without a path have no say in a share."""
+    live = [r.examples * (1 - r.dead_share) for r in rows]
+    return {
+        "component": rows[0].component,
+        "share": _mean([r.share for r in rows], live),
+        "weighted_share": _mean([r.weighted_share for r in rows], live),
+        "dead_share": _mean([r.dead_share for r in rows], [r.examples for r in rows]),
+        "examples": sum(r.examples for r in rows),
+        "inside": rows[0].inside,
+    }
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    known = [(v, w) for v, w in zip(values, weights, strict=True) if w > 0 and not math.isnan(v)]
+    total = sum(w for _, w in known)
+    return sum(v * w for v, w in known) / total if known else math.nan
+
+
+def _path(path: Path) -> dict[str, Any]:
+    return {
+        "parameter": path.start,
+        "index": list(path.index),
+        "kind": path.kind,
+        "log2_weight": path.log2_weight,
+        "components": list(path.components),
+        "steps": [
+            {
+                "operator": step.operator,
+                "module": step.module,
+                "index": list(step.index),
+                "derivative": step.derivative,
+                "log2_weight": step.log2_weight,
+            }
+            for step in path.steps
+        ],
+        "text": str(path),
+    }
