@@ -1,85 +1,82 @@
 """Record the operator calls of a forward pass, as PyTorch dispatches them.
 
-`Capture` is a dispatch mode. A storage is a cell: a write makes a new version of it, and an alias that is
-read later is an index map of that version. What autograd would not follow (detach, no_grad, integers) is
-not followed here either, because the tensors themselves say so (`requires_grad`, `is_leaf`).
-Nothing outside the `with` block changes: modes, hooks and backend flags are restored however it ends.
+`Capture` is a dispatch mode: for every operator call it asks `Values` which of the arguments autograd follows, and
+writes the call to a `Record`. Nothing outside the `with` block changes: modes, hooks and backend flags are restored
+however it ends.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch._C import _autograd  # type: ignore[attr-defined]
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .custom import CustomFunction, CustomNode, name_of, refuse_reentrant
-from .errors import NotOnTape, Unsupported
-from .storage import Cell, alias, disjoint, layout_of, overlay
-from .structure import Layout
-from .tape import Call, Input, Record, Saved, Scope, Slot, Value, flat_tensors
+from .errors import Unsupported
+from .scopes import Scopes, source_line
+from .storage import layout_of
+from .tape import Call, Input, Record, Saved, Slot, Value, flat_tensors
+from .values import Values
 
-_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_blocks: ContextVar[tuple[str, ...]] = ContextVar("gradtrace_blocks", default=())
-_active: ContextVar[Capture | None] = ContextVar("gradtrace_capture", default=None)
+# what these write does not depend on what was there
+_OVERWRITING = set(
+    "copy fill zero uniform normal bernoulli random exponential cauchy log_normal geometric".split()
+)
 
 
-@contextmanager
-def component(name: str) -> Iterator[None]:
-    """Name the operator calls made inside the block, as if they were a module's.
+@dataclass(frozen=True)
+class Operator:
+    """What capture needs to know of an operator, from its schema.
 
-    >>> with component("gate"):
-    ...     pass
+    Attributes:
+        base: its bare name, "mul" for aten.mul_.Tensor.
+        written: (position, name) of the arguments that it writes to.
+        view: whether it moves no data: views, and in-place changes of a tensor's own shape.
+        reshapes: whether it is one of the latter (t_, squeeze_).
     """
-    capture = _active.get()
-    token = _blocks.set((*_blocks.get(), name))
-    if capture is not None:
-        capture.enter(name)
-    try:
-        yield
-    finally:
-        _blocks.reset(token)
-        if capture is not None:
-            capture.leave()
+
+    base: str
+    written: tuple[tuple[int, str], ...]
+    view: bool
+    reshapes: bool
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether what its first argument held does not matter."""
+        return self.base in _OVERWRITING and bool(self.written)
 
 
 @cache
-def _written(op: Any) -> tuple[tuple[int, str], ...]:
-    """Give (position, name) of the arguments that an operator writes to."""
-    arguments = op._schema.arguments
-    return tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+def operator(op: Any) -> Operator:
+    """Read an operator's schema."""
+    reshapes = torch.Tag.inplace_view in op.tags
+    view = bool(op.is_view) or reshapes
+    marked = [(i, a) for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = () if view else tuple((i, a.name) for i, a in marked)
+    return Operator(op._schema.name.split("::")[-1].rstrip("_"), written, view, reshapes)
 
 
-@cache
-def _is_view(op: Any) -> bool:
-    """Tell whether an operator moves no data: views, and in-place changes of a tensor's own shape."""
-    return bool(op.is_view) or torch.Tag.inplace_view in op.tags
+@dataclass(frozen=True)
+class Event:
+    """One operator call, before it runs: its tensors, their values, and those it will write to."""
 
+    func: Any
+    template: tuple[Any, ...]
+    keywords: dict[str, Any]
+    tensors: list[Tensor]
+    values: list[Value | None]
+    written: list[Tensor]
 
-@cache
-def _base(op: Any) -> str:
-    return op._schema.name.split("::")[-1].rstrip("_")
-
-
-def source_line() -> str:
-    """Give "file:line" of the innermost frame outside torch and gradtrace."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_INTERNAL) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+    @property
+    def known(self) -> Operator:
+        return operator(self.func)
 
 
 class Capture(TorchDispatchMode):
@@ -97,43 +94,13 @@ class Capture(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.record = record
-        self._cells: dict[int, Cell] = {}
+        self.values = Values(record, examples)
+        self.scopes = Scopes(model)
         self._saved: dict[int, list[Saved]] = {}
-        self._leaves: dict[int, tuple[Tensor, Value]] = {}
-        self._modules = {id(m): n for n, m in model.named_modules()} if model is not None else {}
-        record.modules = tuple(n for n in self._modules.values() if n)
-        self._scopes: list[Scope] = []
-        self._instances: dict[str, int] = {}
-        self._customs: dict[Any, Call] = {}
-        self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
-        self._open = True
-        if model is not None:
-            for name, parameter in model.named_parameters(remove_duplicate=False):
-                self._name(name, parameter)
-        for name, tensor in names.items():
-            self._name(name, tensor)
-        self._label(examples)
-
-    # -- set-up ---------------------------------------------------------------------------------
-
-    def _name(self, name: str, tensor: Tensor) -> None:
-        if not (tensor.requires_grad and tensor.is_leaf):
-            self.record.frozen.add(name)
-        elif id(tensor) in self._leaves:
-            self.record.aliases[name] = str(self._leaves[id(tensor)][1].name)
-        else:
-            self._leaf(tensor, name)
-
-    def _label(self, examples: Sequence[Tensor]) -> None:
-        for tensor in examples:
-            if tensor.requires_grad and tensor.is_leaf:
-                value = self._leaf(tensor)
-            else:
-                value = self.record.value(tensor, differentiable=False)
-                self._cell(tensor).write(layout_of(tensor), value)
-            self.record.example_values.append(value)
-            self.record.examples = tensor.shape[0]
-        self._examples = list(examples)  # alive as long as their cells are looked up
+        record.modules = tuple(n for n in self.scopes.names.values() if n)
+        parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
+        for name, tensor in (*parameters, *names.items()):
+            self.values.name(name, tensor)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -142,291 +109,121 @@ class Capture(TorchDispatchMode):
             # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
             stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             stack.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch._C._set_mkldnn_enabled(False)
             torch._C._set_cudnn_enabled(False)
-            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.callback(register_module_forward_pre_hook(self._before).remove)
-            stack.callback(register_module_forward_hook(self._after, always_call=True).remove)
-            token = _active.set(self)
-            stack.callback(_active.reset, token)
-            for name in _blocks.get():
-                self.enter(name)
+            stack.enter_context(self.scopes.watching())
             stack.callback(self._close)
             stack.enter_context(self)
             yield
 
     def _close(self) -> None:
-        self._open = False
+        self.values.open = False
         self._saved.clear()
-        self._scopes.clear()
-
-    def _before(self, module: nn.Module, inputs: Any) -> None:
-        del inputs
-        self.enter(self._modules.get(id(module), type(module).__name__))
-
-    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        del module, inputs, output
-        self.leave()
-
-    def enter(self, name: str) -> None:
-        """Begin a module call or a component block."""
-        self._instances[name] = self._instances.get(name, 0) + 1
-        self._scopes.append(Scope(name, self._instances[name]))
-
-    def leave(self) -> None:
-        """End the innermost one."""
-        if self._scopes:
-            self._scopes.pop()
-
-    def _scope(self) -> tuple[Scope, ...]:
-        return tuple(s for s in self._scopes if s.name)
-
-    # -- values ---------------------------------------------------------------------------------
-
-    def _leaf(self, tensor: Tensor, name: str | None = None) -> Value:
-        known = self._leaves.get(id(tensor))
-        if known is None:
-            name = name or f"leaf{len(self._leaves)}"
-            known = tensor, self.record.value(tensor, name=name)
-            self._leaves[id(tensor)] = known
-            self.record.leaves[name] = known[1]
-        return known[1]
-
-    def _cell(self, tensor: Tensor) -> Cell:
-        if tensor.layout != torch.strided or tensor.is_nested:
-            raise Unsupported(f"gradtrace follows dense tensors only, not {tensor.layout} of {tuple(tensor.shape)}")
-        storage = tensor.untyped_storage()
-        cell = self._cells.get(storage._cdata)
-        if cell is None or cell.ref.expired():
-            cell = self._cells[storage._cdata] = Cell(StorageWeakRef(storage))
-        return cell
-
-    def lookup(self, tensor: Tensor) -> Value | None:
-        """Find the value that a tensor stands for at this moment; None if autograd does not follow it.
-
-        Raises:
-            NotOnTape: autograd follows it, but the tape has not seen how it was made.
-        """
-        if tensor.requires_grad and tensor.is_leaf and not tensor.is_complex():
-            return self._leaf(tensor) if self._open else self._known_leaf(tensor)
-        if not tensor.requires_grad and self.record.examples is None:
-            return None
-        if tensor.is_complex() and tensor.requires_grad:
-            raise Unsupported(f"a complex tensor of shape {tuple(tensor.shape)}: gradtrace follows real ones only")
-        if isinstance(tensor.grad_fn, CustomNode):
-            return self._custom(tensor, tensor.grad_fn)
-        cell = self._cell(tensor)
-        at = layout_of(tensor)
-        found = [v for v in cell.views.get(at, ()) if v.differentiable == tensor.requires_grad]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            seq = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
-            return next((v for v in found if v.seq == seq), found[0])
-        if any(v.differentiable == tensor.requires_grad and not disjoint(at, a) for a, v in cell.writes):
-            return self._alias(tensor, cell, at)
-        if tensor.requires_grad:
-            raise NotOnTape(_unseen(tensor))
-        return None
-
-    def _custom(self, tensor: Tensor, node: Any) -> Value:
-        """Find, or put on the tape, the call of the custom function that made a tensor."""
-        if node not in self._customs and not self._open:
-            raise NotOnTape(_unseen(tensor))
-        scopes, source = self._made.get(tensor.untyped_storage()._cdata, ((), ""))
-        waiting = [node]
-        while waiting:  # functions of functions, whose results no operator has used
-            unknown = [f for f, _ in waiting[-1].next_functions if isinstance(f, CustomNode) and f not in self._customs]
-            if unknown:
-                waiting += unknown
-            elif (last := waiting.pop()) not in self._customs:
-                self._customs[last] = self._custom_call(last, scopes, source)
-        call = self._customs[node]
-        call.op.results[tensor.output_nr] = tensor.detach()
-        return call.outputs[tensor.output_nr]
-
-    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
-        refuse_reentrant(node)
-        op = CustomFunction(node)
-        values = [self._behind(fn, number) for fn, number in node.next_functions if fn is not None]
-        inputs = tuple(Input(v, v.shape, (), 0, v.dtype, op.results[0].device, None) for v in values)
-        slots = tuple(Slot(i) for i in range(len(inputs)))
-        name = f"autograd.{name_of(node)}"
-        call = Call(len(self.record.calls), op, name, name, inputs, slots, {}, scopes, source)
-        call.outputs = tuple(self.record.value(result) for result in op.results)
-        for value in call.outputs:
-            value.call = call
-        self.record.calls.append(call)
-        return call
-
-    def _behind(self, node: Any, number: int) -> Value:
-        """Find the value that an autograd node made as its result `number`."""
-        if hasattr(node, "variable"):
-            return self._leaf(node.variable)
-        if node in self._customs:
-            return self._customs[node].outputs[number]
-        for call in reversed(self.record.calls):
-            value = call.outputs[number] if number < len(call.outputs) else None
-            if value is not None and value.seq == node._sequence_nr():
-                return value
-        raise NotOnTape(f"an argument of a custom autograd.Function comes from {node.name()}, which was not recorded")
-
-    def _known_leaf(self, tensor: Tensor) -> Value:
-        if id(tensor) not in self._leaves:
-            raise NotOnTape(f"this leaf tensor of shape {tuple(tensor.shape)} was not used in the recorded code")
-        return self._leaves[id(tensor)][1]
-
-    def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
-        """Read a storage through an alias that was made before the last write to it."""
-        numel = tensor.untyped_storage().nbytes() // tensor.element_size()
-        flat = Layout((numel,), (1,), 0)
-        if [a for a, _ in cell.writes] != [flat]:
-            parts = [(a, v) for a, v in cell.writes if v.differentiable == tensor.requires_grad]
-            layouts = tuple(a for a, _ in parts)
-            slots = [Slot(i) for i in range(len(parts))]
-            whole = self._pseudo(overlay, (slots, layouts, numel), [v for _, v in parts], (numel,), tensor)
-            cell.writes = [(flat, whole)]
-        value = self._pseudo(alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
-        cell.views.setdefault(at, []).append(value)
-        return value
-
-    def _pseudo(
-        self, op: Callable[..., Any], args: tuple[Any, ...], values: list[Value], shape: tuple[int, ...], like: Tensor
-    ) -> Value:
-        """Add a call that no program made: it reads a storage after writes."""
-        inputs = tuple(Input(v, v.shape, (), 0, like.dtype, like.device, None) for v in values)
-        name = f"gradtrace.{op.__name__}"
-        call = Call(len(self.record.calls), op, name, name, inputs, args, {}, (), source_line())
-        value = self.record.value(like, differentiable=like.requires_grad)
-        value.shape, value.call = shape, call
-        call.outputs = (value,)
-        self.record.calls.append(call)
-        return value
-
-    # -- operator calls -------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and record it if autograd follows one of its arguments."""
         del types
-        kwargs = kwargs or {}
-        written = [] if _is_view(func) else [_argument(args, kwargs, w) for w in _written(func)]
-        tensors: list[Tensor] = []
-        templates = _template(tuple(args), tensors), {k: _template(v, tensors) for k, v in kwargs.items()}
-        live = self._live(func, tensors)
-        inputs = self._inputs(func, tensors, live) if any(v is not None for v in live) else ()
-        for tensor in (t for w in written for t in (w if isinstance(w, (list, tuple)) else [w])):
-            if isinstance(tensor, Tensor):
-                self._keep(tensor)
-        result = func(*args, **kwargs)
+        event = self._event(func, args, kwargs or {})
+        # inputs are saved before the operator runs: it may overwrite them
+        inputs = self._inputs(event) if any(v is not None for v in event.values) else ()
+        for tensor in event.written:
+            for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
+                saved.keep()
+        result = func(*args, **(kwargs or {}))
+        outputs = list(flat_tensors(result))
         if inputs:
-            self._record(func, inputs, templates, tensors, live, written, result)
-        elif not torch.is_grad_enabled():  # perhaps inside a custom function
-            where = self._scope(), source_line()
-            self._made.update({t.untyped_storage()._cdata: where for t in flat_tensors(result) if t is not None})
+            self._record(event, inputs, outputs)
+        elif not torch.is_grad_enabled():
+            where = self.scopes.here(), source_line()
+            for tensor in outputs:
+                if tensor is not None and tensor.layout == torch.strided and not tensor.is_nested:
+                    self.values.made(tensor, where)
         return result
 
-    def _live(self, func: Any, tensors: list[Tensor]) -> list[Value | None]:
-        """Find the values among an operator's tensor arguments."""
-        if not torch.is_grad_enabled() and self.record.examples is None:
-            return []
-        if _base(func) == "detach" and self.record.examples is None:
-            return []
-        grad = torch.is_grad_enabled()
-        return [self.lookup(t) if grad or not t.requires_grad else None for t in tensors]
+    def _event(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Event:
+        tensors: list[Tensor] = []
+        template, keywords = _template(tuple(args), tensors), {k: _template(v, tensors) for k, v in kwargs.items()}
+        named = (args[i] if i < len(args) else kwargs.get(name) for i, name in operator(func).written)
+        written = [t for target in named for t in flat_tensors(target) if t is not None]
+        grad, labelled = torch.is_grad_enabled(), self.record.examples is not None
+        values: list[Value | None] = []
+        if labelled or (grad and operator(func).base != "detach"):
+            values = [self.values.lookup(t) if grad or not t.requires_grad else None for t in tensors]
+        return Event(func, template, keywords, tensors, values, written)
 
-    def _inputs(self, func: Any, tensors: list[Tensor], live: list[Value | None]) -> tuple[Input, ...]:
-        overwritten = _base(func) in _OVERWRITING
+    def _inputs(self, event: Event) -> tuple[Input, ...]:
         inputs = []
-        for i, (tensor, value) in enumerate(zip(tensors, live, strict=True)):
-            saved = None if _is_view(func) or (overwritten and i == 0) else self._save(tensor)
-            value = None if overwritten and i == 0 else value
+        for i, (tensor, value) in enumerate(zip(event.tensors, event.values, strict=True)):
+            lost = event.known.overwrites and i == 0
+            saved = None if event.known.view or lost else Saved(tensor)
+            if saved is not None:
+                self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
             at = layout_of(tensor)
-            inputs.append(Input(value, at.size, at.stride, at.offset, tensor.dtype, tensor.device, saved))
+            inputs.append(
+                Input(None if lost else value, at.size, at.stride, at.offset, tensor.dtype, tensor.device, saved)
+            )
         return tuple(inputs)
 
-    def _save(self, tensor: Tensor) -> Saved:
-        saved = Saved(tensor)
-        self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
-        return saved
-
-    def _keep(self, tensor: Tensor) -> None:
-        """Copy what the tape holds of a storage that is about to be overwritten."""
-        for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
-            saved.keep()
-
-    def _record(
-        self,
-        func: Any,
-        inputs: tuple[Input, ...],
-        templates: Any,
-        tensors: list[Tensor],
-        live: list[Value | None],
-        written: list[Any],
-        result: Any,
-    ) -> None:
-        grad = torch.is_grad_enabled()
+    def _record(self, event: Event, inputs: tuple[Input, ...], outputs: list[Tensor | None]) -> None:
+        """Write a call that has run to the record, with a value for each result."""
         # what is overwritten by constants is still a result that autograd follows, with nothing behind it
-        followed = grad and any(v is not None and v.differentiable for v in live)
-        outputs = list(flat_tensors(result))
-        inplace = any(w is o for w in written for o in outputs if o is not None)
-        _refuse_hidden_writes(func, tensors, live, written, outputs)
+        followed = torch.is_grad_enabled() and any(v is not None and v.differentiable for v in event.values)
+        if followed:
+            _refuse_hidden_writes(event, outputs)
         call = Call(
-            len(self.record.calls), func, str(func), _base(func), inputs, *templates,
-            self._scope(), source_line(), inplace, _positions(func, tensors, written),
-        )  # fmt: skip
-        seq = torch.autograd._get_sequence_nr() - 1
-        arguments = {t.untyped_storage()._cdata for t in tensors}
-        values: list[Value | None] = []
-        for out in outputs:
-            real = out is not None and out.is_floating_point()
-            untouched = out is not None and inplace and out.requires_grad and not grad  # by autograd's lights
-            if out is None or untouched or not (followed and real or self.record.examples is not None):
-                values.append(None)
-                continue
-            value = self.record.value(out, differentiable=followed and real)
-            value.call, value.seq = call, seq
-            values.append(value)
-            self._place(out, value, inplace, out.untyped_storage()._cdata in arguments)
-        call.outputs = tuple(values)
+            index=len(self.record.calls),
+            op=event.func,
+            name=str(event.func),
+            base=event.known.base,
+            inputs=inputs,
+            args=event.template,
+            kwargs=event.keywords,
+            scopes=self.scopes.here(),
+            source=source_line(),
+            written=_written_positions(event),
+        )
+        seq = _autograd._get_sequence_nr() - 1
+        storages = {t.untyped_storage()._cdata for t in event.tensors}
+        call.outputs = tuple(self._result(out, event, followed) if out is not None else None for out in outputs)
+        for out, value in zip(outputs, call.outputs, strict=True):
+            if out is not None and value is not None:
+                value.call, value.seq = call, seq
+                written = any(out is w for w in event.written)
+                self.values.place(out, value, writes=written or out.untyped_storage()._cdata not in storages)
         self.record.calls.append(call)
 
-    def _place(self, tensor: Tensor, value: Value, inplace: bool, aliasing: bool) -> None:
-        """Note which storage holds a new value."""
-        cell, at = self._cell(tensor), layout_of(tensor)
-        if aliasing and not inplace:
-            cell.views.setdefault(at, []).append(value)
-        else:
-            cell.write(at, value)
+    def _result(self, out: Tensor, event: Event, followed: bool) -> Value | None:
+        """Make the value of a result; None where neither autograd nor example labels go on."""
+        differentiable = followed and (out.is_floating_point() or out.is_complex())
+        # written to under no_grad: autograd does not notice, the value stays what it was
+        unnoticed = out.requires_grad and not torch.is_grad_enabled() and any(out is w for w in event.written)
+        if unnoticed or not (differentiable or self.record.examples is not None):
+            return None
+        return self.record.value(out, differentiable=differentiable)
 
 
-_OVERWRITING = {"copy", "fill", "zero", "uniform", "normal", "bernoulli", "random"}
-
-
-def _positions(func: Any, tensors: list[Tensor], written: list[Any]) -> tuple[int, ...]:
+def _written_positions(event: Event) -> tuple[int, ...]:
     """Say which tensor arguments an operator writes to; batch norm's statistics are not in its schema."""
-    if "batch_norm" in _base(func):
-        return tuple(range(1, len(tensors)))
-    return tuple(i for i, t in enumerate(tensors) if any(t is w for w in written))
+    if "batch_norm" in event.known.base:
+        return tuple(range(1, len(event.tensors)))
+    if event.known.reshapes:
+        return (0,)
+    return tuple(i for i, t in enumerate(event.tensors) if any(t is w for w in event.written))
 
 
-def _refuse_hidden_writes(
-    func: Any, tensors: list[Tensor], live: list[Value | None], written: list[Any], outputs: list[Tensor | None]
-) -> None:
+def _refuse_hidden_writes(event: Event, outputs: list[Tensor | None]) -> None:
     """Refuse operators that write to a followed tensor without returning it (the _foreach family).
 
     Raises:
         Unsupported: there is no result whose history could be recorded.
     """
-    targets = [t for w in written for t in (w if isinstance(w, (list, tuple)) else [w])]
-    for tensor, value in zip(tensors, live, strict=False):
-        lost = any(tensor is t for t in targets) and not any(tensor is o for o in outputs)
-        if lost and value is not None and value.differentiable and torch.is_grad_enabled():
-            raise Unsupported(f"{func} writes to tensors that it does not return: write to them one by one")
-
-
-def _argument(args: Any, kwargs: Any, which: tuple[int, str]) -> Any:
-    return args[which[0]] if which[0] < len(args) else kwargs.get(which[1])
+    for tensor, value in zip(event.tensors, event.values, strict=True):
+        lost = any(tensor is w for w in event.written) and not any(tensor is o for o in outputs)
+        if lost and value is not None and value.differentiable:
+            raise Unsupported(f"{event.func} writes to tensors that it does not return: write to them one by one")
 
 
 def _template(argument: Any, tensors: list[Tensor]) -> Any:
@@ -437,14 +234,3 @@ def _template(argument: Any, tensors: list[Tensor]) -> Any:
     if type(argument) in (list, tuple):
         return type(argument)(_template(item, tensors) for item in argument)
     return argument
-
-
-def _unseen(tensor: Tensor) -> str:
-    """Explain why a tensor with a history is not on the tape."""
-    node = tensor.grad_fn
-    what = f"a tensor of shape {tuple(tensor.shape)}"
-    made = type(node).__name__ if node is not None else "unknown"
-    return (
-        f"{what} has a history (grad_fn={made}) that was not recorded: "
-        "compute it inside `with record(...)`, or detach() it to make it a constant"
-    )

@@ -60,7 +60,11 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
     except RuntimeError as error:
         raise CertificateError(f"no autograd graph to compare with (trace before backward()): {error}") from None
     pairs = [
-        (value, found.get(value.id, torch.zeros_like(tensor)), torch.zeros_like(tensor) if grad is None else grad)
+        (
+            value,
+            found.get(value.id, torch.zeros_like(tensor)),
+            torch.zeros_like(tensor) if grad is None else grad,
+        )
         for (tensor, value), grad in zip(leaves, expected, strict=True)
     ]
     offs = [difference(ours, autograd) for _, ours, autograd in pairs]
@@ -111,7 +115,7 @@ def agrees(call: Call, number: int, tolerance: float) -> bool:
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
     with torch.enable_grad():
-        leaves = [tensors[p].clone().requires_grad_() for p in wanted]
+        leaves = [tensors[p].detach().requires_grad_() for p in wanted]
         for p, leaf in zip(wanted, leaves, strict=True):
             tensors[p] = leaf
         y = call.run(tensors)[number]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .errors import Unsupported
 
-
 CustomNode = torch.autograd.function.BackwardCFunction
 
 

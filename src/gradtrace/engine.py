@@ -110,8 +110,11 @@ def _propagate(
         value, g = found
         ids = _ids(value, (first_edge + position << EDGE_BITS) + starts[output], g[0].device)
         g = carrier.seed(g, ids)
-        part = pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
-        part = tuple(p.reshape(-1, *argument.shape) for p in part)
+        part = (
+            pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
+        )
+        batch = labels.count if labels is not None and labels.free(argument) else 1
+        part = tuple(p.reshape(batch, *argument.shape) for p in part)
         known = pending.get(argument.id)
         pending[argument.id] = argument, part if known is None else carrier.plus(known[1], part)
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]

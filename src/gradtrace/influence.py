@@ -10,7 +10,7 @@ without the component; that is what ablation is for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -18,54 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .components import Component, Slice, check, expand, matches, name_of, select_leaves, top_level
 from .engine import EDGE_BITS
-from .errors import UnknownName
 from .forest import NONE, Forest
-from .tape import Call, Record, Value
+from .tape import Call, Value
 
 if TYPE_CHECKING:
     import pandas
 
 MASK = (1 << EDGE_BITS) - 1
-
-
-def matches(call: Call, pattern: str) -> bool:
-    """Tell whether a call was made inside a component: a name, a glob, or one call of a module ("rnn:2")."""
-    return any(fnmatchcase(s.name, pattern) or f"{s.name}:{s.instance}" == pattern for s in call.scopes)
-
-
-def known_components(record: Record) -> list[str]:
-    """List the names of modules and component blocks."""
-    seen = {s.name for call in record.calls for s in call.scopes}
-    return sorted(seen | set(record.modules))
-
-
-def top_level(record: Record) -> list[str]:
-    """List the outermost modules and blocks in which calls were made."""
-    return list(dict.fromkeys(call.scopes[0].name for call in record.calls if call.scopes))
-
-
-def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
-    """Give the leaves whose names match a glob (or one of several).
-
-    Raises:
-        UnknownName: nothing matches; the message lists the names.
-    """
-    patterns = [of] if isinstance(of, str) else list(of)
-    names = {**{n: n for n in record.leaves}, **record.aliases}
-    found = {record.leaves[real].id: record.leaves[real] for n, real in names.items() if _any(n, patterns)}
-    if not found:
-        raise UnknownName(f"no parameter matches {of!r}; there are {_list(names)}")
-    return list(found.values())
-
-
-def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, p) or name == p for p in patterns)
-
-
-def _list(names: Iterable[str], most: int = 30) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
 
 @dataclass(eq=False)
@@ -117,29 +78,49 @@ class Places:
         return out
 
 
-def crossing(forest: Forest, components: Sequence[str], leaves: Sequence[Value]) -> dict[int, Tensor]:
+def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> dict[int, Tensor]:
     """Give for each leaf the set of components that each scalar's trace crosses, as bits (batch × shape).
 
-    Bit i stands for components[i]; at most 63 at a time. A component that matches nothing is an error.
+    Bit i stands for components[i]; at most 63 at a time.
     """
     places = Places.of(forest)
-    own = [sum(1 << i for i, c in enumerate(components) if matches(call, c)) for call in forest.record.calls]
     bits = torch.zeros(places.total, dtype=torch.int64)
     for call in reversed(forest.record.calls):
         for value, at, numel in places.results(call):
             winners = forest.winners.get(value.id)
             if winners is None:
                 continue
-            live, consumer = places.consumers(winners)
-            inherited = torch.zeros_like(winners)
-            inherited[live] = bits[consumer]
-            for b, row in enumerate(inherited):
-                bits[at.start + b * numel : at.stop + b * numel] = row.flatten() | own[call.index]
-    out = {}
-    for leaf in leaves:
-        live, consumer = places.consumers(forest.winners[leaf.id])
-        out[leaf.id] = torch.zeros_like(forest.winners[leaf.id])
-        out[leaf.id][live] = bits[consumer]
+            found = _inherited(places, winners, bits) | own_bits(call, components, value.shape)
+            for b, row in enumerate(found):
+                bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
+    return {leaf.id: _inherited(places, forest.winners[leaf.id], bits) | leaf_bits(leaf, components) for leaf in leaves}
+
+
+def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
+    """Give each scalar the set of its winning consumer."""
+    live, consumer = places.consumers(winners)
+    out = torch.zeros_like(winners)
+    out[live] = bits[consumer]
+    return out
+
+
+def own_bits(call: Call, components: Sequence[Component], shape: tuple[int, ...]) -> Tensor:
+    """Give the set of components that the scalars of a call's result are in; broadcasts to their shape."""
+    out = torch.zeros((), dtype=torch.int64)
+    for i, component in enumerate(components):
+        if matches(call, name_of(component)):
+            mask = component.mask(shape) if isinstance(component, Slice) else torch.ones((), dtype=torch.bool)
+            out = out if mask is None else out | (mask.to(torch.int64) << i)
+    return out
+
+
+def leaf_bits(leaf: Value, components: Sequence[Component]) -> Tensor:
+    """Give the slices that a leaf's own scalars are in: expert weights, say."""
+    out = torch.zeros((), dtype=torch.int64)
+    for i, component in enumerate(components):
+        if isinstance(component, Slice) and component.module == leaf.name:
+            mask = component.mask(leaf.shape)
+            out = out if mask is None else out | (mask.to(torch.int64) << i)
     return out
 
 
@@ -185,9 +166,8 @@ class InfluenceTable:
         lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
         for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
             mark = "  (parameters inside)" if r.inside else ""
-            lines.append(
-                f"{r.component:<{name}}  {r.share:>7.1%}  {r.weighted_share:>8.1%}  {r.dead_share:>7.1%}  {r.examples:>8}{mark}"
-            )
+            shares = f"{r.share:>7.1%}  {r.weighted_share:>8.1%}  {r.dead_share:>7.1%}"
+            lines.append(f"{r.component:<{name}}  {shares}  {r.examples:>8}{mark}")
         if self.connected:
             lines.append(f"examples are connected at {', '.join(self.connected)}: shares are by position")
         return "\n".join(lines)
@@ -195,33 +175,27 @@ class InfluenceTable:
     __repr__ = __str__
 
 
-def influence(forest: Forest, components: Sequence[str] | None, of: str | Sequence[str]) -> InfluenceTable:
+def influence(forest: Forest, components: Sequence[Component] | None, of: str | Sequence[str]) -> InfluenceTable:
     """Tabulate the share of traces that cross each component (SEMANTICS: a trace crosses it or not).
 
     Raises:
         UnknownName: a component or parameter that does not exist.
     """
     record = forest.record
-    names = list(components) if components is not None else top_level(record)
-    _check(record, names)
+    parts = expand(components) if components is not None else [*top_level(record)]
+    check(record, parts)
+    names = [str(p) for p in parts]
     leaves = select_leaves(record, of)
     count = forest.labels.count if forest.labels is not None else 1
     totals = _Totals(names, count)
     for start in range(0, len(names), 63):
-        chunk = names[start : start + 63]
+        chunk = parts[start : start + 63]
         for leaf_id, bits in crossing(forest, chunk, leaves).items():
-            totals.add(start, chunk, bits, forest.winners[leaf_id] != NONE, forest.log2[leaf_id])
-    inside = [any(_lives_in(str(v.name), n) for v in leaves) for n in names]
+            totals.add(start, len(chunk), bits, forest.winners[leaf_id] != NONE, forest.log2[leaf_id])
+    inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
     connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
     return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
-
-
-def _check(record: Record, names: Sequence[str]) -> None:
-    modules = set(record.modules)
-    for name in names:
-        if name not in modules and not any(matches(c, name) for c in record.calls):
-            raise UnknownName(f"unknown component {name!r}; there are {_list(known_components(record)) or 'none'}")
 
 
 def _lives_in(parameter: str, component: str) -> bool:
@@ -235,12 +209,15 @@ class _Totals:
     def __init__(self, names: Sequence[str], count: int) -> None:
         self.names, self.count = names, count
         self.cross = torch.zeros(count, len(names), dtype=torch.float64)
-        self.live, self.pairs = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        self.live, self.pairs = (
+            torch.zeros(count, dtype=torch.float64),
+            torch.zeros(count, dtype=torch.float64),
+        )
         self.weight = torch.zeros(count, dtype=torch.float64)
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, start: int, chunk: Sequence[str], bits: Tensor, live: Tensor, log2: Tensor) -> None:
+    def add(self, start: int, count: int, bits: Tensor, live: Tensor, log2: Tensor) -> None:
         """Count one leaf: batch × shape."""
         bits, live, log2 = (t.reshape(len(t), -1) for t in (bits, live, log2))
         top = float(log2[live].max()) if live.any() else -math.inf
@@ -252,7 +229,7 @@ class _Totals:
             self.live += live.sum(1)
             self.pairs += live.shape[1]
             self.weight += relative.sum(1)
-        for i in range(len(chunk)):
+        for i in range(count):
             hit = ((bits >> i) & 1).bool() & live
             self.cross[:, start + i] += hit.sum(1)
             self.crossed[:, start + i] += (relative * hit).sum(1)
@@ -272,99 +249,3 @@ class _Totals:
             )
             for i, name in enumerate(self.names)
         )
-
-
-@dataclass(frozen=True)
-class FlowRow:
-    """How many traces run through one operator call."""
-
-    call: int
-    operator: str
-    module: str
-    source: str
-    paths: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Link:
-    """How many traces step from one module call (or leaf) to another."""
-
-    source: str
-    target: str
-    paths: float
-
-
-@dataclass(frozen=True)
-class Flow:
-    """One unit (or the path weight) from every leaf scalar, pushed along its trace.
-
-    Attributes:
-        calls: units through each operator call, in recording order.
-        links: units from one module call, or leaf, into another.
-        total: all units that reach the loss.
-    """
-
-    kind: str
-    total: float
-    calls: tuple[FlowRow, ...]
-    links: tuple[Link, ...]
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Give one row an operator call, as a pandas DataFrame."""
-        import pandas
-
-        return pandas.DataFrame([asdict(r) for r in self.calls])
-
-    def __str__(self) -> str:
-        lines = [f"{self.kind} flow: {self.total:g} paths; most used links between modules"]
-        for link in sorted(self.links, key=lambda k: -k.paths)[:20]:
-            lines.append(f"  {link.paths / (self.total or 1):>7.1%}  {link.source or '(top)'} → {link.target or '(top)'}")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = False) -> Flow:
-    """Push one unit, or with `weighted` the path weight over the largest, from every leaf scalar to the loss."""
-    places = Places.of(forest)
-    units = torch.zeros(places.total, dtype=torch.float64)
-    through_edge = torch.zeros(len(places.base), dtype=torch.float64)
-    links: dict[tuple[str, str], float] = {}
-
-    def send(name: str, winners: Tensor, amount: Tensor) -> None:
-        live, consumer = places.consumers(winners)
-        edge = winners[live] >> EDGE_BITS
-        units.index_add_(0, consumer, amount[live])
-        by_edge = torch.zeros_like(through_edge).index_add_(0, edge, amount[live])
-        through_edge.add_(by_edge)
-        for e in by_edge.nonzero().flatten().tolist():
-            target = forest.step(e << EDGE_BITS)[0].module
-            if target != name:
-                links[name, target] = links.get((name, target), 0.0) + float(by_edge[e])
-
-    leaves = select_leaves(forest.record, of)
-    tops = [float(forest.log2[v.id].max()) if v.numel else -math.inf for v in leaves]
-    top = max(tops, default=-math.inf)
-    for leaf in leaves:
-        winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
-        amount = torch.exp2(log2 - top) if weighted and top > -math.inf else torch.ones_like(log2)
-        send(str(leaf.name), winners, amount)
-    rows = []
-    total = 0.0
-    for call in forest.record.calls:
-        start, numel = places.spans[call.index]
-        through = float(units[start : start + numel].sum())
-        if not through:
-            continue
-        rows.append((call, through))
-        for value, at, step in places.results(call):
-            winners = forest.winners.get(value.id)
-            if value is forest.loss:
-                total = float(units[at].sum())
-            elif winners is not None:
-                amount = torch.stack([units[at.start + b * step : at.stop + b * step] for b in range(len(winners))])
-                if amount.any():
-                    send(call.module, winners, amount.reshape(winners.shape))
-    table = tuple(FlowRow(c.index, c.name, c.module, c.source, n, n / total if total else 0.0) for c, n in rows)
-    return Flow(forest.kind, total, table, tuple(Link(s, t, n) for (s, t), n in links.items()))

@@ -23,7 +23,20 @@ from torch import Tensor
 from . import rules
 from .kernels.reference import each, pull
 from .semiring import Carrier, Element
-from .structure import Contraction, Gather, LowRank, Placed, Scatter, Shape, Strided, Structure, positions
+from .structure import (
+    Chain,
+    Contraction,
+    Gather,
+    LowRank,
+    Placed,
+    Scatter,
+    Shape,
+    Sparse,
+    Strided,
+    Structure,
+    positions,
+    result_shape,
+)
 from .tape import Call, Record, Value
 
 UNKNOWN = -2  # a scalar that no example reaches, in a tensor of which others have rows
@@ -142,8 +155,9 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
         case Contraction():
             return _push_contraction(structure, label, x_shape, y_shape)
         case LowRank():
+            label = refit(label, x_shape, structure.shape)
             across = any(label.shape[d] > 1 for d in structure.dims)
-            return label, across
+            return refit(label, structure.shape, y_shape), across
         case Strided():
             return _push_strided(structure, label), False
         case Placed():
@@ -160,6 +174,13 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
             out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
             out[index[index >= 0]] = label.expand(x_shape).flatten()[index >= 0]
             return out.reshape(y_shape), False
+        case Sparse():
+            return _push_sparse(structure, label, x_shape, y_shape)
+        case Chain():
+            between = result_shape(structure.second)
+            inner, connected = push(structure.second, label, x_shape, between)
+            out, also = push(structure.first, inner, between, y_shape)
+            return out, connected or also
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
@@ -182,8 +203,22 @@ def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Sh
         label = low
     order = [s.x.index(c) for c in s.y if c in s.x]
     sizes = iter([label.shape[d] for d in order])
-    label = label.permute(*order, *gone).reshape([next(sizes) if c in s.x else 1 for c in s.y])
+    label = label.permute([*order, *gone]).reshape([next(sizes) if c in s.x else 1 for c in s.y])
     return refit(label, s.y_shape, y_shape), False
+
+
+def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
+    """Every scalar of y takes the label of what it depends on, if that is one."""
+    (outer, m, inner), full = s.y_shape, label.expand(x_shape).reshape(s.x_shape)
+    i, j, _ = s.edges()
+    low = full.new_full((outer, m, inner), torch.iinfo(full.dtype).max)
+    high = full.new_full((outer, m, inner), UNKNOWN)
+    at = i.reshape(1, -1, 1).expand(outer, -1, inner)
+    low.scatter_reduce_(1, at, full[:, j].contiguous(), "amin")
+    high.scatter_reduce_(1, at, full[:, j].contiguous(), "amax")
+    if bool((low < high).any()):
+        return MIXED, False
+    return compress(high.reshape(y_shape)), False
 
 
 def _push_strided(s: Strided, label: Tensor) -> Tensor:
@@ -200,9 +235,7 @@ def _push_strided(s: Strided, label: Tensor) -> Tensor:
     return compress(outer.as_strided(size, stride, at.offset // inner))
 
 
-def pull_by_example(
-    structure: Structure, carrier: Carrier, g: Element, y: Value, x: Value, labels: Labels
-) -> Element:
+def pull_by_example(structure: Structure, carrier: Carrier, g: Element, y: Value, x: Value, labels: Labels) -> Element:
     """Carry elements from a result to an argument, keeping examples apart where the argument is free."""
     label = labels.of.get(y.id)
     if not labels.free(x) or label is None:

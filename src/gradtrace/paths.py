@@ -77,10 +77,9 @@ class Path:
         names = [s.operator.removeprefix("aten.") + (str(list(s.index)) if s.index else "") for s in self.steps]
         wide = max(map(len, names), default=0)
         for step, name in zip(self.steps, names, strict=True):
-            where = f"{File(step.source.rsplit(':', 1)[0]).name}:{step.source.rsplit(':', 1)[-1]}"
-            lines.append(
-                f"  {step.module:<{width}}  {name:<{wide}}  ×{step.derivative:<12.5g} 2^{step.log2_weight:<9.2f} {where}"
-            )
+            at = f"{File(step.source.rsplit(':', 1)[0]).name}:{step.source.rsplit(':', 1)[-1]}"
+            product = f"×{step.derivative:<12.5g} 2^{step.log2_weight:<9.2f}"
+            lines.append(f"  {step.module:<{width}}  {name:<{wide}}  {product} {at}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -109,9 +108,7 @@ def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: 
     return Path(*start, forest.kind, tuple(steps)) if steps or value is forest.loss else None
 
 
-def walk(
-    forest: Forest, value: Value, flat: int, example: int | None
-) -> Iterator[tuple[Call, int, int, int, float]]:
+def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[tuple[Call, int, int, int, float]]:
     """Step along winners: (call, argument, output, flat index in the output, local derivative)."""
     winners = forest.winners.get(value.id)
     row = 0
@@ -132,7 +129,7 @@ def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
     """Give ∂(scalar y of a result)/∂(scalar x of an argument), by autograd on the recorded operator."""
     tensors = [i.tensor() for i in call.inputs]
     with torch.enable_grad():
-        tensors[argument] = leaf = tensors[argument].clone().requires_grad_()
+        tensors[argument] = leaf = tensors[argument].detach().requires_grad_()
         out = call.run(tensors)[output]
         assert out is not None
         (grad,) = torch.autograd.grad(out.flatten()[y], [leaf])

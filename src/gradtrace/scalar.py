@@ -126,9 +126,7 @@ def _towards(graph: networkx.MultiDiGraph, loss: Vertex, *wanted: Vertex) -> Out
 # ---------------------------------------------------------------- derivatives under any semiring
 
 
-def backpropagate(
-    graph: networkx.MultiDiGraph, loss: Vertex, semiring: Semiring = Sum
-) -> dict[Vertex, float]:
+def backpropagate(graph: networkx.MultiDiGraph, loss: Vertex, semiring: Semiring = Sum) -> dict[Vertex, float]:
     """Compute g for every vertex: g_ℓ = 1, g_v = ⊕ over edges (v → u) of λ(w) ⊗ g_u.
 
     Under Sum this is ∂ℓ/∂v. Vertices that do not reach the loss get the semiring's zero.
@@ -232,9 +230,7 @@ def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[Scala
             choices.append(iter(outgoing[edge.consumer]))
 
 
-def pathwise_sum(
-    graph: networkx.MultiDiGraph, source: Vertex, target: Vertex, semiring: Semiring = Sum
-) -> float:
+def pathwise_sum(graph: networkx.MultiDiGraph, source: Vertex, target: Vertex, semiring: Semiring = Sum) -> float:
     """Aggregate over all paths: ⊕ over paths of the ⊗ of their lifted weights. Takes exponential time.
 
     The pathwise aggregation lemma says that this equals what `backpropagate` finds in linear time.
@@ -332,9 +328,7 @@ def _sources(call: Call) -> dict[int, Value]:
 
 def _sinks(call: Call, reached: Container[int]) -> dict[int, Value]:
     """Give the outputs through which the call reaches the loss, with their output numbers."""
-    return {
-        o: y for o, y in enumerate(call.outputs) if y is not None and y.id in reached and _is_real(y, call)
-    }
+    return {o: y for o, y in enumerate(call.outputs) if y is not None and y.id in reached and _is_real(y, call)}
 
 
 def _is_real(value: Value, call: Call) -> bool:
@@ -376,9 +370,7 @@ def _add_scalars(graph: networkx.MultiDiGraph, value: Value, name: str) -> None:
         graph.add_node((value.id, flat), label=label, leaf=value.name)
 
 
-def _run_again(
-    call: Call, sources: Container[int], sinks: Iterable[int]
-) -> tuple[list[Tensor], dict[int, Tensor]]:
+def _run_again(call: Call, sources: Container[int], sinks: Iterable[int]) -> tuple[list[Tensor], dict[int, Tensor]]:
     """Run the operator on leaves of its own, one for each argument: x·x has two derivatives."""
     arguments = [_fresh(x, k in sources) for k, x in enumerate(call.inputs)]
     with torch.enable_grad():

@@ -25,10 +25,10 @@ def disjoint(a: Layout, b: Layout) -> bool:
         return True
     if a.stride != b.stride or any(s <= 0 for s in a.stride):
         return False
-    boxes = _box(a), _box(b)
-    if boxes[0] is None or boxes[1] is None:
+    ours, theirs = _box(a), _box(b)
+    if ours is None or theirs is None:
         return False
-    return any(p + n <= q or q + m <= p for (p, n), (q, m) in zip(*boxes, strict=True))
+    return any(p + n <= q or q + m <= p for (p, n), (q, m) in zip(ours, theirs, strict=True))
 
 
 def _end(layout: Layout) -> int:

@@ -10,6 +10,8 @@ say what a semiring does to a structure.
     Gather        each result scalar reads one argument scalar, by an index tensor
     Scatter       each argument scalar goes to one result scalar, by an index tensor
     LowRank       a diagonal plus a product of rank r, along a group of axes (softmax, layer norm)
+    Sparse        a list of edges (i, j, w), the same for every row (pooling, interpolation, scatter_reduce)
+    Chain         two structures one after the other, through virtual scalars (convolution: patches, product)
 
 Weights are thunks, taken when a kernel needs them, so that a structure costs nothing until then.
 """
@@ -115,7 +117,52 @@ class LowRank:
     factors: Callable[[], tuple[Tensor, Tensor, Tensor]]
 
 
-Structure: TypeAlias = Contraction | Strided | Placed | Gather | Scatter | LowRank
+Edges: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """y[o, i, s] depends on x[o, j, s] with weight w, for every edge (i, j, w), every o and every s.
+
+    No pair (i, j) may occur twice: two edges are two paths. `sparse` merges duplicates.
+
+    Attributes:
+        edges: thunk for (i, j, w), three tensors of one length; None as w stands for ones.
+        y_shape, x_shape: (outer, m, inner) and (outer, n, inner), the shapes in which y and x are viewed.
+    """
+
+    edges: Callable[[], Edges]
+    y_shape: tuple[int, int, int]
+    x_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """y depends on virtual scalars by `first`, they depend on x by `second`.
+
+    Exact where every y and every x meet in at most one virtual scalar, which the rule has to see to: an
+    edge's weight is then the product along that one way.
+    """
+
+    first: Structure
+    second: Structure
+
+
+Structure: TypeAlias = Contraction | Strided | Placed | Gather | Scatter | LowRank | Sparse | Chain
+
+
+def result_shape(structure: Structure) -> Shape:
+    """Give the shape in which a structure views the result."""
+    match structure:
+        case Chain():
+            return result_shape(structure.first)
+        case Strided():
+            return structure.layout.size
+        case LowRank():
+            return structure.shape
+        case _:
+            return structure.y_shape
+
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -148,6 +195,24 @@ def reduction(x_shape: Shape, dims: tuple[int, ...], weight: Weight | None) -> C
     kept = [d for d in range(len(x_shape)) if d not in dims]
     w = x if weight is not None else ""
     return Contraction("".join(x[d] for d in kept), x, tuple(x_shape[d] for d in kept), x_shape, w, weight)
+
+
+def sparse(edges: Callable[[], Edges], y_shape: tuple[int, int, int], x_shape: tuple[int, int, int]) -> Sparse:
+    """Make a `Sparse` of edges among which a pair (i, j) may occur several times: their weights are added.
+
+    >>> twice = torch.zeros(2, dtype=torch.int64)
+    >>> sparse(lambda: (twice, twice, torch.ones(2)), (1, 1, 1), (1, 1, 1)).edges()[2].tolist()
+    [2.0]
+    """
+
+    def merged() -> Edges:
+        i, j, w = edges()
+        pairs, slot = torch.unique(i * x_shape[1] + j, return_inverse=True)
+        values = torch.ones_like(i, dtype=torch.float64) if w is None else w
+        added = values.new_zeros(len(pairs)).index_add(0, slot, values)
+        return pairs // x_shape[1], pairs % x_shape[1], added
+
+    return Sparse(merged, y_shape, x_shape)
 
 
 def dense(y_numel: int, x_numel: int, weight: Weight) -> Contraction:

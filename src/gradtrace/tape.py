@@ -143,9 +143,13 @@ class Call:
     kwargs: dict[str, Any]
     scopes: tuple[Scope, ...]
     source: str
-    inplace: bool = False
     written: tuple[int, ...] = ()
     outputs: tuple[Value | None, ...] = ()
+
+    @property
+    def inplace(self) -> bool:
+        """Whether the operator writes to its first tensor argument."""
+        return 0 in self.written
 
     @property
     def module(self) -> str:

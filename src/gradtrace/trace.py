@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from .capture import Capture
 from .certificate import Certificate, certify
+from .components import Component, Slice, select_leaves
 from .engine import reverse
-from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, Unused, UnknownName
+from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, UnknownName, Unused
+from .flow import Flow, flow
 from .forest import Forest, check_numbers, plant
-from .influence import Flow, InfluenceTable, flow, influence, select_leaves
+from .influence import InfluenceTable, influence
 from .labels import propagate
 from .paths import NoPath, Path, follow
 from .semiring import Element, Semiring, Sum, named
@@ -91,7 +93,7 @@ class Tape:
         Raises:
             NotOnTape: the tape has not seen it, or autograd does not follow it.
         """
-        value = self._capture.lookup(tensor) if tensor.requires_grad else None
+        value = self._capture.values.lookup(tensor) if tensor.requires_grad else None
         if value is None:
             raise NotOnTape(
                 f"a tensor of shape {tuple(tensor.shape)} that does not require grad is not followed on a tape"
@@ -177,7 +179,7 @@ class Tape:
             raise NotANumber(f"the loss is NaN (from {value.call.where if value.call else 'a leaf'})")
         certificate = None
         if check:
-            certificate = certify(self.record, value, loss, list(self._capture._leaves.values()))
+            certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, certificate)
 
 
@@ -232,7 +234,9 @@ class Trace:
             labels = None
             if per_example:
                 if self.tape.record.examples is None:
-                    raise GradtraceError("per-example results need record(model, examples=x): which tensor is the batch?")
+                    raise GradtraceError(
+                        "per-example results need record(model, examples=x): which tensor is the batch?"
+                    )
                 labels = propagate(self.tape.record, self.loss)
                 if labels.free(self.loss):
                     raise GradtraceError("the loss does not depend on the tensors given as examples")
@@ -240,7 +244,12 @@ class Trace:
         return self._forests[key]
 
     def path(
-        self, key: str | Tensor, index: tuple[int, ...] | int, *, kind: str = "best", example: int | None = None
+        self,
+        key: str | Tensor,
+        index: tuple[int, ...] | int,
+        *,
+        kind: str = "best",
+        example: int | None = None,
     ) -> Path:
         """Follow the trace of one scalar to the loss.
 
@@ -280,7 +289,7 @@ class Trace:
 
     def influence(
         self,
-        components: Sequence[str] | None = None,
+        components: Component | Sequence[Component] | None = None,
         of: str | Sequence[str] = "*",
         *,
         per_example: bool | None = None,
@@ -289,14 +298,14 @@ class Trace:
         """Tabulate which components the traces of a group of parameters cross.
 
         Args:
-            components: module names, globs, call instances ("rnn:2") or component blocks; the outermost
-                modules by default.
+            components: module names, globs, call instances ("rnn:2"), component blocks, or `Slice`s
+                (attention heads: `gradtrace.components.heads(model)`); the outermost modules by default.
             of: a glob over parameter names, or several.
             per_example: trace each example on its own; by default if the recording knows the examples.
             kind: "best" or "greedy".
         """
         apart = self.tape.record.examples is not None if per_example is None else per_example
-        names = [components] if isinstance(components, str) else components
+        names = [components] if isinstance(components, (str, Slice)) else components
         return influence(self.forest(kind, per_example=apart), names, of)
 
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:

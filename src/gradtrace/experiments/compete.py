@@ -179,9 +179,7 @@ def _run(plan: Plan, results: dict[str, Any], without: str | None, found: Checkp
             _keep(plan, results, model, optimizer, step)
 
 
-def _keep(
-    plan: Plan, results: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
+def _keep(plan: Plan, results: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     state = {"options": asdict(plan.options), "results": results, "step": step}
     save(plan.folder / CHECKPOINT, model, optimizer, state)
 

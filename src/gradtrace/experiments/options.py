@@ -45,6 +45,7 @@ class Options:
         check_components(self.components)
         for name in ("steps", "hidden", "bptt", "batch", "trace_every", "trace_examples", "eval_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.hidden <= 4096, "hidden", "at most 4096", self.hidden)
         require(self.vocabulary >= 2, "vocabulary", "at least 2", self.vocabulary)
         require(0 < self.lr <= 1, "lr", "above 0 and at most 1", self.lr)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradtrace.errors import GradtraceError
 from gradtrace.influence import InfluenceRow, InfluenceTable
 from gradtrace.paths import Path
 from gradtrace.trace import record
@@ -187,11 +188,12 @@ def trace_subject(
         GradtraceError: what recording or tracing says.
     """
     tables: list[InfluenceTable] = []
-    paths: list[Path] = []
+    paths: list[tuple[int, Path]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
-        table, found = _trace_batch(subject, question, batch)
+        table, strongest = _trace_batch(subject, question, batch)
+        found = [(len(tables), path) for path in strongest]
+        paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
         tables.append(table)
-        paths = sorted([*paths, *found], key=lambda p: -p.log2_weight)[: question.paths]
         watch(len(tables))
     if not tables:
         raise OptionError(f"{target} returned no batches")
@@ -206,7 +208,7 @@ def trace_subject(
         "traced_batches": len(tables),
         "influence": [{"kind": question.kind} | row for row in rows],
         "connected": sorted({where for t in tables for where in t.connected}),
-        "paths": [_path(p) for p in paths],
+        "paths": [{"batch": number} | _path(path) for number, path in paths],
     }
 
 
@@ -225,6 +227,8 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[Infl
     with record(subject.model, examples=examples) as tape:
         try:
             loss = subject.loss(subject.model, batch)
+        except GradtraceError:
+            raise
         except Exception as error:
             raise OptionError(f"the loss function raised {describe(error)}") from error
     trace = tape.trace(loss, check=question.check)

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from ..semiring import Carrier, Element
-from ..structure import Contraction, Gather, Layout, LowRank, Placed, Scatter, Shape, Strided, positions
+from ..structure import (
+    Chain,
+    Contraction,
+    Gather,
+    Layout,
+    LowRank,
+    Placed,
+    Scatter,
+    Shape,
+    Sparse,
+    Strided,
+    positions,
+)
 
 ROWS = 1 << 22  # entries of a dense Jacobian held at a time
 
@@ -73,12 +85,11 @@ def _expand(g: Element, have: list[str], x: str, sizes: dict[str, int]) -> Eleme
     order = [1 + have.index(c) for c in x if c in have]
     shape = [sizes[c] if c in have else 1 for c in x]
     full = [sizes[c] for c in x]
-    return each(g, lambda p: p.permute(0, *order).reshape(-1, *shape).expand(-1, *full))
+    batch = g[0].shape[0]
+    return each(g, lambda p: p.permute(0, *order).reshape(batch, *shape).expand(batch, *full))
 
 
-def _pointwise(
-    carrier: Carrier, g: Element, y: str, weight: Tensor, w: str, x: str, sizes: dict[str, int]
-) -> Element:
+def _pointwise(carrier: Carrier, g: Element, y: str, weight: Tensor, w: str, x: str, sizes: dict[str, int]) -> Element:
     """No letter is merged: multiply along x."""
     g = _expand(g, list(y), x, sizes)
     order = [w.index(c) for c in x if c in w]
@@ -102,7 +113,7 @@ def _product(carrier: Carrier, g: Element, y: str, weight: Tensor, w: str, x: st
     )
     weight = weight.permute([w.index(c) for c in both + columns + inner]).reshape(count["b"], count["j"], count["k"])
     out = carrier.contract(weight, shaped)  # b × batch·i × j
-    have = both + ["0"] + rows + columns
+    have = [*both, "0", *rows, *columns]
     shape = [batch if c == "0" else sizes[c] for c in have]
     return _expand(each(out, lambda p: p.reshape(shape).movedim(len(both), 0)), both + rows + columns, x, sizes)
 
@@ -117,19 +128,24 @@ def _size(sizes: dict[str, int], letters: list[str]) -> int:
 @pull.register
 def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     # y's repeated axes (stride 0) are merged, the rest is written where it came from
-    repeated = [d for d, (n, step) in enumerate(zip(s.layout.size, s.layout.stride, strict=True)) if step == 0 and n > 1]
+    repeated = [
+        d for d, (n, step) in enumerate(zip(s.layout.size, s.layout.stride, strict=True)) if step == 0 and n > 1
+    ]
     kept = [d for d in range(len(s.layout.size)) if d not in repeated]
     size = [s.layout.size[d] for d in kept]
     stride = [s.layout.stride[d] for d in kept]
     batch = g[0].shape[0]
     g = each(g, lambda p: p.reshape(batch, *s.layout.size))
     if repeated:
-        g = each(g, lambda p: p.permute(0, *[1 + d for d in kept], *[1 + d for d in repeated]).flatten(1 + len(kept)))
+        g = each(
+            g,
+            lambda p: p.permute(0, *[1 + d for d in kept], *[1 + d for d in repeated]).flatten(1 + len(kept)),
+        )
         g = carrier.reduce(g)
     numel = _numel(s.x_shape)
     if not _injective(size, stride):
         index = positions(s.layout, g[0].device).flatten()
-        g = carrier.segment(each(g, lambda p: p.reshape(batch, -1)), index, numel)
+        g = carrier.segment(each(g, lambda p: p.flatten(1)), index, numel)
         return each(g, lambda p: p.reshape(batch, *s.x_shape))
     out = carrier.zero((batch, numel), g)
     for plane, source in zip(out, g, strict=True):
@@ -157,7 +173,7 @@ def window(flat: Tensor, layout: Layout) -> Tensor:
 @pull.register
 def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
-    flat = each(g, lambda p: p.reshape(batch, -1).contiguous())
+    flat = each(g, lambda p: p.flatten(1).contiguous())
     if s.hidden:
         flat = each(flat, torch.clone)
         for hidden in s.hidden:
@@ -170,7 +186,7 @@ def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
 @pull.register
 def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
     batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
-    flat = each(g, lambda p: p.reshape(batch, -1))
+    flat = each(g, lambda p: p.flatten(1))
     live = (index >= 0).nonzero().squeeze(-1)
     if len(live) < len(index):
         flat, index = each(flat, lambda p: p.index_select(1, live)), index.index_select(0, live)
@@ -181,12 +197,35 @@ def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
 @pull.register
 def _scatter(s: Scatter, carrier: Carrier, g: Element) -> Element:
     batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
-    flat = each(g, lambda p: p.reshape(batch, -1).index_select(1, index.clamp(min=0)))
+    flat = each(g, lambda p: p.flatten(1).index_select(1, index.clamp(min=0)))
     dead = index < 0
     if dead.any():
         zero = carrier.zero((), g)
         flat = tuple(torch.where(dead, z, p) for z, p in zip(zero, flat, strict=True))
     return each(flat, lambda p: p.reshape(batch, *s.x_shape))
+
+
+@pull.register
+def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
+    batch, (outer, _, inner), n = g[0].shape[0], s.y_shape, s.x_shape[1]
+    i, j, w = (t if t is None else t.to(g[0].device) for t in s.edges())
+    assert i is not None
+    assert j is not None
+    # batch·outer·inner × edges, some rows at a time
+    rows = each(g, lambda p: p.reshape(batch * outer, -1, inner).transpose(1, 2).reshape(batch * outer * inner, -1))
+    step, parts = max(1, ROWS // max(1, len(i))), []
+    for r in range(0, len(rows[0]), step):
+        edges = each(rows, lambda p, r=r: p[r : r + step].index_select(1, i))
+        parts.append(carrier.segment(edges if w is None else carrier.weigh(w, edges), j, n))
+    if not parts:
+        return carrier.zero((batch, *s.x_shape), g)
+    merged = tuple(torch.cat(planes) for planes in zip(*parts, strict=True))
+    return each(merged, lambda p: p.reshape(batch, outer, inner, n).transpose(2, 3))
+
+
+@pull.register
+def _chain(s: Chain, carrier: Carrier, g: Element) -> Element:
+    return pull(s.second, carrier, pull(s.first, carrier, g))
 
 
 @pull.register
@@ -197,11 +236,12 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     diagonal, left, right = s.factors()
     # rows × n (× r): the axes `dims` last, flattened
     rows = _numel(tuple(s.shape[d] for d in kept))
-    diagonal = diagonal.permute(*kept, *s.dims).reshape(rows, -1)
-    left = left.permute(*kept, *s.dims, -1).reshape(rows, diagonal.shape[1], -1)
-    right = right.permute(*kept, *s.dims, -1).reshape(rows, diagonal.shape[1], -1)
+    n, rank = _numel(tuple(s.shape[d] for d in s.dims)), left.shape[-1]
+    diagonal = diagonal.permute([*kept, *s.dims]).reshape(rows, n)
+    left = left.permute([*kept, *s.dims, -1]).reshape(rows, n, rank)
+    right = right.permute([*kept, *s.dims, -1]).reshape(rows, n, rank)
     g = each(g, lambda p: p.reshape(batch, *s.shape).permute(0, *[1 + d for d in (*kept, *s.dims)]))
-    g = each(g, lambda p: p.reshape(batch, rows, -1))
+    g = each(g, lambda p: p.reshape(batch, rows, n))
     out = (_rank_one if left.shape[-1] == 1 else _dense_rows)(carrier, diagonal, left, right, g)
     shape = [s.shape[d] for d in (*kept, *s.dims)]
     return each(out, lambda p: p.reshape(batch, *shape).permute(back))

@@ -72,18 +72,20 @@ def show_competition(results: Mapping[str, Any], console: Console) -> None:
         f"word frequencies alone have perplexity {corpus['unigram_perplexity']:.1f}\n",
     )
     for kind in ("best", "greedy"):
+        plain(console, f"Influence on the shared embedding, {kind} traces: plain (weighted)")
         console.print(_influence_over_training(results, kind))
     if results["ablation"]["rows"]:
+        reference = results["ablation"]["reference_perplexity"]
+        plain(console, f"Ablation: samples to the full model's best held-out perplexity, {reference:.1f}")
         console.print(_ablation(results["ablation"]))
+        plain(console, "Order of influence against order of ablation damage, most first")
         console.print(_agreement(results["agreement"]["rows"]))
     plain(console, results["agreement"]["sentence"])
 
 
 def _influence_over_training(results: Mapping[str, Any], kind: str) -> Table:
     components = results["options"]["components"]
-    table = Table(
-        title=f"Influence on the shared embedding, {kind} traces: plain (weighted)", title_justify="left"
-    )
+    table = Table()
     for heading in ("step", *components, "dead"):
         table.add_column(heading, justify="right")
     for trace in results["runs"][0]["traces"]:
@@ -105,8 +107,7 @@ def percent(share: float | None) -> str:
 
 
 def _ablation(ablation: Mapping[str, Any]) -> Table:
-    title = f"Without a component: samples to the full model's best held-out perplexity, {ablation['reference_perplexity']:.1f}"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("model")
     for heading in ("parameters", "samples", "best perplexity", "final perplexity"):
         table.add_column(heading, justify="right")
@@ -120,7 +121,7 @@ def _ablation(ablation: Mapping[str, Any]) -> Table:
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="Order of influence against order of ablation damage, most first", title_justify="left")
+    table = Table()
     for heading in ("traces", "influence", "order of influence", "order of damage", "verdict"):
         table.add_column(heading)
     table.add_column("Spearman", justify="right")
@@ -133,10 +134,8 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_trace(results: Mapping[str, Any], console: Console) -> None:
     """Print the components of a user's model by influence, then its strongest paths."""
-    table = Table(
-        title=f"Influence on {results['options']['of']}, {results['options']['kind']} traces",
-        title_justify="left",
-    )
+    plain(console, f"Influence on {results['options']['of']}, {results['options']['kind']} traces")
+    table = Table()
     table.add_column("component")
     for heading in ("share", "weighted", "dead", "examples"):
         table.add_column(heading, justify="right")

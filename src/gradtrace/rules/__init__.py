@@ -8,12 +8,12 @@ in the file of their family; operators that PyTorch tags as pointwise, or marks 
 from __future__ import annotations
 
 from ..tape import Call
-from . import contraction, dense, indexing, normalisation, pointwise, reduction
+from . import contraction, dense, indexing, normalisation, pointwise, reduction, scattering
 from .table import TABLE, Edge, Rule, register
 
 __all__ = ["TABLE", "Edge", "Rule", "generic", "register", "served_by", "structures"]
 
-_FAMILIES = (contraction, indexing, normalisation, reduction, pointwise, dense)
+_FAMILIES = (contraction, indexing, normalisation, reduction, scattering, pointwise, dense)
 
 
 def generic(call: Call) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..storage import layout_of
 from ..structure import Contraction, Gather, Layout, Placed, Scatter, Shape, Strided, letters, positions
 from ..tape import Call, flat_tensors
-from .table import Edge, register
+from .table import Edge, Rule, argument, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
 
@@ -93,20 +94,42 @@ def stack(call: Call) -> Iterator[Edge]:
         yield position, 0, Placed(Layout(x.shape, kept, position * stride[dim]), y.shape)
 
 
-def moved(call: Call) -> Iterator[Edge]:
-    """Any operator that copies scalars of its first argument: run it on their positions."""
-    x, y = call.inputs[0], call.outputs[0]
-    assert y is not None
+def moved(call: Call, **changed: float) -> Iterator[Edge]:
+    """Any operator that copies scalars of its first argument: run it on their positions.
 
-    def index() -> Tensor:
-        # positions count from 1, so that what is filled in (padding) reads position 0: nothing
+    Args:
+        call: the call.
+        changed: plain arguments to replace, such as the value that padding fills in.
+    """
+    yield from _moved(call, (0,), changed)
+
+
+def moved_each(call: Call) -> Iterator[Edge]:
+    """Any operator that copies scalars of all its arguments to places that depend on shapes alone."""
+    yield from _moved(call, tuple(range(len(call.inputs))), {})
+
+
+def filling(name: str) -> Rule:
+    """Make the rule of an operator that copies, and fills the rest with the argument `name`."""
+    return lambda call: moved(call, **{name: 0})
+
+
+def _moved(call: Call, positions_: tuple[int, ...], changed: dict[str, float]) -> Iterator[Edge]:
+    @cache
+    def indices(position: int) -> list[Tensor]:
+        # positions count from 1, so that what is filled in reads position 0: nothing
         tensors = [i.tensor() for i in call.inputs]
-        tensors[0] = torch.arange(1, 1 + x.tensor().numel(), dtype=torch.float64).reshape(x.shape)
-        out = call.run(tensors)[0]
-        assert out is not None
-        return out.to(torch.int64) - 1
+        if len(positions_) > 1:
+            tensors = [torch.zeros(t.shape, dtype=torch.float64) for t in tensors]
+        numel = int(torch.Size(call.inputs[position].shape).numel())
+        tensors[position] = torch.arange(1, 1 + numel, dtype=torch.float64).reshape(call.inputs[position].shape)
+        return [y.to(torch.int64) - 1 for y in rerun(call, tensors, **changed)]
 
-    yield 0, 0, Gather(index, y.shape, x.shape)
+    for position in positions_:
+        for number, y in enumerate(call.outputs):
+            if y is not None:
+                index = lambda p=position, n=number: indices(p)[n]  # noqa: E731
+                yield position, number, Gather(index, y.shape, call.inputs[position].shape)
 
 
 def embedding(call: Call) -> Iterator[Edge]:
@@ -128,33 +151,21 @@ def embedding(call: Call) -> Iterator[Edge]:
     yield 1, 0, Contraction(name, name[:-1], y.shape, indices.shape)
 
 
-def written(call: Call) -> Iterator[Edge]:
-    """slice_scatter and its kind: the second argument is written into a window of the first."""
-    base, part = call.inputs[0], call.inputs[1]
-    y = call.outputs[0]
-    assert y is not None
+def as_strided_scatter(call: Call) -> Iterator[Edge]:
+    """The second argument is written through a layout of the first, which is made contiguous."""
+    base, part, y = call.inputs[0], call.inputs[1], result(call)
+    offset = argument(call, "storage_offset")
+    at = Layout(tuple(argument(call, "size")), tuple(argument(call, "stride")), offset or base.offset)
+    own = Layout(base.shape, base.stride, base.offset)
 
-    def from_base() -> Tensor:
-        tensors = [torch.arange(y.numel, dtype=torch.float64).reshape(y.shape), -torch.ones(part.shape).double()]
-        out = call.run(tensors)[0]
-        assert out is not None
-        index = torch.full((y.numel,), -1)
-        flat = out.to(torch.int64).flatten()
-        index[flat[flat >= 0]] = flat[flat >= 0]
+    def kept() -> Tensor:
+        index = torch.arange(y.numel)
+        found = _find(at, own).flatten()
+        index[found[found >= 0]] = -1
         return index
 
-    def from_part() -> Tensor:
-        numel = int(torch.Size(part.shape).numel())
-        tensors = [-torch.ones(base.shape).double(), torch.arange(numel, dtype=torch.float64).reshape(part.shape)]
-        out = call.run(tensors)[0]
-        assert out is not None
-        flat = out.to(torch.int64).flatten()
-        index = torch.full((numel,), -1)
-        index[flat[flat >= 0]] = (flat >= 0).nonzero().squeeze(-1)
-        return index
-
-    yield 0, 0, Scatter(from_base, y.shape, base.shape)
-    yield 1, 0, Scatter(from_part, y.shape, part.shape)
+    yield 0, 0, Scatter(kept, y.shape, base.shape)
+    yield 1, 0, Scatter(lambda: _find(at, own), y.shape, part.shape)
 
 
 def _argument(call: Call, position: int, name: str, default: int) -> int:
@@ -168,5 +179,14 @@ register("gradtrace.alias", aliased)
 register("cat", cat)
 register("stack", stack)
 register("embedding", embedding)
-register("gather index_select roll flip repeat take constant_pad_nd reflection_pad1d replication_pad1d", moved)
-register("slice_scatter select_scatter diagonal_scatter as_strided_scatter", written)
+register("as_strided_copy", as_strided)
+register("as_strided_scatter", as_strided_scatter)
+register("block_diag", moved_each)
+register("constant_pad_nd", filling("value"))
+register("_unsafe_masked_index", filling("fill"))
+register("gather index_select index _unsafe_index roll flip rot90 repeat take masked_select diag_embed", moved)
+register("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d", moved)
+register("replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col", moved)
+register("alias_copy detach_copy diagonal_copy expand_copy narrow_copy permute_copy select_copy slice_copy", moved)
+register("split_copy split_with_sizes_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy", moved)
+register("unsqueeze_copy view_copy", moved)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..structure import Gather, Scatter, reduction
+from ..structure import Gather, reduction
 from ..tape import Call
-from .table import Edge, register
+from .table import Edge, Rule, argument, differentiable, gradient, register, result
 
 
 def axes(call: Call, position: int = 1) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def plain_sum(call: Call) -> Iterator[Edge]:
     yield 0, 0, reduction(call.inputs[0].shape, axes(call), None)
 
 
-def weighted(position: int = 1, output: int = 0) -> object:
+def weighted(position: int = 1, output: int = 0) -> Rule:
     """Make the rule of a reduction over the axes at an argument position; autograd gives the weights."""
 
     def rule(call: Call) -> Iterator[Edge]:
@@ -40,63 +40,80 @@ def weighted(position: int = 1, output: int = 0) -> object:
     return rule
 
 
-def gradient(call: Call, output: int = 0, position: int = 0) -> Tensor:
-    """Give the gradient of the sum of one result with respect to one argument, by autograd."""
-    tensors = [i.tensor() for i in call.inputs]
-    with torch.enable_grad():
-        tensors[position] = leaf = tensors[position].clone().requires_grad_()
-        y = call.run(tensors)[output]
-        assert y is not None
-        (grad,) = torch.autograd.grad(y, [leaf], torch.ones_like(y))
-    return grad
-
-
 def nll_loss(call: Call) -> Iterator[Edge]:
     """nll_loss: each row's log-probability at its target, averaged, summed, or kept."""
-    x, y = call.inputs[0], call.outputs[0]
-    assert y is not None
-    if y.shape == ():
-        yield 0, 0, reduction(x.shape, tuple(range(len(x.shape))), lambda: gradient(call))
-    else:
-        classes = 1 if len(x.shape) > 1 else 0
-        yield 0, 0, reduction(x.shape, (classes,), lambda: gradient(call))
+    x, y = call.inputs[0], result(call)
+    merged = tuple(range(len(x.shape))) if y.shape == () else (1 if len(x.shape) > 1 else 0,)
+    yield 0, 0, reduction(x.shape, merged, lambda: gradient(call))
 
 
 def selected(call: Call) -> Iterator[Edge]:
     """max/min/sort/topk/… along an axis: the values are gathered from where the indices say."""
-    x, y = call.inputs[0], call.outputs[0]
-    assert y is not None
-    dim = call.kwargs.get("dim", call.args[_SELECTED[call.base]] if len(call.args) > _SELECTED[call.base] else -1)
+    x, y, dim = call.inputs[0], result(call), argument(call, "dim")
 
     def index() -> Tensor:
         where = call.run()[1]
         assert where is not None
-        dims = len(x.shape)
-        if where.dim() < dims:
+        if where.dim() < len(x.shape):
             where = where.unsqueeze(dim)
-        flat = torch.arange(x.tensor().numel()).reshape(x.shape)
-        return flat.gather(dim, where).reshape(y.shape) if dims else flat
+        flat = torch.arange(int(torch.Size(x.shape).numel())).reshape(x.shape)
+        return flat.gather(dim, where).reshape(y.shape) if x.shape else flat
 
     yield 0, 0, Gather(index, y.shape, x.shape)
 
 
-_SELECTED = {"sort": 1, "topk": 2, "kthvalue": 2, "mode": 1, "median": 1, "nanmedian": 1, "cummax": 1, "cummin": 1}
-
-
 def extreme(call: Call) -> Iterator[Edge]:
-    """max and min: with an axis they select; without, autograd shares among equals."""
+    """max, min and median: with an axis they select; without, autograd shares among equals."""
     if len(call.outputs) > 1:
-        _SELECTED.setdefault(call.base, 1)
         yield from selected(call)
     else:
-        yield 0, 0, reduction(call.inputs[0].shape, tuple(range(len(call.inputs[0].shape))), lambda: gradient(call))
+        yield from whole(call)
 
 
-register("sum nansum", plain_sum)
-register("mean nanmean amax amin logsumexp std var", weighted())  # type: ignore[arg-type]
-register("linalg_vector_norm norm", weighted(2))  # type: ignore[arg-type]
-register("prod", weighted())  # type: ignore[arg-type]
+def whole(call: Call) -> Iterator[Edge]:
+    """An operator whose results are one scalar each: the weights are gradients."""
+    for number in range(len(call.outputs)):
+        for position in differentiable(call):
+            shape = call.inputs[position].shape
+            weight = lambda n=number, p=position: gradient(call, n, p)  # noqa: E731
+            yield position, number, reduction(shape, tuple(range(len(shape))), weight)
+
+
+def both(call: Call) -> Iterator[Edge]:
+    """aminmax, var_mean, std_mean: two reductions over the same axes."""
+    shape, dim = call.inputs[0].shape, argument(call, "dim")
+    merged = axes(call) if dim is not None else tuple(range(len(shape)))
+    for number in range(len(call.outputs)):
+        yield 0, number, reduction(shape, merged, lambda n=number: gradient(call, n))
+
+
+def pooled(spatial: int) -> Rule:
+    """Make the rule of max pooling: the indices count within a plane of `spatial` axes."""
+
+    def rule(call: Call) -> Iterator[Edge]:
+        x, y = call.inputs[0], result(call)
+        size = int(torch.Size(x.shape[len(x.shape) - spatial :]).numel())
+
+        def index() -> Tensor:
+            where = call.run()[1]
+            assert where is not None
+            batch = where.shape[: where.dim() - spatial]
+            plane = torch.arange(int(torch.Size(batch).numel())).reshape(*batch, *[1] * spatial)
+            return plane * size + where
+
+        yield 0, 0, Gather(index, y.shape, x.shape)
+
+    return rule
+
+
+register("sum", plain_sum)
+register("nansum mean nanmean amax amin logsumexp std var", weighted())
+register("linalg_vector_norm norm", weighted(2))
+register("prod", weighted())
+register("var_mean std_mean aminmax", both)
+register("dist trace", whole)
 register("nll_loss_forward nll_loss2d_forward nll_loss_nd", nll_loss)
 register("sort topk kthvalue mode cummax cummin", selected)
-register("max min", extreme)
-_ = Scatter
+register("max min median nanmedian", extreme)
+register("max_pool2d_with_indices adaptive_max_pool2d fractional_max_pool2d", pooled(2))
+register("max_pool3d_with_indices adaptive_max_pool3d fractional_max_pool3d", pooled(3))

@@ -1,0 +1,230 @@
+"""The command line. Errors are one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from gradtrace import __version__
+from gradtrace.errors import GradtraceError
+from gradtrace.experiments.checkpoint import RESULTS, prepare_folder, write_json
+from gradtrace.experiments.compete import CHECKPOINT_EVERY, Event, compete
+from gradtrace.experiments.competition import COMPONENTS
+from gradtrace.experiments.options import Options
+from gradtrace.experiments.user_model import Question, load_subject, trace_subject
+from gradtrace.report.terminal import Screen, plain, show_competition, show_trace
+
+TOP = """\
+Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring: for every parameter it
+finds the path through which most gradient reaches it, and which components those paths cross.
+
+  gradtrace compete                       train a language model whose RNN, LSTM and GRU compete, trace, ablate
+  gradtrace trace model.py:build          trace a model of your own
+"""
+
+COMPETE = """\
+Train a word-level language model in which components compete on the same word embeddings, trace held-out
+examples as it learns, then train again without each component, and say whether influence foretold the damage.
+
+examples:
+  gradtrace compete                                       the default text, about four minutes on two cores
+  gradtrace compete --components rnn,lstm,gru,attention   four competitors
+  gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text; Penn Treebank format is recognised
+  gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash, to the same results
+  gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try        a first look, in seconds
+
+Writes results.json and checkpoint.safetensors to the folder.
+"""
+
+TRACE = """\
+Trace a model of your own: which components do the strongest paths from its parameters cross?
+
+FUNCTION takes no arguments and returns (model, batches, loss function):
+  model            a torch.nn.Module, in the mode (train or eval) that you want traced
+  batches          an iterable of batches: a tensor, or tensors in a tuple, list or dict; those whose first
+                   dimension is that of the first tensor enumerate the examples
+  loss function    called as loss(model, batch); runs the model and gives a scalar tensor
+
+  # train.py
+  def build():
+      model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+      batches = [(torch.randn(32, 8), torch.randn(32, 1))]
+      return model, batches, lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+
+examples:
+  gradtrace trace train.py:build                               outermost modules, all parameters
+  gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
+  gradtrace trace train.py:build --kind greedy --batches 10    follow the ordinary gradient, over ten batches
+  gradtrace trace train.py:build --check                       and prove the tape against autograd first
+
+Writes results.json to the folder.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where to look."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except GradtraceError as error:
+        return _stop(2, error)
+    except KeyboardInterrupt:
+        return _stop(130, given.stopped(given))
+    return 0
+
+
+def _stop(code: int, message: object) -> int:
+    print("gradtrace:", " ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = Parser("gradtrace", description=TOP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"gradtrace {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_compete(commands)
+    _add_trace(commands)
+    return top
+
+
+def _add_compete(commands: Any) -> None:
+    command = commands.add_parser(
+        "compete",
+        help="competing components in a language model: train, trace, ablate",
+        description=COMPETE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Options()
+    add = command.add_argument
+    names = ",".join(default.components)
+    add("--components", type=names_of, metavar="A,B,…", help=f"of {', '.join(COMPONENTS)} (default {names})")
+    add("--corpus", metavar="FILE", help="UTF-8 text (default: the language reference in CPython's help())")
+    for name, text in {
+        "seed": "decides initial weights and the order of the text",
+        "steps": "training steps of each model",
+        "hidden": "width of the embedding and of each component",
+        "bptt": "words in a window: the length of backpropagation through time",
+        "batch": "windows in a step",
+        "trace-every": "steps between traces",
+        "trace-examples": "held-out windows to trace",
+        "eval-every": "steps between evaluations on the held-out text",
+        "vocab": "the most frequent words to know, rest <unk>",
+    }.items():
+        field = {"vocab": "vocabulary"}.get(name, name.replace("-", "_"))
+        add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")
+    add("--lr", type=float, metavar="X", help=f"Adam's learning rate (default {default.lr})")
+    add(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        default=CHECKPOINT_EVERY,
+        help=f"steps between checkpoints (default {CHECKPOINT_EVERY})",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("gradtrace-compete"),
+        help="folder (default %(default)s)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the folder's checkpoint, with the options it was begun with",
+    )
+    command.set_defaults(run=run_compete, stopped=how_to_resume)
+
+
+def _add_trace(commands: Any) -> None:
+    command = commands.add_parser(
+        "trace",
+        help="components by influence, and strongest paths, of your own model",
+        description=TRACE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add(
+        "target",
+        metavar="MODULE:FUNCTION",
+        help="a dotted module, or the path of a .py file, and a function in it",
+    )
+    add("--of", default="*", metavar="GLOB", help="the parameters whose paths are traced (default: all)")
+    add("--components", type=names_of, metavar="A,B,…", help="module names, globs or call instances such as rnn:2 "
+        "(default: the outermost modules)")  # fmt: skip
+    add("--kind", choices=("best", "greedy"), default="best", help="strongest path, or argmax of weight times "
+        "gradient at each step (default %(default)s)")  # fmt: skip
+    add("--batches", type=int, default=1, metavar="N", help="how many batches to trace (default %(default)s)")
+    add(
+        "--paths",
+        type=int,
+        default=3,
+        metavar="K",
+        help="how many strongest paths to show (default %(default)s)",
+    )
+    add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("gradtrace-trace"),
+        help="folder (default %(default)s)",
+    )
+    command.set_defaults(run=run_trace, stopped=lambda given: "stopped")
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Split a list of names at its commas."""
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def run_compete(given: argparse.Namespace) -> None:
+    """Run `gradtrace compete`."""
+    fields = Options.__dataclass_fields__
+    options = {name: value for name, value in vars(given).items() if name in fields and value is not None}
+    console = Console()
+    with Screen(console) as screen:
+
+        def watch(event: Event) -> None:
+            screen.show(event.run, event.step, event.steps, event.text)
+
+        results = compete(options, given.out, resume=given.resume, checkpoint_every=given.checkpoint_every, watch=watch)
+    show_competition(results, console)
+    plain(console, f"\nWritten to {given.out / RESULTS}")
+
+
+def how_to_resume(given: argparse.Namespace) -> str:
+    """Tell what an interrupted competition leaves, and how to go on."""
+    if not (given.out / RESULTS).exists():
+        return "stopped before anything was done"
+    again = shlex.join(["gradtrace", "compete", "--out", str(given.out), "--resume"])
+    return f"stopped; {given.out / RESULTS} has what was done; go on with: {again}"
+
+
+def run_trace(given: argparse.Namespace) -> None:
+    """Run `gradtrace trace`."""
+    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check)
+    console = Console()
+    subject = load_subject(given.target)
+    prepare_folder(given.out)
+    with Screen(console) as screen:
+        results = trace_subject(
+            given.target, subject, question, lambda done: screen.show("batches", done, given.batches)
+        )
+    write_json(given.out / RESULTS, results)
+    show_trace(results, console)
+    plain(console, f"\nWritten to {given.out / RESULTS}")

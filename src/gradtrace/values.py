@@ -1,0 +1,217 @@
+"""Values: which tensor at which moment a tensor of the program stands for.
+
+A leaf is known by its identity, the result of a custom function by its autograd node, everything else by where it
+lies in which storage (a storage is a cell, see `storage`). What autograd does not follow has no value: the
+tensors themselves say so (`requires_grad`, `is_leaf`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .custom import CustomFunction, CustomNode, name_of, refuse_reentrant
+from .errors import NotOnTape, Unsupported
+from .scopes import source_line
+from .storage import Cell, alias, disjoint, layout_of, overlay
+from .structure import Layout
+from .tape import Call, Input, Record, Scope, Slot, Value
+
+
+class Values:
+    """The values of a record, by tensor.
+
+    Args:
+        record: where leaves, and the calls that read a storage after writes, are added.
+        examples: tensors whose first dimension enumerates the examples.
+    """
+
+    def __init__(self, record: Record, examples: Sequence[Tensor]) -> None:
+        self.record = record
+        self.leaves: dict[int, tuple[Tensor, Value]] = {}
+        self.open = True  # whether new leaves and functions may appear
+        self._cells: dict[int, Cell] = {}
+        self._customs: dict[Any, Call] = {}
+        self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
+        self._examples = list(examples)  # alive as long as their cells are looked up
+        for tensor in examples:
+            record.example_values.append(self._example(tensor))
+            record.examples = tensor.shape[0]
+
+    def _example(self, tensor: Tensor) -> Value:
+        if tensor.requires_grad and tensor.is_leaf:
+            return self.leaf(tensor)
+        value = self.record.value(tensor, differentiable=False)
+        self._cell(tensor).write(layout_of(tensor), value)
+        return value
+
+    def name(self, name: str, tensor: Tensor) -> None:
+        """Give a leaf its name; a second name of a tied parameter becomes an alias."""
+        if not (tensor.requires_grad and tensor.is_leaf):
+            self.record.frozen.add(name)
+        elif id(tensor) in self.leaves:
+            self.record.aliases[name] = str(self.leaves[id(tensor)][1].name)
+        else:
+            self.leaf(tensor, name)
+
+    def leaf(self, tensor: Tensor, name: str | None = None) -> Value:
+        """Find or make the value of a leaf tensor.
+
+        Raises:
+            NotOnTape: the recording is over, and it was not used.
+        """
+        known = self.leaves.get(id(tensor))
+        if known is None:
+            if not self.open:
+                raise NotOnTape(f"this leaf tensor of shape {tuple(tensor.shape)} was not used in the recorded code")
+            name = name or f"leaf{len(self.leaves)}"
+            known = tensor, self.record.value(tensor, name=name)
+            self.leaves[id(tensor)] = known
+            self.record.leaves[name] = known[1]
+        return known[1]
+
+    def _cell(self, tensor: Tensor) -> Cell:
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise Unsupported(f"gradtrace follows dense tensors only, not {tensor.layout} of {tuple(tensor.shape)}")
+        storage = tensor.untyped_storage()
+        cell = self._cells.get(storage._cdata)
+        if cell is None or cell.ref.expired():
+            cell = self._cells[storage._cdata] = Cell(StorageWeakRef(storage))
+        return cell
+
+    def lookup(self, tensor: Tensor) -> Value | None:
+        """Find the value that a tensor stands for at this moment; None if autograd does not follow it.
+
+        Raises:
+            NotOnTape: autograd follows it, but the tape has not seen how it was made.
+        """
+        if tensor.requires_grad and tensor.is_leaf and not tensor.is_complex():
+            return self.leaf(tensor)
+        if not tensor.requires_grad and self.record.examples is None:
+            return None
+        if tensor.is_complex() and tensor.requires_grad:
+            raise Unsupported(f"a complex tensor of shape {tuple(tensor.shape)}: gradtrace follows real ones only")
+        if isinstance(tensor.grad_fn, CustomNode):
+            return self._custom(tensor, tensor.grad_fn)
+        cell = self._cell(tensor)
+        at = layout_of(tensor)
+        found = [v for v in cell.views.get(at, ()) if v.differentiable == tensor.requires_grad]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            seq = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
+            return next((v for v in found if v.seq == seq), found[0])
+        if any(v.differentiable == tensor.requires_grad and not disjoint(at, a) for a, v in cell.writes):
+            return self._alias(tensor, cell, at)
+        if tensor.requires_grad:
+            raise NotOnTape(_unseen(tensor))
+        return None
+
+    def _custom(self, tensor: Tensor, node: Any) -> Value:
+        """Find, or put on the tape, the call of the custom function that made a tensor."""
+        if node not in self._customs and not self.open:
+            raise NotOnTape(_unseen(tensor))
+        scopes, source = self._made.get(tensor.untyped_storage()._cdata, ((), ""))
+        waiting = [node]
+        while waiting:  # functions of functions, whose results no operator has used
+            unknown = [f for f, _ in waiting[-1].next_functions if isinstance(f, CustomNode) and f not in self._customs]
+            if unknown:
+                waiting += unknown
+            elif (last := waiting.pop()) not in self._customs:
+                self._customs[last] = self._custom_call(last, scopes, source)
+        call = self._customs[node]
+        assert isinstance(call.op, CustomFunction)
+        call.op.results[tensor.output_nr] = tensor.detach()
+        return _result(call, tensor.output_nr)
+
+    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
+        refuse_reentrant(node)
+        op = CustomFunction(node)
+        values = [self._behind(fn, number) for fn, number in node.next_functions if fn is not None]
+        inputs = tuple(Input(v, v.shape, (), 0, v.dtype, op.results[0].device, None) for v in values)
+        slots = tuple(Slot(i) for i in range(len(inputs)))
+        name = f"autograd.{name_of(node)}"
+        call = Call(len(self.record.calls), op, name, name, inputs, slots, {}, scopes, source)
+        call.outputs = tuple(self.record.value(result) for result in op.results)
+        for value in call.outputs:
+            assert value is not None
+            value.call = call
+        self.record.calls.append(call)
+        return call
+
+    def _behind(self, node: Any, number: int) -> Value:
+        """Find the value that an autograd node made as its result `number`."""
+        if hasattr(node, "variable"):
+            return self.leaf(node.variable)
+        if node in self._customs:
+            return _result(self._customs[node], number)
+        for call in reversed(self.record.calls):
+            value = call.outputs[number] if number < len(call.outputs) else None
+            if value is not None and value.seq == node._sequence_nr():
+                return value
+        raise NotOnTape(f"an argument of a custom autograd.Function comes from {node.name()}, which was not recorded")
+
+    def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
+        """Read a storage through an alias that was made before the last write to it."""
+        numel = tensor.untyped_storage().nbytes() // tensor.element_size()
+        flat = Layout((numel,), (1,), 0)
+        if [a for a, _ in cell.writes] != [flat]:
+            parts = [(a, v) for a, v in cell.writes if v.differentiable == tensor.requires_grad]
+            layouts = tuple(a for a, _ in parts)
+            slots = [Slot(i) for i in range(len(parts))]
+            whole = self._pseudo(overlay, (slots, layouts, numel), [v for _, v in parts], (numel,), tensor)
+            cell.writes = [(flat, whole)]
+        value = self._pseudo(alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
+        cell.views.setdefault(at, []).append(value)
+        return value
+
+    def _pseudo(
+        self,
+        op: Callable[..., Any],
+        args: tuple[Any, ...],
+        values: list[Value],
+        shape: tuple[int, ...],
+        like: Tensor,
+    ) -> Value:
+        """Add a call that no program made: it reads a storage after writes."""
+        inputs = tuple(Input(v, v.shape, (), 0, like.dtype, like.device, None) for v in values)
+        name = f"gradtrace.{op.__name__}"
+        call = Call(len(self.record.calls), op, name, name, inputs, args, {}, (), source_line())
+        value = self.record.value(like, differentiable=like.requires_grad)
+        value.shape, value.call = shape, call
+        call.outputs = (value,)
+        self.record.calls.append(call)
+        return value
+
+    def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
+        """Note which storage holds a new value: written there, or a view of what it held."""
+        cell, at = self._cell(tensor), layout_of(tensor)
+        if writes:
+            cell.write(at, value)
+        else:
+            cell.views.setdefault(at, []).append(value)
+
+    def made(self, tensor: Tensor, where: tuple[tuple[Scope, ...], str]) -> None:
+        """Note where a tensor was made that autograd does not follow, perhaps inside a custom function."""
+        self._made[tensor.untyped_storage()._cdata] = where
+
+
+def _result(call: Call, number: int) -> Value:
+    value = call.outputs[number]
+    assert value is not None
+    return value
+
+
+def _unseen(tensor: Tensor) -> str:
+    """Explain why a tensor with a history is not on the tape."""
+    node = tensor.grad_fn
+    what = f"a tensor of shape {tuple(tensor.shape)}"
+    made = type(node).__name__ if node is not None else "unknown"
+    return (
+        f"{what} has a history (grad_fn={made}) that was not recorded: "
+        "compute it inside `with record(...)`, or detach() it to make it a constant"
+    )
