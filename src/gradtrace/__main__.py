@@ -1,5 +1,5 @@
 """Run the command line as `python -m gradtrace`."""
 
-from gradtrace.cli import main
+from .cli import main
 
 raise SystemExit(main())

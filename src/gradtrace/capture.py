@@ -129,43 +129,51 @@ class Capture(TorchDispatchMode):
         event = self._event(func, args, kwargs or {})
         # inputs are saved before the operator runs: it may overwrite them
         inputs = self._inputs(event) if any(v is not None for v in event.values) else ()
-        for tensor in event.written:
+        for tensor in filter(_is_dense, event.written):
             for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
                 saved.keep()
         result = func(*args, **(kwargs or {}))
         outputs = list(flat_tensors(result))
+        if inputs and not all(out is None or _is_dense(out) for out in outputs):
+            raise Unsupported(f"{func} gives a sparse or nested tensor: gradtrace follows dense ones only")
         if inputs:
             self._record(event, inputs, outputs)
         elif not torch.is_grad_enabled():
             where = self.scopes.here(), source_line()
             for tensor in outputs:
-                if tensor is not None and tensor.layout == torch.strided and not tensor.is_nested:
+                if tensor is not None and _is_dense(tensor):
                     self.values.made(tensor, where)
         return result
 
     def _event(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Event:
         tensors: list[Tensor] = []
+        grad, labelled = torch.is_grad_enabled(), self.record.examples is not None
         template, keywords = _template(tuple(args), tensors), {k: _template(v, tensors) for k, v in kwargs.items()}
         named = (args[i] if i < len(args) else kwargs.get(name) for i, name in operator(func).written)
         written = [t for target in named for t in flat_tensors(target) if t is not None]
-        grad, labelled = torch.is_grad_enabled(), self.record.examples is not None
         values: list[Value | None] = []
-        if labelled or (grad and operator(func).base != "detach"):
-            values = [self.values.lookup(t) if grad or not t.requires_grad else None for t in tensors]
+        if not all(map(_is_dense, tensors)):
+            if grad and any(t.requires_grad for t in tensors):
+                raise Unsupported(f"{func} works on sparse or nested tensors: gradtrace follows dense ones only")
+        elif labelled or (grad and operator(func).base != "detach"):
+            values = [self.values.lookup(t) if grad or not t.requires_grad else self.values.seen(t) for t in tensors]
         return Event(func, template, keywords, tensors, values, written)
 
     def _inputs(self, event: Event) -> tuple[Input, ...]:
         inputs = []
         for i, (tensor, value) in enumerate(zip(event.tensors, event.values, strict=True)):
             lost = event.known.overwrites and i == 0
-            saved = None if event.known.view or lost else Saved(tensor)
-            if saved is not None:
-                self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
+            saved = None if event.known.view or lost else self._save(tensor)
             at = layout_of(tensor)
             inputs.append(
                 Input(None if lost else value, at.size, at.stride, at.offset, tensor.dtype, tensor.device, saved)
             )
         return tuple(inputs)
+
+    def _save(self, tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
+        return saved
 
     def _record(self, event: Event, inputs: tuple[Input, ...], outputs: list[Tensor | None]) -> None:
         """Write a call that has run to the record, with a value for each result."""
@@ -185,6 +193,8 @@ class Capture(TorchDispatchMode):
             source=source_line(),
             written=_written_positions(event),
         )
+        if torch.Tag.nondeterministic_seeded in event.func.tags:  # running it again would draw again
+            call.results = tuple(self._save(out) if out is not None else None for out in outputs)
         seq = _autograd._get_sequence_nr() - 1
         storages = {t.untyped_storage()._cdata for t in event.tensors}
         call.outputs = tuple(self._result(out, event, followed) if out is not None else None for out in outputs)
@@ -197,12 +207,16 @@ class Capture(TorchDispatchMode):
 
     def _result(self, out: Tensor, event: Event, followed: bool) -> Value | None:
         """Make the value of a result; None where neither autograd nor example labels go on."""
-        differentiable = followed and (out.is_floating_point() or out.is_complex())
+        differentiable = followed and event.known.base != "detach" and (out.is_floating_point() or out.is_complex())
         # written to under no_grad: autograd does not notice, the value stays what it was
         unnoticed = out.requires_grad and not torch.is_grad_enabled() and any(out is w for w in event.written)
         if unnoticed or not (differentiable or self.record.examples is not None):
             return None
         return self.record.value(out, differentiable=differentiable)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def _written_positions(event: Event) -> tuple[int, ...]:

@@ -11,59 +11,66 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from gradtrace import __version__
-from gradtrace.errors import GradtraceError
-from gradtrace.experiments.checkpoint import RESULTS, prepare_folder, write_json
-from gradtrace.experiments.compete import CHECKPOINT_EVERY, Event, compete
-from gradtrace.experiments.competition import COMPONENTS
-from gradtrace.experiments.options import Options
-from gradtrace.experiments.user_model import Question, load_subject, trace_subject
-from gradtrace.report.terminal import Screen, plain, show_competition, show_trace
+from . import __version__
+from .errors import GradtraceError
+from .experiments.checkpoint import RESULTS, prepare_folder, write_json
+from .experiments.compete import CHECKPOINT_EVERY, Event, compete
+from .experiments.competition import COMPONENTS
+from .experiments.options import Options
+from .experiments.user_model import Question, load_subject, trace_subject
+from .report.terminal import Screen, plain, show_competition, show_trace
 
 TOP = """\
-Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring: for every parameter it
-finds the path through which most gradient reaches it, and which components those paths cross.
+Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring:
+for every parameter it finds the path through which most gradient reaches it, and which
+components those paths cross.
 
-  gradtrace compete                       train a language model whose RNN, LSTM and GRU compete, trace, ablate
-  gradtrace trace model.py:build          trace a model of your own
+  gradtrace compete                   competing components in a language model, on text
+  gradtrace trace train.py:build      a model of your own
 """
 
 COMPETE = """\
-Train a word-level language model in which components compete on the same word embeddings, trace held-out
-examples as it learns, then train again without each component, and say whether influence foretold the damage.
+Train a word-level language model in which components compete on the same word embeddings,
+and trace held-out examples as it learns; then train it again without each component, and
+say whether influence foretold the damage.
 
 examples:
-  gradtrace compete                                       the default text, about four minutes on two cores
+  gradtrace compete                                       about four minutes on two cores
   gradtrace compete --components rnn,lstm,gru,attention   four competitors
-  gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text; Penn Treebank format is recognised
-  gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash, to the same results
-  gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try        a first look, in seconds
+  gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text, or Penn Treebank
+  gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash
+  gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try       a first look
 
-Writes results.json and checkpoint.safetensors to the folder.
+Writes results.json and checkpoint.safetensors to the folder. A competition that was
+killed and resumed gives the same results.json as one that was not.
 """
 
 TRACE = """\
-Trace a model of your own: which components do the strongest paths from its parameters cross?
+Trace a model of your own: which components do the paths from its parameters cross?
 
 FUNCTION takes no arguments and returns (model, batches, loss function):
-  model            a torch.nn.Module, in the mode (train or eval) that you want traced
-  batches          an iterable of batches: a tensor, or tensors in a tuple, list or dict; those whose first
-                   dimension is that of the first tensor enumerate the examples
-  loss function    called as loss(model, batch); runs the model and gives a scalar tensor
+  model          a torch.nn.Module, in the mode (train or eval) that is to be traced
+  batches        an iterable of batches: a tensor, or tensors in a tuple, list or dict;
+                 those whose first dimension is that of the first tensor hold the examples
+  loss function  called as loss(model, batch): runs the model, gives a scalar tensor
 
   # train.py
+  import torch
+  from torch import nn
+
   def build():
-      model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+      model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
       batches = [(torch.randn(32, 8), torch.randn(32, 1))]
       return model, batches, lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
 
 examples:
-  gradtrace trace train.py:build                               outermost modules, all parameters
+  gradtrace trace train.py:build                    outermost modules, all parameters
+  gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
+  gradtrace trace train.py:build --batches 10       average over ten batches
+  gradtrace trace train.py:build --check            prove the tape against autograd first
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
-  gradtrace trace train.py:build --kind greedy --batches 10    follow the ordinary gradient, over ten batches
-  gradtrace trace train.py:build --check                       and prove the tape against autograd first
 
-Writes results.json to the folder.
+Writes results.json to the folder. The strongest paths shown are always the best ones.
 """
 
 

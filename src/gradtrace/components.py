@@ -24,7 +24,8 @@ class Slice:
 
     Attributes:
         module: a module's name, a glob, or one call of it; or the name of a parameter (expert weights).
-        axis: the axis; "head" stands for axis 1 of the results with 4 axes, batch × head × time × size.
+        axis: the axis; "head" stands for axis 1 of the products and softmaxes of attention, which are
+            batch × head × time × time or size, and which every path through a head crosses.
         of: the size of the axis; results of another size there are not meant.
         index: which one; None stands for all of them, one component each.
 
@@ -47,21 +48,26 @@ class Slice:
         axis = self.axis if isinstance(self.axis, str) else f"axis {self.axis}:"
         return f"{self.module}[{axis} {'*' if self.index is None else self.index}]"
 
-    def mask(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Give which scalars of a tensor are meant, broadcasting to its shape; None if none is."""
+    def mask(self, shape: tuple[int, ...], call: Call | None = None) -> Tensor | None:
+        """Give which scalars of a call's result, or a leaf, are meant, broadcasting to its shape; None if none is."""
+        if self.axis == "head" and (call is None or not _of_attention(call)):
+            return None
         axis = 1 if self.axis == "head" else int(self.axis)
         if (self.axis == "head" and len(shape) != 4) or not -len(shape) <= axis < len(shape):
             return None
         if shape[axis] != self.of:
             return None
-        if self.axis == "head" and shape[2] == self.of:
-            raise GradtraceError(
-                f"{self}: results of shape {shape} have two axes of size {self.of}, so heads cannot be told from "
-                "time steps: trace a sequence of another length"
-            )
         size = [1] * len(shape)
         size[axis] = self.of
         return (torch.arange(self.of) == self.index).reshape(size)
+
+
+def _of_attention(call: Call) -> bool:
+    """Tell whether a call is a softmax, or gives a batched product its shape: there axis 1 is surely the head."""
+    if call.base in ("_softmax", "_safe_softmax"):
+        return True
+    source = call.inputs[0].value if call.base in ("view", "_unsafe_view") else None
+    return source is not None and source.call is not None and source.call.base in ("bmm", "baddbmm")
 
 
 Component: TypeAlias = str | Slice

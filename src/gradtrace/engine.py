@@ -17,8 +17,9 @@ from torch import Tensor
 from . import rules
 from .errors import MissingRule, NotANumber
 from .kernels.reference import pull
-from .labels import Labels, pull_by_example
+from .labels import Labels
 from .semiring import Carrier, Element
+from .split import pull_by_example
 from .tape import Call, Record, Value
 
 EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion

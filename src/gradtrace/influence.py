@@ -109,7 +109,7 @@ def own_bits(call: Call, components: Sequence[Component], shape: tuple[int, ...]
     out = torch.zeros((), dtype=torch.int64)
     for i, component in enumerate(components):
         if matches(call, name_of(component)):
-            mask = component.mask(shape) if isinstance(component, Slice) else torch.ones((), dtype=torch.bool)
+            mask = component.mask(shape, call) if isinstance(component, Slice) else torch.ones((), dtype=torch.bool)
             out = out if mask is None else out | (mask.to(torch.int64) << i)
     return out
 

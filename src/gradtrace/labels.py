@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 
 from . import rules
-from .kernels.reference import each, pull
-from .semiring import Carrier, Element
 from .structure import (
     Chain,
     Contraction,
@@ -84,19 +82,23 @@ def propagate(record: Record, loss: Value) -> Labels:
 def _through(call: Call, labels: Labels) -> None:
     """Label the results of one call."""
     found: dict[int, list[tuple[Label, bool]]] = {}
+    free = False  # whether parameters reach the results too
     for position, number, structure in _structures(call):
         argument = call.inputs[position].value
         label = labels.of.get(argument.id) if argument is not None else None
         y = call.outputs[number] if number < len(call.outputs) else None
+        free |= argument is not None and argument.differentiable and label is None
         if label is None or argument is None or y is None:
             continue
         found.setdefault(number, []).append(push(structure, label, argument.shape, y.shape))
     for number, parts in found.items():
         y = call.outputs[number]
         assert y is not None
-        label, connected = _combine(parts, y.shape)
+        label, connected = _combine(parts, free=free)
         labels.of[y.id] = label
-        if connected:
+        # once examples are mixed, only what is linear keeps the loss a sum of theirs
+        nonlinear = not connected and label is MIXED and not labels.connected and _nonlinear(call, number, labels)
+        if connected or nonlinear:
             labels.connected.append(call)
 
 
@@ -107,25 +109,57 @@ def _structures(call: Call) -> list[rules.Edge]:
     return []
 
 
-def _combine(parts: list[tuple[Label, bool]], shape: Shape) -> tuple[Label, bool]:
+def _combine(parts: list[tuple[Label, bool]], *, free: bool) -> tuple[Label, bool]:
     """Merge what several arguments say about one result: (label, whether examples are connected)."""
     rows = [label for label, _ in parts if isinstance(label, Tensor)]
     connected = any(flag for _, flag in parts)
-    mixed = len(rows) < len(parts)
     if not rows:
         return MIXED, connected
     out = rows[0]
     for other in rows[1:]:
         out, other = torch.broadcast_tensors(out, other)
         if bool(((out != other) & (out != UNKNOWN) & (other != UNKNOWN)).any()):
-            return MIXED, True
+            return MIXED, connected  # a sum of examples' terms, or more: whether it is linear will tell
         out = torch.where(out == UNKNOWN, other, out)
     label = compress(out)
     if bool((label == UNKNOWN).any()):
-        label = _fill(label)
-        if label is None:
+        filled = _fill(label)
+        if filled is None and free:  # a parameter goes where no example is told apart
             return MIXED, True
-    return label, connected or mixed
+        label = label if filled is None else filled
+    return label, connected or len(rows) < len(parts)
+
+
+def _nonlinear(call: Call, number: int, labels: Labels) -> bool:
+    """Tell whether a call's derivatives change when the labelled arguments do, by trying."""
+    if not any(i.value is not None and i.value.differentiable for i in call.inputs):
+        return False
+    data = [i.tensor() for i in call.inputs]
+    generator = torch.Generator().manual_seed(0)
+    moved = [
+        x + torch.rand(x.shape, generator=generator).to(x.dtype)
+        if x.is_floating_point() and i.value is not None and labels.of.get(i.value.id) is not None
+        else x
+        for x, i in zip(data, call.inputs, strict=True)
+    ]
+    return any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(*_slopes(call, number, data, moved), strict=True))
+
+
+def _slopes(call: Call, number: int, *points: list[Tensor]) -> list[list[Tensor]]:
+    """Give the derivatives of the sum of one result at several points, for every followed argument."""
+    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
+    out = []
+    for point in points:
+        tensors = list(point)
+        with torch.enable_grad():
+            for p in wanted:
+                tensors[p] = tensors[p].detach().requires_grad_()
+            y = call.run(tensors)[number]
+            assert y is not None
+            leaves = [tensors[p] for p in wanted]
+            found = torch.autograd.grad(y.sum(), leaves, allow_unused=True) if y.requires_grad else [None] * len(leaves)
+        out.append([torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)])
+    return out
 
 
 def compress(label: Tensor) -> Tensor:
@@ -194,17 +228,38 @@ def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
 
 def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     label = refit(label, x_shape, s.x_shape)
+    if s.w and not set(s.x) & set(s.y) and label.numel() > 1:
+        return _push_dense(s, label, y_shape)
     gone = [d for d, c in enumerate(s.x) if c not in s.y]
     if gone:
-        low, high = label.amin(gone, keepdim=True), label.amax(gone, keepdim=True)
-        if not torch.equal(low, high):
-            # a sum of examples (the loss) keeps their traces apart, any other mixture does not
-            return MIXED, any(c not in s.x for c in s.y)
-        label = low
+        low, high = _span(label, gone)
+        if bool((low < high).any()):
+            return MIXED, False
+        label = high
     order = [s.x.index(c) for c in s.y if c in s.x]
     sizes = iter([label.shape[d] for d in order])
     label = label.permute([*order, *gone]).reshape([next(sizes) if c in s.x else 1 for c in s.y])
     return refit(label, s.y_shape, y_shape), False
+
+
+def _span(label: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Give the smallest and the largest known label along some axes."""
+    known = label.masked_fill(label == UNKNOWN, torch.iinfo(label.dtype).max)
+    return known.amin(dims, keepdim=True), label.amax(dims, keepdim=True)
+
+
+def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, bool]:
+    """No axis is shared, so look at which entries of the Jacobian are there at all."""
+    assert s.weight is not None
+    sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
+    order = [s.w.index(c) for c in s.y + s.x if c in s.w]
+    shape = [sizes[c] if c in s.w else 1 for c in s.y + s.x]
+    there = s.weight().reshape([sizes[c] for c in s.w]).permute(order).reshape(shape).expand(*s.y_shape, *s.x_shape) != 0
+    full = torch.where(there, label.expand(s.x_shape), UNKNOWN).flatten(len(s.y))
+    low, high = _span(full, [-1])
+    if bool((low < high).any()):
+        return MIXED, False
+    return compress(high.reshape(y_shape)), False
 
 
 def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -233,63 +288,3 @@ def _push_strided(s: Strided, label: Tensor) -> Tensor:
     size = [n if o else 1 for n, o in zip(at.size, split, strict=True)]
     stride = [t // inner if o else 0 for t, o in zip(at.stride, split, strict=True)]
     return compress(outer.as_strided(size, stride, at.offset // inner))
-
-
-def pull_by_example(structure: Structure, carrier: Carrier, g: Element, y: Value, x: Value, labels: Labels) -> Element:
-    """Carry elements from a result to an argument, keeping examples apart where the argument is free."""
-    label = labels.of.get(y.id)
-    if not labels.free(x) or label is None:
-        return pull(structure, carrier, g)
-    if not isinstance(label, Tensor):
-        out = pull(structure, carrier, g)
-        return each(out, lambda p: p.expand(labels.count, *p.shape[1:]))
-    if isinstance(structure, Gather):
-        return _gather_split(structure, carrier, g, label.expand(y.shape), labels.count)
-    if isinstance(structure, Contraction):
-        split = _contraction_split(structure, g, refit(label, y.shape, structure.y_shape), labels.count)
-        if split is not None:
-            return pull(split[0], carrier, split[1])
-    apart = torch.arange(labels.count).reshape(-1, *[1] * len(y.shape)) == label
-    zero = carrier.zero((), g)
-    g = tuple(torch.where(apart, p, z) for p, z in zip(g, zero, strict=True))
-    return pull(structure, carrier, g)
-
-
-def _gather_split(s: Gather, carrier: Carrier, g: Element, label: Tensor, count: int) -> Element:
-    """Give each example rows of its own to gather into."""
-    numel = prod(s.x_shape)
-
-    def index() -> Tensor:
-        flat = s.index().reshape(label.shape)
-        return torch.where(flat >= 0, flat + label * numel, -1)
-
-    out = pull(Gather(index, s.y_shape, (count * numel,)), carrier, g)
-    return each(out, lambda p: p.reshape(count, *s.x_shape))
-
-
-def _contraction_split(s: Contraction, g: Element, label: Tensor, count: int) -> tuple[Contraction, Element] | None:
-    """Split the one merged axis along which examples differ into (example, rest); None if there isn't one."""
-    axes = [d for d in range(label.dim()) if label.shape[d] > 1]
-    axis = axes[0] if axes else next((d for d, c in enumerate(s.y) if c not in s.x and count == 1), None)
-    if len(axes) > 1 or axis is None or s.y[axis] in s.x:
-        return None
-    vector = label.flatten() if axes else label.new_zeros(s.y_shape[axis])
-    sizes = torch.bincount(vector, minlength=count)
-    if len(sizes) != count or bool((sizes != sizes[0]).any()):
-        return None
-    order, each_size = torch.argsort(vector, stable=True), int(sizes[0])
-    letter, new = s.y[axis], next(c for c in "ZYXWVUTSRQP" if c not in s.y + s.x + s.w)
-    g = each(g, lambda p: p.reshape(1, *s.y_shape).index_select(1 + axis, order))
-    y_shape = (*s.y_shape[:axis], count, each_size, *s.y_shape[axis + 1 :])
-
-    def weight() -> Tensor:
-        assert s.weight is not None
-        given = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
-        at = s.w.index(letter)
-        full = s.weight().reshape([given[c] for c in s.w]).index_select(at, order)
-        return full.unflatten(at, (count, each_size))
-
-    w = s.w.replace(letter, new + letter)
-    given = s.weight if letter not in s.w else weight
-    y = s.y.replace(letter, new + letter)
-    return Contraction(y, new + s.x, y_shape, (count, *s.x_shape), w, given), g

@@ -129,6 +129,7 @@ class Call:
         base: the bare operator, "mm", also for its in-place form.
         inputs: the tensor arguments, flattened, in argument order.
         written: positions among them that the operator writes to.
+        results: what it gave, kept only where it drew random numbers, so that running it again would differ.
         outputs: a value for each tensor result; None where autograd does not follow.
         scopes: the module calls around it, outermost first.
         source: "file:line" of the user's code.
@@ -144,6 +145,7 @@ class Call:
     scopes: tuple[Scope, ...]
     source: str
     written: tuple[int, ...] = ()
+    results: tuple[Saved | None, ...] = ()
     outputs: tuple[Value | None, ...] = ()
 
     @property

@@ -239,7 +239,10 @@ class Trace:
                     )
                 labels = propagate(self.tape.record, self.loss)
                 if labels.free(self.loss):
-                    raise GradtraceError("the loss does not depend on the tensors given as examples")
+                    raise GradtraceError(
+                        "the loss does not depend on the tensors given as examples, or only through integer "
+                        "operators that gradtrace does not follow: give the tensors made from them as well"
+                    )
             self._forests[key] = plant(self.tape.record, self.loss, kind, labels)
         return self._forests[key]
 

@@ -51,6 +51,8 @@ class Values:
 
     def name(self, name: str, tensor: Tensor) -> None:
         """Give a leaf its name; a second name of a tied parameter becomes an alias."""
+        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+            raise Unsupported(f"the lazy parameter {name!r} has no shape yet: run the model once before recording")
         if not (tensor.requires_grad and tensor.is_leaf):
             self.record.frozen.add(name)
         elif id(tensor) in self.leaves:
@@ -75,8 +77,6 @@ class Values:
         return known[1]
 
     def _cell(self, tensor: Tensor) -> Cell:
-        if tensor.layout != torch.strided or tensor.is_nested:
-            raise Unsupported(f"gradtrace follows dense tensors only, not {tensor.layout} of {tuple(tensor.shape)}")
         storage = tensor.untyped_storage()
         cell = self._cells.get(storage._cdata)
         if cell is None or cell.ref.expired():
@@ -110,6 +110,13 @@ class Values:
         if tensor.requires_grad:
             raise NotOnTape(_unseen(tensor))
         return None
+
+    def seen(self, tensor: Tensor) -> Value | None:
+        """Find a value under no_grad, for its example labels only; None if there is none."""
+        try:
+            return self.lookup(tensor)
+        except NotOnTape:
+            return None
 
     def _custom(self, tensor: Tensor, node: Any) -> Value:
         """Find, or put on the tape, the call of the custom function that made a tensor."""

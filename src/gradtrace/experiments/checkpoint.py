@@ -95,7 +95,8 @@ def load(path: Path) -> Checkpoint | None:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             # A copy: what is mapped from the file has no alignment to count on, and sums may depend on it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
         return Checkpoint(tensors, json.loads(header["state"]))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise OptionError(f"{path} is not a checkpoint of gradtrace compete: {error}") from None

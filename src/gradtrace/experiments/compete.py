@@ -8,7 +8,8 @@ and which step, so that a killed competition goes on to the same results as one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradtrace.trace import record
-
+from ..trace import record
 from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, prepare_folder, restore, save, write_json
 from .competition import Competition, derived_seed, next_word_loss
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
@@ -88,9 +88,20 @@ def compete(
     results = new_results(options, corpus)
     if found is not None:
         results = same_surroundings(found.state, results, folder)
-        torch.set_num_threads(results["versions"]["threads"])
     prepare_folder(folder)
-    return _run_all(Plan(options, corpus, folder, checkpoint_every, watch), results, found)
+    with _threads(results["versions"]["threads"]):
+        return _run_all(Plan(options, corpus, folder, checkpoint_every, watch), results, found)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use as many threads as the competition was begun with: the order of sums depends on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def same_options(given: Mapping[str, Any], state: Mapping[str, Any], folder: Path) -> Options:

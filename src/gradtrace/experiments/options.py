@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradtrace.errors import GradtraceError, UnknownName
-
+from ..errors import GradtraceError, UnknownName
 from .competition import COMPONENTS
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-import gradtrace
-
+from .. import __version__
 from .agreement import Ablation, compare, sentence
 from .corpus import Corpus, unigram_perplexity
 from .options import Options
@@ -28,7 +27,7 @@ HEADLINE = ("best", "share")  # the pair whose agreement the sentence is about: 
 def versions() -> dict[str, Any]:
     """Tell what besides the options decides the last digits."""
     return {
-        "gradtrace": gradtrace.__version__,
+        "gradtrace": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

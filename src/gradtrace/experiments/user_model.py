@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +20,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradtrace.errors import GradtraceError
-from gradtrace.influence import InfluenceRow, InfluenceTable
-from gradtrace.paths import Path
-from gradtrace.trace import record
-
+from ..errors import GradtraceError
+from ..influence import InfluenceRow, InfluenceTable
+from ..paths import Path
+from ..trace import record
 from .options import OptionError
 from .results import SCHEMA, versions
 
@@ -109,7 +107,7 @@ def _import(where: str) -> ModuleType:
 
 
 def _import_named(name: str) -> ModuleType:
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(File.cwd()))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -8,23 +8,46 @@ in the file of their family; operators that PyTorch tags as pointwise, or marks 
 from __future__ import annotations
 
 from ..tape import Call
-from . import contraction, dense, indexing, normalisation, pointwise, reduction, scattering
+from . import (
+    constant,
+    contraction,
+    convolution,
+    dense,
+    indexing,
+    losses,
+    normalisation,
+    pointwise,
+    reduction,
+    resampling,
+    rowwise,
+    scattering,
+)
 from .table import TABLE, Edge, Rule, register
 
 __all__ = ["TABLE", "Edge", "Rule", "generic", "register", "served_by", "structures"]
 
-_FAMILIES = (contraction, indexing, normalisation, reduction, scattering, pointwise, dense)
+_FAMILIES = (
+    *(constant, contraction, convolution, indexing, losses, normalisation),
+    *(reduction, resampling, rowwise, scattering, pointwise, dense),
+)
+
+
+def key(call: Call) -> str:
+    """Name the row of a call: the bare name for PyTorch's own operators, "library.name" for all others."""
+    names = call.name.split(".")
+    return call.base if names[0] == "aten" else ".".join(names[:2])
 
 
 def generic(call: Call) -> bool:
     """Tell whether a row or a tagged family covers an operator, so that no derivative is needed to know it."""
-    return call.base in TABLE or indexing.is_view(call) or pointwise.is_pointwise(call)
+    return rule_of(call) is not dense.fallback
 
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
-    if call.base in TABLE:
-        return TABLE[call.base]
+    row = TABLE.get(key(call))
+    if row is not None:
+        return row
     if indexing.is_view(call):
         return indexing.view
     return pointwise.pointwise if pointwise.is_pointwise(call) else dense.fallback

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
-from ..structure import Contraction, diagonal
+from ..structure import LETTERS, Contraction, diagonal
 from ..tape import Call
-from .table import Edge, Rule, register
+from .table import Edge, Rule, argument, register, result
 
 
 def product(equation: str, first: int = 0, scale: str = "", added: str = "") -> Rule:
@@ -47,6 +48,25 @@ def _full(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
     return like.new_full((), value).expand(shape)
 
 
+def trilinear(call: Call) -> Iterator[Edge]:
+    """_trilinear (nn.Bilinear): three factors, each with axes of size 1 put in, multiplied and summed over some."""
+    expands = [argument(call, f"expand{k}") for k in (1, 2, 3)]
+    ndim = len(call.inputs[0].shape) + len(expands[0])
+    names = LETTERS[:ndim]
+    of = ["".join(c for d, c in enumerate(names) if d not in e) for e in expands]
+    y = "".join(c for d, c in enumerate(names) if d not in argument(call, "sumdim"))
+    for k in range(3):
+        a, b = [i for i in range(3) if i != k]
+        w = "".join(c for c in names if c in of[a] + of[b])
+
+        def weight(a: int = a, b: int = b, w: str = w) -> Tensor:
+            left, right = call.inputs[a].tensor(), call.inputs[b].tensor()
+            return torch.einsum(f"{of[a]},{of[b]}->{w}", left, right)
+
+        yield k, 0, Contraction(y, of[k], result(call).shape, call.inputs[k].shape, w, weight)
+
+
+register("_trilinear", trilinear)
 register("mm", product("ik,kj->ij"))
 register("bmm", product("bik,bkj->bij"))
 register("mv", product("ik,k->i"))

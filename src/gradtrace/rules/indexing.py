@@ -9,9 +9,22 @@ import torch
 from torch import Tensor
 
 from ..storage import layout_of
-from ..structure import Contraction, Gather, Layout, Placed, Scatter, Shape, Strided, letters, positions
+from ..structure import (
+    Contraction,
+    Edges,
+    Gather,
+    Layout,
+    Placed,
+    Scatter,
+    Shape,
+    Sparse,
+    Strided,
+    letters,
+    positions,
+    sparse,
+)
 from ..tape import Call, flat_tensors
-from .table import Edge, Rule, argument, register, rerun, result
+from .table import Edge, Rule, argument, data, position, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
 
@@ -151,6 +164,58 @@ def embedding(call: Call) -> Iterator[Edge]:
     yield 1, 0, Contraction(name, name[:-1], y.shape, indices.shape)
 
 
+def embedding_bag(call: Call) -> Iterator[Edge]:
+    """y[bag, h] adds up, averages or maximises the rows of the table that the bag names."""
+    table, y, mode = call.inputs[0].shape, result(call), argument(call, "mode")
+    if mode == 2:
+        yield 0, 0, Gather(lambda: _largest(call), y.shape, table)
+        return
+    width = table[1]
+    y_shape, x_shape = (1, y.shape[0], width), (1, table[0], width)
+    yield 0, 0, sparse(lambda: _bags(call), y_shape, x_shape)
+    at = position(call, "per_sample_weights")
+    if at is not None:
+        yield at, 0, Sparse(lambda: _samples(call), (1, y.numel, 1), (1, call.inputs[at].shape[0], 1))
+
+
+def _entries(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Give (place in the list, bag, row of the table) of everything that counts."""
+    rows, offsets = data(call, "indices"), data(call, "offsets")
+    assert rows is not None
+    assert offsets is not None
+    place = torch.arange(len(rows))
+    bag = torch.searchsorted(offsets.to(torch.int64), place, right=True) - 1
+    live = rows != argument(call, "padding_idx")
+    return place[live], bag[live], rows.to(torch.int64)[live]
+
+
+def _bags(call: Call) -> Edges:
+    place, bag, row = _entries(call)
+    given, table = data(call, "per_sample_weights"), call.inputs[0]
+    weight = torch.ones(len(place), dtype=table.dtype) if given is None else given[place]
+    if argument(call, "mode") == 1:
+        weight = weight / torch.bincount(bag)[bag]
+    if argument(call, "scale_grad_by_freq"):
+        weight = weight / torch.bincount(row)[row]
+    return bag, row, weight
+
+
+def _samples(call: Call) -> Edges:
+    place, bag, row = _entries(call)
+    table = call.inputs[0].tensor()
+    width = table.shape[1]
+    i = bag[:, None] * width + torch.arange(width)
+    return i.flatten(), place.repeat_interleave(width), table[row].flatten()
+
+
+def _largest(call: Call) -> Tensor:
+    rows, y = call.run()[3], result(call)
+    assert rows is not None
+    index = rows.to(torch.int64) * y.shape[1] + torch.arange(y.shape[1])
+    empty = torch.bincount(_entries(call)[1], minlength=y.shape[0]) == 0
+    return index.masked_fill((rows < 0) | empty[:, None], -1)
+
+
 def as_strided_scatter(call: Call) -> Iterator[Edge]:
     """The second argument is written through a layout of the first, which is made contiguous."""
     base, part, y = call.inputs[0], call.inputs[1], result(call)
@@ -179,6 +244,7 @@ register("gradtrace.alias", aliased)
 register("cat", cat)
 register("stack", stack)
 register("embedding", embedding)
+register("_embedding_bag", embedding_bag)
 register("as_strided_copy", as_strided)
 register("as_strided_scatter", as_strided_scatter)
 register("block_diag", moved_each)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..structure import LowRank, diagonal
+from ..structure import LowRank, Shape, Weight, diagonal, reduction
 from ..tape import Call
-from .table import Edge, register
+from .table import Edge, argument, data, position, register
 
 
 def _output(call: Call) -> Tensor:
@@ -42,37 +43,144 @@ def log_softmax(call: Call) -> Iterator[Edge]:
     yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
 
 
+@dataclass(frozen=True)
+class Standard:
+    """x̂ = (x - mean) · scale over the axes `dims` of x viewed in `shape`, then γ x̂ + β.
+
+    Attributes:
+        call: takes x first; `shape`: in which x and y are viewed; `dims`: what a mean is taken over.
+        affine: the shape of γ and β, aligned with the axes of `shape` (size 1 where they don't depend on it).
+        eps: what is added to the variance.
+    """
+
+    call: Call
+    shape: Shape
+    dims: tuple[int, ...]
+    affine: Shape
+    eps: float
+
+    @property
+    def count(self) -> int:
+        """Scalars that share a mean."""
+        return prod(self.shape[d] for d in self.dims)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Give x̂ and scale."""
+        x = self.call.inputs[0].tensor().reshape(self.shape)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = x - x.mean(self.dims, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(self.dims, keepdim=True) + self.eps)
+        return centred * scale, scale
+
+    def gamma(self) -> Tensor | float:
+        """Give γ, aligned with `shape`."""
+        found = data(self.call, "weight")
+        return 1.0 if found is None else found.reshape(self.affine)
+
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """∂y_i/∂x_j = γ_i/σ (δ_ij - 1/n - x̂_i x̂_j/n)."""
+        hat, scale = self.parts()
+        own = (self.gamma() * scale).expand(self.shape)
+        left = torch.stack([-own / self.count, -own * hat / self.count], -1)
+        return own, left, torch.stack([torch.ones_like(hat), hat], -1)
+
+    def edges(self) -> Iterator[Edge]:
+        """Give the structures towards x, γ and β, and of the statistics, where they are results."""
+        yield 0, 0, LowRank(self.shape, self.dims, self.factors)
+        yield from affine(self.call, self.shape, self.affine, lambda: self.parts()[0])
+
+    def statistics(self) -> Iterator[Edge]:
+        """∂mean/∂x = 1/n, ∂scale/∂x_i = -x̂_i scale²/n."""
+        n = self.count
+        mean = lambda: self.parts()[0].new_full(self.shape, 1 / n)  # noqa: E731
+        yield 0, 1, reduction(self.shape, self.dims, mean)
+
+        def scale() -> Tensor:
+            hat, scale = self.parts()
+            return -hat * scale.square() / n
+
+        yield 0, 2, reduction(self.shape, self.dims, scale)
+
+
+def affine(call: Call, shape: Shape, aligned: Shape, hat: Weight) -> Iterator[Edge]:
+    """y = γ x̂ + β towards γ and β."""
+    at, beta = position(call, "weight"), position(call, "bias")
+    if at is not None:
+        yield at, 0, diagonal(shape, aligned, hat)
+    if beta is not None:
+        yield beta, 0, diagonal(shape, aligned, None)
+
+
 def layer_norm(call: Call) -> Iterator[Edge]:
-    """∂y_i/∂x_j = γ_i/σ (δ_ij - 1/n - x̂_i x̂_j/n); γ scales x̂, β is added."""
-    x = call.inputs[0]
-    shape, normalised = x.shape, tuple(call.args[1])
+    """Over the last axes; γ and β have their shape."""
+    shape, normalised = call.inputs[0].shape, tuple(argument(call, "normalized_shape"))
+    first = len(shape) - len(normalised)
+    aligned = (*[1] * first, *normalised)
+    norm = Standard(call, shape, tuple(range(first, len(shape))), aligned, argument(call, "eps"))
+    yield from norm.edges()
+    yield from norm.statistics()
+
+
+def group_norm(call: Call) -> Iterator[Edge]:
+    """Over the channels of a group and all pixels: x viewed as N × G × C/G × pixels."""
+    n, c, pixels, groups = (argument(call, name) for name in ("N", "C", "HxW", "group"))
+    shape = (n, groups, c // groups, pixels)
+    norm = Standard(call, shape, (2, 3), (1, groups, c // groups, 1), argument(call, "eps"))
+    yield from norm.edges()
+    yield from norm.statistics()
+
+
+def batch_norm(call: Call) -> Iterator[Edge]:
+    """Over all examples and pixels in training; with fixed statistics otherwise."""
+    shape = call.inputs[0].shape
+    aligned = (1, shape[1], *[1] * (len(shape) - 2))
+    names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
+    norm = Standard(call, shape, (0, *range(2, len(shape))), aligned, argument(call, "eps"))
+    if argument(call, "training") if "training" in names else "with_update" in call.base:
+        yield from norm.edges()
+        return
+
+    def scale() -> Tensor:
+        variance = data(call, "running_var")
+        assert variance is not None
+        return torch.rsqrt(variance.reshape(aligned) + norm.eps)
+
+    def hat() -> Tensor:
+        mean = data(call, "running_mean")
+        assert mean is not None
+        return (call.inputs[0].tensor() - mean.reshape(aligned)) * scale()
+
+    yield 0, 0, diagonal(shape, shape, lambda: (norm.gamma() * scale()).expand(shape))
+    yield from affine(call, shape, aligned, hat)
+
+
+def rms_norm(call: Call) -> Iterator[Edge]:
+    """∂y_i/∂x_j = γ_i r (δ_ij - x̂_i x̂_j/n) with r = 1/√(mean x² + ε), x̂ = r x."""
+    shape, normalised = call.inputs[0].shape, tuple(argument(call, "normalized_shape"))
     dims = tuple(range(len(shape) - len(normalised), len(shape)))
-    n = prod(normalised)
-    gamma_at = call.args[2].position if len(call.args) > 2 and call.args[2] is not None else None
-    beta_at = call.args[3].position if len(call.args) > 3 and call.args[3] is not None else None
 
     def parts() -> tuple[Tensor, Tensor]:
-        data = x.tensor()
-        low = data.dtype in (torch.float16, torch.bfloat16)
-        data = data.float() if low else data
-        centred = data - data.mean(dims, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(dims, keepdim=True) + call.args[4])
-        return centred * scale, scale
+        x, eps = call.inputs[0].tensor(), argument(call, "eps")
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        scale = torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
+        return x * scale, scale
 
     def factors() -> tuple[Tensor, Tensor, Tensor]:
         hat, scale = parts()
-        gamma = call.inputs[gamma_at].tensor() if gamma_at is not None else torch.ones_like(hat)
-        own = (gamma * scale).expand(shape)
-        left = torch.stack([-own / n, -own * hat / n], -1)
-        return own, left, torch.stack([torch.ones_like(hat), hat], -1)
+        gamma = data(call, "weight")
+        own = scale.expand(shape) if gamma is None else gamma * scale
+        return own, (-own * hat / prod(normalised)).unsqueeze(-1), hat.unsqueeze(-1)
 
     yield 0, 0, LowRank(shape, dims, factors)
-    if gamma_at is not None:
-        yield gamma_at, 0, diagonal(shape, normalised, lambda: parts()[0])
-    if beta_at is not None:
-        yield beta_at, 0, diagonal(shape, normalised, None)
+    at = position(call, "weight")
+    if at is not None:
+        yield at, 0, diagonal(shape, normalised, lambda: parts()[0])
 
 
 register("_softmax _safe_softmax", softmax)
 register("_log_softmax", log_softmax)
 register("native_layer_norm", layer_norm)
+register("native_group_norm", group_norm)
+register("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training", batch_norm)
+register("_batch_norm_with_update _batch_norm_no_update", batch_norm)
+register("_fused_rms_norm", rms_norm)

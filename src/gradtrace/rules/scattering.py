@@ -31,13 +31,7 @@ def written(target: Target, part: str, adds: Callable[[Call], bool] = lambda cal
 
     def rule(call: Call) -> Iterator[Edge]:
         y, base, at = result(call), call.inputs[0], position(call, part)
-        yield (
-            0,
-            0,
-            diagonal(y.shape, base.shape, None)
-            if adds(call)
-            else Scatter(lambda: kept(call, target), y.shape, base.shape),
-        )
+        yield 0, 0, diagonal(y.shape, base.shape, None) if adds(call) else visible(call, target)
         if at is None:
             return
         factor = argument(call, scale) if scale else 1
@@ -219,6 +213,21 @@ def unpooled(call: Call) -> Iterator[Edge]:
     yield 0, 0, Scatter(index, y.shape, x.shape)
 
 
+def pooled_backward(call: Call) -> Iterator[Edge]:
+    """max_pool's backward, called directly: each gradient goes to where the indices say."""
+    at, y = position(call, "grad_output"), result(call)
+    if at is None:
+        return
+    x, spatial = call.inputs[at], 2 if "2d" in call.base else 3
+
+    def index() -> Tensor:
+        size = int(torch.Size(y.shape[-spatial:]).numel())
+        plane = torch.arange(y.numel // max(1, size)).reshape(*x.shape[:-spatial], *[1] * spatial)
+        return plane * size + _index(call, "indices")
+
+    yield at, 0, Scatter(index, y.shape, x.shape)
+
+
 def segments(call: Call) -> Iterator[Edge]:
     """segment_reduce: each slice of the data goes to its segment."""
     x, y, axis = call.inputs[0], result(call), argument(call, "axis")
@@ -242,6 +251,22 @@ def glu(call: Call) -> Iterator[Edge]:
     """Both halves of x meet position by position."""
     y, dim = result(call), argument(call, "dim")
     yield 0, 0, routed(call, 0, lambda: torch.cat([grid(y.shape)] * 2, dim))
+
+
+def masked_put(call: Call) -> Iterator[Edge]:
+    """_unsafe_masked_index_put_accumulate: values are added where the mask is true."""
+    y, at = result(call), position(call, "values")
+    yield 0, 0, diagonal(y.shape, call.inputs[0].shape, None)
+    if at is None:
+        return
+
+    def target() -> Tensor:
+        mask, p = _index(call, "mask"), grid(y.shape)
+        sizes = [None if i is None else i for i in _indices(call)]
+        clamped = [i if i is None else i.clamp(-p.shape[d], p.shape[d] - 1) for d, i in enumerate(sizes)]
+        return aten.index(p, clamped).masked_fill(~mask, -1)
+
+    yield at, 0, broadcast(y.shape, call.inputs[at].shape, target)
 
 
 def _accumulates(call: Call) -> bool:
@@ -270,6 +295,7 @@ register("index_copy", written(at_index_select, "source"))
 register("index_reduce", reduced(at_index_select, "source"))
 register("index_fill", index_fill)
 register("index_put _index_put_impl _unsafe_index_put", index_put)
+register("_unsafe_masked_index_put_accumulate", masked_put)
 register("put", written(lambda call, p: p.take(_index(call)), "source", _accumulates))
 register("masked_scatter", written(at_masked, "source"))
 register("masked_fill", masked_fill)
@@ -278,5 +304,6 @@ register("select_scatter", written(at_window(aten.select, "dim", "index"), "src"
 register("diagonal_scatter", written(at_window(aten.diagonal, "offset", "dim1", "dim2"), "src"))
 register("col2im", col2im)
 register("max_unpool2d max_unpool3d", unpooled)
+register("max_pool2d_with_indices_backward max_pool3d_with_indices_backward", pooled_backward)
 register("segment_reduce", segments)
 register("glu", glu)
