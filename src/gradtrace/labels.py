@@ -127,7 +127,10 @@ def _combine(parts: list[tuple[Label, bool]], *, free: bool) -> tuple[Label, boo
         if filled is None and free:  # a parameter goes where no example is told apart
             return MIXED, True
         label = label if filled is None else filled
-    return label, connected or len(rows) < len(parts)
+    if len(rows) == len(parts):
+        return label, connected
+    # one example's term joins a sum of others', or a mixture (a batch mean) enters the rows of several
+    return (MIXED, connected) if label.numel() == 1 else (label, True)
 
 
 def _nonlinear(call: Call, number: int, labels: Labels) -> bool:
@@ -279,7 +282,7 @@ def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tu
 def _push_strided(s: Strided, label: Tensor) -> Tensor:
     last = max((d for d in range(label.dim()) if label.shape[d] > 1), default=-1)
     inner = prod(s.x_shape[last + 1 :])  # scalars in a row that share a label
-    outer = label.expand(*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1)).reshape(-1)
+    outer = label.expand(*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1)).flatten().clone()
     at = s.layout
     split = [step % inner == 0 for step in at.stride]
     within = sum((n - 1) * t for n, t, o in zip(at.size, at.stride, split, strict=True) if not o) + at.offset % inner

@@ -57,7 +57,8 @@ def trilinear(call: Call) -> Iterator[Edge]:
     y = "".join(c for d, c in enumerate(names) if d not in argument(call, "sumdim"))
     for k in range(3):
         a, b = [i for i in range(3) if i != k]
-        w = "".join(c for c in names if c in of[a] + of[b])
+        # what is in neither x nor y, the operator adds up
+        w = "".join(c for c in names if c in of[a] + of[b] and c in y + of[k])
 
         def weight(a: int = a, b: int = b, w: str = w) -> Tensor:
             left, right = call.inputs[a].tensor(), call.inputs[b].tensor()

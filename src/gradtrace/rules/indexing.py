@@ -89,10 +89,10 @@ def cat(call: Call) -> Iterator[Edge]:
     assert y is not None
     dim = _argument(call, 1, "dim", 0) % max(1, len(y.shape))
     stride, start = _contiguous(y.shape), 0
-    for position, x in enumerate(call.inputs):
+    for number, x in enumerate(call.inputs):
         if x.shape == (0,) and len(y.shape) != 1:
             continue
-        yield position, 0, Placed(Layout(x.shape, stride, start * stride[dim]), y.shape)
+        yield number, 0, Placed(Layout(x.shape, stride, start * stride[dim]), y.shape)
         start += x.shape[dim]
 
 
@@ -102,9 +102,9 @@ def stack(call: Call) -> Iterator[Edge]:
     assert y is not None
     dim = _argument(call, 1, "dim", 0) % len(y.shape)
     stride = _contiguous(y.shape)
-    for position, x in enumerate(call.inputs):
+    for number, x in enumerate(call.inputs):
         kept = stride[:dim] + stride[dim + 1 :]
-        yield position, 0, Placed(Layout(x.shape, kept, position * stride[dim]), y.shape)
+        yield number, 0, Placed(Layout(x.shape, kept, number * stride[dim]), y.shape)
 
 
 def moved(call: Call, **changed: float) -> Iterator[Edge]:
@@ -127,22 +127,22 @@ def filling(name: str) -> Rule:
     return lambda call: moved(call, **{name: 0})
 
 
-def _moved(call: Call, positions_: tuple[int, ...], changed: dict[str, float]) -> Iterator[Edge]:
+def _moved(call: Call, sources: tuple[int, ...], changed: dict[str, float]) -> Iterator[Edge]:
     @cache
-    def indices(position: int) -> list[Tensor]:
+    def indices(source: int) -> list[Tensor]:
         # positions count from 1, so that what is filled in reads position 0: nothing
         tensors = [i.tensor() for i in call.inputs]
-        if len(positions_) > 1:
+        if len(sources) > 1:
             tensors = [torch.zeros(t.shape, dtype=torch.float64) for t in tensors]
-        numel = int(torch.Size(call.inputs[position].shape).numel())
-        tensors[position] = torch.arange(1, 1 + numel, dtype=torch.float64).reshape(call.inputs[position].shape)
+        numel = tensors[source].numel()
+        tensors[source] = torch.arange(1, 1 + numel, dtype=torch.float64).reshape(call.inputs[source].shape)
         return [y.to(torch.int64) - 1 for y in rerun(call, tensors, **changed)]
 
-    for position in positions_:
+    for source in sources:
         for number, y in enumerate(call.outputs):
             if y is not None:
-                index = lambda p=position, n=number: indices(p)[n]  # noqa: E731
-                yield position, number, Gather(index, y.shape, call.inputs[position].shape)
+                index = lambda p=source, n=number: indices(p)[n]  # noqa: E731
+                yield source, number, Gather(index, y.shape, call.inputs[source].shape)
 
 
 def embedding(call: Call) -> Iterator[Edge]:
@@ -217,20 +217,17 @@ def _largest(call: Call) -> Tensor:
 
 
 def as_strided_scatter(call: Call) -> Iterator[Edge]:
-    """The second argument is written through a layout of the first, which is made contiguous."""
+    """The second argument is written through a layout; what autograd says of the first (2.13: only what is hidden)."""
     base, part, y = call.inputs[0], call.inputs[1], result(call)
-    offset = argument(call, "storage_offset")
-    at = Layout(tuple(argument(call, "size")), tuple(argument(call, "stride")), offset or base.offset)
-    own = Layout(base.shape, base.stride, base.offset)
+    at = Layout(tuple(argument(call, "size")), tuple(argument(call, "stride")), argument(call, "storage_offset") or 0)
 
-    def kept() -> Tensor:
-        index = torch.arange(y.numel)
-        found = _find(at, own).flatten()
-        index[found[found >= 0]] = -1
+    def seen() -> Tensor:
+        index, found = torch.full((y.numel,), -1), positions(at).flatten()
+        index[found] = found
         return index
 
-    yield 0, 0, Scatter(kept, y.shape, base.shape)
-    yield 1, 0, Scatter(lambda: _find(at, own), y.shape, part.shape)
+    yield 0, 0, Scatter(seen, y.shape, base.shape)
+    yield 1, 0, Scatter(lambda: positions(at), y.shape, part.shape)
 
 
 def _argument(call: Call, position: int, name: str, default: int) -> int:

@@ -103,7 +103,7 @@ class Standard:
 
 
 def affine(call: Call, shape: Shape, aligned: Shape, hat: Weight) -> Iterator[Edge]:
-    """y = γ x̂ + β towards γ and β."""
+    """Scale and shift: y = γ x̂ + β, towards γ and β."""
     at, beta = position(call, "weight"), position(call, "bias")
     if at is not None:
         yield at, 0, diagonal(shape, aligned, hat)

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..structure import diagonal
+from ..structure import Scatter, diagonal
 from ..tape import Call
 from .table import Edge, differentiable, register
 
@@ -61,14 +61,31 @@ def derivatives(call: Call, shape: tuple[int, ...]) -> Callable[[int], Callable[
     return lambda position: lambda: compute()[position]
 
 
+def overwritten(call: Call) -> Iterator[Edge]:
+    """Nothing of the first argument is left."""
+    y, x = call.outputs[0], call.inputs[0].shape
+    assert y is not None
+    yield 0, 0, Scatter(lambda: torch.full(x, -1), y.shape, x)
+
+
+def filled(call: Call) -> Iterator[Edge]:
+    """fill: one value everywhere."""
+    y = call.outputs[0]
+    assert y is not None
+    yield from overwritten(call)
+    if len(call.inputs) > 1:
+        yield 1, 0, diagonal(y.shape, (), None)
+
+
 def copied(call: Call) -> Iterator[Edge]:
     """copy_: the source is written over the first argument."""
     y = call.outputs[0]
     assert y is not None
+    yield from overwritten(call)
     yield 1, 0, diagonal(y.shape, call.inputs[1].shape, None)
 
 
 register(ELEMENTWISE, pointwise)
 register("copy", copied)
-register("fill", lambda call: [(1, 0, diagonal(call.outputs[0].shape, (), None))] if len(call.inputs) > 1 else [])  # type: ignore[union-attr]
-register("zero", lambda call: [])
+register("fill", filled)
+register("zero", overwritten)

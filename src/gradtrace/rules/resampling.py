@@ -9,10 +9,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import Chain, Contraction, Edges, Gather, Sparse, Structure, sparse
+from ..structure import Chain, Contraction, Edges, Gather, Shape, Sparse, Structure, sparse
 from ..tape import Call
 from .dense import backward
-from .table import Edge, Rule, register, rerun, result
+from .table import Edge, Rule, argument, register, rerun, result
 
 PROBES = 1 << 22  # pixels of probe images held at a time
 
@@ -96,20 +96,31 @@ def grid_sample(call: Call) -> Iterator[Edge]:
 
 
 def _planes(call: Call, n: int, c: int, size: int, count: int) -> Edges:
-    """Probe with one pixel for each channel; the weights are the same in all channels."""
-    x, step = call.inputs[0], max(1, PROBES // max(1, n * (size + count)))
-    found: list[tuple[Tensor, ...]] = []
-    for start in range(0, size, step):
-        stop = min(size, start + step)
-        probes = torch.zeros(stop - start, size, dtype=x.dtype)
-        probes[range(stop - start), range(start, stop)] = 1
-        images = probes.reshape(1, -1, *x.shape[2:]).expand(n, -1, *x.shape[2:]).contiguous()
-        answer = rerun(call, [images, call.inputs[1].tensor()])[0].reshape(n, stop - start, count)
-        b, j, i = answer.nonzero(as_tuple=True)
-        found.append((b, i, j + start, answer[b, j, i]))
-    b, i, j, w = (torch.cat(parts) for parts in zip(*found, strict=True))
+    """Find the few pixels that each result pixel weighs, which are the same in all channels.
+
+    Pixels are lit in colours: no window of the operator covers two of one colour. The answer to a colour is
+    the weight of the one pixel seen; the answer to the pixels' own numbers, divided by it, says which.
+    """
+    shape = call.inputs[0].shape[2:]
+    lit = _colours(shape, 4 if argument(call, "interpolation_mode") == 2 else 2)
+    number = torch.arange(1, 1 + size, dtype=torch.float64).reshape(shape)
+    images = torch.cat([lit, lit * number]).expand(n, -1, *shape)
+    answer = rerun(call, [images, call.inputs[1].tensor().double()])[0].reshape(n, 2, len(lit), count)
+    b, colour, i = answer[:, 0].nonzero(as_tuple=True)
+    w = answer[b, 0, colour, i]
+    j = (answer[b, 1, colour, i] / w).round().to(torch.int64) - 1
     plane = b[None] * c + torch.arange(c)[:, None]  # channel × edge
     return (plane * count + i).flatten(), (plane * size + j).flatten(), w.repeat(c)
+
+
+def _colours(shape: Shape, period: int) -> Tensor:
+    """Give period^axes images that light every period-th pixel along each axis: colours × shape."""
+    lit = torch.ones(1, *[1] * len(shape), dtype=torch.float64)
+    for d, size in enumerate(shape):
+        axis = (torch.arange(size) % period == torch.arange(period)[:, None]).double()
+        view = axis.reshape(period, *[size if e == d else 1 for e in range(len(shape))])
+        lit = (lit[:, None] * view[None]).flatten(0, 1)
+    return lit
 
 
 for dims, names in (

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import LETTERS, Contraction, Shape
+from ..structure import LETTERS, Chain, Contraction, Edges, Scatter, Shape, Sparse, Structure
 from ..tape import Call
 from .dense import backward
 from .table import Edge, Rule, argument, differentiable, register, result
@@ -20,12 +20,14 @@ from .table import Edge, Rule, argument, differentiable, register, result
 Axes = Callable[[Call], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
-def rows(call: Call, position: int, number: int, y_row: tuple[int, ...], x_row: tuple[int, ...]) -> Contraction:
+def rows(call: Call, position: int, number: int, y_row: tuple[int, ...], x_row: tuple[int, ...]) -> Structure:
     """Give the structure towards one argument, given which axes of the result and of the argument form a row.
 
     The other axes enumerate rows; those of the argument are broadcast to those of the result.
     """
     y, x = result(call, number).shape, call.inputs[position].shape
+    if 0 in y or 0 in x:
+        return Scatter(lambda: torch.full(x, -1), y, x)
     y_row, x_row = tuple(d % len(y) for d in y_row), tuple(d % len(x) for d in x_row)
     y_batch = [d for d in range(len(y)) if d not in y_row]
     x_batch: list[int | None] = [d for d in range(len(x)) if d not in x_row]
@@ -69,7 +71,7 @@ def jacobians(call: Call, position: int, number: int, y_row: tuple[int, ...], sh
         view[d] = y.shape[d]
     ordered = seeds.reshape(count, *sizes).permute(0, *[1 + i for i in _ranks(y_row)])
     seeds = ordered.reshape(count, *view).expand(count, *y.shape)
-    return backward(y, leaf, seeds).reshape(*sizes, *shape)
+    return backward(y, leaf, seeds).reshape((*sizes, *shape))
 
 
 def _ranks(row: tuple[int, ...]) -> list[int]:
@@ -161,16 +163,39 @@ def cdist(call: Call) -> Iterator[Edge]:
         yield position, 0, Contraction(b + "PR", letters, y, sizes, b + "PRM", lambda q=position: pairs(q))
 
 
+def pdist(call: Call) -> Iterator[Edge]:
+    """y of a pair of rows is a norm of their difference: pairs ← differences ← rows."""
+    (n, m), pairs = call.inputs[0].shape, result(call).numel
+    first, second = torch.triu_indices(n, n, 1)
+
+    def norms() -> Tensor:
+        x, p = call.inputs[0].tensor(), argument(call, "p")
+        with torch.enable_grad():
+            sides = [x[at].unsqueeze(1).requires_grad_() for at in (first, second)]
+            out = torch.ops.aten._cdist_forward(*sides, p, None)
+            (grad,) = torch.autograd.grad(out, sides[0], torch.ones_like(out))
+        return grad.squeeze(1)
+
+    def differences() -> Edges:
+        pair, one = torch.arange(pairs).repeat(2), torch.ones(pairs, dtype=result(call).dtype)
+        return pair, torch.cat([first, second]), torch.cat([one, -one])
+
+    norm = Contraction("p", "pm", (pairs,), (pairs, m), "pm", norms)
+    yield 0, 0, Chain(norm, Sparse(differences, (1, pairs, m), (1, n, m)))
+
+
+register("_pdist_forward", pdist)
 register("cumsum", cumsum)
 register("cumprod logcumsumexp _softmax_backward_data", along())
 register("linalg_cross", along())
 register("renorm", renorm)
 register("_cdist_forward", cdist)
 register("_linalg_solve_ex", solve)
-register("linalg_cholesky_ex cholesky cholesky_inverse linalg_inv_ex linalg_pinv linalg_matrix_exp", trailing((2,), (2, 0)))
+register("linalg_cholesky_ex cholesky cholesky_inverse linalg_inv_ex linalg_matrix_exp", trailing((2,), (2,)))
+register("linalg_pinv", trailing((2,), (2, 0, 0)))
 register("cholesky_solve linalg_solve_triangular", trailing((2,), (2, 2)))
 register("triangular_solve", trailing((2, 2), (2, 2)))
-register("linalg_lstsq", trailing((2,), (2, 2)))
+register("linalg_lstsq", trailing((2, 1), (2, 2)))
 register("linalg_qr", trailing((2, 2), (2,)))
 register("_linalg_svd", trailing((2, 1, 2), (2,)))
 register("_linalg_eigh", trailing((1, 2), (2,)))
