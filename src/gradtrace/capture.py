@@ -26,9 +26,8 @@ from .tape import Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .values import Values
 
 # what these write does not depend on what was there
-_OVERWRITING = set(
-    "copy fill zero uniform normal bernoulli random exponential cauchy log_normal geometric".split()
-)
+_DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")
+_OVERWRITING = {"copy", "fill", "zero", *_DRAWING}
 
 
 @dataclass(frozen=True)

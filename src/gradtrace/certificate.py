@@ -51,7 +51,7 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
 
     def keep(value: Value, g: Element) -> None:
         if value.call is None:
-            found[value.id] = g[0][0]
+            found[value.id] = g[0][0].to(value.dtype)
 
     reverse(record, loss, Sum.carrier, keep)
     tolerance = max([TOLERANCE.get(c.dtype, 1e-8) for call in record.calls for c in call.inputs], default=1e-8)
@@ -124,7 +124,7 @@ def agrees(call: Call, number: int, tolerance: float) -> bool:
     ours = [torch.zeros_like(leaf) for leaf in leaves]
     for position, output, structure in rules.structures(call):
         if output == number and position in wanted:
-            part = pull(structure, Sum.carrier, (g[None],))[0]
+            part = pull(structure, Sum.carrier, (g[None].to(torch.float64),))[0]
             ours[wanted.index(position)] += part.reshape(call.inputs[position].shape)
     pairs = zip(ours, expected, strict=True)
     return all(difference(a, torch.zeros_like(a) if b is None else b) <= tolerance for a, b in pairs)

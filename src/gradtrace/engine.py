@@ -8,7 +8,7 @@ strong ones is the one that the definition asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ def reverse(
     carrier: Carrier,
     keep: Callable[[Value, Element], None],
     labels: Labels | None = None,
+    track: Callable[[list[Call]], Iterable[Call]] = iter,
 ) -> None:
     """Compute g_v for every value from which the loss can be reached.
 
@@ -68,6 +69,7 @@ def reverse(
         keep: called once for every value, with its finished elements (batch × value.shape), last first.
         labels: where given, values that belong to no example have a batch of one entry per example;
             all others, and all values where it is None, have a batch of 1.
+        track: wraps the calls that are walked, for a progress bar.
 
     Raises:
         MissingRule: an operator on the way has no rule.
@@ -76,7 +78,7 @@ def reverse(
     edges = Edges.of(record)
     one = torch.ones((1, *loss.shape), dtype=loss.dtype)
     pending: dict[int, tuple[Value, Element]] = {loss.id: (loss, carrier.one(one))}
-    for call in reversed(record.calls):
+    for call in track(record.calls[::-1]):
         outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
         if not any(outputs):
             continue

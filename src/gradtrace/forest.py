@@ -7,6 +7,7 @@ and flow is read off its result by gathers.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +60,13 @@ class Forest:
         return call, edge - self.edges.first[index], output, flat - starts[output]
 
 
-def plant(record: Record, loss: Value, kind: str, labels: Labels | None = None) -> Forest:
+def plant(
+    record: Record,
+    loss: Value,
+    kind: str,
+    labels: Labels | None = None,
+    track: Callable[[list[Call]], Iterable[Call]] = iter,
+) -> Forest:
     """Run the reverse pass of a trace.
 
     Raises:
@@ -75,7 +82,7 @@ def plant(record: Record, loss: Value, kind: str, labels: Labels | None = None) 
         *_, strongest, _, ids = g
         forest.winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 
-    reverse(record, loss, Extreme() if kind == "best" else Greedy(), keep, labels)
+    reverse(record, loss, Extreme() if kind == "best" else Greedy(), keep, labels, track)
     for value in (loss, *record.leaves.values()):
         forest.log2.setdefault(value.id, torch.full((forest.batch(value), *value.shape), -torch.inf).double())
         forest.winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))

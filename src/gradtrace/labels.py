@@ -192,7 +192,7 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
         case Contraction():
             return _push_contraction(structure, label, x_shape, y_shape)
         case LowRank():
-            label = refit(label, x_shape, structure.shape)
+            label = compress(refit(label, x_shape, structure.shape))
             across = any(label.shape[d] > 1 for d in structure.dims)
             return refit(label, structure.shape, y_shape), across
         case Strided():
@@ -257,7 +257,8 @@ def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, b
     sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
     order = [s.w.index(c) for c in s.y + s.x if c in s.w]
     shape = [sizes[c] if c in s.w else 1 for c in s.y + s.x]
-    there = s.weight().reshape([sizes[c] for c in s.w]).permute(order).reshape(shape).expand(*s.y_shape, *s.x_shape) != 0
+    jacobian = s.weight().reshape([sizes[c] for c in s.w]).permute(order).reshape(shape)
+    there = (jacobian != 0).expand(*s.y_shape, *s.x_shape)
     full = torch.where(there, label.expand(s.x_shape), UNKNOWN).flatten(len(s.y))
     low, high = _span(full, [-1])
     if bool((low < high).any()):

@@ -79,7 +79,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def one(self, like: Tensor) -> Element:
-        """Give ones in the shape (and, for plain values, the dtype) of `like`."""
+        """Give ones in the shape and on the device of `like`."""
 
     @abstractmethod
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
@@ -146,19 +146,18 @@ def tiles(batch: int, rows: int, columns: int, inner: int) -> Iterator[tuple[sli
 
 @dataclass(frozen=True)
 class Linear(Carrier):
-    """Plain values that are added up. `transform` is λ on tensors; `dtype` None keeps the model's."""
+    """Plain values that are added up, in float64 whatever the model's dtype. `transform` is λ on tensors."""
 
     transform: Callable[[Tensor], Tensor]
-    dtype: torch.dtype | None = None
 
     def one(self, like: Tensor) -> Element:
-        return (torch.ones_like(like, dtype=self.dtype or like.dtype),)
+        return (torch.ones_like(like, dtype=torch.float64),)
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
         return (like[0].new_zeros(shape),)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        return (self.transform(weight).to(g[0].dtype) * g[0],)
+        return (self.transform(weight).to(torch.float64) * g[0],)
 
     def reduce(self, g: Element) -> Element:
         return (g[0].sum(-1),)
@@ -182,7 +181,7 @@ class Linear(Carrier):
         return g[0]
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        w = self.transform(weight).to(g[0].dtype)
+        w = self.transform(weight).to(torch.float64)
         return (torch.matmul(g[0], w.transpose(-1, -2)),)
 
 
@@ -396,9 +395,7 @@ AbsSum = Semiring("abssum", 0.0, 1.0, operator.add, operator.mul, abs, Linear(to
 Max = Semiring("max", 0.0, 1.0, max, operator.mul, abs, Extreme())
 """The weight of the strongest path: g_v = max |w| g_u, with backpointers."""
 
-Count = Semiring(
-    "count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Linear(_nonzero, torch.float64)
-)
+Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Linear(_nonzero))
 """The number of paths of non-zero weight (exact up to 2^53)."""
 
 SEMIRINGS = {s.name: s for s in (Sum, AbsSum, Max, Count)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +20,9 @@ from .forest import Forest, check_numbers, plant
 from .influence import InfluenceTable, influence
 from .labels import propagate
 from .paths import NoPath, Path, follow
+from .rules import served_by
 from .semiring import Element, Semiring, Sum, named
-from .tape import Record, Value
+from .tape import Call, Record, Value
 
 
 @contextmanager
@@ -78,7 +80,7 @@ class Tape:
         self._capture = Capture(self.record, model, names, examples)
 
     @property
-    def calls(self) -> list[Any]:
+    def calls(self) -> list[Call]:
         """Operator calls, in recording order."""
         return self.record.calls
 
@@ -162,12 +164,13 @@ class Tape:
         plain = [found.get(v.id) for v in values]
         return tuple(_cast(g, v.dtype) for g, v in zip(plain, values, strict=True))
 
-    def trace(self, loss: Tensor, *, check: bool = False) -> Trace:
+    def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:
         """Find the strongest paths from every leaf scalar to the loss.
 
         Args:
             loss: ℓ, a recorded tensor with one element.
             check: compare the tape under Sum with autograd first (call before `loss.backward()`).
+            progress: show a progress bar for each pass.
 
         Raises:
             CertificateError: `check` found a difference.
@@ -180,7 +183,7 @@ class Tape:
         certificate = None
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
-        return Trace(self, value, certificate)
+        return Trace(self, value, certificate, progress=progress)
 
 
 def _cast(g: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -217,8 +220,8 @@ class Trace:
         certificate: what `check=True` compared, else None.
     """
 
-    def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None) -> None:
-        self.tape, self.loss, self.certificate = tape, loss, certificate
+    def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None, *, progress: bool = False) -> None:
+        self.tape, self.loss, self.certificate, self._progress = tape, loss, certificate, progress
         self._forests: dict[tuple[str, bool], Forest] = {}
         self.strength: Mapping[Any, Tensor] = Strength(tape, self.forest)
         self.forest()
@@ -243,8 +246,15 @@ class Trace:
                         "the loss does not depend on the tensors given as examples, or only through integer "
                         "operators that gradtrace does not follow: give the tensors made from them as well"
                     )
-            self._forests[key] = plant(self.tape.record, self.loss, kind, labels)
+            self._forests[key] = plant(self.tape.record, self.loss, kind, labels, self._track(kind))
         return self._forests[key]
+
+    def _track(self, kind: str) -> Callable[[list[Call]], Iterable[Call]]:
+        if not self._progress:
+            return iter
+        from rich.progress import track
+
+        return lambda calls: track(calls, description=f"{kind} paths", transient=True)
 
     def path(
         self,
@@ -315,7 +325,14 @@ class Trace:
         """Count the traces that run through every operator call and between modules."""
         return flow(self.forest(kind), of, weighted=weighted)
 
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Operators on the way to the loss that no exact rule serves, with their numbers of calls: slow, but exact."""
+        calls = self.tape.record.before(self.loss)
+        return dict(Counter(call.name for call in calls if served_by(call) == "fallback"))
+
     def __repr__(self) -> str:
         leaves, calls = len(self.tape.leaves), len(self.tape.calls)
         done = "" if self.certificate is None else f", certified to {self.certificate.difference:.1e}"
-        return f"Trace({leaves} leaves, {calls} operator calls{done})"
+        slow = f", by the fallback: {', '.join(self.fallbacks)}" if self.fallbacks else ""
+        return f"Trace({leaves} leaves, {calls} operator calls{done}{slow})"

@@ -51,7 +51,7 @@ class Values:
 
     def name(self, name: str, tensor: Tensor) -> None:
         """Give a leaf its name; a second name of a tied parameter becomes an alias."""
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise Unsupported(f"the lazy parameter {name!r} has no shape yet: run the model once before recording")
         if not (tensor.requires_grad and tensor.is_leaf):
             self.record.frozen.add(name)

@@ -7,6 +7,7 @@ and which step, so that a killed competition goes on to the same results as one 
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,6 +211,7 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
         plan.watch(Event("evaluated", run["name"], step, options.steps, text))
     if traced:
         run["traces"].append({"step": step, "influence": trace_influence(plan, model)})
+        gc.collect()  # a tape's calls and values hold each other, and gigabytes
         plan.watch(Event("traced", run["name"], step, options.steps, _shares(run["traces"][-1]["influence"])))
     if evaluated or traced:
         write_json(plan.folder / RESULTS, conclude(results))

@@ -7,6 +7,7 @@ batches belong to different losses, and are not added up.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import math
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path as File
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -135,7 +136,7 @@ def _subject(target: str, given: Any) -> Subject:
         raise OptionError(f"the batches that {target} returns must be iterable, not {type(batches).__name__}")
     if not callable(loss):
         raise OptionError(f"the loss function that {target} returns must be callable, not {type(loss).__name__}")
-    return Subject(model, batches, loss)
+    return Subject(model, batches, cast("Callable[[nn.Module, Any], Tensor]", loss))
 
 
 def batch_tensors(batch: Any) -> list[Tensor]:
@@ -192,6 +193,7 @@ def trace_subject(
         found = [(len(tables), path) for path in strongest]
         paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
         tables.append(table)
+        gc.collect()  # a tape's calls and values hold each other, and perhaps gigabytes
         watch(len(tables))
     if not tables:
         raise OptionError(f"{target} returned no batches")

@@ -34,6 +34,11 @@ def each(g: Element, f: object) -> Element:
     return tuple(f(plane) for plane in g)  # type: ignore[operator]
 
 
+def rows_of(g: Element) -> Element:
+    """Make every plane batch × scalars, also where there are none."""
+    return each(g, lambda p: p.reshape(p.shape[0], _numel(tuple(p.shape[1:]))))
+
+
 @singledispatch
 def pull(structure: object, carrier: Carrier, g: Element) -> Element:
     """Carry the elements of a result back to one argument, along a structure.
@@ -145,7 +150,7 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     numel = _numel(s.x_shape)
     if not _injective(size, stride):
         index = positions(s.layout, g[0].device).flatten()
-        g = carrier.segment(each(g, lambda p: p.flatten(1)), index, numel)
+        g = carrier.segment(rows_of(g), index, numel)
         return each(g, lambda p: p.reshape(batch, *s.x_shape))
     out = carrier.zero((batch, numel), g)
     for plane, source in zip(out, g, strict=True):
@@ -173,7 +178,7 @@ def window(flat: Tensor, layout: Layout) -> Tensor:
 @pull.register
 def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
-    flat = each(g, lambda p: p.flatten(1).contiguous())
+    flat = each(rows_of(g), torch.Tensor.contiguous)
     if s.hidden:
         flat = each(flat, torch.clone)
         for hidden in s.hidden:
@@ -186,7 +191,7 @@ def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
 @pull.register
 def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
     batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
-    flat = each(g, lambda p: p.flatten(1))
+    flat = rows_of(g)
     live = (index >= 0).nonzero().squeeze(-1)
     if len(live) < len(index):
         flat, index = each(flat, lambda p: p.index_select(1, live)), index.index_select(0, live)
@@ -197,7 +202,9 @@ def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
 @pull.register
 def _scatter(s: Scatter, carrier: Carrier, g: Element) -> Element:
     batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
-    flat = each(g, lambda p: p.flatten(1).index_select(1, index.clamp(min=0)))
+    if 0 in g[0].shape:
+        return carrier.zero((batch, *s.x_shape), g)
+    flat = each(rows_of(g), lambda p: p.index_select(1, index.clamp(min=0)))
     dead = index < 0
     if dead.any():
         zero = carrier.zero((), g)
@@ -212,7 +219,8 @@ def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
     assert i is not None
     assert j is not None
     # batch·outer·inner × edges, some rows at a time
-    rows = each(g, lambda p: p.reshape(batch * outer, -1, inner).transpose(1, 2).reshape(batch * outer * inner, -1))
+    m = s.y_shape[1]
+    rows = each(g, lambda p: p.reshape(batch * outer, m, inner).transpose(1, 2).reshape(batch * outer * inner, m))
     step, parts = max(1, ROWS // max(1, len(i))), []
     for r in range(0, len(rows[0]), step):
         edges = each(rows, lambda p, r=r: p[r : r + step].index_select(1, i))
@@ -230,6 +238,8 @@ def _chain(s: Chain, carrier: Carrier, g: Element) -> Element:
 
 @pull.register
 def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
+    if 0 in g[0].shape:
+        return g
     batch = g[0].shape[0]
     kept = [d for d in range(len(s.shape)) if d not in s.dims]
     back = [0] + [1 + (kept + list(s.dims)).index(d) for d in range(len(s.shape))]

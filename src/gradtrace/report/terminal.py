@@ -53,8 +53,9 @@ class Screen:
             return
         if run not in self.tasks:
             self.tasks[run] = self.bars.add_task(run, total=steps, note="")
-        fields = {"note": note} if note else {}
-        self.bars.update(self.tasks[run], completed=step, **fields)
+        self.bars.update(self.tasks[run], completed=step)
+        if note:
+            self.bars.update(self.tasks[run], note=note)
 
 
 def plain(console: Console, text: str) -> None:

@@ -118,8 +118,10 @@ def plain(geo: Geometry) -> Iterator[Edge]:
         k = block.stop - block.start
         product = Contraction("bgoL", "bgcKL", y, geo.shape("bgcKL", K=k), "gocK", lambda s=block: geo.weight(s))
         yield 0, 0, Chain(product, _patch_edges(geo, block, "bgc", gathers=True))
-    yield 1, 0, Contraction(
-        "bgoL", "gocK", y, geo.shape("gocK"), "bgcKL", lambda: geo.patches(slice(0, geo.sizes["K"]))
+    yield (
+        1,
+        0,
+        Contraction("bgoL", "gocK", y, geo.shape("gocK"), "bgcKL", lambda: geo.patches(slice(0, geo.sizes["K"]))),
     )
 
 
@@ -165,9 +167,7 @@ def conv_tbc(call: Call) -> Iterator[Edge]:
 
     shape = (k, y[0], batch, channels)
     product = Contraction("tbo", "Ktbc", y, shape, "Kco", call.inputs[1].tensor)
-    gather = Sparse(
-        lambda: (index[1], index[0], None), (1, k * y[0], batch * channels), (1, steps, batch * channels)
-    )
+    gather = Sparse(lambda: (index[1], index[0], None), (1, k * y[0], batch * channels), (1, steps, batch * channels))
     yield 0, 0, Chain(product, gather)
     yield 1, 0, Contraction("tbo", "Kco", y, (k, channels, out), "Ktbc", patches)
     yield 2, 0, Contraction("tbo", "o", y, (out,))

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import LowRank, Shape, Weight, diagonal, reduction
+from ..structure import LowRank, Scatter, Shape, Weight, diagonal, reduction
 from ..tape import Call
 from .table import Edge, argument, data, position, register
 
@@ -118,7 +118,9 @@ def layer_norm(call: Call) -> Iterator[Edge]:
     aligned = (*[1] * first, *normalised)
     norm = Standard(call, shape, tuple(range(first, len(shape))), aligned, argument(call, "eps"))
     yield from norm.edges()
-    yield from norm.statistics()
+    for number, y in enumerate(call.outputs[1:], 1):  # autograd gives the statistics no derivative
+        if y is not None:
+            yield 0, number, Scatter(lambda: torch.full(shape, -1), y.shape, shape)
 
 
 def group_norm(call: Call) -> Iterator[Edge]:

@@ -39,9 +39,7 @@ def rows(call: Call, position: int, number: int, y_row: tuple[int, ...], x_row: 
     shared = {d: of_y[b] for d, b in full.items() if d is not None and x[d] == y[b]}
     kept = [d for d in range(len(x)) if d in x_row or d in shared]
     letters = {**of_x, **shared}
-    expanded = [b for d, b in full.items() if d is None], [
-        y[full[d]] if d in full else x[d] for d in range(len(x))
-    ]
+    expanded = [b for d, b in full.items() if d is None], [y[full[d]] if d in full else x[d] for d in range(len(x))]
     w = "".join(of_y[d] for d in y_row) + "".join(of_y[b] for b in expanded[0])
     w += "".join(of_x[d] if d in of_x else of_y[full[d]] for d in range(len(x)))
     shape = (*[y[b] for b in expanded[0]], *expanded[1])
@@ -164,7 +162,7 @@ def cdist(call: Call) -> Iterator[Edge]:
 
 
 def pdist(call: Call) -> Iterator[Edge]:
-    """y of a pair of rows is a norm of their difference: pairs ← differences ← rows."""
+    """Each result is the norm of the difference of two rows: pairs ← differences ← rows."""
     (n, m), pairs = call.inputs[0].shape, result(call).numel
     first, second = torch.triu_indices(n, n, 1)
 
