@@ -74,18 +74,20 @@ class Oracle:
         return {v for v in g if abs(g[v]) < 1e-12 * flow[v]}
 
     def greedy(
-        self, start: tuple[int, int], g: dict[tuple[int, int], float], noisy: set[tuple[int, int]]
+        self, start: tuple[int, int], g: dict[tuple[int, int], float], *, exact: bool
     ) -> tuple[Route | None, bool]:
         """Algorithm 1: (route, whether two choices were so close that rounding decides)."""
         route: list[Edge] = []
         close, vertex = False, start
+        noisy = set() if exact else self.noisy(g)
         while vertex != self.loss:
             pulls = [abs(e.weight * g[e.target]) for e in self.out.get(vertex, ())]
             close |= any(e.target in noisy for e in self.out.get(vertex, ()))
             if not pulls or max(pulls) == 0:
                 return None, close
             best = pulls.index(max(pulls))
-            close |= any(p != pulls[best] and p > pulls[best] * (1 - NEAR) for p in pulls)
+            near = [p for p in pulls if p > pulls[best] * (1 - NEAR)]
+            close |= len(near) > (near.count(pulls[best]) if exact else 1)
             route.append(self.out[vertex][best])
             vertex = route[-1].target
         return tuple(route), close
@@ -99,12 +101,13 @@ def weight(route: Route) -> float:
     return out
 
 
-def best(routes: list[Route]) -> tuple[Route, bool]:
+def best(routes: list[Route], *, exact: bool) -> tuple[Route, bool]:
     """Choose the heaviest, of equals the one whose edges come first: (route, whether rounding decides)."""
     top = max(map(weight, routes))
     near = [r for r in routes if weight(r) > top * (1 - NEAR)]
-    exact = [r for r in routes if weight(r) == top]
-    return min(exact, key=lambda r: [e.order for e in r]), len(near) > len(exact)
+    equal = [r for r in routes if weight(r) == top]
+    # p (1 - p) and p q are one number if p + q = 1, but only where arithmetic is exact
+    return min(equal, key=lambda r: [e.order for e in r]), len(near) > (len(equal) if exact else 1)
 
 
 def steps(forest: Forest, name: str, flat: int) -> list[tuple[int, int, int, int]]:
@@ -141,7 +144,6 @@ def check_traces(tape: Tape, loss: torch.Tensor, oracle: Oracle, kind: str, *, e
     trace = tape.trace(loss)
     forest = trace.forest(kind)
     g = oracle.gradient()
-    noisy = set() if exact else oracle.noisy(g)
     chosen: dict[tuple[str, int], Route] = {}
     unclear, pairs = False, 0
     for name, value in tape.leaves.items():
@@ -149,11 +151,11 @@ def check_traces(tape: Tape, loss: torch.Tensor, oracle: Oracle, kind: str, *, e
             pairs += 1
             routes = oracle.routes((value.id, flat))
             if kind == "best":
-                route, close = best(routes) if routes else (None, False)
+                route, close = best(routes, exact=exact) if routes else (None, False)
                 strength = float(trace.strength[name].flatten()[flat])
                 assert strength == pytest.approx(math.log2(weight(route)) if route else -math.inf, abs=1e-9)
             else:
-                route, close = oracle.greedy((value.id, flat), g, noisy)
+                route, close = oracle.greedy((value.id, flat), g, exact=exact)
             unclear |= close
             if close:
                 continue

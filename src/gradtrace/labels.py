@@ -90,7 +90,9 @@ def _through(call: Call, labels: Labels) -> None:
         free |= argument is not None and argument.differentiable and label is None
         if label is None or argument is None or y is None:
             continue
-        found.setdefault(number, []).append(push(structure, label, argument.shape, y.shape))
+        pushed = push(structure, label, argument.shape, y.shape)
+        if pushed[0] is MIXED or bool((pushed[0] != UNKNOWN).any()):  # type: ignore[union-attr]
+            found.setdefault(number, []).append(pushed)
     for number, parts in found.items():
         y = call.outputs[number]
         assert y is not None

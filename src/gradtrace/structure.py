@@ -9,7 +9,7 @@ say what a semiring does to a structure.
     Placed        each argument scalar is one result scalar, at a strided position (cat, copies into a slice)
     Gather        each result scalar reads one argument scalar, by an index tensor
     Scatter       each argument scalar goes to one result scalar, by an index tensor
-    LowRank       a diagonal plus a product of rank r, along a group of axes (softmax, layer norm)
+    LowRank       a product of rank r and a diagonal of its own, along a group of axes (softmax, layer norm)
     Sparse        a list of edges (i, j, w), the same for every row (pooling, interpolation, scatter_reduce)
     Chain         two structures one after the other, through virtual scalars (convolution: patches, product)
 
@@ -104,12 +104,14 @@ class Scatter:
 
 @dataclass(frozen=True)
 class LowRank:
-    """∂y_i/∂x_j = diagonal_i δ_ij + Σ_r left_ir right_jr along the axes `dims`, for every other index.
+    """∂y_i/∂x_j = Σ_r left_ir right_jr for i ≠ j, and own_i for i = j, along the axes `dims`.
+
+    The diagonal is given whole, because own minus a product would round differently from what it is.
 
     Attributes:
         shape: of y and of x.
         dims: the axes along which scalars are connected.
-        factors: thunk for (diagonal of `shape`, left and right of `shape` × r).
+        factors: thunk for (own of `shape`, left and right of `shape` × r).
     """
 
     shape: Shape

@@ -204,17 +204,18 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
     """Evaluate and trace if it is time to; tell whether there was a trace."""
     options, run = plan.options, results["runs"][-1]
     traced = run["without"] is None and _due(step, options.trace_every, options.steps)
-    evaluated = _due(step, options.eval_every, options.steps)
-    if evaluated:
+    news = {}
+    if _due(step, options.eval_every, options.steps):
         run["evaluations"].append(_evaluate(plan, model, step))
-        text = f"held-out perplexity {run['evaluations'][-1]['perplexity']:.1f}"
-        plan.watch(Event("evaluated", run["name"], step, options.steps, text))
+        news["evaluated"] = f"held-out perplexity {run['evaluations'][-1]['perplexity']:.1f}"
     if traced:
         run["traces"].append({"step": step, "influence": trace_influence(plan, model)})
         gc.collect()  # a tape's calls and values hold each other, and gigabytes
-        plan.watch(Event("traced", run["name"], step, options.steps, _shares(run["traces"][-1]["influence"])))
-    if evaluated or traced:
+        news["traced"] = _shares(run["traces"][-1]["influence"])
+    if news:
         write_json(plan.folder / RESULTS, conclude(results))
+    for kind, text in news.items():
+        plan.watch(Event(kind, run["name"], step, options.steps, text))
     return traced
 
 

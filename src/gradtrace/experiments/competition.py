@@ -43,7 +43,7 @@ def positions(time: int, hidden: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :hidden]
 
 
-def _recurrent(kind: type[nn.RNNBase], hidden: int) -> nn.Module:
+def _recurrent(kind: Callable[..., nn.Module], hidden: int) -> nn.Module:
     return kind(hidden, hidden, batch_first=True)
 
 

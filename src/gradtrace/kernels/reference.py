@@ -260,8 +260,7 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
 def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
     """⊕ over i≠j of λ(l_i)⊗g_i, times λ(r_j), merged with the diagonal's own: O(n) a row, not n²."""
     left, right = left[..., 0], right[..., 0]
-    own = carrier.weigh(diagonal + left * right, g)
-    return carrier.plus(own, carrier.weigh(right, carrier.others(carrier.weigh(left, g))))
+    return carrier.plus(carrier.weigh(diagonal, g), carrier.weigh(right, carrier.others(carrier.weigh(left, g))))
 
 
 def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
@@ -272,7 +271,8 @@ def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor,
     for r in range(0, rows, step):
         at = slice(r, r + step)
         # rows × j × i
-        jacobian = torch.baddbmm(torch.diag_embed(diagonal[at]), right[at], left[at].transpose(1, 2))
+        jacobian = torch.bmm(right[at], left[at].transpose(1, 2))
+        jacobian.diagonal(dim1=1, dim2=2).copy_(diagonal[at])
         out = carrier.contract(jacobian, each(g, lambda p, at=at: p[:, at].transpose(0, 1)))
         parts.append(each(out, lambda p: p.transpose(0, 1)))
     if not parts:

@@ -26,7 +26,7 @@ def softmax(call: Call) -> Iterator[Edge]:
 
     def factors() -> tuple[Tensor, Tensor, Tensor]:
         p = _output(call)
-        return p, -p.unsqueeze(-1), p.unsqueeze(-1)
+        return p * (1 - p), -p.unsqueeze(-1), p.unsqueeze(-1)
 
     yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
 
@@ -38,7 +38,7 @@ def log_softmax(call: Call) -> Iterator[Edge]:
     def factors() -> tuple[Tensor, Tensor, Tensor]:
         p = _output(call).exp()
         ones = torch.ones_like(p)
-        return ones, -ones.unsqueeze(-1), p.unsqueeze(-1)
+        return 1 - p, -ones.unsqueeze(-1), p.unsqueeze(-1)
 
     yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
 
@@ -82,7 +82,7 @@ class Standard:
         hat, scale = self.parts()
         own = (self.gamma() * scale).expand(self.shape)
         left = torch.stack([-own / self.count, -own * hat / self.count], -1)
-        return own, left, torch.stack([torch.ones_like(hat), hat], -1)
+        return own * (1 - (1 + hat * hat) / self.count), left, torch.stack([torch.ones_like(hat), hat], -1)
 
     def edges(self) -> Iterator[Edge]:
         """Give the structures towards x, γ and β, and of the statistics, where they are results."""
@@ -171,7 +171,8 @@ def rms_norm(call: Call) -> Iterator[Edge]:
         hat, scale = parts()
         gamma = data(call, "weight")
         own = scale.expand(shape) if gamma is None else gamma * scale
-        return own, (-own * hat / prod(normalised)).unsqueeze(-1), hat.unsqueeze(-1)
+        n = prod(normalised)
+        return own * (1 - hat * hat / n), (-own * hat / n).unsqueeze(-1), hat.unsqueeze(-1)
 
     yield 0, 0, LowRank(shape, dims, factors)
     at = position(call, "weight")

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import Chain, Contraction, Edges, Gather, Shape, Sparse, Structure, sparse
+from ..structure import Chain, Contraction, Edges, Gather, Shape, Sparse, Structure
 from ..tape import Call
 from .dense import backward
 from .table import Edge, Rule, argument, register, rerun, result
@@ -81,7 +81,7 @@ def grid_sample(call: Call) -> Iterator[Edge]:
     n, c, size, count = x[0], x[1], prod(x[2:]), prod(y[2:])
     if 0 not in x and 0 not in y:
         # axis order n, c, pixels: edges are listed for n examples of all channels alike
-        yield 0, 0, sparse(lambda: _planes(call, n, c, size, count), (1, n * c * count, 1), (1, n * c * size, 1))
+        yield 0, 0, Sparse(lambda: _planes(call, n, c, size, count), (1, n * c * count, 1), (1, n * c * size, 1))
     pixels = (n, count, grid[-1])
 
     def weight() -> Tensor:
