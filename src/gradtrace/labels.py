@@ -98,9 +98,9 @@ def _through(call: Call, labels: Labels) -> None:
         assert y is not None
         label, connected = _combine(parts, free=free)
         labels.of[y.id] = label
-        # once examples are mixed, only what is linear keeps the loss a sum of theirs
-        nonlinear = not connected and label is MIXED and not labels.connected and _nonlinear(call, number, labels)
-        if connected or nonlinear:
+        # where examples are mixed, the loss stays a sum of theirs only if none enters another's derivatives
+        entangled = not connected and label is MIXED and not labels.connected and _entangles(call, number, labels)
+        if connected or entangled:
             labels.connected.append(call)
 
 
@@ -135,19 +135,44 @@ def _combine(parts: list[tuple[Label, bool]], *, free: bool) -> tuple[Label, boo
     return (MIXED, connected) if label.numel() == 1 else (label, True)
 
 
-def _nonlinear(call: Call, number: int, labels: Labels) -> bool:
-    """Tell whether a call's derivatives change when the labelled arguments do, by trying."""
+def _entangles(call: Call, number: int, labels: Labels) -> bool:
+    """Tell whether one example's derivatives depend on another example, by changing some and looking at the rest."""
     if not any(i.value is not None and i.value.differentiable for i in call.inputs):
         return False
-    data = [i.tensor() for i in call.inputs]
+    examples = torch.arange(labels.count)
+    return any(_depends(call, number, labels, some) for some in (examples % 2 == 1, examples < labels.count / 2))
+
+
+def _depends(call: Call, number: int, labels: Labels, changed: Tensor) -> bool:
+    """Change what belongs to some examples, and all that is mixed; compare the derivatives of what did not change.
+
+    Args:
+        call: the call, and `number`, its result.
+        labels: of its arguments.
+        changed: which examples, as booleans.
+    """
     generator = torch.Generator().manual_seed(0)
+    data = [i.tensor() for i in call.inputs]
+    touched = [_touched(labels.of.get(i.value.id) if i.value is not None else None, changed) for i in call.inputs]
     moved = [
-        x + torch.rand(x.shape, generator=generator).to(x.dtype)
-        if x.is_floating_point() and i.value is not None and labels.of.get(i.value.id) is not None
-        else x
-        for x, i in zip(data, call.inputs, strict=True)
+        x + torch.rand(x.shape, generator=generator).to(x.dtype) * t if x.is_floating_point() else x
+        for x, t in zip(data, touched, strict=True)
     ]
-    return any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(*_slopes(call, number, data, moved), strict=True))
+    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
+    slopes = zip(wanted, *_slopes(call, number, data, moved), strict=True)
+    for p, before, after in slopes:
+        label = labels.of.get(call.inputs[p].value.id)  # type: ignore[union-attr]
+        compared = ~touched[p] if isinstance(label, Tensor) else torch.ones((), dtype=torch.bool)
+        if not torch.allclose(before * compared, after * compared, rtol=1e-3):
+            return True
+    return False
+
+
+def _touched(label: Label, changed: Tensor) -> Tensor:
+    """Say which scalars of an argument belong to the examples that change; broadcasts to its shape."""
+    if isinstance(label, Tensor):
+        return changed[label.clamp(min=0).long()] & (label != UNKNOWN)
+    return torch.tensor(label is MIXED)
 
 
 def _slopes(call: Call, number: int, *points: list[Tensor]) -> list[list[Tensor]]:

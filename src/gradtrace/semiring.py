@@ -157,7 +157,11 @@ class Linear(Carrier):
         return (like[0].new_zeros(shape),)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        return (self.transform(weight).to(torch.float64) * g[0],)
+        w = self.transform(weight).to(torch.float64)
+        product = w * g[0]
+        if not product.isfinite().all():  # an absent edge is absent even beside an infinite gradient
+            product = torch.where((w == 0) | (g[0] == 0), 0.0, product)
+        return (product,)
 
     def reduce(self, g: Element) -> Element:
         return (g[0].sum(-1),)
