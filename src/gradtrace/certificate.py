@@ -15,7 +15,7 @@ from . import rules
 from .engine import reverse
 from .errors import CertificateError
 from .kernels.reference import pull
-from .semiring import Element, Sum
+from .semiring import AbsSum, Element, Sum
 from .tape import Call, Record, Value
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
@@ -75,13 +75,25 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
     return Certificate(len(leaves), max(offs, default=0.0), tolerance)
 
 
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.layout != torch.strided else grad
+
+
 def _explain(record: Record, loss: Value, pairs: list[tuple[Value, Tensor, Tensor]], tolerance: float) -> None:
-    """Raise for the leaf that differs most, unless each rule is right and the difference is rounding noise."""
+    """Raise for the first leaf that differs, unless each rule is right and the difference is rounding noise."""
     culprit = first_difference(record, loss, tolerance)
+    flows: dict[int, float] = {}
+
+    def keep(value: Value, g: Element) -> None:
+        if value.call is None and value.numel:
+            flows[value.id] = float(g[0].max())
+
+    reverse(record, loss, AbsSum.carrier, keep)
     largest = max(float(autograd.abs().max()) for _, _, autograd in pairs if autograd.numel())
-    noise = tolerance * largest
     for value, ours, autograd in pairs:
         off = difference(ours, autograd)
+        # terms that cancel leave an error in proportion to their absolute sum
+        noise = min(tolerance * largest, 64 * _precision(record) * flows.get(value.id, 0.0))
         if off <= tolerance or (culprit is None and float((ours - autograd).abs().max()) <= noise):
             continue
         if culprit is not None:
@@ -91,6 +103,12 @@ def _explain(record: Record, loss: Value, pairs: list[tuple[Value, Tensor, Tenso
         raise CertificateError(
             f"the tape's gradient of {value.name!r} differs from autograd's by {off:.2g} relative: {where}"
         )
+
+
+def _precision(record: Record) -> float:
+    """Give the coarsest rounding step among the tape's tensors."""
+    kinds = {i.dtype for call in record.calls for i in call.inputs if i.dtype.is_floating_point}
+    return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float64).eps)
 
 
 def first_difference(record: Record, loss: Value, tolerance: float) -> Call | None:

@@ -87,7 +87,7 @@ class _Stream:
     def send(self, name: str, winners: Tensor, amount: Tensor) -> None:
         """Move the units of one value's scalars to their winning consumers."""
         live, consumer = self.places.consumers(winners)
-        self.units.index_add_(0, consumer, amount[live])
+        self.units.index_add_(0, consumer[live], amount[live])
         edges, which = (winners[live] >> EDGE_BITS).unique(return_inverse=True)
         totals = torch.zeros(len(edges), dtype=amount.dtype).index_add_(0, which, amount[live])
         for edge, total in zip(edges.tolist(), totals.tolist(), strict=True):

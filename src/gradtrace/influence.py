@@ -59,12 +59,14 @@ class Places:
         return cls(torch.tensor(base, dtype=torch.int64), torch.tensor(stride, dtype=torch.int64), spans, total)
 
     def consumers(self, winners: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (live, place of the winning consumer where live), for batch × shape backpointers."""
+        """Give, for batch × shape backpointers, (whether there is one, the place of the winning consumer or 0)."""
         live = winners != NONE
-        pointer = winners[live]
-        edge = pointer >> EDGE_BITS
-        row = torch.arange(len(winners)).reshape(-1, *[1] * (winners.dim() - 1)).expand(winners.shape)[live]
-        return live, self.base[edge] + row * self.stride[edge] + (pointer & MASK)
+        edge = (winners >> EDGE_BITS).clamp_(min=0)
+        place = self.base[edge].add_(winners & MASK)
+        if len(winners) > 1:
+            rows = torch.arange(len(winners)).reshape(-1, *[1] * (winners.dim() - 1))
+            place += rows * self.stride[edge]
+        return live, place.masked_fill_(~live, 0)
 
     def results(self, call: Call) -> list[tuple[Value, slice, int]]:
         """Give (value, its place for the first example, how far the next example's is) for each result."""
@@ -99,9 +101,7 @@ def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[V
 def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     """Give each scalar the set of its winning consumer."""
     live, consumer = places.consumers(winners)
-    out = torch.zeros_like(winners)
-    out[live] = bits[consumer]
-    return out
+    return bits[consumer].masked_fill_(~live, 0)
 
 
 def own_bits(call: Call, components: Sequence[Component], shape: tuple[int, ...]) -> Tensor:
@@ -224,7 +224,8 @@ class _Totals:
         if top > self.top:
             scale = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
             self.weight, self.crossed, self.top = self.weight * scale, self.crossed * scale, top
-        relative = torch.exp2(log2 - self.top).masked_fill(~live, 0) if live.any() else torch.zeros_like(log2)
+        weighs = live & log2.isfinite()  # a greedy trace can start from a gradient that cancels to 0
+        relative = torch.exp2(torch.where(weighs, log2 - self.top, -torch.inf))
         if start == 0:
             self.live += live.sum(1)
             self.pairs += live.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -138,7 +139,7 @@ def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
 
 def _flat(value: Value, index: tuple[int, ...] | int) -> int:
     """Give the flat index of a scalar, or say what would have been one."""
-    given = (index,) if isinstance(index, int) else tuple(index)
+    given = tuple(operator.index(i) for i in (index if isinstance(index, (tuple, list)) else (index,)))
     ok = len(given) == len(value.shape) and all(-n <= i < n for i, n in zip(given, value.shape, strict=True))
     if not ok:
         raise UnknownName(f"{value} has shape {value.shape}: {index} is not an index of one of its scalars")

@@ -26,7 +26,6 @@ class Value:
         id: increases in recording order, so every call's outputs have larger ids than its inputs.
         name: the name of a leaf (parameter or input), else None.
         differentiable: whether autograd follows it; other values only carry example labels.
-        call: what produced it; None for a leaf.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
     """
 
@@ -35,8 +34,17 @@ class Value:
     dtype: torch.dtype
     name: str | None = None
     differentiable: bool = True
-    call: Call | None = None
     seq: int = -1
+    _maker: weakref.ref[Call] | None = None  # weak: a call holds its results, and memory should go with the tape
+
+    @property
+    def call(self) -> Call | None:
+        """What produced it; None for a leaf."""
+        return self._maker() if self._maker is not None else None
+
+    @call.setter
+    def call(self, call: Call) -> None:
+        self._maker = weakref.ref(call)
 
     @property
     def numel(self) -> int:
@@ -54,7 +62,8 @@ class Saved:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.detach()
-        self._source: weakref.ref[Tensor] | None = weakref.ref(tensor)
+        # a view shares its base's version, and may be gone (weight.t()) while the base is not
+        self._source: weakref.ref[Tensor] | None = weakref.ref(tensor if tensor._base is None else tensor._base)
         self._version = tensor._version
 
     def get(self) -> Tensor:
@@ -120,7 +129,7 @@ class Input:
         return flat.as_strided(self.shape, self.stride, self.offset)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Call:
     """One operator call.
 

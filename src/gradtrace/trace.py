@@ -169,7 +169,8 @@ class Tape:
 
         Args:
             loss: ℓ, a recorded tensor with one element.
-            check: compare the tape under Sum with autograd first (call before `loss.backward()`).
+            check: compare the tape under Sum with autograd first (call before `loss.backward()`). This runs one
+                ordinary backward pass, and with it any hooks that the program has set on tensors or modules.
             progress: show a progress bar for each pass.
 
         Raises:
@@ -216,15 +217,18 @@ class Trace:
     Passes are run when they are first asked for, and kept.
 
     Attributes:
-        strength: log2 weight of the best path of every scalar, by leaf name or recorded tensor.
         certificate: what `check=True` compared, else None.
     """
 
     def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None, *, progress: bool = False) -> None:
         self.tape, self.loss, self.certificate, self._progress = tape, loss, certificate, progress
         self._forests: dict[tuple[str, bool], Forest] = {}
-        self.strength: Mapping[Any, Tensor] = Strength(tape, self.forest)
         self.forest()
+
+    @property
+    def strength(self) -> Mapping[Any, Tensor]:
+        """log2 weight of the best path of every scalar, by leaf name or recorded tensor."""
+        return Strength(self.tape, self.forest)
 
     def forest(self, kind: str = "best", *, per_example: bool = False) -> Forest:
         """Give the winners of a pass: the whole batch as one, or each example on its own.

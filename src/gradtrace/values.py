@@ -120,8 +120,6 @@ class Values:
 
     def _custom(self, tensor: Tensor, node: Any) -> Value:
         """Find, or put on the tape, the call of the custom function that made a tensor."""
-        if node not in self._customs and not self.open:
-            raise NotOnTape(_unseen(tensor))
         scopes, source = self._made.get(tensor.untyped_storage()._cdata, ((), ""))
         waiting = [node]
         while waiting:  # functions of functions, whose results no operator has used

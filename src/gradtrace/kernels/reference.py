@@ -264,20 +264,21 @@ def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g
 
 
 def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
-    """Write the Jacobians of a few rows out at a time."""
+    """Write out some columns of some rows' Jacobians at a time."""
     rows, n = diagonal.shape
-    step = max(1, ROWS // (n * n))
-    parts = []
-    for r in range(0, rows, step):
-        at = slice(r, r + step)
-        # rows × j × i
-        jacobian = torch.bmm(right[at], left[at].transpose(1, 2))
-        jacobian.diagonal(dim1=1, dim2=2).copy_(diagonal[at])
-        out = carrier.contract(jacobian, each(g, lambda p, at=at: p[:, at].transpose(0, 1)))
-        parts.append(each(out, lambda p: p.transpose(0, 1)))
-    if not parts:
-        return g
-    return tuple(torch.cat(planes, 1) for planes in zip(*parts, strict=True))
+    height, width = max(1, ROWS // (n * n)), max(1, min(n, ROWS // n))
+    out = carrier.zero(tuple(g[0].shape), g)
+    for r in range(0, rows, height):
+        at = slice(r, r + height)
+        incoming = each(g, lambda p, at=at: p[:, at].transpose(0, 1))
+        for start in range(0, n, width):
+            some = slice(start, start + width)
+            # rows × j × i
+            jacobian = torch.bmm(right[at, some], left[at].transpose(1, 2))
+            jacobian.diagonal(start, 1, 2).copy_(diagonal[at, some])
+            for plane, part in zip(out, carrier.contract(jacobian, incoming), strict=True):
+                plane[:, at, some] = part.transpose(0, 1)
+    return out
 
 
 def _numel(shape: Shape) -> int:
