@@ -34,9 +34,7 @@ Edges = list[tuple[Any, Any, float]]  # producer, consumer, weight
 Walk = tuple[int, ...]  # positions in such a list
 
 
-def built(
-    edges: Edges, orders: list[int] | None = None, vertices: Iterable[Any] = ()
-) -> networkx.MultiDiGraph:
+def built(edges: Edges, orders: list[int] | None = None, vertices: Iterable[Any] = ()) -> networkx.MultiDiGraph:
     """Make a graph of edges; edge number i gets the key i."""
     graph = networkx.MultiDiGraph()
     graph.add_nodes_from(vertices)
@@ -129,9 +127,7 @@ def test_paths_come_each_once_in_tie_order(dag):
     graph, loss = built(edges, orders, vertices), vertices[-1]
     for v in vertices:
         found = list(paths(graph, v, loss))
-        assert [numbers(p) for p in found] == sorted(
-            walks(edges, v, loss), key=lambda w: [rank[i] for i in w]
-        )
+        assert [numbers(p) for p in found] == sorted(walks(edges, v, loss), key=lambda w: [rank[i] for i in w])
         assert [p.weight for p in found] == [weight_of(edges, numbers(p) or ()) for p in found]
         assert all(p.vertices == (v, *(u for _, u, _ in p.edges)) for p in found)
 
@@ -143,9 +139,7 @@ def test_best_path_is_the_first_of_the_strongest(dag):
     rank = tie_ranks(edges, orders)
     graph, loss = built(edges, orders, vertices), vertices[-1]
     for v in vertices:
-        ranked = sorted(
-            walks(edges, v, loss), key=lambda w: (-abs(weight_of(edges, w)), [rank[i] for i in w])
-        )
+        ranked = sorted(walks(edges, v, loss), key=lambda w: (-abs(weight_of(edges, w)), [rank[i] for i in w]))
         best = best_path(graph, v, loss)
         assert numbers(best) == (ranked[0] if ranked else None)
         assert best is None or best.log2_weight == math.log2(abs(weight_of(edges, ranked[0])))
@@ -180,9 +174,7 @@ def test_greedy_path_follows_the_ordinary_gradient(dag):
 
 def test_best_and_greedy_differ():
     # towards b two paths cancel down to 1, towards a there is one of weight 3
-    graph = built(
-        [(0, 1, 1.0), (0, 2, 1.0), (1, 9, 3.0), (2, 3, 5.0), (2, 4, -4.0), (3, 9, 1.0), (4, 9, 1.0)]
-    )
+    graph = built([(0, 1, 1.0), (0, 2, 1.0), (1, 9, 3.0), (2, 3, 5.0), (2, 4, -4.0), (3, 9, 1.0), (4, 9, 1.0)])
     best, greedy = best_path(graph, 0, 9), greedy_path(graph, 0, 9)
     assert best is not None
     assert best.vertices == (0, 2, 3, 9)
@@ -315,9 +307,7 @@ def test_a_loop_is_a_cycle_and_an_absent_edge_closes_none():
     assert backpropagate(built([(1, 2, 5.0), (2, 1, 0.0)]), 2)[1] == 5
 
 
-@pytest.mark.parametrize(
-    "attributes", [{}, {"weight": None}, {"weight": "3"}, {"weight": True}, {"weight": 1j}]
-)
+@pytest.mark.parametrize("attributes", [{}, {"weight": None}, {"weight": "3"}, {"weight": True}, {"weight": 1j}])
 def test_an_edge_needs_a_number(attributes):
     graph = networkx.MultiDiGraph()
     graph.add_edge("left", "right", **attributes)

@@ -62,9 +62,7 @@ def test_an_operator_is_the_unit():
         loss = functional.log_softmax(x, 0)[1]
     graph = from_tape(tape, loss)
     p = torch.softmax(x.detach(), 0)
-    weights = {
-        v[1]: data["weight"] for v, u, data in graph.edges(data=True) if graph.nodes[v]["leaf"] and u[1] == 1
-    }
+    weights = {v[1]: data["weight"] for v, u, data in graph.edges(data=True) if graph.nodes[v]["leaf"] and u[1] == 1}
     assert weights == pytest.approx({0: -float(p[0]), 1: 1 - float(p[1]), 2: -float(p[2])}, rel=1e-14)
 
 

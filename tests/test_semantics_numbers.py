@@ -111,9 +111,7 @@ class Recorded:
 
 def recorded(code: Callable[..., Tensor], **leaves: Any) -> Recorded:
     """Run code on float64 leaves under a recording."""
-    tensors = {
-        name: torch.tensor(data, dtype=torch.float64).requires_grad_() for name, data in leaves.items()
-    }
+    tensors = {name: torch.tensor(data, dtype=torch.float64).requires_grad_() for name, data in leaves.items()}
     with record(names=tensors) as tape:
         loss = code(**tensors)
     return Recorded(tape, loss, tensors)
@@ -330,9 +328,7 @@ def test_decoupled_layers_by_hand():
             graph.add_edge(("w", 3 * i + j), ("h1", i), weight=X[j])
             graph.add_edge(("x", j), ("h1", i), weight=W[i][j])
     assert backpropagate(graph, "L")["h3"] == close(G3)
-    check_graph(
-        graph, "L", {(n, i): t for n, terms in decoupled_paths().items() for i, t in enumerate(terms)}
-    )
+    check_graph(graph, "L", {(n, i): t for n, terms in decoupled_paths().items() for i, t in enumerate(terms)})
 
 
 def test_decoupled_layers_recorded():

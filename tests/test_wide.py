@@ -27,9 +27,7 @@ def test_arithmetic_rounds_as_floats_do(a, b):
     assert float(larger(wide(a), wide(b))) == (b if abs(b) > abs(a) else a)
 
 
-@given(
-    st.integers(-(2**26), 2**26), st.integers(-5000, 5000), st.integers(-(2**26), 2**26), st.integers(0, 25)
-)
+@given(st.integers(-(2**26), 2**26), st.integers(-5000, 5000), st.integers(-(2**26), 2**26), st.integers(0, 25))
 def test_small_integers_are_exact_at_any_exponent(a, exponent, b, shift):
     x, y = wide(float(a), exponent), wide(float(b), exponent + shift)
     assert exact(plus(x, y)) == exact(x) + exact(y)

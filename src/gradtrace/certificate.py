@@ -57,6 +57,7 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
     tolerance = max([TOLERANCE.get(c.dtype, 1e-8) for call in record.calls for c in call.inputs], default=1e-8)
     try:
         expected = torch.autograd.grad(loss_tensor, [t for t, _ in leaves], retain_graph=True, allow_unused=True)
+        expected = [None if g is None else g.to_dense() if g.layout != torch.strided else g for g in expected]
     except RuntimeError as error:
         raise CertificateError(f"no autograd graph to compare with (trace before backward()): {error}") from None
     pairs = [
@@ -73,10 +74,6 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
         # what is left is a gradient that cancels to rounding noise, such as that of an attention's key bias
         offs = [off for off in offs if off <= tolerance]
     return Certificate(len(leaves), max(offs, default=0.0), tolerance)
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad.to_dense() if grad.layout != torch.strided else grad
 
 
 def _explain(record: Record, loss: Value, pairs: list[tuple[Value, Tensor, Tensor]], tolerance: float) -> None:

@@ -35,7 +35,7 @@ and trace held-out examples as it learns; then train it again without each compo
 say whether influence foretold the damage.
 
 examples:
-  gradtrace compete                                       about four minutes on two cores
+  gradtrace compete                                       three to four minutes on two cores
   gradtrace compete --components rnn,lstm,gru,attention   four competitors
   gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text, or Penn Treebank
   gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash
@@ -131,6 +131,7 @@ def _add_compete(commands: Any) -> None:
         "trace-examples": "held-out windows to trace",
         "eval-every": "steps between evaluations on the held-out text",
         "vocab": "the most frequent words to know, rest <unk>",
+        "threads": "CPU threads; more pay from a width of some hundreds on",
     }.items():
         field = {"vocab": "vocabulary"}.get(name, name.replace("-", "_"))
         add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")

@@ -188,14 +188,24 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
     leaves = select_leaves(record, of)
     count = forest.labels.count if forest.labels is not None else 1
     totals = _Totals(names, count)
+    by_id = {leaf.id: leaf for leaf in leaves}
     for start in range(0, len(names), 63):
         chunk = parts[start : start + 63]
         for leaf_id, bits in crossing(forest, chunk, leaves).items():
-            totals.add(start, len(chunk), bits, forest.winners[leaf_id] != NONE, forest.log2[leaf_id])
+            live, log2 = forest.winners[leaf_id] != NONE, forest.log2[leaf_id]
+            totals.add(start, len(chunk), bits, live, log2, _belongs(forest, by_id[leaf_id]))
     inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
     connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
     return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
+
+
+def _belongs(forest: Forest, leaf: Value) -> Tensor:
+    """Say which scalars of a leaf count for which example (examples × numel): all, unless it is an input itself."""
+    label = forest.labels.of.get(leaf.id) if forest.labels is not None else None
+    if not isinstance(label, Tensor) or forest.labels is None:
+        return torch.ones(1, 1, dtype=torch.bool)
+    return torch.arange(forest.labels.count).unsqueeze(1) == label.expand(leaf.shape).reshape(1, -1)
 
 
 def _lives_in(parameter: str, component: str) -> bool:
@@ -217,23 +227,28 @@ class _Totals:
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, start: int, count: int, bits: Tensor, live: Tensor, log2: Tensor) -> None:
-        """Count one leaf: batch × shape."""
+    def add(self, start: int, chunk: int, bits: Tensor, live: Tensor, log2: Tensor, belongs: Tensor) -> None:
+        """Count one leaf: batch × shape; `belongs` says which scalars count for which example."""
         bits, live, log2 = (t.reshape(len(t), -1) for t in (bits, live, log2))
-        top = float(log2[live].max()) if live.any() else -math.inf
-        if top > self.top:
-            scale = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
-            self.weight, self.crossed, self.top = self.weight * scale, self.crossed * scale, top
-        weighs = live & log2.isfinite()  # a greedy trace can start from a gradient that cancels to 0
-        relative = torch.exp2(torch.where(weighs, log2 - self.top, -torch.inf))
+        live = live & belongs
+        weighs = live & (log2 > -torch.inf)  # a greedy trace can start from a gradient that cancels to 0
+        self._raise_top(float(log2.expand(live.shape)[weighs].max()) if weighs.any() else -math.inf)
+        scale = torch.where(log2 == torch.inf, 0.0, log2 - self.top) if self.top == math.inf else log2 - self.top
+        relative = torch.exp2(torch.where(weighs, scale, -torch.inf))
         if start == 0:
             self.live += live.sum(1)
-            self.pairs += live.shape[1]
+            self.pairs += belongs.expand(live.shape).sum(1)
             self.weight += relative.sum(1)
-        for i in range(count):
+        for i in range(chunk):
             hit = ((bits >> i) & 1).bool() & live
             self.cross[:, start + i] += hit.sum(1)
             self.crossed[:, start + i] += (relative * hit).sum(1)
+
+    def _raise_top(self, top: float) -> None:
+        """Take a larger unit for the weights."""
+        if top > self.top:
+            shrink = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
+            self.weight, self.crossed, self.top = self.weight * shrink, self.crossed * shrink, top
 
     def rows(self, example: int | None, inside: Sequence[bool]) -> tuple[InfluenceRow, ...]:
         """Give the table's rows, for all examples together or for one."""

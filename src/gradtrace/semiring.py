@@ -189,6 +189,19 @@ class Linear(Carrier):
         return (torch.matmul(g[0], w.transpose(-1, -2)),)
 
 
+def narrow(weight: Tensor, g: Element) -> bool:
+    """Tell whether every product, in units of its row's largest, is a normal float64."""
+    size = weight.abs()
+    high = size.amax() if size.numel() else size.new_zeros(())
+    if high.isnan():
+        raise NotANumber("a local derivative is NaN")
+    small = torch.where(size > 0, size, torch.inf).amin() if size.numel() else high
+    lowest = torch.where(g[0] != 0, g[1], INFINITE_EXPONENT).amin(-1)
+    spread = (g[1].amax(-1) - lowest).amax() if lowest.numel() else torch.zeros(())
+    bound = 2.0 ** (1000 - SAFE_SPREAD)
+    return bool(high < bound and (high == 0 or small > 1 / bound) and spread < SAFE_SPREAD)
+
+
 @dataclass(frozen=True)
 class Scaled(Carrier):
     """Signed values that are added up, with an exponent each, so that nothing underflows."""
@@ -226,10 +239,8 @@ class Scaled(Carrier):
         return g[0] * pow2(g[1] // 2) * pow2(g[1] - g[1] // 2)
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        if weight.isnan().any():
-            raise NotANumber("a local derivative is NaN")
-        if g[0].shape[-1] == 0:
-            return self.zero((*g[0].shape[:-1], weight.shape[1]), g)
+        if g[0].shape[-1] == 0 or not narrow(weight, g):
+            return super().contract(weight, g)
         values, top = aligned(g[0], g[1])
         return normalised(torch.matmul(values, weight.to(torch.float64).transpose(-1, -2)), top)
 
@@ -290,26 +301,13 @@ class Extreme(Carrier):
         return Scaled().plain(g)
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        if g[0].shape[-1] == 0 or not self._narrow(weight, g):
+        if g[0].shape[-1] == 0 or not narrow(weight, g):
             return super().contract(weight, g)
         values, top = aligned(g[0], g[1])  # a linear product cannot underflow now
         best, arg = max_product(values, weight.abs().to(torch.float64))
         mantissa, exponent = normalised(best, top)
         ids = g[2].expand(g[0].shape).gather(-1, arg)
         return mantissa, exponent, ids.masked_fill_(mantissa == 0, NO_ID)
-
-    @staticmethod
-    def _narrow(weight: Tensor, g: Element) -> bool:
-        """Tell whether every product, in units of its row's largest, is a normal float64."""
-        size = weight.abs()
-        high = size.amax() if size.numel() else size.new_zeros(())
-        if high.isnan():
-            raise NotANumber("a local derivative is NaN")
-        small = torch.where(size > 0, size, torch.inf).amin() if size.numel() else high
-        lowest = torch.where(g[0] > 0, g[1], INFINITE_EXPONENT).amin(-1)
-        spread = (g[1].amax(-1) - lowest).amax() if lowest.numel() else torch.zeros(())
-        bound = 2.0 ** (1000 - SAFE_SPREAD)
-        return bool(high < bound and (high == 0 or small > 1 / bound) and spread < SAFE_SPREAD)
 
 
 def max_product(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

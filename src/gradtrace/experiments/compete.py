@@ -90,13 +90,13 @@ def compete(
     if found is not None:
         results = same_surroundings(found.state, results, folder)
     prepare_folder(folder)
-    with _threads(results["versions"]["threads"]):
+    with _threads(options.threads):
         return _run_all(Plan(options, corpus, folder, checkpoint_every, watch), results, found)
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Use as many threads as the competition was begun with: the order of sums depends on it."""
+    """Use so many CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -25,12 +25,13 @@ class Options:
         bptt: words in a window, the length of backpropagation through time.
         batch: windows in a training step.
         trace_examples: held-out windows that are traced, every `trace_every` steps.
+        threads: CPU threads. The order of sums depends on it, and at the default size more are no faster.
     """
 
     components: tuple[str, ...] = ("rnn", "lstm", "gru")
     corpus: str | None = None
     seed: int = 1
-    steps: int = 2000
+    steps: int = 1600
     hidden: int = 64
     bptt: int = 20
     batch: int = 16
@@ -39,12 +40,14 @@ class Options:
     trace_every: int = 200
     trace_examples: int = 8
     eval_every: int = 50
+    threads: int = 1
 
     def __post_init__(self) -> None:
         check_components(self.components)
-        for name in ("steps", "hidden", "bptt", "batch", "trace_every", "trace_examples", "eval_every"):
+        for name in ("steps", "hidden", "bptt", "batch", "trace_every", "trace_examples", "eval_every", "threads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.hidden <= 4096, "hidden", "at most 4096", self.hidden)
+        require(self.threads <= 256, "threads", "at most 256", self.threads)
         require(self.vocabulary >= 2, "vocabulary", "at least 2", self.vocabulary)
         require(0 < self.lr <= 1, "lr", "above 0 and at most 1", self.lr)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)

@@ -30,7 +30,6 @@ def versions() -> dict[str, Any]:
         "gradtrace": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
     }
 
 

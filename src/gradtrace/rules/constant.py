@@ -60,6 +60,6 @@ LIKE = "zeros_like ones_like full_like empty_like rand_like randn_like randint_l
 NEW = "new_zeros new_ones new_full new_empty new_empty_strided"
 RANDOM = "bernoulli normal poisson uniform exponential cauchy log_normal geometric random"
 
-register(f"{LIKE} {NEW} {RANDOM} detach", nothing)
+register(f"{LIKE} {NEW} {RANDOM}", nothing)
 register("rrelu_with_noise", rrelu)
 register("native_dropout", native_dropout)

@@ -36,7 +36,7 @@ def ctc_loss(call: Call) -> Iterator[Edge]:
     yield 0, 0, reduction(shape, merged, lambda: gradient(call))
 
 
-register("mse_loss huber_loss smooth_l1_loss soft_margin_loss l1_loss", pointwise_loss)
+register("mse_loss huber_loss smooth_l1_loss soft_margin_loss", pointwise_loss)
 register("binary_cross_entropy binary_cross_entropy_with_logits", pointwise_loss)
 register("multi_margin_loss multilabel_margin_loss_forward", row_loss)
 register("_ctc_loss", ctc_loss)

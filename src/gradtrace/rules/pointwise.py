@@ -18,10 +18,7 @@ from ..tape import Call
 from .table import Edge, differentiable, register
 
 # pointwise by nature, though not tagged so
-ELEMENTWISE = (
-    "clone _to_copy tril triu contiguous lift_fresh to dropout rsub hardswish log_sigmoid_forward _prelu_kernel "
-    "_unsafe_masked_fill celu threshold"
-)
+ELEMENTWISE = "clone _to_copy tril triu lift_fresh rsub hardswish log_sigmoid_forward _prelu_kernel celu threshold"
 
 
 def is_pointwise(call: Call) -> bool:

@@ -107,12 +107,12 @@ def pooled(spatial: int) -> Rule:
 
 
 register("sum", plain_sum)
-register("nansum mean nanmean amax amin logsumexp std var", weighted())
+register("nansum mean amax amin logsumexp std var", weighted())
 register("linalg_vector_norm norm", weighted(2))
 register("prod", weighted())
 register("var_mean std_mean aminmax", both)
 register("dist trace", whole)
-register("nll_loss_forward nll_loss2d_forward nll_loss_nd", nll_loss)
+register("nll_loss_forward nll_loss2d_forward", nll_loss)
 register("sort topk kthvalue mode cummax cummin", selected)
 register("max min median nanmedian", extreme)
 register("max_pool2d_with_indices adaptive_max_pool2d fractional_max_pool2d", pooled(2))

@@ -1,0 +1,325 @@
+"""Every structure's kernel, under every carrier, against loops over a Jacobian written out from the definition.
+
+Weights and elements are small integers, zeros and ties among them, so that everything is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gradtrace.kernels import reference
+from gradtrace.kernels.reference import pull
+from gradtrace.semiring import NO_ID, AbsSum, Carrier, Count, Element, Extreme, Greedy, Scaled, Sum, normalised
+from gradtrace.structure import (
+    Chain,
+    Contraction,
+    Gather,
+    Layout,
+    LowRank,
+    Placed,
+    Scatter,
+    Sparse,
+    Strided,
+    Structure,
+    diagonal,
+    reduction,
+)
+
+BATCH = 2
+Jacobian = dict[tuple[int, int], float]  # (flat index of y, flat index of x) → weight; absent is 0
+
+
+# ---------------------------------------------------------------- definitions, as loops
+
+
+def flat(index: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    out = 0
+    for i, n in zip(index, shape, strict=True):
+        out = out * n + i
+    return out
+
+
+def indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return list(product(*map(range, shape)))
+
+
+def place(layout: Layout, index: tuple[int, ...]) -> int:
+    return layout.offset + sum(i * s for i, s in zip(index, layout.stride, strict=True))
+
+
+def of_contraction(s: Contraction) -> Jacobian:
+    """y[Y] depends on x[X] with weight[W], for every assignment of the letters."""
+    sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
+    weight = s.weight() if s.weight is not None else None
+    out: Jacobian = {}
+    for values in product(*(range(sizes[c]) for c in sizes)):
+        at = dict(zip(sizes, values, strict=True))
+        w = 1.0 if weight is None else float(weight.reshape([sizes[c] for c in s.w])[tuple(at[c] for c in s.w)])
+        out[flat(tuple(at[c] for c in s.y), s.y_shape), flat(tuple(at[c] for c in s.x), s.x_shape)] = w
+    return out
+
+
+def of_strided(s: Strided) -> Jacobian:
+    return {(flat(i, s.layout.size), place(s.layout, i)): 1.0 for i in indices(s.layout.size)}
+
+
+def of_placed(s: Placed) -> Jacobian:
+    covered = {place(h, i) for h in s.hidden for i in indices(h.size)}
+    at = {flat(i, s.layout.size): place(s.layout, i) for i in indices(s.layout.size)}
+    return {(y, x): 1.0 for x, y in at.items() if y not in covered}
+
+
+def of_gather(s: Gather) -> Jacobian:
+    return {(y, x): 1.0 for y, x in enumerate(s.index().flatten().tolist()) if x >= 0}
+
+
+def of_scatter(s: Scatter) -> Jacobian:
+    return {(y, x): 1.0 for x, y in enumerate(s.index().flatten().tolist()) if y >= 0}
+
+
+def of_low_rank(s: LowRank) -> Jacobian:
+    own, left, right = s.factors()
+    out: Jacobian = {}
+    for i, j in product(indices(s.shape), repeat=2):
+        if all(a == b for d, (a, b) in enumerate(zip(i, j, strict=True)) if d not in s.dims):
+            w = float(own[i]) if i == j else float((left[i] * right[j]).sum())
+            out[flat(i, s.shape), flat(j, s.shape)] = w
+    return out
+
+
+def of_sparse(s: Sparse) -> Jacobian:
+    i, j, w = s.edges()
+    weights = [1.0] * len(i) if w is None else w.tolist()
+    (outer, _, inner), out = s.y_shape, {}
+    for o, k in product(range(outer), range(inner)):
+        for a, b, value in zip(i.tolist(), j.tolist(), weights, strict=True):
+            out[flat((o, a, k), s.y_shape), flat((o, b, k), s.x_shape)] = value
+    return out
+
+
+def of_chain(s: Chain) -> Jacobian:
+    first, second, out = jacobian(s.first), jacobian(s.second), {}
+    for (y, v), w in first.items():
+        for (u, x), z in second.items():
+            if u == v:
+                assert (y, x) not in out, "two ways"
+                out[y, x] = w * z
+    return out
+
+
+DEFINITIONS: dict[type, Callable[..., Jacobian]] = {
+    Contraction: of_contraction,
+    Strided: of_strided,
+    Placed: of_placed,
+    Gather: of_gather,
+    Scatter: of_scatter,
+    LowRank: of_low_rank,
+    Sparse: of_sparse,
+    Chain: of_chain,
+}
+
+
+def jacobian(s: Structure) -> Jacobian:
+    return DEFINITIONS[type(s)](s)
+
+
+# ---------------------------------------------------------------- what each carrier should give
+
+
+def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> None:
+    j = {at: w for at, w in jacobian(s).items() if w != 0}
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randint(-3, 4, (BATCH, *y_shape), generator=generator).double()
+    ids = torch.arange(100, 100 + g[0].numel()).reshape(1, *y_shape).expand(g.shape)
+    for b in range(BATCH):
+        values = g[b].flatten().tolist()
+        into = [[(i, w) for (i, k), w in sorted(j.items()) if k == x] for x in range(x_numel)]
+        sums = [sum(w * values[i] for i, w in edges) for edges in into]
+        best = [_strongest([(abs(w * values[i]), 100 + i) for i, w in edges]) for edges in into]
+        assert _plain(s, Sum.carrier, (g,), b) == sums
+        assert _plain(s, AbsSum.carrier, (g.abs(),), b) == [sum(abs(w * values[i]) for i, w in e) for e in into]
+        assert _plain(s, Count.carrier, (g.abs(),), b) == [sum(abs(values[i]) for i, _ in e) for e in into]
+        assert _plain(s, Scaled(), normalised(g), b) == sums
+        assert _winners(s, Extreme(), (*normalised(g.abs()), ids), b) == best
+        greedy = (*normalised(g), *normalised(g.abs()), ids)
+        assert _plain(s, Greedy(), greedy, b) == sums
+        assert _winners(s, Greedy(), greedy, b) == best
+
+
+def _strongest(found: list[tuple[float, int]]) -> tuple[float, int]:
+    value = max((v for v, _ in found), default=0.0)
+    return value, min(i for v, i in found if v == value) if value else NO_ID
+
+
+def _plain(s: Structure, carrier: Carrier, g: Element, b: int) -> list[float]:
+    out = pull(s, carrier, g)
+    assert all(p.shape[0] == BATCH for p in out)
+    return carrier.plain(out)[b].flatten().tolist()
+
+
+def _winners(s: Structure, carrier: Extreme | Greedy, g: Element, b: int) -> list[tuple[float, int]]:
+    mantissa, exponent, ids = pull(s, carrier, g)[-3:]
+    values = torch.ldexp(mantissa[b], exponent[b]).flatten().tolist()
+    return [(v, i if v else NO_ID) for v, i in zip(values, ids[b].flatten().tolist(), strict=True)]
+
+
+seeds = st.integers(0, 10_000)
+
+
+def integers(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+# ---------------------------------------------------------------- structures
+
+
+@st.composite
+def contractions(draw: st.DrawFn) -> Contraction:
+    sizes = {c: draw(st.integers(1, 3)) for c in "abcd"}
+    y = draw(st.permutations(draw(st.lists(st.sampled_from("abcd"), max_size=3, unique=True))))
+    x = draw(st.permutations(draw(st.lists(st.sampled_from("abcd"), max_size=3, unique=True))))
+    both = sorted({*y, *x})
+    w = draw(st.permutations(draw(st.lists(st.sampled_from(both), unique=True)))) if both else []
+    shapes = [tuple(sizes[c] for c in letters) for letters in (y, x, w)]
+    weight = integers(shapes[2], draw(seeds)) if draw(st.booleans()) else None
+    given_ = None if weight is None else lambda: weight
+    return Contraction("".join(y), "".join(x), shapes[0], shapes[1], "".join(w) if weight is not None else "", given_)
+
+
+@given(contractions(), seeds)
+@settings(deadline=None, max_examples=250)
+def test_contractions(s, seed):
+    check(s, s.y_shape, torch.Size(s.x_shape).numel(), seed)
+
+
+EINSUMS = ["ik,kj->ij", "bik,bkj->bij", "ik,k->i", "k,k->", "i,j->ij", "bik,bkj->ij", "bhqd,bhkd->bhqk"]
+
+
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_both_arguments_of_a_product(equation):
+    sizes = dict(zip("bhijkdq", (2, 2, 2, 3, 4, 2, 3), strict=True))
+    (a, b), y = equation.split("->")[0].split(","), equation.split("->")[1]
+    shapes = {ls: tuple(sizes[c] for c in ls) for ls in (a, b, y)}
+    for x, w in ((a, b), (b, a)):
+        weight = integers(shapes[w], 1)
+        s = Contraction(y, x, shapes[y], shapes[x], w, lambda weight=weight: weight)
+        check(s, shapes[y], weight.new_zeros(shapes[x]).numel(), 2)
+
+
+@given(
+    st.sampled_from([((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 3), (1, 3)), ((2, 3), (2, 1)), ((2, 3), ()), ((), ())]),
+    seeds,
+)
+@settings(deadline=None)
+def test_diagonals_with_broadcasting(shapes, seed):
+    y, x = shapes
+    check(diagonal(y, x, lambda: integers(y, seed)), y, torch.Size(x).numel(), seed)
+    check(diagonal(y, x, None), y, torch.Size(x).numel(), seed)
+
+
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (0, 2), (0, 1, 2)])
+def test_reductions(dims):
+    shape = (2, 3, 2)
+    kept = tuple(n for d, n in enumerate(shape) if d not in dims)
+    check(reduction(shape, dims, lambda: integers(shape, 3)), kept, 12, 4)
+    check(reduction(shape, dims, None), kept, 12, 4)
+
+
+LAYOUTS = {
+    "whole": Layout((2, 6), (6, 1), 0),
+    "transposed": Layout((4, 3), (1, 4), 0),
+    "column": Layout((3,), (4,), 2),
+    "expanded": Layout((3, 2, 5), (4, 0, 0), 1),
+    "repeated-and-kept": Layout((2, 3), (0, 4), 1),
+    "overlapping": Layout((4, 3), (2, 1), 1),
+    "scalar": Layout((), (), 7),
+    "empty": Layout((0, 3), (3, 1), 0),
+    "every-other": Layout((2, 2), (8, 2), 0),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_strided(name):
+    check(Strided(LAYOUTS[name], (3, 4)), LAYOUTS[name].size, 12, 5)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if n not in ("expanded", "repeated-and-kept", "overlapping")])
+def test_placed_and_hidden(name):
+    layout = LAYOUTS[name]
+    for hidden in ((), (Layout((4,), (1,), 4),), (Layout((3,), (4,), 2), Layout((), (), 0))):
+        check(Placed(layout, (3, 4), hidden), (3, 4), torch.Size(layout.size).numel(), 6)
+
+
+@given(st.lists(st.integers(-1, 5), min_size=8, max_size=8), seeds)
+@settings(deadline=None)
+def test_gathers_merge_what_was_read_twice(index, seed):
+    check(Gather(lambda: torch.tensor(index).reshape(2, 4), (2, 4), (3, 2)), (2, 4), 6, seed)
+
+
+@given(st.permutations(range(-2, 6)), seeds)
+@settings(deadline=None)
+def test_scatters_leave_out_what_goes_nowhere(index, seed):
+    at = torch.tensor(index).clamp(min=-1).reshape(4, 2)
+    check(Scatter(lambda: at, (2, 3), (4, 2)), (2, 3), 8, seed)
+
+
+@given(
+    st.sampled_from([((3,), (0,)), ((2, 3), (1,)), ((2, 3), (0,)), ((2, 2, 3), (0, 2)), ((2, 3), (0, 1)), ((), ())]),
+    st.integers(1, 3),
+    seeds,
+)
+@settings(deadline=None, max_examples=60)
+def test_low_rank(where, rank, seed):
+    shape, dims = where
+    factors = integers(shape, seed), integers((*shape, rank), seed + 1), integers((*shape, rank), seed + 2)
+    check(LowRank(shape, dims, lambda: factors), shape, torch.Size(shape).numel(), seed)
+
+
+def test_low_rank_in_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr(reference, "ROWS", 20)
+    shape = (5, 3)
+    factors = integers(shape, 1), integers((*shape, 2), 2), integers((*shape, 2), 3)
+    check(LowRank(shape, (1,), lambda: factors), shape, 15, 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=8, unique=True), st.booleans(), seeds)
+@settings(deadline=None)
+def test_sparse(pairs, weighted, seed):
+    i, j = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in range(2))
+    w = integers((len(pairs),), seed) if weighted else None
+    check(Sparse(lambda: (i, j, w), (2, 4, 2), (2, 3, 2)), (2, 4, 2), 12, seed)
+
+
+def test_chains_of_two_index_maps_and_a_weight():
+    read = Gather(lambda: torch.tensor([2, 0, -1, 2]), (4,), (3,))
+    scale = diagonal((4,), (4,), lambda: torch.tensor([2.0, 0.0, 5.0, -3.0], dtype=torch.float64))
+    check(Chain(scale, read), (4,), 3, 7)
+    check(Chain(scale, Chain(Strided(Layout((4,), (1,), 0), (4,)), read)), (4,), 3, 8)
+
+
+def test_something_else_is_no_structure():
+    with pytest.raises(TypeError, match="not a structure"):
+        pull(object(), Sum.carrier, (torch.ones(1, 2),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_any_dtype(dtype):
+    weight = integers((2, 3), 1).to(dtype)
+    s = Contraction("ij", "ik", (2, 2), (2, 3), "jk", lambda: weight)
+    check(s, (2, 2), 6, 2)
+    check(Contraction("ab", "ab", (2, 3), (2, 3), "ab", lambda: weight), (2, 3), 6, 3)
+
+
+def test_of_equal_products_over_several_merged_axes_the_first_in_ys_order_wins():
+    """The letters that the weight has and those it has not are merged in one go, or ties would fall wrongly."""
+    weight = torch.tensor([2.0, -2.0], dtype=torch.float64)
+    s = Contraction("ab", "", (2, 2), (), "b", lambda: weight)
+    g = (*normalised(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]], dtype=torch.float64)), torch.arange(4).reshape(1, 2, 2))
+    assert pull(s, Extreme(), g)[2].tolist() == [1]

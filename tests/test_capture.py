@@ -1,0 +1,493 @@
+"""Recording: what it leaves behind (nothing), what it cuts, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import F64, assert_sum_is_autograd, autograd, leaf, parameters, recorded, run
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+import gradtrace
+from gradtrace import GradtraceError, record
+from gradtrace.errors import NotOnTape, Unsupported
+
+
+def global_state() -> dict[str, Any]:
+    """Give everything outside the program that recording touches."""
+    from torch.nn.modules import module
+
+    return {
+        "modes": len(_get_current_dispatch_mode_stack()),
+        "pre hooks": dict(module._global_forward_pre_hooks),
+        "hooks": dict(module._global_forward_hooks),
+        "always called": dict(module._global_forward_hooks_always_called),
+        "mkldnn": torch._C._get_mkldnn_enabled(),
+        "cudnn": torch._C._get_cudnn_enabled(),
+        "attention fast path": torch.backends.mha.get_fastpath_enabled(),
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "memory efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "math": torch.backends.cuda.math_sdp_enabled(),
+        "cudnn attention": torch.backends.cuda.cudnn_sdp_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "anomaly": torch.is_anomaly_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+class Raising(nn.Module):
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.inner, self.error = nn.Linear(2, 2), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner(x)
+        raise self.error("from inside a module")
+
+
+def swallowing(model: nn.Module, x: Tensor) -> None:
+    with record(model):
+        try:
+            model(x)
+        except RuntimeError:
+            (x * 2).sum()
+
+
+def nested(model: nn.Module, x: Tensor) -> None:
+    with record(model), record(model), gradtrace.component("c"):
+        model(x)
+
+
+def abandoned(model: nn.Module, x: Tensor) -> None:
+    def generator() -> Any:
+        with record(model):
+            yield x * 2
+
+    steps = generator()
+    next(steps)
+    steps.close()
+
+
+ENDINGS: dict[str, tuple[type[BaseException], Callable[[nn.Module, Tensor], None]]] = {
+    "raises": (RuntimeError, lambda m, x: _recorded(m, x)),
+    "interrupted": (KeyboardInterrupt, lambda m, x: _recorded(m, x)),
+    "exits": (SystemExit, lambda m, x: _recorded(m, x)),
+    "swallowed": (RuntimeError, swallowing),
+    "nested": (RuntimeError, nested),
+    "abandoned": (RuntimeError, abandoned),
+}
+
+
+def _recorded(model: nn.Module, x: Tensor) -> None:
+    with record(model):
+        model(x)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_global_state_is_restored_however_the_block_ends(ending):
+    error, go = ENDINGS[ending]
+    model, x = Raising(error), torch.ones(1, 2)
+    before = global_state()
+    if ending in ("swallowed", "abandoned"):
+        go(model, x)
+    else:
+        with pytest.raises(error, match="from inside a module"):
+            go(model, x)
+    assert global_state() == before
+    assert not list(model._forward_hooks) + list(model._forward_pre_hooks) + list(model.inner._forward_hooks)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_backend_flags_come_back_as_they_were_not_as_the_defaults(flag):
+    before = torch._C._get_mkldnn_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    torch._C._set_mkldnn_enabled(flag)
+    torch.backends.cuda.enable_flash_sdp(flag)
+    try:
+        with record():
+            assert not torch._C._get_mkldnn_enabled()
+            assert not torch.backends.cuda.flash_sdp_enabled()
+        assert (torch._C._get_mkldnn_enabled(), torch.backends.cuda.flash_sdp_enabled()) == (flag, flag)
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch.backends.cuda.enable_flash_sdp(before[1])
+
+
+def test_an_error_in_the_constructor_leaves_nothing_behind():
+    before = global_state()
+    with pytest.raises(GradtraceError, match=r"torch\.nn\.Module or None"), record(lambda x: x):  # type: ignore[arg-type]
+        pass
+    assert global_state() == before
+
+
+def test_random_numbers_are_those_of_an_unrecorded_run():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    x, outs, states = torch.ones(4, 3), [], []
+    for tracing in (False, True):
+        torch.manual_seed(0)
+        if tracing:
+            with record(model) as tape:
+                loss = model(x).sum()
+            tape.trace(loss, check=True).influence()
+        else:
+            loss = model(x).sum()
+        outs.append(loss.detach())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*outs)
+    assert torch.equal(*states)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "lstm": lambda: (nn.LSTM(3, 4, 2, dropout=0.5), torch.ones(5, 2, 3)),
+    "attention": lambda: (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), torch.ones(2, 5, 4)),
+    "convolution": lambda: (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(True)),
+        torch.ones(2, 1, 5, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_users_own_backward_gives_bit_for_bit_what_it_would_have_given(name):
+    results = []
+    for tracing in (False, True):
+        torch.manual_seed(0)
+        model, x = MODELS[name]()
+        x = x * torch.linspace(-1, 1, x.numel()).reshape(x.shape)
+        if tracing:
+            with record(model, examples=x) as tape:
+                loss = _loss(model(x))
+            before = [p.grad for p in model.parameters()]
+            tape.trace(loss, check=True).flow()
+            tape.grad(loss, list(model.parameters()))
+            assert before == [None] * len(before) == [p.grad for p in model.parameters()]
+        else:
+            with _as_recorded():
+                loss = _loss(model(x))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def _loss(y: Tensor | tuple[Tensor, ...]) -> Tensor:
+    y = y[0] if isinstance(y, tuple) else y
+    return y.pow(3).mean()
+
+
+def _as_recorded() -> Any:
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+    torch._C._set_mkldnn_enabled(False)
+    stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
+    return stack
+
+
+def test_existing_gradients_and_the_graph_survive_a_trace():
+    model = nn.Linear(3, 1)
+    model.weight.grad = torch.full((1, 3), 7.0)
+    with record(model) as tape:
+        loss = model(torch.ones(2, 3)).sum()
+    tape.trace(loss, check=True)
+    loss.backward()
+    assert model.weight.grad.tolist() == [[9.0, 9.0, 9.0]]
+
+
+# ---------------------------------------------------------------- what is cut, and what is followed
+
+CUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "detach": lambda x: x * x.detach(),
+    "data": lambda x: x * x.data,
+    "no_grad": lambda x: x * _without_grad(x),
+    "integers": lambda x: x * (x * 3).to(torch.int64),
+    "comparison": lambda x: x * (x > 0),
+    "selection": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "round": lambda x: x * x.round(),
+    "item": lambda x: x * x.sum().item(),
+    "numpy": lambda x: x * torch.from_numpy(x.detach().numpy().copy()),
+    "control-flow": lambda x: x if x.sum().item() > 1e9 else x * 2,
+}
+
+
+def _without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.exp()
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_autograd_cuts_the_tape_cuts(name):
+    leaves = {"x": leaf(3, 4)}
+    tape, loss = recorded(lambda x: (CUT[name](x) * 2).sum(), leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    counted = run(tape, loss, leaves, gradtrace.semiring.Count)["x"]
+    assert counted.max() <= 1  # one path, through the factor that is followed
+
+
+def test_a_loss_without_gradient_is_not_followed():
+    with record() as tape:
+        constant = torch.ones(2).sum()
+        with torch.no_grad():
+            silent = leaf(2).sum()
+    for loss in (constant, silent):
+        with pytest.raises(NotOnTape, match="does not require grad"):
+            tape.trace(loss)
+
+
+def test_a_tensor_made_outside_the_block_is_refused_with_what_made_it():
+    x = leaf(3)
+    outside = x.exp()
+    with pytest.raises(NotOnTape, match=r"ExpBackward.*inside `with record") as error, record():
+        (outside * 2).sum()
+    assert "(3,)" in str(error.value)
+
+
+def test_a_detached_tensor_made_outside_is_a_constant():
+    x = leaf(3)
+    leaves = {"x": x}
+    fixed = x.exp().detach()
+    tape, loss = recorded(lambda x: (fixed * x).sum(), leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+
+
+def test_two_recordings_of_one_model_do_not_know_each_others_tensors():
+    model, x = nn.Linear(2, 1).double(), torch.ones(1, 2, **F64)
+    with record(model) as first:
+        one = model(x).sum()
+    with record(model) as second:
+        two = model(x * 2).sum()
+    assert first.grad(one, "weight")[0].tolist() == [[1.0, 1.0]]
+    assert second.grad(two, "weight")[0].tolist() == [[2.0, 2.0]]
+    with pytest.raises(NotOnTape):
+        second.trace(one)
+
+
+def test_a_nested_recording_sees_the_inner_calls_and_so_does_the_outer():
+    leaves = {"x": leaf(3)}
+    with record(names=leaves) as outer:
+        y = leaves["x"].exp()
+        with record() as inner:
+            z = leaves["x"].sin().sum()
+        loss = y.sum() + z
+    assert_sum_is_autograd(outer, loss, leaves)
+    assert torch.equal(inner.grad(z, [leaves["x"]])[0], leaves["x"].detach().cos())
+
+
+def test_another_threads_work_is_not_recorded():
+    x, made = leaf(3), []
+    with record(names={"x": x}) as tape:
+        thread = threading.Thread(target=lambda: made.append(x.exp().sum()))
+        thread.start()
+        thread.join()
+        loss = x.sin().sum()
+    assert tape.grad(loss, "x")[0].tolist() == x.detach().cos().tolist()
+    with pytest.raises(NotOnTape):
+        tape.trace(made[0])
+
+
+# ---------------------------------------------------------------- unusual but reasonable programs
+
+
+def _second_order(x: Tensor, w: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad(torch.tanh(x @ w).sum(), x, create_graph=True)
+    return g.square().sum()
+
+
+def _while(x: Tensor) -> Tensor:
+    while x.abs().max() > 0.1:
+        x = x * 0.5
+    return x.square().sum()
+
+
+def _recursive(x: Tensor, depth: int = 5) -> Tensor:
+    return x.sum() if depth == 0 else _recursive(torch.tanh(x), depth - 1) * x.mean()
+
+
+def _experts(x: Tensor, w: Tensor) -> Tensor:
+    weight, chosen = (x @ w).softmax(-1).topk(2, -1)
+    out = torch.zeros_like(x)
+    for e in range(w.shape[1]):
+        row, slot = torch.where(chosen == e)
+        out.index_add_(0, row, x[row] * w[:, e] * weight[row, slot, None])
+    return out.square().sum()
+
+
+PROGRAMS: dict[str, Callable[..., Tensor]] = {
+    "second-order": _second_order,
+    "vmap": lambda x, w: torch.func.vmap(lambda row: (row @ w).sin().sum())(x).sum(),
+    "functional-grad": lambda x, w: torch.func.grad(lambda t: (t**3).sum())(x).sum() + w.sum(),
+    "forward-mode": lambda x, w: (
+        torch.func.jvp(lambda t: t @ w, (x,), (torch.ones_like(x),))[1].square().sum() + x.sum()
+    ),
+    "while": lambda x, w: _while(x @ w),
+    "recursion": lambda x, w: _recursive(x @ w),
+    "checkpoint": lambda x, w: checkpoint(lambda t: torch.tanh(t @ w).sum(), x, use_reentrant=False),
+    "experts": _experts,
+    "tied-and-repeated": lambda x, w: (x @ w @ w.t() @ w).sum() + (w * w).sum(),
+    "a-list-of-results": lambda x, w: sum(p.square().sum() for p in (x @ w).unbind(1)),
+    "parts-of-an-svd": lambda x, w: torch.linalg.svd(x @ w).S.square().sum() + (w**3).sum(),
+    "sorted": lambda x, w: ((x @ w).sort(0).values * torch.arange(3, **F64)[:, None]).sum(),
+    "leaf-made-inside": lambda x, w: ((x @ w).detach().requires_grad_() * (x @ w)).sum(),
+    "einsum": lambda x, w: torch.einsum("ij,jk,lk->il", x, w, w).square().sum(),
+    "dropout-and-noise": lambda x, w: F.dropout(x @ w, 0.5).square().sum() + (torch.randn_like(x) * x).sum() + w.sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # forward mode uses it inside
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_gradients_of(name):
+    leaves = {"x": leaf(3, 4), "w": leaf(4, 3)}
+    tape, loss = recorded(PROGRAMS[name], leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    tape.trace(loss, check=True).flow()
+
+
+def _scripted() -> nn.Module:
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        return torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double())
+
+
+def _hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double()
+    model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    model[1].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    return model
+
+
+class Called(nn.Module):
+    """Calls its inner module with other parameters than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = {n: p * 2 for n, p in self.inner.named_parameters()}
+        return torch.func.functional_call(self.inner, doubled, (x,))
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+    "spectral-norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)),
+    "functional-call": Called,
+    "hooks": _hooked,
+    "scripted": _scripted,
+    "batch-norm": lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3)),
+    "embedding-with-padding": lambda: nn.Sequential(Rows(), nn.Embedding(9, 3, padding_idx=1)),
+    "projected-lstm": lambda: nn.LSTM(4, 3, proj_size=2, bidirectional=True),
+    "attention-with-zeros": lambda: Attended(nn.MultiheadAttention(4, 2, add_bias_kv=True, add_zero_attn=True)),
+    "adaptive-softmax": lambda: Adaptive(),
+    "frozen-half": lambda: _half_frozen(),
+}
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.abs() * 3).long().clamp(max=8)
+
+
+class Attended(nn.Module):
+    def __init__(self, inner: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Adaptive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.AdaptiveLogSoftmaxWithLoss(4, 10, [3, 6], div_value=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, torch.tensor([0, 4, 0, 4, 2])).loss
+
+
+def _half_frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_gradients_of_modules(name):
+    torch.manual_seed(0)
+    model, x = MODULES[name]().double(), torch.randn(5, 4, **F64)
+    with record(model) as tape:
+        loss = _loss(model(x))
+    assert_sum_is_autograd(tape, loss, parameters(model))
+    tape.trace(loss, check=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.03)])
+def test_other_dtypes(dtype, tolerance):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3), nn.Softmax(-1)).to(dtype)
+    with record(model) as tape:
+        loss = model(torch.randn(6, 3).to(dtype)).square().mean()
+    assert_sum_is_autograd(tape, loss, parameters(model), tolerance)
+    assert tape.trace(loss, check=True).strength["0.weight"].dtype == torch.float64
+
+
+def test_autocast():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    with record(model) as tape, torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(model(torch.randn(6, 3))), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert_sum_is_autograd(tape, loss, parameters(model), 0.1)
+    tape.trace(loss, check=True)
+
+
+def test_thousands_of_calls_need_no_recursion():
+    leaves = {"x": leaf(2)}
+
+    def deep(x: Tensor) -> Tensor:
+        h = x
+        for _ in range(1500):
+            h = torch.tanh(h + x)
+        return h.sum()
+
+    tape, loss = recorded(deep, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    assert len(tape.trace(loss).path("x", 0).steps) > 1
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_reentrant_checkpointing_says_what_to_use():
+    with pytest.raises(Unsupported, match="use_reentrant=False"), record():
+        checkpoint(lambda t: t.exp(), leaf(3), use_reentrant=True).sum()
+
+
+def test_complex_tensors_are_refused():
+    with pytest.raises(Unsupported, match="complex"), record():
+        torch.fft.rfft(leaf(4)).abs().sum()
+
+
+def test_sparse_tensors_are_refused():
+    with pytest.raises(Unsupported, match="dense ones only"), record():
+        (leaf(3, 3).to_sparse() * 2).to_dense().sum()
+
+
+def test_a_lazy_module_is_to_be_run_first():
+    with pytest.raises(GradtraceError, match="run"), record(nn.LazyLinear(4)):
+        pass
+
+
+def test_sparse_gradients_are_compared_by_the_certificate():
+    model = nn.Embedding(5, 3, sparse=True).double()
+    with record(model) as tape:
+        loss = model(torch.tensor([0, 2, 2])).square().sum()
+    expected = autograd(loss, {"weight": model.weight})["weight"].to_dense()
+    torch.testing.assert_close(tape.grad(loss, "weight")[0], expected)
+    tape.trace(loss, check=True)

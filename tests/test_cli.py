@@ -1,0 +1,255 @@
+"""The command line: what it says when something is wrong, and what `gradtrace trace` writes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gradtrace import __version__, cli
+
+MODEL = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    batches = [{"x": torch.randn(5, 3), "y": [torch.randn(5, 1)]} for _ in range(3)]
+    return model, batches, lambda model, batch: (model(batch["x"]) - batch["y"][0]).square().mean()
+
+def raises():
+    raise ValueError("a message\\nof two lines")
+
+def gives_two():
+    return 1, 2
+
+def gives_none():
+    pass
+
+def not_a_model():
+    return "model", [], print
+
+def not_batches():
+    return torch.nn.Linear(1, 1), 5, print
+
+def not_a_loss():
+    return torch.nn.Linear(1, 1), [], "loss"
+
+def no_batches():
+    return torch.nn.Linear(1, 1), [], print
+
+def empty_batch():
+    return torch.nn.Linear(1, 1), ["text"], print
+
+def bad_batches():
+    def generate():
+        yield torch.ones(2, 1)
+        raise OSError("disk on fire")
+    return torch.nn.Linear(1, 1), generate(), lambda model, batch: model(batch).sum()
+
+def bad_loss():
+    return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: model(batch, batch)
+
+def vector_loss():
+    return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: model(batch)
+
+def number_loss():
+    return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: 1.0
+
+def layers():
+    class Stack(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x))
+    return Stack(), [torch.ones(3, 2)], lambda model, batch: model(batch).sum()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "my_model.py").write_text(MODEL)
+    (tmp_path / "broken.py").write_text("import no_such_package")
+    (tmp_path / "syntax.py").write_text("def f(:")
+    (tmp_path / "short.txt").write_text("just a few words")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("my_model", "broken", "syntax"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    out, errors = capsys.readouterr()
+    return code, out, errors
+
+
+WRONG = {
+    "compete --steps 0": "--steps must be at least 1, not 0",
+    "compete --steps -5": "--steps must be at least 1, not -5",
+    "compete --steps many": "invalid int value: 'many'",
+    "compete --hidden 0": "--hidden must be at least 1",
+    "compete --hidden 1000000": "--hidden must be at most 4096",
+    "compete --bptt 0": "--bptt must be at least 1",
+    "compete --batch -1": "--batch must be at least 1",
+    "compete --trace-every 0": "--trace-every must be at least 1",
+    "compete --trace-examples 0": "--trace-examples must be at least 1",
+    "compete --eval-every 0": "--eval-every must be at least 1",
+    "compete --checkpoint-every 0": "--checkpoint-every must be at least 1",
+    "compete --vocab 1": "--vocab must be at least 2",
+    "compete --seed -1": "--seed must be from 0",
+    "compete --lr 0": "--lr must be above 0",
+    "compete --lr nan": "--lr must be above 0",
+    "compete --components rnn,lstn": "unknown component 'lstn'; there are rnn, lstm, gru, attention",
+    "compete --components rnn,,gru": "unknown component ''",
+    "compete --components rnn,rnn": "--components names rnn more than once",
+    "compete --components=": "--components names none; there are rnn, lstm, gru, attention",
+    "compete --corpus nothing.txt": "corpus nothing.txt: No such file or directory",
+    "compete --corpus empty.txt": "corpus empty.txt is empty",
+    "compete --corpus short.txt": "corpus short.txt is too short: it has 4 words",
+    "compete --corpus binary": "corpus binary is not UTF-8 text",
+    "compete --corpus .": "Is a directory",
+    "compete --out short.txt": "cannot write to the folder short.txt",
+    "compete --out short.txt/below": "cannot write to the folder short.txt/below",
+    "compete --nonsense": "unrecognized arguments: --nonsense",
+    "trace my_model": "'my_model' is not MODULE:FUNCTION",
+    "trace :build": "is not MODULE:FUNCTION",
+    "trace nothing:build": "there is no module 'nothing'",
+    "trace nothing.py:build": "there is no file nothing.py",
+    "trace broken:build": "importing broken raised ModuleNotFoundError: No module named 'no_such_package'",
+    "trace broken.py:build": "importing broken.py raised ModuleNotFoundError",
+    "trace syntax.py:build": "importing syntax.py raised SyntaxError",
+    "trace my_model:nothing": "my_model has no function 'nothing'; there are build, raises",
+    "trace my_model:raises": "my_model:raises raised ValueError: a message of two lines",
+    "trace my_model:gives_two": "must return (model, batches, loss function), not 2 values",
+    "trace my_model:gives_none": "must return (model, batches, loss function), not NoneType",
+    "trace my_model:not_a_model": "must be a torch.nn.Module, not str",
+    "trace my_model:not_batches": "must be iterable, not int",
+    "trace my_model:not_a_loss": "must be callable, not str",
+    "trace my_model:no_batches": "my_model:no_batches returned no batches",
+    "trace my_model:empty_batch": "this one is of type str",
+    "trace my_model:bad_batches --batches 2": "the batches raised OSError: disk on fire",
+    "trace my_model:bad_loss": "the loss function raised TypeError",
+    "trace my_model:vector_loss": "the loss must have one element",
+    "trace my_model:number_loss": "the loss must be a tensor, not float",
+    "trace my_model:build --components 0,nothing": "unknown component 'nothing'; there are 0, 1, 2",
+    "trace my_model:build --of nothing": "no parameter matches 'nothing'",
+    "trace my_model:build --batches 0": "--batches must be at least 1",
+    "trace my_model:build --paths -1": "--paths must be at least 0",
+    "trace my_model:build --kind worst": "invalid choice: 'worst'",
+    "trace my_model:build --out short.txt": "cannot write to the folder short.txt",
+    "": "the following arguments are required: COMMAND",
+    "trance": "invalid choice: 'trance'",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_every_error_is_one_line_and_exit_code_2(folder, capsys, arguments):
+    code, _, errors = run(capsys, *arguments.split())
+    assert code == 2
+    assert WRONG[arguments] in errors
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+
+
+def test_wrong_options_leave_no_folder_behind(folder, capsys):
+    run(capsys, "compete", "--steps", "0", "--out", "made")
+    run(capsys, "trace", "my_model:raises", "--out", "made")
+    assert not (folder / "made").exists()
+
+
+def test_version_and_module(folder):
+    command = [sys.executable, "-m", "gradtrace", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"gradtrace {__version__}\n"
+
+
+def test_error_in_a_process_of_its_own(folder):
+    command = [sys.executable, "-m", "gradtrace", "compete", "--components", "rnn,x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "gradtrace: unknown component 'x'; there are rnn, lstm, gru, attention\n"
+
+
+@pytest.mark.parametrize("command", [[], ["compete"], ["trace"]])
+def test_help_teaches_with_examples(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert out.count("  gradtrace ") >= 2
+    assert max(map(len, out.splitlines())) <= 110
+
+
+def test_help_names_every_default(capsys):
+    _, out, _ = run(capsys, "compete", "--help")
+    assert " ".join(out.split()).count("(default") == 15
+
+
+def trace(capsys, folder, *arguments):
+    code, out, errors = run(capsys, "trace", *arguments)
+    assert (code, errors) == (0, "")
+    return json.loads((folder / "gradtrace-trace" / "results.json").read_text()), out
+
+
+def test_trace_of_a_users_model(folder, capsys):
+    results, out = trace(capsys, folder, "my_model:build", "--check")
+    assert (results["schema"], results["kind"]) == ("gradtrace.results/1", "trace")
+    rows = {r["component"]: r for r in results["influence"]}
+    assert set(rows) == {"0", "1", "2"}
+    assert rows["2"]["share"] == 1  # every path goes through the last layer
+    assert rows["0"]["share"] == rows["1"]["share"] < 1  # the last layer's own parameters do not cross the first
+    assert [rows[n]["inside"] for n in "012"] == [True, False, True]
+    assert {r["examples"] for r in rows.values()} == {5}
+    assert results["influence"][0]["component"] == "2"
+    assert len(results["paths"]) == 3
+    weights = [p["log2_weight"] for p in results["paths"]]
+    assert weights == sorted(weights, reverse=True)
+    assert results["paths"][0]["text"] in out
+    assert "Strongest paths" in out
+
+
+def test_trace_by_file_glob_kind_and_batches(folder, capsys):
+    results, out = trace(
+        capsys,
+        folder,
+        *("my_model.py:build", "--of", "0.*", "--components", "2"),
+        *("--kind", "greedy", "--batches", "9", "--paths", "0"),
+    )
+    (row,) = results["influence"]
+    assert (row["kind"], row["component"], row["share"]) == ("greedy", "2", 1)
+    assert (row["examples"], row["inside"], results["traced_batches"]) == (15, False, 3)
+    assert results["paths"] == []
+    assert "Strongest paths" not in out
+
+
+def test_module_lists_stand_for_their_members(folder, capsys):
+    results, _ = trace(capsys, folder, "my_model:layers")
+    assert {r["component"] for r in results["influence"]} == {"layers.0", "layers.1"}
+    assert "connected" in results
+
+
+def test_interrupted_before_anything_was_done(folder, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "compete", interrupted)
+    code, _, errors = run(capsys, "compete")
+    assert (code, errors) == (130, "gradtrace: stopped before anything was done\n")
+
+
+def test_output_that_is_not_a_terminal_has_no_control_codes(folder, capsys):
+    (folder / "text.txt").write_text("to be or not to be that is the question " * 40)
+    command = "compete --corpus text.txt --components gru --steps 2 --hidden 4 --bptt 4 --batch 2 --trace-examples 1"
+    code, out, errors = run(capsys, *command.split())
+    assert (code, errors) == (0, "")
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert "full model, step 2 of 2: held-out perplexity" in out
+    assert "only one component took part" in out

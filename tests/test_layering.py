@@ -1,0 +1,115 @@
+"""Layers import downward only: every import in the source, checked against one table."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gradtrace
+
+ROOT = Path(gradtrace.__file__).parent
+
+# From the bottom up. A module may import from rows above its own in this table, and from its own package.
+LAYERS = [
+    {"errors"},
+    {"semiring", "structure", "tape", "wide", "custom"},
+    {"scopes", "storage", "components"},
+    {"values", "rules", "kernels"},
+    {"capture", "labels"},
+    {"split"},
+    {"engine"},
+    {"certificate", "forest"},
+    {"paths", "influence"},
+    {"flow"},
+    {"trace"},
+    {"gradtrace"},  # the package's own __init__: the public names
+    {"scalar", "experiments", "report"},
+    {"cli"},
+    {"__main__"},
+]
+# What would be downward, and is still not wanted: rules state structure, and know nothing of semirings.
+FORBIDDEN = {("rules", "semiring")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below it."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        found[".".join(parts) or "gradtrace"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """The modules of the package that a file imports, wherever in the file."""
+    package = [] if name == "gradtrace" else name.split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {module_of(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "gradtrace"}
+        elif isinstance(node, ast.ImportFrom):
+            source = (node.module or "").split(".") if node.module else []
+            if node.level:
+                source = package[: len(package) - node.level + 1] + source
+            elif source[:1] == ["gradtrace"]:
+                source = source[1:]
+            else:
+                continue
+            found |= {module_of([*source, a.name]) for a in node.names}
+    return found - {name}
+
+
+def module_of(parts: list[str]) -> str:
+    """The longest prefix of a dotted name that is a module; the rest is a name inside it."""
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in MODULES:
+            return ".".join(parts[:end])
+    return "gradtrace"
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def layer(name: str) -> int:
+    return next(i for i, row in enumerate(LAYERS) if top(name) in row)
+
+
+def test_the_table_places_every_module_once_and_nothing_else():
+    placed = [name for row in LAYERS for name in row]
+    assert sorted(placed) == sorted({top(name) for name in MODULES})
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_downward(name):
+    for imported in imports(name, MODULES[name]):
+        if top(imported) == top(name):
+            continue
+        assert layer(imported) < layer(name), f"{name} imports {imported}, which is not below it"
+        assert (top(name), top(imported)) not in FORBIDDEN, f"{name} must not import {imported}"
+
+
+def test_no_cycles():
+    graph = {name: imports(name, path) for name, path in MODULES.items()}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
+
+
+def test_imports_are_seen():
+    assert {"trace", "experiments.results"} <= imports("experiments.compete", MODULES["experiments.compete"])
+    assert {"gradtrace"} <= imports("experiments.results", MODULES["experiments.results"])
+    assert {"rules.table", "tape"} <= imports("rules.pointwise", MODULES["rules.pointwise"])
+
+
+def test_importing_gradtrace_needs_no_optional_package():
+    optional = {"pandas", "transformers", "hypothesis", "pytest"}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not optional & {n.split(".")[0] for n in names}, name
