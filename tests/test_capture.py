@@ -469,9 +469,26 @@ def test_reentrant_checkpointing_says_what_to_use():
         checkpoint(lambda t: t.exp(), leaf(3), use_reentrant=True).sum()
 
 
-def test_complex_tensors_are_refused():
-    with pytest.raises(Unsupported, match="complex"), record():
-        torch.fft.rfft(leaf(4)).abs().sum()
+def test_complex_leaves_are_refused():
+    with pytest.raises(Unsupported, match="complex leaf"), record():
+        torch.ones(3, dtype=torch.complex128, requires_grad=True).abs().sum()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x: torch.fft.rfft(x).abs().square().sum(),
+        lambda x: torch.fft.irfft(torch.fft.rfft(x) * 2j).square().sum(),
+        lambda x: torch.view_as_complex(x.view(2, 2)).conj().angle().sum(),
+        lambda x: (torch.complex(x, x * x) * torch.complex(x, -x)).real.sum(),
+    ],
+)
+def test_complex_numbers_on_the_way_are_pairs_of_real_ones(program):
+    leaves = {"x": leaf(4)}
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    trace = tape.trace(loss, check=True)
+    assert trace.path("x", 1).log2_weight == pytest.approx(float(trace.strength["x"][1]))
 
 
 def test_sparse_tensors_are_refused():

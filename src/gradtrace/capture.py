@@ -30,6 +30,11 @@ _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy",
 _OVERWRITING = {"copy", "fill", "zero", *_DRAWING}
 
 
+# lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
+_EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
+_EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
+
+
 @dataclass(frozen=True)
 class Operator:
     """What capture needs to know of an operator, from its schema.
@@ -125,6 +130,7 @@ class Capture(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and record it if autograd follows one of its arguments."""
         del types
+        func = _EAGER.get(func, func)
         event = self._event(func, args, kwargs or {})
         # inputs are saved before the operator runs: it may overwrite them
         inputs = self._inputs(event) if any(v is not None for v in event.values) else ()
@@ -191,6 +197,7 @@ class Capture(TorchDispatchMode):
             scopes=self.scopes.here(),
             source=source_line(),
             written=_written_positions(event),
+            gives_complex=any(out is not None and out.is_complex() for out in outputs),
         )
         if torch.Tag.nondeterministic_seeded in event.func.tags:  # running it again would draw again
             call.results = tuple(self._save(out) if out is not None else None for out in outputs)

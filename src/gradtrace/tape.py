@@ -118,15 +118,21 @@ class Input:
     saved: Saved | None
 
     def tensor(self) -> Tensor:
-        """Give the data as it was at the time of the call, detached."""
+        """Give the data as it was at the time of the call, detached; complex numbers as pairs of real ones."""
         if self.saved is not None:
-            return self.saved.get()
+            return as_real(self.saved.get())
+        kind = self.dtype.to_real() if self.dtype.is_complex else self.dtype
         if not self.stride:
-            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            return torch.zeros(self.shape, dtype=kind, device=self.device)
         # a view's derivative needs no data, but as_strided needs to know how they lay
         reach = sum((n - 1) * t for n, t in zip(self.shape, self.stride, strict=True))
-        flat = torch.zeros(max(0, self.offset + reach + 1), dtype=self.dtype, device=self.device)
+        flat = torch.zeros(max(0, self.offset + reach + 1), dtype=kind, device=self.device)
         return flat.as_strided(self.shape, self.stride, self.offset)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones; other tensors as they are."""
+    return torch.view_as_real(tensor.resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
 
 
 @dataclass(eq=False)
@@ -155,6 +161,7 @@ class Call:
     source: str
     written: tuple[int, ...] = ()
     results: tuple[Saved | None, ...] = ()
+    gives_complex: bool = False
     outputs: tuple[Value | None, ...] = ()
 
     @property
@@ -179,12 +186,23 @@ class Call:
         return _fill(self.args, data), {k: _fill(v, data) for k, v in self.kwargs.items()}
 
     def run(self, tensors: Sequence[Tensor] | None = None) -> list[Tensor | None]:
-        """Run the operator again, out of place, and give its tensor results, flattened."""
+        """Run the operator again, out of place, and give its tensor results, flattened.
+
+        Complex arguments and results are pairs of real numbers here, as everywhere on the tape.
+        """
         data = [i.tensor() for i in self.inputs] if tensors is None else list(tensors)
         for position in self.written:
             data[position] = data[position].clone()
+        for position, given in enumerate(self.inputs):
+            if given.dtype.is_complex:
+                data[position] = torch.view_as_complex(data[position].contiguous())
         args, kwargs = self.arguments(data)
-        return list(flat_tensors(self.op(*args, **kwargs)))
+        return [y if y is None else as_real(y) for y in flat_tensors(self.op(*args, **kwargs))]
+
+    @property
+    def complex(self) -> bool:
+        """Whether complex numbers go in or come out."""
+        return self.gives_complex or any(i.dtype.is_complex for i in self.inputs)
 
 
 def _fill(template: Any, tensors: Sequence[Tensor]) -> Any:
@@ -230,7 +248,9 @@ class Record:
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
         """Make a new value for a tensor."""
         self.count += 1
-        return Value(self.count - 1, tuple(tensor.shape), tensor.dtype, name, differentiable)
+        pair = tensor.is_complex()
+        shape, dtype = ((*tensor.shape, 2), tensor.dtype.to_real()) if pair else (tuple(tensor.shape), tensor.dtype)
+        return Value(self.count - 1, shape, dtype, name, differentiable)
 
     def before(self, loss: Value) -> list[Call]:
         """Give the calls from which the loss can be reached, in recording order."""

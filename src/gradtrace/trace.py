@@ -122,6 +122,8 @@ class Tape:
             raise GradtraceError(f"the loss must be a tensor, not {type(loss).__name__}")
         if loss.numel() != 1:
             raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
+        if loss.is_complex():
+            raise NotScalar("the loss is complex: take its abs() or real part")
         if not loss.requires_grad:
             raise NotOnTape("the loss does not require grad: it was computed under no_grad, or from constants only")
         return self.value_of(loss)

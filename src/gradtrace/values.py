@@ -70,6 +70,11 @@ class Values:
         if known is None:
             if not self.open:
                 raise NotOnTape(f"this leaf tensor of shape {tuple(tensor.shape)} was not used in the recorded code")
+            if tensor.is_complex():
+                raise Unsupported(
+                    f"a complex leaf of shape {tuple(tensor.shape)}: gradtrace traces from real ones only; make it "
+                    "with torch.view_as_complex or torch.complex from a real parameter"
+                )
             name = name or f"leaf{len(self.leaves)}"
             known = tensor, self.record.value(tensor, name=name)
             self.leaves[id(tensor)] = known
@@ -89,12 +94,10 @@ class Values:
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        if tensor.requires_grad and tensor.is_leaf and not tensor.is_complex():
+        if tensor.requires_grad and tensor.is_leaf:
             return self.leaf(tensor)
         if not tensor.requires_grad and self.record.examples is None:
             return None
-        if tensor.is_complex() and tensor.requires_grad:
-            raise Unsupported(f"a complex tensor of shape {tuple(tensor.shape)}: gradtrace follows real ones only")
         if isinstance(tensor.grad_fn, CustomNode):
             return self._custom(tensor, tensor.grad_fn)
         cell = self._cell(tensor)
@@ -162,7 +165,7 @@ class Values:
 
     def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
         """Read a storage through an alias that was made before the last write to it."""
-        numel = tensor.untyped_storage().nbytes() // tensor.element_size()
+        numel = tensor.untyped_storage().nbytes() // tensor.element_size() * (2 if tensor.is_complex() else 1)
         flat = Layout((numel,), (1,), 0)
         if [a for a, _ in cell.writes] != [flat]:
             parts = [(a, v) for a, v in cell.writes if v.differentiable == tensor.requires_grad]
@@ -183,7 +186,7 @@ class Values:
         like: Tensor,
     ) -> Value:
         """Add a call that no program made: it reads a storage after writes."""
-        inputs = tuple(Input(v, v.shape, (), 0, like.dtype, like.device, None) for v in values)
+        inputs = tuple(Input(v, v.shape, (), 0, v.dtype, like.device, None) for v in values)
         name = f"gradtrace.{op.__name__}"
         call = Call(len(self.record.calls), op, name, name, inputs, args, {}, (), source_line())
         value = self.record.value(like, differentiable=like.requires_grad)

@@ -48,9 +48,9 @@ def as_strided(call: Call) -> Iterator[Edge]:
     """as_strided reads the storage, not the tensor: find each position in the argument's own layout."""
     x, y = call.inputs[0], call.outputs[0]
     assert y is not None
-    args, kwargs = call.arguments()
-    offset = args[3] if len(args) > 3 else kwargs.get("storage_offset")
-    at = Layout(tuple(args[1]), tuple(args[2]), x.offset if offset is None else offset)
+    offset = argument(call, "storage_offset")
+    offset = x.offset if offset is None else offset
+    at = Layout(tuple(argument(call, "size")), tuple(argument(call, "stride")), offset)
     own = Layout(x.shape, x.stride, x.offset)
     yield 0, 0, Gather(lambda: _find(at, own), y.shape, x.shape)
 
