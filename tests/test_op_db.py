@@ -20,16 +20,12 @@ from op_samples import Found, check  # noqa: E402
 
 FEW = 3  # samples an operator in the default run
 
-# operators of which some samples are refused, and the words with which they are
-COMPLEX = "a complex tensor"
+# operators of which some samples are refused, and words of the refusal
 SPARSE = "sparse or nested"
-FOURIER = "fft fft2 fftn hfft hfft2 hfftn ifft ifft2 ifftn ihfft ihfft2 ihfftn irfft irfft2 irfftn rfft rfft2 rfftn"
-COMPLEX_OPS = "cdouble cfloat chalf complex polar view_as_complex linalg.eig linalg.eigvals stft istft"
-SPARSE_OPS = "sparse.mm.reduce sparse.sampled_addmm to_sparse"
 REFUSED = {
-    **{f"fft.{name}": COMPLEX for name in FOURIER.split()},
-    **dict.fromkeys(COMPLEX_OPS.split(), COMPLEX),
-    **dict.fromkeys(SPARSE_OPS.split(), SPARSE),
+    "sparse.mm.reduce": SPARSE,
+    "sparse.sampled_addmm": SPARSE,
+    "to_sparse": SPARSE,
     "nn.functional.linear_cross_entropy.chunked_none": "custom autograd.Function",
 }
 

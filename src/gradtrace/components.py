@@ -2,6 +2,7 @@
 
 A component is a string, the results of all calls made inside a module (by qualified name, by glob, or one call
 of it, "rnn:2") or inside a `component` block; or a `Slice` of the results of a module, such as one attention head.
+A module that calls no operator (an nn.Identity, dropout that is off) has no vertices, so no path crosses it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # type: ignore[attr-defined]
 
 from .errors import Unsupported
 
@@ -27,6 +28,8 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if any(g is not None and _functorch.is_legacy_batchedtensor(g) for g in grads):
+            raise RuntimeError("a user's backward is called with one gradient at a time")
         try:
             found = ctx.node.apply(*grads)  # what the engine calls; hooks are not run
         except RuntimeError as error:

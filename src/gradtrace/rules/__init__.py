@@ -12,6 +12,7 @@ from . import (
     constant,
     contraction,
     convolution,
+    custom,
     dense,
     indexing,
     losses,
@@ -45,8 +46,10 @@ def generic(call: Call) -> bool:
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
+    if custom.is_custom(call):
+        return custom.custom
     if call.complex:  # rules speak of real scalars; two of them that are one complex number need their own Jacobian
-        return dense.fallback
+        return indexing.moved if indexing.moves_pairs(call) else dense.fallback
     row = TABLE.get(key(call))
     if row is not None:
         return row

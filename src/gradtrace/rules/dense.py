@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import MissingRule
 from ..structure import dense
 from ..tape import Call
-from .table import Edge, differentiable
+from .table import Edge, differentiable, result
 
 LIMIT = 1 << 26  # entries of one Jacobian that the fallback will write out
 BLOCK = 1 << 22  # entries of the seeds and rows of one batched backward pass
@@ -27,7 +27,7 @@ def fallback(call: Call) -> Iterator[Edge]:
     """Give dense structures for an operator without a rule.
 
     Raises:
-        MissingRule: the Jacobian has more than LIMIT entries, or the operator draws random numbers.
+        MissingRule: a Jacobian has more than LIMIT entries, or the operator draws random numbers.
     """
     if torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ()):
         raise MissingRule(f"no rule for the random operator {call.where}: add a row in gradtrace/rules")
@@ -35,14 +35,24 @@ def fallback(call: Call) -> Iterator[Edge]:
         for number, y in enumerate(call.outputs):
             if y is None:
                 continue
-            x_numel = prod(call.inputs[position].shape)
-            entries = y.numel * x_numel
-            if entries > LIMIT:
-                raise MissingRule(
-                    f"no rule for {call.where}, and its Jacobian has {entries:,} entries, more than the fallback's "
-                    f"{LIMIT:,}: add a row in gradtrace/rules, or raise gradtrace.rules.dense.LIMIT"
-                )
-            yield position, number, dense(y.numel, x_numel, lambda p=position, n=number: jacobian(call, p, n))
+            yield whole(call, position, number)
+
+
+def whole(call: Call, position: int, number: int) -> Edge:
+    """Give the dense structure of one result towards one argument.
+
+    Raises:
+        MissingRule: the Jacobian has more than LIMIT entries.
+    """
+    y = result(call, number)
+    entries = y.numel * prod(call.inputs[position].shape)
+    if entries > LIMIT:
+        raise MissingRule(
+            f"no rule for {call.where}, and its Jacobian has {entries:,} entries, more than the fallback's "
+            f"{LIMIT:,}: add a row in gradtrace/rules, or raise gradtrace.rules.dense.LIMIT"
+        )
+    x_numel = prod(call.inputs[position].shape)
+    return position, number, dense(y.numel, x_numel, lambda: jacobian(call, position, number))
 
 
 def jacobian(call: Call, position: int, number: int) -> Tensor:

@@ -44,6 +44,11 @@ def view(call: Call) -> Iterator[Edge]:
         yield 0, number, Strided(layout_of(out), x.shape)
 
 
+def moves_pairs(call: Call) -> bool:
+    """Tell whether a call on complex numbers moves them as they are: a view that neither conjugates nor negates."""
+    return is_view(call) and call.base not in ("_conj", "_neg_view", "imag", "as_strided")
+
+
 def as_strided(call: Call) -> Iterator[Edge]:
     """as_strided reads the storage, not the tensor: find each position in the argument's own layout."""
     x, y = call.inputs[0], call.outputs[0]
@@ -136,7 +141,8 @@ def _moved(call: Call, sources: tuple[int, ...], changed: dict[str, float]) -> I
             tensors = [torch.zeros(t.shape, dtype=torch.float64) for t in tensors]
         numel = tensors[source].numel()
         tensors[source] = torch.arange(1, 1 + numel, dtype=torch.float64).reshape(call.inputs[source].shape)
-        return [y.to(torch.int64) - 1 for y in rerun(call, tensors, **changed)]
+        found = rerun(call, tensors, **changed) if changed else call.run(tensors)
+        return [torch.full((0,), -1) if y is None else y.to(torch.int64) - 1 for y in found]
 
     for source in sources:
         for number, y in enumerate(call.outputs):
