@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.autograd.functional import jvp
+from zoo import ZOO, Subject, build
 
 import gradtrace
 from gradtrace import Tape, Trace
@@ -18,7 +19,6 @@ from gradtrace.components import heads
 from gradtrace.forest import NONE, Forest
 from gradtrace.paths import walk
 from gradtrace.tape import Call, Value
-from zoo import ZOO, Subject, build
 
 PATHS = 100
 

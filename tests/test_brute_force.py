@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
+from programs import Program, programs
 
 import gradtrace
 from gradtrace import AbsSum, Sum, Tape
@@ -19,7 +20,6 @@ from gradtrace.forest import NONE, Forest
 from gradtrace.paths import walk
 from gradtrace.scalar import from_tape
 from gradtrace.semiring import Count, Max
-from programs import Program, programs
 
 MOST_PATHS = 3000
 NEAR = 1e-9

@@ -1,4 +1,4 @@
-"""Small configurations, with random weights, of architectures that people run; what they are traced on, and their loss."""
+"""Small configurations, with random weights, of architectures that people run: models, inputs and losses."""
 
 from __future__ import annotations
 
