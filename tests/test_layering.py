@@ -12,7 +12,7 @@ ROOT = Path(gradtrace.__file__).parent
 
 # From the bottom up. A module may import from rows above its own in this table, and from its own package.
 LAYERS = [
-    {"errors"},
+    {"errors", "alone"},
     {"semiring", "structure", "tape", "wide", "custom"},
     {"scopes", "storage", "components"},
     {"values", "rules", "kernels"},

@@ -33,6 +33,7 @@ import networkx
 import torch
 from torch import Tensor
 
+from .alone import alone
 from .errors import GradtraceError, NotANumber, NotScalar, UnknownName
 from .semiring import Semiring, Sum
 from .wide import Wide, WideMax, WideSemiring, WideSum
@@ -283,6 +284,7 @@ def _follow(outgoing: Outgoing, source: Vertex, loss: Vertex, k: WideSemiring) -
 # ---------------------------------------------------------------- from a tape
 
 
+@alone()
 def from_tape(tape: Tape, loss: Tensor, max_edges: int = 200_000) -> networkx.MultiDiGraph:
     """Build the scalar graph of everything on a tape from which the loss can be reached.
 

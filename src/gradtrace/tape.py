@@ -61,9 +61,14 @@ class Saved:
     __slots__ = ("_source", "_tensor", "_version")
 
     def __init__(self, tensor: Tensor) -> None:
+        self._source: weakref.ref[Tensor] | None = None
+        self._version = -1
+        if tensor.is_inference():  # has no version, and autograd would not save it
+            self._tensor = tensor.clone()
+            return
         self._tensor = tensor.detach()
         # a view shares its base's version, and may be gone (weight.t()) while the base is not
-        self._source: weakref.ref[Tensor] | None = weakref.ref(tensor if tensor._base is None else tensor._base)
+        self._source = weakref.ref(tensor if tensor._base is None else tensor._base)
         self._version = tensor._version
 
     def get(self) -> Tensor:

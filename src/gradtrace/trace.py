@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .alone import alone
 from .capture import Capture
 from .certificate import Certificate, certify
 from .components import Component, Slice, select_leaves
@@ -128,6 +129,7 @@ class Tape:
             raise NotOnTape("the loss does not require grad: it was computed under no_grad, or from constants only")
         return self.value_of(loss)
 
+    @alone()
     def grad(
         self,
         loss: Tensor,
@@ -166,6 +168,7 @@ class Tape:
         plain = [found.get(v.id) for v in values]
         return tuple(_cast(g, v.dtype) for g, v in zip(plain, values, strict=True))
 
+    @alone()
     def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:
         """Find the strongest paths from every leaf scalar to the loss.
 
@@ -232,6 +235,7 @@ class Trace:
         """log2 weight of the best path of every scalar, by leaf name or recorded tensor."""
         return Strength(self.tape, self.forest)
 
+    @alone()
     def forest(self, kind: str = "best", *, per_example: bool = False) -> Forest:
         """Give the winners of a pass: the whole batch as one, or each example on its own.
 
@@ -262,6 +266,7 @@ class Trace:
 
         return lambda calls: track(calls, description=f"{kind} paths", transient=True)
 
+    @alone()
     def path(
         self,
         key: str | Tensor,
@@ -306,6 +311,7 @@ class Trace:
                 paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
         return paths
 
+    @alone()
     def influence(
         self,
         components: Component | Sequence[Component] | None = None,
@@ -327,6 +333,7 @@ class Trace:
         names = [components] if isinstance(components, (str, Slice)) else components
         return influence(self.forest(kind, per_example=apart), names, of)
 
+    @alone()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
         return flow(self.forest(kind), of, weighted=weighted)

@@ -1,0 +1,21 @@
+"""Passes run alone: whatever modes the program is in, they are neither recorded, nor cast, nor under no_grad's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Suspend dispatch modes, autocast, inference mode and grad mode inside the block, or the decorated function."""
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
