@@ -1,4 +1,4 @@
-"""Passes run alone: whatever modes the program is in, they are neither recorded, nor cast, nor under no_grad's rules."""
+"""Passes run alone: whatever modes the program is in, they are not recorded, not cast, and free to take gradients."""
 
 from __future__ import annotations
 
