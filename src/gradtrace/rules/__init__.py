@@ -46,13 +46,13 @@ def generic(call: Call) -> bool:
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
-    if custom.is_custom(call):
-        return custom.custom
     if call.complex:  # rules speak of real scalars; two of them that are one complex number need their own Jacobian
-        return indexing.moved if indexing.moves_pairs(call) else dense.fallback
+        return dense.fallback
     row = TABLE.get(key(call))
     if row is not None:
         return row
+    if custom.is_custom(call):
+        return custom.custom
     if indexing.is_view(call):
         return indexing.view
     return pointwise.pointwise if pointwise.is_pointwise(call) else dense.fallback
