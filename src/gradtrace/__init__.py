@@ -6,6 +6,9 @@ trace = tape.trace(loss)
 print(trace.influence(of="embedding*"))
 """
 
+from importlib import import_module
+from typing import Any
+
 from .components import Slice
 from .errors import GradtraceError
 from .paths import Path
@@ -27,3 +30,10 @@ __all__ = [
     "component",
     "record",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `gradtrace.scalar` when it is first used: it brings networkx, which most programs do without."""
+    if name == "scalar":
+        return import_module(".scalar", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,7 +34,7 @@ class Values:
         self.record = record
         self.leaves: dict[int, tuple[Tensor, Value]] = {}
         self.open = True  # whether new leaves and functions may appear
-        self._cells: dict[int, Cell] = {}
+        self._cells: dict[tuple[int, bool], Cell] = {}
         self._customs: dict[Any, Call] = {}
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
         self._examples = list(examples)  # alive as long as their cells are looked up
@@ -46,7 +46,7 @@ class Values:
         if tensor.requires_grad and tensor.is_leaf:
             return self.leaf(tensor)
         value = self.record.value(tensor, differentiable=False)
-        self._cell(tensor).write(layout_of(tensor), value)
+        self._cell(tensor, followed=False).write(layout_of(tensor), value)
         return value
 
     def name(self, name: str, tensor: Tensor) -> None:
@@ -81,11 +81,12 @@ class Values:
             self.record.leaves[name] = known[1]
         return known[1]
 
-    def _cell(self, tensor: Tensor) -> Cell:
+    def _cell(self, tensor: Tensor, *, followed: bool) -> Cell:
+        """Find a storage's cell: one for what autograd follows, one for the rest, which autograd keeps apart too."""
         storage = tensor.untyped_storage()
-        cell = self._cells.get(storage._cdata)
+        cell = self._cells.get((storage._cdata, followed))
         if cell is None or cell.ref.expired():
-            cell = self._cells[storage._cdata] = Cell(StorageWeakRef(storage))
+            cell = self._cells[storage._cdata, followed] = Cell(StorageWeakRef(storage))
         return cell
 
     def lookup(self, tensor: Tensor) -> Value | None:
@@ -100,15 +101,15 @@ class Values:
             return None
         if isinstance(tensor.grad_fn, CustomNode):
             return self._custom(tensor, tensor.grad_fn)
-        cell = self._cell(tensor)
+        cell = self._cell(tensor, followed=tensor.requires_grad)
         at = layout_of(tensor)
-        found = [v for v in cell.views.get(at, ()) if v.differentiable == tensor.requires_grad]
+        found = cell.views.get(at, ())
         if len(found) == 1:
             return found[0]
         if found:
             seq = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
             return next((v for v in found if v.seq == seq), found[0])
-        if any(v.differentiable == tensor.requires_grad and not disjoint(at, a) for a, v in cell.writes):
+        if any(not disjoint(at, a) for a, _ in cell.writes):
             return self._alias(tensor, cell, at)
         if tensor.requires_grad:
             raise NotOnTape(_unseen(tensor))
@@ -116,6 +117,8 @@ class Values:
 
     def seen(self, tensor: Tensor) -> Value | None:
         """Find a value under no_grad, for its example labels only; None if there is none."""
+        if tensor.requires_grad and tensor.is_leaf:  # perhaps no leaf at all: views made under no_grad say so too
+            return self.leaves[id(tensor)][1] if id(tensor) in self.leaves else None
         try:
             return self.lookup(tensor)
         except NotOnTape:
@@ -168,10 +171,9 @@ class Values:
         numel = tensor.untyped_storage().nbytes() // tensor.element_size() * (2 if tensor.is_complex() else 1)
         flat = Layout((numel,), (1,), 0)
         if [a for a, _ in cell.writes] != [flat]:
-            parts = [(a, v) for a, v in cell.writes if v.differentiable == tensor.requires_grad]
-            layouts = tuple(a for a, _ in parts)
-            slots = [Slot(i) for i in range(len(parts))]
-            whole = self._pseudo(overlay, (slots, layouts, numel), [v for _, v in parts], (numel,), tensor)
+            layouts = tuple(a for a, _ in cell.writes)
+            slots = [Slot(i) for i in range(len(layouts))]
+            whole = self._pseudo(overlay, (slots, layouts, numel), [v for _, v in cell.writes], (numel,), tensor)
             cell.writes = [(flat, whole)]
         value = self._pseudo(alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
         cell.views.setdefault(at, []).append(value)
@@ -197,7 +199,7 @@ class Values:
 
     def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
         """Note which storage holds a new value: written there, or a view of what it held."""
-        cell, at = self._cell(tensor), layout_of(tensor)
+        cell, at = self._cell(tensor, followed=value.differentiable), layout_of(tensor)
         if writes:
             cell.write(at, value)
         else:
