@@ -170,8 +170,8 @@ def test_a_trained_model_on_real_sentences():
     used[words.flatten()] = True
     assert bool(strength[used].isfinite().all())
     assert bool((strength[~used] == -torch.inf).all())
-    table = trace.influence(
-        [f"encoder.layer.{i}.attention" for i in range(6)], of="embeddings.word*", per_example=False
-    )
-    assert all(0 < r.share < 1 for r in table.rows)
+    parts = [f"encoder.layer.{i}.{part}" for i in range(6) for part in ("attention.self", "intermediate")]
+    table = trace.influence(parts, of="embeddings.word*", per_example=False)
+    # most of the strongest paths keep to the skip connections, but not all of them
+    assert 0 < max(r.share for r in table.rows) < 0.5, table
     assert table.rows[0].dead_share == pytest.approx(1 - used.double().mean().item())

@@ -32,7 +32,9 @@ class Certificate:
 
 def difference(ours: Tensor, autograd: Tensor) -> float:
     """Give the largest difference in units of the largest entry; NaN only where both have it."""
-    if ours.numel() == 0 or (torch.equal(ours.isnan(), autograd.isnan()) and torch.equal(ours, autograd)):
+    both = ours.isnan() & autograd.isnan()
+    ours, autograd = ours.masked_fill(both, 0), autograd.masked_fill(both, 0)
+    if torch.equal(ours, autograd):  # infinities included
         return 0.0
     scale = torch.maximum(ours.abs().max(), autograd.abs().max())
     worst = float(((ours - autograd).abs().max() / scale) if scale else scale)
@@ -86,13 +88,20 @@ def _explain(record: Record, loss: Value, pairs: list[tuple[Value, Tensor, Tenso
             flows[value.id] = float(g[0].max())
 
     reverse(record, loss, AbsSum.carrier, keep)
+    # terms that cancel leave an error in proportion to their absolute sum; where others do not, it is small beside them
+    rounding = 64 * _precision(record)
     largest = max(float(autograd.abs().max()) for _, _, autograd in pairs if autograd.numel())
+    vanishing = largest <= rounding * max(flows.values(), default=0.0)
+    allowed = float("inf") if vanishing else tolerance * largest
     for value, ours, autograd in pairs:
         off = difference(ours, autograd)
-        # terms that cancel leave an error in proportion to their absolute sum
-        noise = min(tolerance * largest, 64 * _precision(record) * flows.get(value.id, 0.0))
+        noise = min(allowed, rounding * flows.get(value.id, 0.0))
         if off <= tolerance or (culprit is None and float((ours - autograd).abs().max()) <= noise):
             continue
+        if autograd.isnan().any():
+            raise CertificateError(
+                f"autograd's own gradient of {value.name!r} is NaN: there is nothing to compare with"
+            )
         if culprit is not None:
             where = f"the rule of {culprit.where} differs from the operator's own derivative"
         else:

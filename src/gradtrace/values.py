@@ -109,7 +109,7 @@ class Values:
         if found:
             seq = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
             return next((v for v in found if v.seq == seq), found[0])
-        if any(not disjoint(at, a) for a, _ in cell.writes):
+        if any(not disjoint(at, a) for a, _ in cell.writes) or (cell.writes and tensor.numel() == 0):
             return self._alias(tensor, cell, at)
         if tensor.requires_grad:
             raise NotOnTape(_unseen(tensor))
