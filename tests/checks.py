@@ -21,8 +21,10 @@ def leaf(*shape: int, seed: int = 0, low: float | None = None) -> Tensor:
     return (draw if low is None else torch.rand(shape, generator=generator, **F64) + low).requires_grad_()
 
 
-def recorded(program: Callable[..., Tensor], leaves: Mapping[str, Tensor]) -> tuple[Tape, Tensor]:
-    with record(names=leaves) as tape:
+def recorded(
+    program: Callable[..., Tensor], leaves: Mapping[str, Tensor], examples: Tensor | None = None
+) -> tuple[Tape, Tensor]:
+    with record(names=leaves, examples=examples) as tape:
         loss = program(**leaves)
     return tape, loss
 

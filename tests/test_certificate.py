@@ -137,6 +137,22 @@ def test_gradients_that_vanish_analytically_are_rounding_noise_not_errors():
     tape.trace(loss, check=True)
 
 
+def test_a_loss_of_which_all_gradients_vanish_analytically_passes():
+    leaves = {"x": leaf(3, 4), "w": leaf(4, 5)}
+    tape, loss = recorded(lambda x, w: (x @ w).log_softmax(1).exp().sum(), leaves)
+    assert all(g.abs().max() < 1e-14 for g in tape.grad(loss, ["x", "w"]))
+    tape.trace(loss, check=True)
+
+
+def test_where_autograds_own_gradient_is_nan_there_is_nothing_to_compare_with():
+    leaves = {"x": torch.tensor([0.0, 4.0], **F64, requires_grad=True)}
+    tape, loss = recorded(lambda x: (x * x).sqrt().sum(), leaves)
+    assert torch.autograd.grad(loss, leaves["x"], retain_graph=True)[0].isnan().tolist() == [True, False]
+    assert tape.trace(loss).strength["x"].tolist() == [-torch.inf, -1.0]  # infinity times an absent edge
+    with pytest.raises(CertificateError, match="own gradient of 'x' is NaN"):
+        tape.trace(loss, check=True)
+
+
 def test_a_certificate_after_backward_says_to_trace_before():
     net, x = model()
     with record(net) as tape:
@@ -153,6 +169,8 @@ def test_differences_are_in_units_of_the_largest_entry():
     assert difference(one, torch.tensor([1.0, -5.0])) == pytest.approx(0.2)
     assert difference(one, torch.tensor([torch.nan, -4.0])) == torch.inf
     assert difference(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 2.0])) == 0.0
+    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 1.0])) == 0.5
     assert difference(torch.zeros(0), torch.zeros(0)) == 0.0
     assert difference(torch.tensor([torch.inf]), torch.tensor([torch.inf])) == 0.0
     assert difference(torch.tensor([torch.inf]), torch.tensor([1.0])) == torch.inf

@@ -316,6 +316,8 @@ CONNECTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "batch-norm": lambda y, x: F.batch_norm(y, None, None, training=True).pow(3).sum(),
     "softmax-over-the-batch": lambda y, x: y.softmax(0).square().sum(),
     "cumulative-over-the-batch": lambda y, x: y.cumsum(0).square().sum(),
+    "linear-mixture-of-rows": lambda y, x: (y + y[torch.tensor([0, 0, 1, 1])]).sum(),
+    "cumulative-and-linear": lambda y, x: (y.cumsum(0) * torch.linspace(-1, 1, 3, **F64)).sum(),
     "contrastive": lambda y, x: F.cross_entropy(y @ y.t(), torch.arange(len(y))),
     "contrastive-with-the-inputs": lambda y, x: F.cross_entropy(y @ x.t(), torch.arange(len(y))),
     "all-pairs": lambda y, x: (y[:, None] * y[None]).sum(),
@@ -343,6 +345,7 @@ APART: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "concatenated": lambda y, x: torch.cat([y, y * 2]).square().sum() + torch.cat([y, x], 1).square().sum(),
     "largest-feature": lambda y, x: y.max(1).values.sum() + y.topk(2, 1).values.square().sum(),
     "gated-by-its-own-input": lambda y, x: torch.where(x > 0, y, 2 * y).sum(),
+    "rows-selected-and-written-back": lambda y, x: linear(_written_back(y, x)).square().sum(),
     "rows-added-up": lambda y, x: sum((row.square().sum() for row in y), start=torch.zeros((), **F64)),
 }
 
@@ -351,6 +354,12 @@ def _mixed_rows(y: Tensor) -> Tensor:
     h = y * 1
     h[0] = h[1] * h[0].clone()
     return h.square().sum()
+
+
+def _written_back(y: Tensor, x: Tensor) -> Tensor:
+    out = torch.zeros_like(y)
+    out[x > -0.5] = y[x > -0.5] * 2
+    return out
 
 
 def _connected(program: Callable[[Tensor, Tensor], Tensor]) -> tuple[str, ...]:

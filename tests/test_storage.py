@@ -12,10 +12,11 @@ from checks import (
     assert_paths_have_their_strength,
     assert_semirings_agree,
     assert_sum_is_autograd,
+    autograd,
     leaf,
     recorded,
 )
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -334,10 +335,28 @@ def detached_in_place(x):
     return (y * h * x).sum()
 
 
+@program
+def a_detached_alias_is_written_by_something_followed(x):
+    h = x * 2
+    d = h.detach()
+    d.mul_(x)
+    return (h.exp() * d).sum()
+
+
+@program
+def an_empty_view_is_read_after_a_write(x):
+    h = x * 2
+    v = h[:0]
+    h.mul_(2)
+    return v.sum() + (h * W).sum()
+
+
+@pytest.mark.parametrize("examples", [None, W], ids=["plain", "with-examples"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_gradients_and_paths_of(name):
+def test_gradients_and_paths_of(name, examples):
     leaves = {"x": leaf(3, 4)}
-    tape, loss = recorded(PROGRAMS[name], leaves)
+    tape, loss = recorded(PROGRAMS[name], leaves, examples)
+    assert list(tape.leaves) == ["x"]
     tolerance = 1e-6 if name == "two_dtypes" else 1e-10
     assert_sum_is_autograd(tape, loss, leaves, tolerance)
     assert_semirings_agree(tape, loss, leaves, tolerance)
@@ -375,6 +394,70 @@ def test_scalars_go_through_operators_that_expect_axes():
     tape, loss = recorded(zero_dimensional, leaves)
     assert_sum_is_autograd(tape, loss, leaves)
     assert_paths_have_their_strength(tape.trace(loss, check=True), leaves)
+
+
+# ---------------------------------------------------------------- random programs
+
+Step = tuple[str, int, int]
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transpose": lambda t: t.t() if t.dim() == 2 else t.unsqueeze(0),
+    "first": lambda t: t[:1],
+    "others": lambda t: t[..., ::2],
+    "row": lambda t: t[-1],
+    "flat": lambda t: t.reshape(-1),
+    "half": lambda t: t.chunk(2, -1)[0],
+    "expand": lambda t: t.expand(2, *t.shape) if t.dim() < 3 else t,
+}
+WRITES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "add_": lambda t, o: t.add_(o),
+    "mul_": lambda t, o: t.mul_(o.clone()),
+    "copy_": lambda t, o: t.copy_(o),
+    "zero_": lambda t, o: t.zero_(),
+    "neg_": lambda t, o: t.neg_(),
+    "mask_": lambda t, o: t.masked_fill_(t > 0.5, 0.25),
+    "silent": lambda t, o: _silently(t, o),
+}
+RESULTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda t, o: t + o,
+    "product": lambda t, o: t * o,
+    "choice": lambda t, o: torch.where(t > 0, t, o),
+}
+
+
+def _silently(t: Tensor, o: Tensor) -> None:
+    with torch.no_grad():
+        t.mul_(0.5).add_(o)
+
+
+def interpret(steps: list[Step], x: Tensor, y: Tensor) -> Tensor:
+    """Run a random program on a pool of tensors that alias one another."""
+    pool = [x * 1.0, y * 1.0, torch.zeros(3, 4, **F64)]
+    for kind, i, j in steps:
+        t, o = pool[i % len(pool)], pool[j % len(pool)]
+        if kind in VIEWS:
+            pool.append(VIEWS[kind](t))
+        elif kind in WRITES:
+            WRITES[kind](t, o)
+        else:
+            pool.append(RESULTS[kind](t, o))
+    return torch.stack([(p * p).sum() * (i + 1) for i, p in enumerate(pool)]).sum()
+
+
+actions = st.tuples(st.sampled_from([*VIEWS, *WRITES, *WRITES, *RESULTS]), st.integers(0, 9), st.integers(0, 9))
+
+
+@given(st.lists(actions, min_size=2, max_size=10), st.booleans())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+def test_random_programs_of_views_and_writes(steps, with_examples):
+    leaves = {"x": leaf(3, 4), "y": leaf(3, 4, seed=1)}
+    try:
+        autograd(interpret(steps, **leaves), leaves)
+    except (RuntimeError, IndexError, UserWarning):  # shapes that do not fit, or what PyTorch itself refuses
+        assume(False)
+    tape, loss = recorded(lambda **given_: interpret(steps, **given_), leaves, W if with_examples else None)
+    assert_sum_is_autograd(tape, loss, leaves, 1e-9)
+    assert_semirings_agree(tape, loss, leaves)
+    assert_paths_have_their_strength(tape.trace(loss), leaves, 1)
 
 
 # ---------------------------------------------------------------- layouts

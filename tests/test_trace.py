@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -235,6 +237,56 @@ def test_a_trace_says_what_it_is(taped):
     _, tape, _, loss = taped
     assert repr(tape.trace(loss)) == f"Trace(6 leaves, {len(tape.calls)} operator calls)"
     assert "certified to" in repr(tape.trace(loss, check=True))
+
+
+def _everything(tape: Tape, loss: Tensor) -> list[object]:
+    trace = tape.trace(loss, check=True)
+    path = trace.path("first.weight", (0, 1), kind="greedy")
+    table = trace.influence(["first"], "second*", per_example=True)
+    return [tape.grad(loss, "first.weight", Max)[0].tolist(), path.log2_weight, table.rows, trace.flow().calls]
+
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "another-recording": record,
+    "default-dtype": lambda: _default(torch.bfloat16),
+}
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_passes_do_not_depend_on_what_is_going_on_around_them(context, dtype):
+    torch.manual_seed(0)
+    model, x = Model().to(dtype), torch.tensor([[1.0, -2.0], [0.5, 1.0]], dtype=dtype)
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    expected = _everything(tape, loss)
+    with CONTEXTS[context]():
+        assert _everything(tape, loss) == expected
+
+
+def test_passes_inside_the_block_are_not_recorded():
+    model, x = Model().double(), torch.tensor([[1.0, -2.0], [0.5, 1.0]], **F64)
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+        before = len(tape.calls), list(tape.leaves)
+        inside = _everything(tape, loss)
+        assert (len(tape.calls), list(tape.leaves)) == before
+        other = model(x).exp().sum()
+    assert _everything(tape, loss) == inside
+    assert_sum_is_autograd(tape, other, {n: p for n, p in model.named_parameters() if n[0] in "sf" and p.requires_grad})
 
 
 def test_public_names():

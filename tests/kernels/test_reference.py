@@ -6,7 +6,9 @@ Weights and elements are small integers, zeros and ties among them, so that ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -153,7 +155,7 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         assert _winners(s, Greedy(), greedy, b) == best
 
 
-def _strongest(found: list[tuple[float, int]]) -> tuple[float, int]:
+def _strongest(found: list[tuple[Any, int]]) -> tuple[Any, int]:
     value = max((v for v, _ in found), default=0.0)
     return value, min(i for v, i in found if v == value) if value else NO_ID
 
@@ -302,6 +304,42 @@ def test_chains_of_two_index_maps_and_a_weight():
     scale = diagonal((4,), (4,), lambda: torch.tensor([2.0, 0.0, 5.0, -3.0], dtype=torch.float64))
     check(Chain(scale, read), (4,), 3, 7)
     check(Chain(scale, Chain(Strided(Layout((4,), (1,), 0), (4,)), read)), (4,), 3, 8)
+
+
+def _far_structures(seed: int) -> list[tuple[Structure, tuple[int, ...], int]]:
+    """One of each kind of merge: (structure, shape of y, scalars of x)."""
+    low = [(integers((2, 3), seed), integers((2, 3, r), seed + 1), integers((2, 3, r), seed + 2)) for r in (1, 2)]
+    weight = integers((3, 2), seed)
+    return [
+        (LowRank((2, 3), (1,), lambda: low[0]), (2, 3), 6),
+        (LowRank((2, 3), (1,), lambda: low[1]), (2, 3), 6),
+        (Contraction("ij", "ik", (2, 3), (2, 2), "jk", lambda: weight), (2, 3), 4),
+        (diagonal((2, 3), (3,), lambda: integers((2, 3), seed)), (2, 3), 3),
+        (Gather(lambda: torch.tensor([[0, 1, 0], [1, 1, -1]]), (2, 3), (2,)), (2, 3), 2),
+        (Strided(Layout((2, 3), (0, 1), 0), (3,)), (2, 3), 3),
+        (Strided(Layout((2, 3), (1, 1), 0), (4,)), (2, 3), 4),
+    ]
+
+
+@pytest.mark.parametrize("which", range(7))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 1, -1, 60, -1000, -5000, 4000])), min_size=6, max_size=6),
+    seeds,
+)
+@settings(deadline=None, max_examples=40)
+def test_elements_of_any_exponent_are_compared_exactly(which, values, seed):
+    s, y_shape, x_numel = _far_structures(seed)[which]
+    j = {at: w for at, w in jacobian(s).items() if w != 0}
+    mantissa = torch.tensor([v for v, _ in values], dtype=torch.float64).reshape(1, *y_shape)
+    exponent = torch.tensor([e for _, e in values], dtype=torch.int32).reshape(1, *y_shape)
+    exacts = [v * Fraction(2) ** e for v, e in values]
+    g = (*normalised(mantissa, exponent), torch.arange(6).reshape(1, *y_shape))
+    found_m, found_e, found_i = (p.flatten().tolist() for p in pull(s, Extreme(), g))
+    for x in range(x_numel):
+        into = [(abs(Fraction(w)) * exacts[i], i) for (i, k), w in sorted(j.items()) if k == x]
+        value, winner = _strongest(into)
+        assert Fraction(found_m[x]) * (Fraction(2) ** found_e[x] if found_m[x] else 1) == value
+        assert not value or found_i[x] == winner
 
 
 def test_something_else_is_no_structure():
