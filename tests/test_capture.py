@@ -270,6 +270,30 @@ def test_two_recordings_of_one_model_do_not_know_each_others_tensors():
         second.trace(one)
 
 
+def test_a_training_loop_inside_the_block():
+    """Backward and the optimizer are no part of any loss; each loss keeps the parameters that it was made with."""
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    x, losses, expected = torch.linspace(-1, 1, 6, **F64).reshape(2, 3), [], []
+    steps = [torch.optim.Adam(m.parameters(), 0.1) for m in models]
+    with record(models[0]) as tape:
+        for _ in range(3):
+            losses.append(models[0](x).square().sum())
+            losses[-1].backward()
+            steps[0].step()
+            steps[0].zero_grad()
+    for _ in range(3):
+        loss = models[1](x).square().sum()
+        expected.append(autograd(loss, parameters(models[1])))
+        loss.backward()
+        steps[1].step()
+        steps[1].zero_grad()
+    assert list(tape.leaves) == list(parameters(models[0]))
+    for loss, gradients in zip(losses, expected, strict=True):
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(tape.grad(loss, name)[0], gradient)
+
+
 def test_a_nested_recording_sees_the_inner_calls_and_so_does_the_outer():
     leaves = {"x": leaf(3)}
     with record(names=leaves) as outer:
@@ -301,6 +325,11 @@ def _second_order(x: Tensor, w: Tensor) -> Tensor:
     return g.square().sum()
 
 
+def _inner_step(x: Tensor, w: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad((x @ w).square().mean(), w, create_graph=True)
+    return (x @ (w - 0.1 * g)).square().mean()
+
+
 def _while(x: Tensor) -> Tensor:
     while x.abs().max() > 0.1:
         x = x * 0.5
@@ -322,6 +351,7 @@ def _experts(x: Tensor, w: Tensor) -> Tensor:
 
 PROGRAMS: dict[str, Callable[..., Tensor]] = {
     "second-order": _second_order,
+    "a-step-through-a-step": lambda x, w: _inner_step(x, w),
     "vmap": lambda x, w: torch.func.vmap(lambda row: (row @ w).sin().sum())(x).sum(),
     "functional-grad": lambda x, w: torch.func.grad(lambda t: (t**3).sum())(x).sum() + w.sum(),
     "forward-mode": lambda x, w: (

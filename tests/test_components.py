@@ -122,3 +122,31 @@ def test_slices_of_an_axis_are_components():
 def test_slices_that_make_no_sense_are_refused(arguments):
     with pytest.raises(GradtraceError, match=r"Slice|axis"):
         Slice(*arguments)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_heads_of_multihead_attention_share_its_paths(need_weights):
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.attention = nn.Embedding(20, 8), nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embedding(x)
+            return self.attention(h, h, h, need_weights=need_weights)[0]
+
+    torch.manual_seed(0)
+    model, x = Attentive(), torch.randint(0, 20, (3, 5))
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    rows = tape.trace(loss).influence(["attention", *heads(model)], of="embedding*").rows
+    assert rows[0].share == pytest.approx(1)
+    assert sum(r.share for r in rows[1:]) == pytest.approx(1)
+
+
+def test_a_slice_of_nothing_is_an_error():
+    model, x = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 2)), torch.randint(0, 20, (3, 5))
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    with pytest.raises(GradtraceError, match="no result in '1' has 5 along"):
+        tape.trace(loss).influence([Slice("1", axis=2, of=5)])

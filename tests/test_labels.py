@@ -449,6 +449,17 @@ def test_examples_that_get_lost_in_integer_operators_say_what_to_give():
     assert len(tape.trace(loss).influence().by_example) == 3
 
 
+def test_a_loss_whose_derivatives_are_all_zero_is_dead_for_every_example():
+    x = _x(4, 3)
+    with torch.no_grad():
+        target = linear(x)
+    with record(linear, examples=x) as tape:
+        loss = F.mse_loss(linear(x), target)
+    rows = tape.trace(loss).influence(["0"]).by_example
+    assert [r.dead_share for (r,) in rows] == [1.0] * 4
+    assert all(math.isnan(r.share) for (r,) in rows)
+
+
 @pytest.mark.parametrize("b", [-1, 4])
 def test_an_example_that_does_not_exist_is_named(b):
     tape, loss = _tape(x := _x(4, 3), x)

@@ -25,8 +25,8 @@ class Slice:
 
     Attributes:
         module: a module's name, a glob, or one call of it; or the name of a parameter (expert weights).
-        axis: the axis; "head" stands for axis 1 of the products and softmaxes of attention, which are
-            batch × head × time × time or size, and which every path through a head crosses.
+        axis: the axis; "head" stands for that of the products and softmaxes of attention, which are batch × head
+            × time × time or size (or batch·head first), and which every path through a head crosses.
         of: the size of the axis; results of another size there are not meant.
         index: which one; None stands for all of them, one component each.
 
@@ -51,21 +51,28 @@ class Slice:
 
     def mask(self, shape: tuple[int, ...], call: Call | None = None) -> Tensor | None:
         """Give which scalars of a call's result, or a leaf, are meant, broadcasting to its shape; None if none is."""
-        if self.axis == "head" and (call is None or not _of_attention(call)):
-            return None
-        axis = 1 if self.axis == "head" else int(self.axis)
-        if (self.axis == "head" and len(shape) != 4) or not -len(shape) <= axis < len(shape):
-            return None
-        if shape[axis] != self.of:
+        axis = self._axis_of(shape, call)
+        if axis is None:
             return None
         size = [1] * len(shape)
-        size[axis] = self.of
-        return (torch.arange(self.of) == self.index).reshape(size)
+        size[axis] = shape[axis]
+        return (torch.arange(shape[axis]) % self.of == self.index).reshape(size)
+
+    def _axis_of(self, shape: tuple[int, ...], call: Call | None) -> int | None:
+        if isinstance(self.axis, int):
+            there = -len(shape) <= self.axis < len(shape) and shape[self.axis] == self.of
+            return self.axis if there else None
+        if call is None or not _of_attention(call):
+            return None
+        if len(shape) == 4:
+            return 1 if shape[1] == self.of else None
+        # batch and head may be one axis, the head running faster
+        return 0 if len(shape) == 3 and shape[0] % self.of == 0 else None
 
 
 def _of_attention(call: Call) -> bool:
-    """Tell whether a call is a softmax, or gives a batched product its shape: there axis 1 is surely the head."""
-    if call.base in ("_softmax", "_safe_softmax"):
+    """Tell whether a call is a softmax or a batched product, or gives one its shape: there the head has an axis."""
+    if call.base in ("_softmax", "_safe_softmax", "bmm", "baddbmm"):
         return True
     source = call.inputs[0].value if call.base in ("view", "_unsafe_view") else None
     return source is not None and source.call is not None and source.call.base in ("bmm", "baddbmm")
@@ -161,3 +168,16 @@ def check(record: Record, components: Sequence[Component]) -> None:
         name = name_of(component)
         if name not in known and not any(matches(c, name) for c in record.calls):
             raise UnknownName(f"unknown component {name!r}; there are {_list(known_components(record)) or 'none'}")
+        if isinstance(component, Slice) and not _exists(record, component):
+            raise UnknownName(
+                f"{component}: no result in {name!r} has {component.of} along its axis {component.axis!r}"
+            )
+
+
+def _exists(record: Record, part: Slice) -> bool:
+    """Tell whether a slice means any scalar at all."""
+    leaf = record.leaves.get(part.module)
+    if leaf is not None and part.mask(leaf.shape) is not None:
+        return True
+    calls = [c for c in record.calls if matches(c, part.module)]
+    return not calls or any(part.mask(v.shape, c) is not None for c in calls for v in c.outputs if v is not None)

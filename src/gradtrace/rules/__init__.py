@@ -25,7 +25,7 @@ from . import (
 )
 from .table import TABLE, Edge, Rule, register
 
-__all__ = ["TABLE", "Edge", "Rule", "generic", "register", "served_by", "structures"]
+__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "register", "served_by", "structures"]
 
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),

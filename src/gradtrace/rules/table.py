@@ -24,6 +24,10 @@ def register(names: str, rule: Rule) -> None:
         ValueError: an operator has a row already.
     """
     for name in names.split():
+        if name.endswith(".default") or name.count(".") > 1:
+            raise ValueError(
+                f"{name!r} names an overload: a row is for the operator, {'.'.join(name.split('.')[:2])!r}"
+            )
         if name in TABLE:
             raise ValueError(f"operator {name!r} has a rule already")
         TABLE[name] = rule
