@@ -79,6 +79,8 @@ def plant(
 
     def keep(value: Value, g: Element) -> None:
         forest.log2[value.id] = g[0].abs().log2() + g[1]
+        if forest.log2[value.id].isnan().any():  # the ordinary gradient, where infinite terms cancel
+            raise NotANumber(f"the gradient of {value} is NaN")
         *_, strongest, _, ids = g
         forest.winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 

@@ -121,7 +121,8 @@ def _combine(parts: list[tuple[Label, bool]], *, free: bool) -> tuple[Label, boo
     for other in rows[1:]:
         out, other = torch.broadcast_tensors(out, other)
         if bool(((out != other) & (out != UNKNOWN) & (other != UNKNOWN)).any()):
-            return MIXED, connected  # a sum of examples' terms, or more: whether it is linear will tell
+            # the sum of two examples' terms keeps them apart, if it is one; rows that meet other rows do not
+            return MIXED, connected or max(r.numel() for r in rows) > 1
         out = torch.where(out == UNKNOWN, other, out)
     label = compress(out)
     if bool((label == UNKNOWN).any()):
@@ -258,13 +259,13 @@ def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
 
 def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     label = refit(label, x_shape, s.x_shape)
-    if s.w and not set(s.x) & set(s.y) and label.numel() > 1:
+    if s.y and s.w and not set(s.x) & set(s.y) and label.numel() > 1:
         return _push_dense(s, label, y_shape)
     gone = [d for d, c in enumerate(s.x) if c not in s.y]
     if gone:
         low, high = _span(label, gone)
-        if bool((low < high).any()):
-            return MIXED, False
+        if bool((low < high).any()):  # a sum of which every scalar is a term once may keep examples apart
+            return MIXED, any(c not in s.x for c in s.y)
         label = high
     order = [s.x.index(c) for c in s.y if c in s.x]
     sizes = iter([label.shape[d] for d in order])
@@ -289,7 +290,7 @@ def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, b
     full = torch.where(there, label.expand(s.x_shape), UNKNOWN).flatten(len(s.y))
     low, high = _span(full, [-1])
     if bool((low < high).any()):
-        return MIXED, False
+        return MIXED, True
     return compress(high.reshape(y_shape)), False
 
 
@@ -303,7 +304,7 @@ def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tu
     low.scatter_reduce_(1, at, full[:, j].contiguous(), "amin")
     high.scatter_reduce_(1, at, full[:, j].contiguous(), "amax")
     if bool((low < high).any()):
-        return MIXED, False
+        return MIXED, True
     return compress(high.reshape(y_shape)), False
 
 

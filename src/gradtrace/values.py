@@ -200,7 +200,9 @@ class Values:
     def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
         """Note which storage holds a new value: written there, or a view of what it held."""
         cell, at = self._cell(tensor, followed=value.differentiable), layout_of(tensor)
-        if writes:
+        # a detached alias has a history of its own from here on; what it was detached from keeps the old one
+        stranger = not tensor.requires_grad and any(not disjoint(at, a) for a, _ in cell.writes)
+        if writes and not (value.differentiable and stranger):
             cell.write(at, value)
         else:
             cell.views.setdefault(at, []).append(value)
