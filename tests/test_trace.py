@@ -292,3 +292,13 @@ def test_passes_inside_the_block_are_not_recorded():
 def test_public_names():
     assert len(gradtrace.__all__) <= 12
     assert all(hasattr(gradtrace, name) for name in gradtrace.__all__)
+
+
+def test_the_fallback_reports_itself():
+    x = torch.rand(6, dtype=torch.float64, requires_grad=True)
+    with record(names={"x": x}) as tape:
+        loss = torch.fft.rfft(x).abs().sum() + torch.fft.rfft(x * 2).abs().square().sum()
+    trace = tape.trace(loss)
+    assert trace.fallbacks["aten._fft_r2c.default"] == 2
+    assert "% of the time: aten._fft_r2c.default (2)" in repr(trace)
+    assert sum(trace.forest().seconds[name] for name in trace.fallbacks) > 0

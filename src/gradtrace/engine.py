@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ def reverse(
     keep: Callable[[Value, Element], None],
     labels: Labels | None = None,
     track: Callable[[list[Call]], Iterable[Call]] = iter,
+    seconds: dict[str, float] | None = None,
 ) -> None:
     """Compute g_v for every value from which the loss can be reached.
 
@@ -70,6 +72,7 @@ def reverse(
         labels: where given, values that belong to no example have a batch of one entry per example;
             all others, and all values where it is None, have a batch of 1.
         track: wraps the calls that are walked, for a progress bar.
+        seconds: where the time spent on each operator is added up.
 
     Raises:
         MissingRule: an operator on the way has no rule.
@@ -85,10 +88,13 @@ def reverse(
         for found in outputs:
             if found is not None:
                 keep(*found)
+        began = perf_counter()
         try:
             _propagate(call, outputs, carrier, edges.first[call.index], pending, labels)
         except NotANumber as error:
             raise NotANumber(f"{error}: {call.where}") from None
+        if seconds is not None:
+            seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
     for found in pending.values():
         keep(*found)
 

@@ -31,6 +31,7 @@ class Forest:
         kind: "best" or "greedy".
         labels: example labels, or None where the batch is traced as a whole.
         winners: by value id, batch × shape: the backpointer of each scalar, NONE where it has no path.
+        seconds: by operator, the time that the pass spent on its calls.
         log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
     """
 
@@ -41,6 +42,7 @@ class Forest:
     edges: Edges
     winners: dict[int, Tensor] = field(default_factory=dict)
     log2: dict[int, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
@@ -84,7 +86,7 @@ def plant(
         *_, strongest, _, ids = g
         forest.winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 
-    reverse(record, loss, Extreme() if kind == "best" else Greedy(), keep, labels, track)
+    reverse(record, loss, Extreme() if kind == "best" else Greedy(), keep, labels, track, forest.seconds)
     for value in (loss, *record.leaves.values()):
         forest.log2.setdefault(value.id, torch.full((forest.batch(value), *value.shape), -torch.inf).double())
         forest.winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))

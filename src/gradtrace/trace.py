@@ -347,5 +347,14 @@ class Trace:
     def __repr__(self) -> str:
         leaves, calls = len(self.tape.leaves), len(self.tape.calls)
         done = "" if self.certificate is None else f", certified to {self.certificate.difference:.1e}"
-        slow = f", by the fallback: {', '.join(self.fallbacks)}" if self.fallbacks else ""
-        return f"Trace({leaves} leaves, {calls} operator calls{done}{slow})"
+        return f"Trace({leaves} leaves, {calls} operator calls{done}{self._slow()})"
+
+    def _slow(self) -> str:
+        """Say which operators the fallback served, and how much of the passes' time they took."""
+        if not self.fallbacks:
+            return ""
+        passes = [forest.seconds for forest in self._forests.values()]
+        whole = sum(sum(seconds.values()) for seconds in passes)
+        share = sum(seconds.get(name, 0.0) for seconds in passes for name in self.fallbacks) / (whole or 1.0)
+        named = ", ".join(f"{name} ({count})" for name, count in self.fallbacks.items())
+        return f"; by the fallback, {share:.0%} of the time: {named}"
