@@ -85,18 +85,17 @@ def test_certified_and_paths_verified(name):
     assert bool(table.connected) == (name in ("ResNet, training", "graph network"))
 
 
-def verify_paths(tape: Tape, trace: Trace) -> None:
+def verify_paths(tape: Tape, trace: Trace, count: int = PATHS) -> None:
     """Multiply local derivatives along random paths, and look at what each scalar on them passed over."""
     forest, readers = trace.forest(), consumers(tape)
     generator = torch.Generator().manual_seed(0)
-    alive = [
-        (leaf, flat)
-        for leaf in tape.leaves.values()
-        for flat in (forest.winners[leaf.id].flatten() != NONE).nonzero().flatten().tolist()
-    ]
+    leaves = list(tape.leaves.values())
+    alive = torch.tensor([float((forest.winners[leaf.id] != NONE).sum()) for leaf in leaves])
     seen: set[tuple[int, int]] = set()
-    for pick in torch.randint(len(alive), (PATHS,), generator=generator).tolist():
-        leaf, flat = alive[pick]
+    for which in torch.multinomial(alive, count, replacement=True, generator=generator).tolist():
+        leaf = leaves[which]
+        live = (forest.winners[leaf.id].flatten() != NONE).nonzero().flatten()
+        flat = int(live[int(torch.randint(len(live), (), generator=generator))])
         strength, total = float(forest.log2[leaf.id].flatten()[flat]), 0.0
         value, at = leaf, flat
         for call, _, output, there, derivative in walk(forest, leaf, flat, None):
@@ -174,4 +173,5 @@ def test_a_trained_model_on_real_sentences():
     table = trace.influence(parts, of="embeddings.word*", per_example=False)
     # most of the strongest paths keep to the skip connections, but not all of them
     assert 0 < max(r.share for r in table.rows) < 0.5, table
+    verify_paths(tape, trace, 5)
     assert table.rows[0].dead_share == pytest.approx(1 - used.double().mean().item())
