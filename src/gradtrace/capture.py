@@ -160,7 +160,10 @@ class Capture(TorchDispatchMode):
         if not all(map(_is_dense, tensors)):
             if grad and any(t.requires_grad for t in tensors):
                 raise Unsupported(f"{func} works on sparse or nested tensors: gradtrace follows dense ones only")
-        elif labelled or (grad and operator(func).base != "detach"):
+        elif grad and not labelled and operator(func).base == "detach":
+            for tensor in tensors:  # no call, but it tells that autograd follows what is detached
+                self.values.seen(tensor)
+        elif labelled or grad:
             values = [self.values.lookup(t) if grad or not t.requires_grad else self.values.seen(t) for t in tensors]
         return Event(func, template, keywords, tensors, values, written)
 

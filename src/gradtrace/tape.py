@@ -26,6 +26,7 @@ class Value:
         id: increases in recording order, so every call's outputs have larger ids than its inputs.
         name: the name of a leaf (parameter or input), else None.
         differentiable: whether autograd follows it; other values only carry example labels.
+        confirmed: whether autograd was seen to follow it: a tensor that stood for it required grad.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
     """
 
@@ -35,6 +36,7 @@ class Value:
     name: str | None = None
     differentiable: bool = True
     seq: int = -1
+    confirmed: bool = False
     _maker: weakref.ref[Call] | None = None  # weak: a call holds its results, and memory should go with the tape
 
     @property

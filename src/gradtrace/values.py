@@ -95,6 +95,12 @@ class Values:
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
+        value = self._find(tensor)
+        if value is not None and tensor.requires_grad:
+            value.confirmed = True
+        return value
+
+    def _find(self, tensor: Tensor) -> Value | None:
         if tensor.requires_grad and tensor.is_leaf:
             return self.leaf(tensor)
         if not tensor.requires_grad and self.record.examples is None:
@@ -201,7 +207,7 @@ class Values:
         """Note which storage holds a new value: written there, or a view of what it held."""
         cell, at = self._cell(tensor, followed=value.differentiable), layout_of(tensor)
         # a detached alias has a history of its own from here on; what it was detached from keeps the old one
-        stranger = not tensor.requires_grad and any(not disjoint(at, a) for a, _ in cell.writes)
+        stranger = not tensor.requires_grad and any(v.confirmed and not disjoint(at, a) for a, v in cell.writes)
         if writes and not (value.differentiable and stranger):
             cell.write(at, value)
         else:

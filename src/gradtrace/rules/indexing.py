@@ -19,6 +19,7 @@ from ..structure import (
     Shape,
     Sparse,
     Strided,
+    diagonal,
     letters,
     positions,
     sparse,
@@ -27,6 +28,11 @@ from ..tape import Call, flat_tensors
 from .table import Edge, Rule, argument, data, position, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
+
+
+def paired(call: Call) -> Iterator[Edge]:
+    """view_as_real and view_as_complex: on the tape a complex number is its pair already."""
+    yield 0, 0, diagonal(call.inputs[0].shape, call.inputs[0].shape, None)
 
 
 def is_view(call: Call) -> bool:
