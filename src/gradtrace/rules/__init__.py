@@ -47,7 +47,7 @@ def generic(call: Call) -> bool:
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
     if call.complex:  # rules speak of real scalars; two of them that are one complex number need their own Jacobian
-        return indexing.paired if call.base in ("view_as_real", "view_as_complex") else dense.fallback
+        return indexing.view if indexing.moves_pairs(call) else dense.fallback
     row = TABLE.get(key(call))
     if row is not None:
         return row

@@ -19,7 +19,6 @@ from ..structure import (
     Shape,
     Sparse,
     Strided,
-    diagonal,
     letters,
     positions,
     sparse,
@@ -28,11 +27,6 @@ from ..tape import Call, flat_tensors
 from .table import Edge, Rule, argument, data, position, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
-
-
-def paired(call: Call) -> Iterator[Edge]:
-    """view_as_real and view_as_complex: on the tape a complex number is its pair already."""
-    yield 0, 0, diagonal(call.inputs[0].shape, call.inputs[0].shape, None)
 
 
 def is_view(call: Call) -> bool:
@@ -44,7 +38,8 @@ def is_view(call: Call) -> bool:
 def view(call: Call) -> Iterator[Edge]:
     """Run the view on an argument without data to see which window each result is."""
     x = call.inputs[0]
-    args, kwargs = call.arguments([torch.empty(x.shape, dtype=x.dtype, device="meta")])
+    shape = x.shape[:-1] if x.dtype.is_complex else x.shape  # on the tape a complex number is a pair
+    args, kwargs = call.arguments([torch.empty(shape, dtype=x.dtype, device="meta")])
     for number, out in enumerate(flat_tensors(call.op(*args, **kwargs))):
         assert out is not None
         yield 0, number, Strided(layout_of(out), x.shape)
