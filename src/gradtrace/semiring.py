@@ -75,8 +75,6 @@ class Carrier(ABC):
     are always the last one.
     """
 
-    keeps_ids = False  # whether elements carry backpointers
-
     @abstractmethod
     def one(self, like: Tensor) -> Element:
         """Give ones in the shape and on the device of `like`."""
@@ -249,8 +247,6 @@ class Scaled(Carrier):
 class Extreme(Carrier):
     """Absolute values of which the largest is kept, with the id of the consumer scalar it came from."""
 
-    keeps_ids = True
-
     def one(self, like: Tensor) -> Element:
         mantissa, exponent = normalised(torch.ones_like(like, dtype=torch.float64))
         return mantissa, exponent, torch.full_like(exponent, NO_ID, dtype=torch.int64)
@@ -330,8 +326,6 @@ class Greedy(Carrier):
     second part starts again from the first (Algorithm 1 steps to argmax |w(u, v) g_u| with the *ordinary*
     gradient g_u).
     """
-
-    keeps_ids = True
 
     def one(self, like: Tensor) -> Element:
         return (*Scaled().one(like), *Extreme().one(like))
