@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace import AbsSum, Max, Sum, Tape, Trace, record
+from gradtrace.kernels import native
 from gradtrace.paths import Path
 from gradtrace.semiring import Count
 
@@ -77,6 +78,12 @@ def some_scalars(tensor: Tensor, number: int, seed: int = 0) -> list[tuple[int, 
     return [tuple(int(i) for i in torch.unravel_index(torch.tensor(p), tensor.shape)) for p in flat]
 
 
+def rounding(trace: Trace, steps: int) -> float:
+    """How far log2 of a product may be off: the kernels multiply float32 weights in float32, once a step."""
+    double = all(leaf.dtype == torch.float64 for leaf in trace.tape.leaves.values())
+    return 1e-9 if double or not native.available() else 1e-9 + steps * 2.0**-22
+
+
 def assert_paths_have_their_strength(trace: Trace, leaves: Mapping[str, Tensor], number: int = 2) -> list[Path]:
     """Check that the product of a best path's local derivatives, each by autograd, is the strength."""
     paths = []
@@ -85,6 +92,7 @@ def assert_paths_have_their_strength(trace: Trace, leaves: Mapping[str, Tensor],
         for index in some_scalars(tensor, number):
             if strength[index] > -torch.inf:
                 path = trace.path(name, index)
-                assert abs(path.log2_weight - float(strength[index])) < 1e-9, f"{name}{index}"
+                off = abs(path.log2_weight - float(strength[index]))
+                assert off < rounding(trace, len(path.steps)), f"{name}{index}"
                 paths.append(path)
     return paths

@@ -71,7 +71,7 @@ def test_edges_without_weights_count_how_often_they_occur():
 
 def test_the_shape_of_a_result_is_that_of_the_first_structure_of_a_chain():
     gather = Gather(lambda: torch.zeros(4), (2, 2), (3,))
-    low = LowRank((5, 2), (1,), lambda: (torch.ones(1),) * 3)
+    low = LowRank((5, 2), (1,), lambda: (torch.ones(1), (), ()))
     strided = Strided(Layout((7,), (1,), 0), (9,))
     assert [result_shape(s) for s in (gather, low, strided, Chain(strided, gather))] == [(2, 2), (5, 2), (7,), (7,)]
     assert result_shape(diagonal((3, 1), (3, 1), None)) == (3, 1)

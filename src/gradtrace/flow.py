@@ -17,7 +17,7 @@ from torch import Tensor
 from .components import select_leaves
 from .engine import EDGE_BITS
 from .forest import Forest
-from .influence import Places
+from .places import Places
 
 if TYPE_CHECKING:
     import pandas

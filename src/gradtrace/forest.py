@@ -1,23 +1,29 @@
 """The forest of winners: for every scalar, the consumer through which its trace goes on.
 
 `plant` runs one reverse pass with backpointers, for the best paths or the greedy ones. Every trace, crossing
-and flow is read off its result by gathers.
+and flow is read off its result by gathers. Best paths are found by the compiled kernels where they are there, which
+keep winners small (`Best`): integers are made of them when somebody asks.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
 
+from .best import Best, OutOfRange, best
 from .engine import EDGE_BITS, Edges, offsets, reverse
 from .errors import NotANumber, UnknownName
+from .kernels import native
 from .labels import Labels
 from .semiring import NO_ID, Element, Extreme, Greedy
 from .tape import Call, Record, Value
+from .winners import pick
 
 NONE = -1  # in `winners`: no path
 KINDS = ("best", "greedy")
@@ -33,6 +39,7 @@ class Forest:
         winners: by value id, batch × shape: the backpointer of each scalar, NONE where it has no path.
         seconds: by operator, the time that the pass spent on its calls.
         log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
+        compact: what the compiled kernels left, where they ran.
     """
 
     record: Record
@@ -40,14 +47,36 @@ class Forest:
     kind: str
     labels: Labels | None
     edges: Edges
-    winners: dict[int, Tensor] = field(default_factory=dict)
-    log2: dict[int, Tensor] = field(default_factory=dict)
+    winners: Mapping[int, Tensor] = field(default_factory=dict)
+    log2: Mapping[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    compact: Best | None = None
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
         free = self.labels is not None and self.labels.free(value)
         return self.labels.count if free and self.labels is not None else 1
+
+    def pointer(self, value: Value, row: int, flat: int) -> int:
+        """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
+        if self.compact is not None and value.id in self.compact.winners:
+            return int(self.compact.winners[value.id].pointers(row, torch.tensor([flat])))
+        winners = self.winners[value.id]
+        return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])
+
+    def row(self, value: Value, flat: int) -> int:
+        """Give the row (the example, where each has its own) in which one scalar's trace is strongest."""
+        if self.batch(value) == 1:
+            return 0
+        log2 = self.log2[value.id]
+        return int(log2.reshape(len(log2), -1)[:, flat].argmax())
+
+    def traced(self, value: Value, row: int, flat: int) -> bool:
+        """Tell whether a scalar has a trace."""
+        if self.compact is not None and value.id in self.compact.planes:
+            return bool(pick(self.compact.planes[value.id].data, row, torch.tensor([flat]), value.shape) > 0)
+        winners = self.winners.get(value.id)
+        return winners is not None and int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat]) != NONE
 
     def step(self, pointer: int) -> tuple[Call, int, int, int]:
         """Read a backpointer: (call, argument position, output number, flat index in that output)."""
@@ -78,19 +107,96 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
+    if kind == "best" and native.available() and _on_cpu(record):
+        try:
+            found = best(record, loss, labels, track)
+        except OutOfRange:
+            pass
+        else:
+            forest.compact, forest.seconds = found, found.seconds
+            lazy = _Lazy(forest)
+            forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
+            return forest
+    return _planted(forest, track)
+
+
+def _on_cpu(record: Record) -> bool:
+    return all(given.device.type == "cpu" for call in record.calls[:1] for given in call.inputs)
+
+
+def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> Forest:
+    """Run the reference pass, which serves every kind and every range."""
+    winners: dict[int, Tensor] = {}
+    log2: dict[int, Tensor] = {}
 
     def keep(value: Value, g: Element) -> None:
-        forest.log2[value.id] = g[0].abs().log2() + g[1]
-        if forest.log2[value.id].isnan().any():  # the ordinary gradient, where infinite terms cancel
+        log2[value.id] = g[0].abs().log2() + g[1]
+        if log2[value.id].isnan().any():  # the ordinary gradient, where infinite terms cancel
             raise NotANumber(f"the gradient of {value} is NaN")
         *_, strongest, _, ids = g
-        forest.winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
+        winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 
-    reverse(record, loss, Extreme() if kind == "best" else Greedy(), keep, labels, track, forest.seconds)
-    for value in (loss, *record.leaves.values()):
-        forest.log2.setdefault(value.id, torch.full((forest.batch(value), *value.shape), -torch.inf).double())
-        forest.winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))
+    carrier = Extreme() if forest.kind == "best" else Greedy()
+    reverse(forest.record, forest.loss, carrier, keep, forest.labels, track, forest.seconds)
+    for value in (forest.loss, *forest.record.leaves.values()):
+        log2.setdefault(value.id, _nowhere(forest, value))
+        winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))
+    forest.winners, forest.log2 = winners, log2
     return forest
+
+
+def _nowhere(forest: Forest, value: Value) -> Tensor:
+    return torch.full((forest.batch(value), *value.shape), -torch.inf, dtype=torch.float64)
+
+
+class _Lazy:
+    """Backpointers and log2 weights, worked out of the compact ones when they are asked for."""
+
+    def __init__(self, forest: Forest) -> None:
+        self.forest = forest
+        assert forest.compact is not None
+        self.compact = forest.compact
+        self.leaves = {v.id: v for v in (forest.loss, *forest.record.leaves.values())}
+        self.ids = [*self.leaves, *(i for i in self.compact.winners if i not in self.leaves)]
+
+    @cached_property
+    def whole(self) -> Best:
+        """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
+        return best(self.forest.record, self.forest.loss, self.forest.labels, everything=True)
+
+    def of(self, key: int) -> Best:
+        return self.compact if key in self.compact.planes else self.whole
+
+    def log2(self, key: int) -> Tensor:
+        if key in self.leaves and key not in self.compact.planes:
+            return _nowhere(self.forest, self.leaves[key])
+        plane = self.of(key).planes[key]
+        return plane.data.to(torch.float64).log2() + plane.exponent
+
+    def winners(self, key: int) -> Tensor:
+        found = self.of(key) if key not in self.leaves else self.compact
+        if key not in found.winners:  # the loss, or a leaf that does not reach it
+            return torch.full(self.log2(key).shape, NONE)
+        winners, data = found.winners[key], found.planes[key].data
+        positions = torch.arange(prod(winners.shape))
+        rows = [winners.pointers(row, positions).reshape(winners.shape) for row in range(len(data))]
+        return torch.stack(rows).masked_fill(data == 0, NONE)
+
+
+class _Read(Mapping[int, Tensor]):
+    def __init__(self, lazy: _Lazy, read: Callable[[int], Tensor]) -> None:
+        self._lazy, self._read = lazy, read
+
+    def __getitem__(self, key: int) -> Tensor:
+        if key not in self._lazy.leaves and key not in self._lazy.compact.winners:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._lazy.ids)
+
+    def __len__(self) -> int:
+        return len(self._lazy.ids)
 
 
 def check_numbers(record: Record, loss: Value) -> None:
@@ -99,11 +205,16 @@ def check_numbers(record: Record, loss: Value) -> None:
     Raises:
         NotANumber: names the first operator that made one.
     """
+    checked = set()
     for call in record.before(loss):
         for given in call.inputs:
             if given.value is None or given.saved is None or not given.dtype.is_floating_point:
                 continue
-            if given.tensor().isnan().any():
+            if given.value.id in checked:
+                continue
+            checked.add(given.value.id)
+            # a sum is NaN where a term is, or where infinite ones cancel; it needs no memory
+            if given.tensor().sum().isnan() and given.tensor().isnan().any():
                 made = given.value.call
                 what = f"the result of {made.where}" if made else f"the leaf {given.value.name!r}"
                 raise NotANumber(f"NaN in {what}")

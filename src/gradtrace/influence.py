@@ -1,8 +1,5 @@
-"""Components, crossing, influence and flow, for all parameters at once.
+"""Influence: the share of a group of parameters' traces that cross each component.
 
-Backpointers form a forest rooted at the loss, so the set of components that a scalar's trace crosses is its
-consumer's set and the consumer's own: one gather for each value, from the loss outwards. Flow goes the other
-way: each leaf scalar sends one unit along its trace.
 An influence is a share of traces. It is not the share of the gradient, and it says nothing of what would happen
 without the component; that is what ablation is for.
 """
@@ -18,110 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .components import Component, Slice, check, expand, matches, name_of, select_leaves, top_level
-from .engine import EDGE_BITS
+from .components import Component, check, expand, name_of, select_leaves, top_level
+from .crossing import AT_ONCE, Bits, crossing
 from .forest import NONE, Forest
-from .tape import Call, Value
+from .kernels import native
+from .tape import Value
 
 if TYPE_CHECKING:
     import pandas
-
-MASK = (1 << EDGE_BITS) - 1
-
-
-@dataclass(eq=False)
-class Places:
-    """A row of memory with a place for every scalar of every call's results (one for each example, if free).
-
-    Attributes:
-        base: by edge, where the consumer call's results begin.
-        stride: by edge, how far one example's results are from the next one's.
-        spans: by call index, (where its results begin, how many places they take).
-    """
-
-    base: Tensor
-    stride: Tensor
-    spans: list[tuple[int, int]]
-    total: int
-
-    @classmethod
-    def of(cls, forest: Forest) -> Places:
-        """Lay the results of a tape's calls out one after another."""
-        base, stride, spans, total = [], [], [], 0
-        for call in forest.record.calls:
-            made = [v for v in call.outputs if v is not None]
-            batch = max((forest.batch(v) for v in made if v.id in forest.winners), default=1)
-            numel = sum(v.numel for v in made)
-            base += [total] * len(call.inputs)
-            stride += [numel if batch > 1 else 0] * len(call.inputs)
-            spans.append((total, batch * numel))
-            total += batch * numel
-        return cls(torch.tensor(base, dtype=torch.int64), torch.tensor(stride, dtype=torch.int64), spans, total)
-
-    def consumers(self, winners: Tensor) -> tuple[Tensor, Tensor]:
-        """Give, for batch × shape backpointers, (whether there is one, the place of the winning consumer or 0)."""
-        live = winners != NONE
-        edge = (winners >> EDGE_BITS).clamp_(min=0)
-        place = self.base[edge].add_(winners & MASK)
-        if len(winners) > 1:
-            rows = torch.arange(len(winners)).reshape(-1, *[1] * (winners.dim() - 1))
-            place += rows * self.stride[edge]
-        return live, place.masked_fill_(~live, 0)
-
-    def results(self, call: Call) -> list[tuple[Value, slice, int]]:
-        """Give (value, its place for the first example, how far the next example's is) for each result."""
-        start, _ = self.spans[call.index]
-        numel = sum(v.numel for v in call.outputs if v is not None)
-        out = []
-        for value in call.outputs:
-            if value is not None:
-                out.append((value, slice(start, start + value.numel), numel))
-                start += value.numel
-        return out
-
-
-def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> dict[int, Tensor]:
-    """Give for each leaf the set of components that each scalar's trace crosses, as bits (batch × shape).
-
-    Bit i stands for components[i]; at most 63 at a time.
-    """
-    places = Places.of(forest)
-    bits = torch.zeros(places.total, dtype=torch.int64)
-    for call in reversed(forest.record.calls):
-        for value, at, numel in places.results(call):
-            winners = forest.winners.get(value.id)
-            if winners is None:
-                continue
-            found = _inherited(places, winners, bits) | own_bits(call, components, value.shape)
-            for b, row in enumerate(found):
-                bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
-    return {leaf.id: _inherited(places, forest.winners[leaf.id], bits) | leaf_bits(leaf, components) for leaf in leaves}
-
-
-def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
-    """Give each scalar the set of its winning consumer."""
-    live, consumer = places.consumers(winners)
-    return bits[consumer].masked_fill_(~live, 0)
-
-
-def own_bits(call: Call, components: Sequence[Component], shape: tuple[int, ...]) -> Tensor:
-    """Give the set of components that the scalars of a call's result are in; broadcasts to their shape."""
-    out = torch.zeros((), dtype=torch.int64)
-    for i, component in enumerate(components):
-        if matches(call, name_of(component)):
-            mask = component.mask(shape, call) if isinstance(component, Slice) else torch.ones((), dtype=torch.bool)
-            out = out if mask is None else out | (mask.to(torch.int64) << i)
-    return out
-
-
-def leaf_bits(leaf: Value, components: Sequence[Component]) -> Tensor:
-    """Give the slices that a leaf's own scalars are in: expert weights, say."""
-    out = torch.zeros((), dtype=torch.int64)
-    for i, component in enumerate(components):
-        if isinstance(component, Slice) and component.module == leaf.name:
-            mask = component.mask(leaf.shape)
-            out = out if mask is None else out | (mask.to(torch.int64) << i)
-    return out
 
 
 @dataclass(frozen=True)
@@ -188,29 +89,85 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
     leaves = select_leaves(record, of)
     count = forest.labels.count if forest.labels is not None else 1
     totals = _Totals(names, count)
-    by_id = {leaf.id: leaf for leaf in leaves}
-    for start in range(0, len(names), 63):
-        chunk = parts[start : start + 63]
-        for leaf_id, bits in crossing(forest, chunk, leaves).items():
-            live, log2 = forest.winners[leaf_id] != NONE, forest.log2[leaf_id]
-            totals.add(start, len(chunk), bits, live, log2, _belongs(forest, by_id[leaf_id]))
+    for start in range(0, len(names), AT_ONCE):
+        for leaf, bits in crossing(forest, parts[start : start + AT_ONCE], leaves):
+            totals.add(start, bits, _weights(forest, leaf))
     inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
     connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
     return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
 
 
-def _belongs(forest: Forest, leaf: Value) -> Tensor:
-    """Say which scalars of a leaf count for which example (examples × numel): all, unless it is an input itself."""
+@dataclass(frozen=True)
+class _Weights:
+    """A leaf's traces: examples × scalars.
+
+    Attributes:
+        live: whether there is one.
+        weight: its weight over 2^unit.
+        pairs: how many (example, scalar) pairs count, by example.
+        compiled: whether a compiled kernel may count: a trace is live where its weight is not 0.
+    """
+
+    live: Tensor
+    weight: Tensor
+    unit: float
+    pairs: Tensor
+    compiled: bool
+
+
+def _weights(forest: Forest, leaf: Value) -> _Weights:
+    belongs = _belongs(forest, leaf)
+    compiled = forest.compact is not None and leaf.id in forest.compact.planes
+    if forest.compact is not None and compiled:
+        plane = forest.compact.planes[leaf.id]
+        weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
+        live = weight > 0
+    else:
+        winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
+        live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)
+        unit = float(log2[live].max()) if live.any() else -math.inf
+        weight = _relative(log2, unit).masked_fill(~live, 0)  # a greedy trace can start from a gradient of 0
+    if belongs is not None:
+        live, weight = live & belongs, weight * belongs
+        return _Weights(live, weight, unit, belongs.sum(1), compiled)
+    return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled)
+
+
+def _relative(log2: Tensor, unit: float) -> Tensor:
+    """Give weights over the largest; beside an infinite one all finite ones are nothing."""
+    if unit == -math.inf:
+        return torch.zeros_like(log2)
+    return (log2 == math.inf).to(log2.dtype) if unit == math.inf else torch.exp2(log2 - unit)
+
+
+def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
+    """Say which scalars of a leaf count for which example (examples × numel), if it is an input itself; else None."""
     label = forest.labels.of.get(leaf.id) if forest.labels is not None else None
     if not isinstance(label, Tensor) or forest.labels is None:
-        return torch.ones(1, 1, dtype=torch.bool)
+        return None
     return torch.arange(forest.labels.count).unsqueeze(1) == label.expand(leaf.shape).reshape(1, -1)
 
 
 def _lives_in(parameter: str, component: str) -> bool:
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:n]), component.split(":")[0]) for n in range(1, len(parts)))
+
+
+def _members(bits: int) -> list[int]:
+    return [i for i in range(AT_ONCE) if bits >> i & 1]
+
+
+def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> list[tuple[int, float, float]]:
+    """Give for each distinct set among live scalars (the set, how many have it, their weights' sum)."""
+    if compiled:
+        found = native.tally(bits, weight)
+        if found is not None:
+            return found
+    sets, which = bits[live].unique(return_inverse=True)
+    counts = torch.bincount(which, minlength=len(sets)).to(torch.float64)
+    sums = torch.zeros(len(sets), dtype=torch.float64).index_add_(0, which, weight[live].to(torch.float64))
+    return list(zip(sets.tolist(), counts.tolist(), sums.tolist(), strict=True))
 
 
 class _Totals:
@@ -227,22 +184,27 @@ class _Totals:
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, start: int, chunk: int, bits: Tensor, live: Tensor, log2: Tensor, belongs: Tensor) -> None:
-        """Count one leaf: batch × shape; `belongs` says which scalars count for which example."""
-        bits, live, log2 = (t.reshape(len(t), -1) for t in (bits, live, log2))
-        live = live & belongs
-        weighs = live & (log2 > -torch.inf)  # a greedy trace can start from a gradient that cancels to 0
-        self._raise_top(float(log2.expand(live.shape)[weighs].max()) if weighs.any() else -math.inf)
-        scale = torch.where(log2 == torch.inf, 0.0, log2 - self.top) if self.top == math.inf else log2 - self.top
-        relative = torch.exp2(torch.where(weighs, scale, -torch.inf))
+    def add(self, start: int, bits: Bits, of: _Weights) -> None:
+        """Count the traces of one leaf's scalars by the sets of components that they cross."""
+        if of.unit > self.top:
+            self._raise_top(of.unit)
+        unit = 1.0 if of.unit == self.top else 2.0 ** max(-2000.0, of.unit - self.top)
+        live, weight = of.live.sum(1).to(torch.float64), of.weight.sum(1, dtype=torch.float64) * unit
         if start == 0:
-            self.live += live.sum(1)
-            self.pairs += belongs.expand(live.shape).sum(1)
-            self.weight += relative.sum(1)
-        for i in range(chunk):
-            hit = ((bits >> i) & 1).bool() & live
-            self.cross[:, start + i] += hit.sum(1)
-            self.crossed[:, start + i] += (relative * hit).sum(1)
+            self.live += live
+            self.pairs += of.pairs
+            self.weight += weight
+        if isinstance(bits, int):
+            for i in _members(bits):
+                self.cross[:, start + i] += live
+                self.crossed[:, start + i] += weight
+            return
+        bits = bits.expand(len(bits), *bits.shape[1:]).reshape(len(bits), -1).expand(of.live.shape)
+        for row, (some, there, much) in enumerate(zip(bits, of.live, of.weight, strict=True)):
+            for members, number, amount in tally(some, there, much, compiled=of.compiled):
+                for i in _members(members):
+                    self.cross[row, start + i] += number
+                    self.crossed[row, start + i] += amount * unit
 
     def _raise_top(self, top: float) -> None:
         """Take a larger unit for the weights."""

@@ -231,7 +231,7 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
             out.as_strided(at.size, at.stride, at.offset).copy_(label.expand(x_shape).reshape(at.size))
             return out.reshape(y_shape), False
         case Gather():
-            index = structure.index()
+            index = structure.scalars()
             out = label.expand(x_shape).reshape(-1)[index.clamp(min=0)]
             return out.masked_fill(index < 0, UNKNOWN).reshape(y_shape), False
         case Scatter():

@@ -11,7 +11,7 @@ from pathlib import Path as File
 import torch
 
 from .errors import GradtraceError, UnknownName
-from .forest import NONE, Forest
+from .forest import Forest
 from .tape import Call, Value
 
 
@@ -111,19 +111,19 @@ def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: 
 
 def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[tuple[Call, int, int, int, float]]:
     """Step along winners: (call, argument, output, flat index in the output, local derivative)."""
-    winners = forest.winners.get(value.id)
-    row = 0
-    if winners is not None and len(winners) > 1:
-        row = example if example is not None else int(forest.log2[value.id].reshape(len(winners), -1)[:, flat].argmax())
-    while winners is not None and value is not forest.loss:
-        pointer = int(winners.reshape(len(winners), -1)[row if len(winners) > 1 else 0, flat])
-        if pointer == NONE:
-            return
-        call, argument, output, there = forest.step(pointer)
+    if value is forest.loss:
+        return
+    if value.id not in forest.winners:
+        return
+    row = example if example is not None else forest.row(value, flat)
+    if not forest.traced(value, row, flat):
+        return
+    while value is not forest.loss:
+        call, argument, output, there = forest.step(forest.pointer(value, row, flat))
         yield call, argument, output, there, derivative(call, argument, flat, output, there)
         made = call.outputs[output]
         assert made is not None
-        value, flat, winners = made, there, forest.winners.get(made.id)
+        value, flat = made, there
 
 
 def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:

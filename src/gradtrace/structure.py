@@ -28,6 +28,36 @@ from torch import Tensor
 Shape: TypeAlias = tuple[int, ...]
 Weight: TypeAlias = Callable[[], Tensor]
 
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": lambda y: 1 - y * y,
+    "sigmoid": lambda y: (1 - y) * y,
+    "relu": lambda y: (y > 0).to(y.dtype),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A weight that is a closed form of a tensor, so that a kernel may work it out as it goes."""
+
+    form: str
+    of: Weight
+
+    def __call__(self) -> Tensor:
+        return FORMS[self.form](self.of())
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """One weight for all edges."""
+
+    value: float
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self) -> Tensor:
+        return torch.full((), self.value, dtype=self.dtype, device=self.device).expand(self.shape)
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -86,11 +116,24 @@ class Placed:
 
 @dataclass(frozen=True)
 class Gather:
-    """y.flat[i] reads x.flat[index.flat[i]] with derivative 1, and nothing where the index is -1."""
+    """y.flat[i] reads x.flat[index.flat[i]] with derivative 1, and nothing where the index is -1.
+
+    With `width` > 1 rows are read, not scalars: y and x are seen as rows of that many scalars.
+    """
 
     index: Weight
     y_shape: Shape
     x_shape: Shape
+    width: int = 1
+
+    def scalars(self) -> Tensor:
+        """Give the index of every scalar, in y's shape."""
+        index = self.index()
+        if self.width == 1:
+            return index
+        rows = index.reshape(-1, 1)
+        flat = rows * self.width + torch.arange(self.width, device=rows.device)
+        return flat.masked_fill(rows < 0, -1).reshape(self.y_shape)
 
 
 @dataclass(frozen=True)
@@ -104,19 +147,19 @@ class Scatter:
 
 @dataclass(frozen=True)
 class LowRank:
-    """∂y_i/∂x_j = Σ_r left_ir right_jr for i ≠ j, and own_i for i = j, along the axes `dims`.
+    """∂y_i/∂x_j = Σ_r left_r,i right_r,j for i ≠ j, and own_i for i = j, along the axes `dims`.
 
     The diagonal is given whole, because own minus a product would round differently from what it is.
 
     Attributes:
         shape: of y and of x.
         dims: the axes along which scalars are connected.
-        factors: thunk for (own of `shape`, left and right of `shape` × r).
+        factors: thunk for (own, (left_1, …), (right_1, …)), each of `shape` (expanded where it is constant).
     """
 
     shape: Shape
     dims: tuple[int, ...]
-    factors: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    factors: Callable[[], tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 
 Edges: TypeAlias = tuple[Tensor, Tensor, Tensor | None]

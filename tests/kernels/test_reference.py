@@ -79,7 +79,7 @@ def of_placed(s: Placed) -> Jacobian:
 
 
 def of_gather(s: Gather) -> Jacobian:
-    return {(y, x): 1.0 for y, x in enumerate(s.index().flatten().tolist()) if x >= 0}
+    return {(y, x): 1.0 for y, x in enumerate(s.scalars().flatten().tolist()) if x >= 0}
 
 
 def of_scatter(s: Scatter) -> Jacobian:
@@ -91,7 +91,7 @@ def of_low_rank(s: LowRank) -> Jacobian:
     out: Jacobian = {}
     for i, j in product(indices(s.shape), repeat=2):
         if all(a == b for d, (a, b) in enumerate(zip(i, j, strict=True)) if d not in s.dims):
-            w = float(own[i]) if i == j else float((left[i] * right[j]).sum())
+            w = float(own[i]) if i == j else sum(float(a[i] * b[j]) for a, b in zip(left, right, strict=True))
             out[flat(i, s.shape), flat(j, s.shape)] = w
     return out
 
@@ -272,6 +272,11 @@ def test_scatters_leave_out_what_goes_nowhere(index, seed):
     check(Scatter(lambda: at, (2, 3), (4, 2)), (2, 3), 8, seed)
 
 
+def low_rank_factors(shape: tuple[int, ...], rank: int, seed: int):
+    left, right = (tuple(integers(shape, seed + side + 2 * r) for r in range(rank)) for side in (1, 2))
+    return integers(shape, seed), left, right
+
+
 @given(
     st.sampled_from([((3,), (0,)), ((2, 3), (1,)), ((2, 3), (0,)), ((2, 2, 3), (0, 2)), ((2, 3), (0, 1)), ((), ())]),
     st.integers(1, 3),
@@ -280,14 +285,14 @@ def test_scatters_leave_out_what_goes_nowhere(index, seed):
 @settings(deadline=None, max_examples=60)
 def test_low_rank(where, rank, seed):
     shape, dims = where
-    factors = integers(shape, seed), integers((*shape, rank), seed + 1), integers((*shape, rank), seed + 2)
+    factors = low_rank_factors(shape, rank, seed)
     check(LowRank(shape, dims, lambda: factors), shape, torch.Size(shape).numel(), seed)
 
 
 def test_low_rank_in_blocks_of_rows(monkeypatch):
     monkeypatch.setattr(reference, "ROWS", 20)
     shape = (5, 3)
-    factors = integers(shape, 1), integers((*shape, 2), 2), integers((*shape, 2), 3)
+    factors = low_rank_factors(shape, 2, 1)
     check(LowRank(shape, (1,), lambda: factors), shape, 15, 4)
 
 
@@ -308,7 +313,7 @@ def test_chains_of_two_index_maps_and_a_weight():
 
 def _far_structures(seed: int) -> list[tuple[Structure, tuple[int, ...], int]]:
     """One of each kind of merge: (structure, shape of y, scalars of x)."""
-    low = [(integers((2, 3), seed), integers((2, 3, r), seed + 1), integers((2, 3, r), seed + 2)) for r in (1, 2)]
+    low = [low_rank_factors((2, 3), rank, seed) for rank in (1, 2)]
     weight = integers((3, 2), seed)
     return [
         (LowRank((2, 3), (1,), lambda: low[0]), (2, 3), 6),

@@ -190,7 +190,7 @@ def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
 
 @pull.register
 def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
-    batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
+    batch, index = g[0].shape[0], s.scalars().reshape(-1).to(g[0].device)
     flat = rows_of(g)
     live = (index >= 0).nonzero().squeeze(-1)
     if len(live) < len(index):
@@ -243,7 +243,8 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
     kept = [d for d in range(len(s.shape)) if d not in s.dims]
     back = [0] + [1 + (kept + list(s.dims)).index(d) for d in range(len(s.shape))]
-    diagonal, left, right = s.factors()
+    diagonal, lefts, rights = s.factors()
+    left, right = torch.stack(lefts, -1), torch.stack(rights, -1)
     # rows × n (× r): the axes `dims` last, flattened
     rows = _numel(tuple(s.shape[d] for d in kept))
     n, rank = _numel(tuple(s.shape[d] for d in s.dims)), left.shape[-1]

@@ -157,15 +157,13 @@ def embedding(call: Call) -> Iterator[Edge]:
     weight, indices = call.inputs[0], call.inputs[1]
     y = call.outputs[0]
     assert y is not None
-    width = weight.shape[1]
     padding = _argument(call, 2, "padding_idx", -1)
 
     def index() -> Tensor:
         rows = indices.tensor().to(torch.int64)
-        flat = rows.unsqueeze(-1) * width + torch.arange(width, device=rows.device)
-        return flat.masked_fill((rows == padding).unsqueeze(-1), -1) if padding >= 0 else flat
+        return rows.masked_fill(rows == padding, -1) if padding >= 0 else rows
 
-    yield 0, 0, Gather(index, y.shape, weight.shape)
+    yield 0, 0, Gather(index, y.shape, weight.shape, weight.shape[1])
     # integers have no derivative; this edge only says which row of y an index chose
     name = letters(len(y.shape))
     yield 1, 0, Contraction(name, name[:-1], y.shape, indices.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from ..structure import LowRank, Scatter, Shape, Weight, diagonal, reduction
 from ..tape import Call
 from .table import Edge, argument, data, position, register
+
+
+Factors: TypeAlias = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 def _output(call: Call) -> Tensor:
@@ -24,9 +28,9 @@ def softmax(call: Call) -> Iterator[Edge]:
     """∂p_i/∂x_j = p_i (δ_ij - p_j)."""
     shape = call.inputs[0].shape
 
-    def factors() -> tuple[Tensor, Tensor, Tensor]:
+    def factors() -> Factors:
         p = _output(call)
-        return p * (1 - p), -p.unsqueeze(-1), p.unsqueeze(-1)
+        return p * (1 - p), (p,), (-p,)
 
     yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
 
@@ -35,10 +39,9 @@ def log_softmax(call: Call) -> Iterator[Edge]:
     """∂y_i/∂x_j = δ_ij - p_j with p = exp(y)."""
     shape = call.inputs[0].shape
 
-    def factors() -> tuple[Tensor, Tensor, Tensor]:
+    def factors() -> Factors:
         p = _output(call).exp()
-        ones = torch.ones_like(p)
-        return 1 - p, -ones.unsqueeze(-1), p.unsqueeze(-1)
+        return 1 - p, (p.new_full((), -1).expand(p.shape),), (p,)
 
     yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
 
@@ -77,12 +80,13 @@ class Standard:
         found = data(self.call, "weight")
         return 1.0 if found is None else found.reshape(self.affine)
 
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def factors(self) -> Factors:
         """∂y_i/∂x_j = γ_i/σ (δ_ij - 1/n - x̂_i x̂_j/n)."""
         hat, scale = self.parts()
         own = (self.gamma() * scale).expand(self.shape)
-        left = torch.stack([-own / self.count, -own * hat / self.count], -1)
-        return own * (1 - (1 + hat * hat) / self.count), left, torch.stack([torch.ones_like(hat), hat], -1)
+        left = -own / self.count, -own * hat / self.count
+        one = hat.new_ones(()).expand(hat.shape)
+        return own * (1 - (1 + hat * hat) / self.count), left, (one, hat)
 
     def edges(self) -> Iterator[Edge]:
         """Give the structures towards x, γ and β, and of the statistics, where they are results."""
@@ -167,12 +171,12 @@ def rms_norm(call: Call) -> Iterator[Edge]:
         scale = torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
         return x * scale, scale
 
-    def factors() -> tuple[Tensor, Tensor, Tensor]:
+    def factors() -> Factors:
         hat, scale = parts()
         gamma = data(call, "weight")
         own = scale.expand(shape) if gamma is None else gamma * scale
         n = prod(normalised)
-        return own * (1 - hat * hat / n), (-own * hat / n).unsqueeze(-1), hat.unsqueeze(-1)
+        return own * (1 - hat * hat / n), (-own * hat / n,), (hat,)
 
     yield 0, 0, LowRank(shape, dims, factors)
     at = position(call, "weight")

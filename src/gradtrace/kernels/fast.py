@@ -1,0 +1,611 @@
+"""What (max, ×) does to each structure, by the compiled kernels.
+
+The same contract as `reference.pull`, for one semiring: values of a result go in, values and winners of an argument
+come out. Values of one tensor share one exponent (`Plane`); a kernel that would lose something to underflow runs again
+in float64, and where even that is too narrow `OutOfRange` asks for the reference kernels, which have an exponent for
+each scalar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, singledispatch
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotANumber
+from ..semiring import Element, Extreme, normalised, pow2
+from ..structure import (
+    Chain,
+    Closed,
+    Constant,
+    Contraction,
+    Gather,
+    Layout,
+    LowRank,
+    Placed,
+    Scatter,
+    Shape,
+    Strided,
+    positions,
+)
+from ..ways import Affine, Composed, Raw, Table, Way, contiguous, identity
+from . import native, reference
+from .native import LOST, NAN, Range
+
+EDGE = 20  # values are brought back to about 1 when their largest leaves 2^±20
+TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
+
+
+class OutOfRange(Exception):
+    """The values of one tensor span more than one exponent can serve."""
+
+
+@dataclass(eq=False, slots=True)
+class Plane:
+    """Weights of best paths: data · 2^exponent, batch × shape.
+
+    Attributes:
+        data: non-negative, float32 or float64, any strides.
+        high, low: bounds of the largest and the smallest non-zero of `data`.
+        owned: whether nobody else reads this memory.
+    """
+
+    data: Tensor
+    exponent: int
+    high: float
+    low: float
+    owned: bool = False
+
+    def view(self, data: Tensor) -> Plane:
+        """Give other scalars of the same range: a view, or some of them."""
+        return Plane(data, self.exponent, self.high, self.low)
+
+    def double(self) -> Plane:
+        """Give the same in float64."""
+        return Plane(self.data.to(torch.float64), self.exponent, self.high, self.low, owned=True)
+
+    @property
+    def shift(self) -> int:
+        """The power of two that brings the largest value near 1, if it has strayed from there."""
+        if 2.0**-EDGE <= self.high <= 2.0**EDGE or self.high == 0 or math.isinf(self.high):
+            return 0
+        return -math.frexp(self.high)[1]
+
+
+@dataclass(eq=False, slots=True)
+class Pulled:
+    """What one edge gives to its argument: values (batch × x), stored winners if there are, the way back.
+
+    `window` says that only those scalars of x are meant; then values and winners have the window's size.
+    """
+
+    plane: Plane
+    raw: Tensor | None
+    way: Way
+    window: Layout | None = None
+
+
+def fits(g: Plane, kind: torch.dtype) -> Plane:
+    """Give values in float32 again, where that is the `kind` a pass works in and they have come back into its range."""
+    if kind is not torch.float64 and g.data.dtype is torch.float64 and g.low > 0 and g.high / g.low < 2.0**60:
+        data = torch.ldexp(g.data, torch.tensor(g.shift)).to(torch.float32)
+        factor = 2.0**g.shift
+        return Plane(data, g.exponent - g.shift, g.high * factor, g.low * factor, owned=True)
+    return g
+
+
+def precisely(run: Callable[[Plane], tuple[Plane, Any]], g: Plane, *, double: bool = False) -> tuple[Plane, Any]:
+    """Run a kernel in the precision of its values, and again in float64 if that was too narrow.
+
+    Raises:
+        NotANumber: a weight is NaN.
+        OutOfRange: float64 is too narrow as well.
+    """
+    if double and g.data.dtype is not torch.float64:
+        g = g.double()
+    plane, more = run(g)
+    if _kept(plane, g):
+        return plane, more
+    if g.data.dtype is torch.float64:
+        raise OutOfRange
+    g = g.double()
+    plane, more = run(g)
+    if not _kept(plane, g):
+        raise OutOfRange
+    return plane, more
+
+
+def _kept(plane: Plane, g: Plane) -> bool:
+    return plane.low >= 0 and not (math.isinf(plane.high) and not math.isinf(g.high))
+
+
+def made(data: Tensor, exponent: int, found: Range) -> Plane:
+    """Make a plane of a kernel's result; a negative `low` says that something was lost."""
+    if found.flags & NAN:
+        raise NotANumber("a local derivative is NaN")
+    return Plane(data, exponent, found.high, -1.0 if found.flags & LOST else found.low, owned=True)
+
+
+def wide(weight: Tensor) -> Tensor:
+    """Give weights in float32 or float64."""
+    return weight if weight.dtype in TINY else weight.to(torch.float32)
+
+
+@singledispatch
+def pull(structure: object, g: Plane) -> Pulled | Product:
+    """Carry the values of a result (batch × y, any strides) back to one argument, along a structure."""
+    return _by_reference(structure, g)
+
+
+def _by_reference(structure: object, g: Plane) -> Pulled:
+    """Let the reference kernel do it, and see whether one exponent serves."""
+    mantissa, exponent = normalised(g.data.to(torch.float64))
+    numel = prod(g.data.shape[1:])
+    ids = torch.arange(numel).reshape(1, *g.data.shape[1:]).expand(g.data.shape)
+    element: Element = (mantissa, exponent, ids)
+    m, e, raw = reference.pull(structure, Extreme(), element)
+    live = m > 0
+    if not live.any():
+        return Pulled(Plane(m.to(g.data.dtype), 0, 0.0, math.inf, owned=True), raw.to(torch.int32), Raw())
+    top = int(e[live].max())
+    data = m * pow2(e - top)
+    low = float(data[live].min())
+    if math.isinf(float(data.max())) or low < 2.0**-1000:
+        raise OutOfRange
+    if g.data.dtype is torch.float32 and low > 2.0**-100:
+        data = data.to(torch.float32)
+    plane = Plane(data, top + g.exponent, float(data.max()), low, owned=True)
+    return Pulled(plane, raw.masked_fill_(~live, -1).to(torch.int32), Raw())
+
+
+# ---------------------------------------------------------------- contractions
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Plan:
+    """How a contraction is a product, a maximum along axes, a pointwise product, or a view.
+
+    Letters of y by what becomes of them: `both` (in x and w), `rows` (in x only), `merged` (not in x); `columns` are
+    those that w brings to x.
+    """
+
+    kind: str
+    y: str
+    w: str
+    x: str
+    both: str
+    rows: str
+    columns: str
+    merged: str
+    size: dict[str, int]
+    way: Affine
+
+    def shape(self, letters: str) -> list[int]:
+        return [self.size[c] for c in letters]
+
+    def count(self, letters: str) -> int:
+        return prod(self.size[c] for c in letters)
+
+
+@lru_cache(maxsize=4096)
+def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool) -> Plan:
+    """Sort the letters of a contraction."""
+    size = dict(zip(y + x, y_shape + x_shape, strict=True))
+    merged = "".join(c for c in y if c not in x)
+    inner = [c for c in merged if c in w]
+    both = "".join(c for c in y if c in x and c in w)
+    rows = "".join(c for c in y if c in x and c not in w)
+    columns = "".join(c for c in w if c in x and c not in y)
+    if not merged:
+        kind = "scale" if weighted else "view"
+    elif weighted and inner:
+        kind = "product" if prod(size[c] for c in rows + columns) > 1 else "reduce"
+    else:
+        kind = "first"  # a maximum first, then what is pointwise
+    of_y = dict(zip(y, contiguous(y_shape), strict=True))
+    stride = tuple(of_y.get(c, 0) for c in x)
+    step, table = _winners_of(merged, of_y, size)
+    return Plan(kind, y, w, x, both, rows, columns, merged, size, Affine(x_shape, stride, 0, step, table))
+
+
+def _winners_of(
+    merged: str, of_y: dict[str, int], size: dict[str, int]
+) -> tuple[int, Callable[[], Tensor] | None]:
+    """Say what the number of a scalar among the merged ones adds to its flat position."""
+    if not merged:
+        return 0, None
+    for outer, inner in zip(merged, merged[1:], strict=False):
+        if of_y[outer] != of_y[inner] * size[inner]:
+            layout = Layout(tuple(size[c] for c in merged), tuple(of_y[c] for c in merged), 0)
+            return 0, lambda: positions(layout).flatten()
+    return of_y[merged[-1]], None
+
+
+def _again(g: Plane, data: Tensor) -> Plane:
+    return Plane(data, g.exponent, g.high, g.low)
+
+
+def _spread(data: Tensor, have: str, p: Plan) -> Tensor:
+    """Give axes batch, x to data with axes batch, `have` (a subset of x)."""
+    if have == p.x:
+        return data
+    order = [1 + have.index(c) for c in p.x if c in have]
+    shape = [p.size[c] if c in have else 1 for c in p.x]
+    batch = data.shape[0]
+    return data.permute(0, *order).reshape(batch, *shape).expand(batch, *p.shape(p.x))
+
+
+def _scaled(p: Plan, weight: Any, g: Plane, have: str) -> Plane:
+    """Multiply by a weight with letters among x's."""
+    data = _spread(g.data, have, p)
+    if type(weight) is Constant:
+        return _times(data, g, "constant", None, weight.value)
+    form, w = (weight.form, weight.of()) if type(weight) is Closed else ("given", weight())
+    if p.w != p.x:
+        order = [p.w.index(c) for c in p.x if c in p.w]
+        w = w.reshape(p.shape(p.w)).permute(order).reshape([p.size[c] if c in p.w else 1 for c in p.x])
+    elif w.shape != data.shape[1:]:
+        w = w.reshape(p.shape(p.w))
+    return _times(data, g, form, wide(w), 1.0)
+
+
+def _times(data: Tensor, g: Plane, form: str, w: Tensor | None, constant: float) -> Plane:
+    double = w is not None and w.dtype is torch.float64
+    shift = g.shift
+
+    def run(g: Plane) -> tuple[Plane, None]:
+        there = data if data.dtype is g.data.dtype else data.to(g.data.dtype)
+        factor = w if w is None or w.dtype is there.dtype else w.to(there.dtype)
+        out, found = native.scale(there, data.shape, form, factor, constant, 2.0**shift)
+        return made(out, g.exponent - shift, found), None
+
+    return precisely(run, g, double=double)[0]
+
+
+def _merged(p: Plan, g: Plane) -> tuple[Plane, Tensor]:
+    """Take the maximum along the merged axes: batch × (the other letters of y)."""
+    kept = [c for c in p.y if c not in p.merged]
+    blocks = _blocks(p, g.data)
+    shift = g.shift
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        there = blocks if blocks.dtype is g.data.dtype else blocks.to(g.data.dtype)
+        out, arg, found = native.reduce_max(there, None, 2.0**shift)
+        shape = (g.data.shape[0], *p.shape("".join(kept)))
+        return made(out.reshape(shape), g.exponent - shift, found), arg.reshape(shape)
+
+    return precisely(run, g)
+
+
+def _blocks(p: Plan, data: Tensor) -> Tensor:
+    """View batch × y as outer × merged × inner, the merged axes together."""
+    batch = data.shape[0]
+    start = p.y.find(p.merged)
+    if start >= 0:
+        outer, inner = p.count(p.y[:start]), p.count(p.y[start + len(p.merged) :])
+        return data.reshape(batch * outer, p.count(p.merged), inner)
+    kept = [1 + i for i, c in enumerate(p.y) if c not in p.merged]
+    gone = [1 + i for i, c in enumerate(p.y) if c in p.merged]
+    return data.permute(0, *kept, *gone).reshape(-1, p.count(p.merged), 1)
+
+
+def _reduced(p: Plan, weight: Any, g: Plane) -> Pulled:
+    """Take the maximum of weighted values along axes that the weight has, where nothing else is new."""
+    w = wide(weight())
+    beyond = [i for i, c in enumerate(p.w) if c not in p.y]  # of size 1 here
+    w = w.reshape(p.shape(p.w)).permute([p.w.index(c) for c in p.y if c in p.w] + beyond)
+    w = w.reshape([p.size[c] if c in p.w else 1 for c in p.y]).unsqueeze(0).expand(g.data.shape)
+    values, weights, shift = _blocks(p, g.data), _blocks(p, w), g.shift
+    left = "".join(c for c in p.y if c not in p.merged)
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        kind = g.data.dtype
+        out, arg, found = native.reduce_max(values.to(kind), weights.to(kind), 2.0**shift)
+        shape = (g.data.shape[0], *p.shape(left))
+        return made(out.reshape(shape), g.exponent - shift, found), arg.reshape(shape)
+
+    plane, raw = precisely(run, g, double=w.dtype is torch.float64)
+    plane.data = _spread(plane.data, left, p)
+    return Pulled(plane, _spread(raw, left, p), p.way)
+
+
+@dataclass(eq=False)
+class Product:
+    """A (max, ×) product that has not been computed: whoever needs it may put several into one.
+
+    Attributes:
+        a: b × i × k values; w: b × j × k weights.
+        order: axes of x (with the batch in front) among (both, batch, rows, columns), sizes `full`.
+    """
+
+    plan: Plan
+    batch: int
+    a: Plane
+    w: Tensor
+    turn: tuple[int, ...] | None = None  # the axes of x as a view of it has them
+    split: bool = False  # whether x's first axis is the batch of examples
+    _found: Pulled | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two products have in common that can be put into one."""
+        p = self.plan
+        sizes = tuple(p.size[c] for c in p.x)
+        return p.x, p.both, p.rows, p.columns, sizes, self.batch, self.turn, self.split, self.w.shape[:2], self.a.data.shape[:2]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of x, without the batch."""
+        p = self.plan
+        sizes = [p.size[c] for c in (p.x[1:] if self.split else p.x)]
+        return tuple(sizes if self.turn is None else [sizes[d] for d in self.turn])
+
+    def turned(self, order: tuple[int, ...]) -> Product:
+        """Give the same product, of which x has its axes in another order."""
+        # both orders count x's own axes; a split product has the examples in front
+        turn = order if self.turn is None else tuple(self.turn[d] for d in order)
+        return Product(self.plan, self.batch, self.a, self.w, turn, self.split)
+
+    def realise(self, prepared: Any = None) -> Pulled:
+        """Compute it, once."""
+        if self._found is None:
+            plane, raw = multiply(self.a, self.w, prepared)
+            self._found = Pulled(self.placed(plane), self.arranged(raw), self.plan.way)
+        return self._found
+
+    def placed(self, plane: Plane) -> Plane:
+        """Give values of b × i × j their axes batch × x."""
+        return Plane(self.arranged(plane.data), plane.exponent, plane.high, plane.low, owned=True)
+
+    def arranged(self, data: Tensor) -> Tensor:
+        p = self.plan
+        have = p.both + "0" + p.rows + p.columns
+        data = data.reshape([self.batch if c == "0" else p.size[c] for c in have]).movedim(len(p.both), 0)
+        data = _spread(data, p.both + p.rows + p.columns, p)
+        data = data.squeeze(0) if self.split else data
+        return data if self.turn is None else data.permute(0, *[1 + d for d in self.turn])
+
+
+def _product(p: Plan, weight: Any, g: Plane) -> Product:
+    """Bring a contraction into the form of a batched product."""
+    batch = g.data.shape[0]
+    at = {c: 1 + i for i, c in enumerate(p.y)}
+    data = g.data.permute(
+        [at[c] for c in p.both] + [0] + [at[c] for c in p.rows] + [at[c] for c in p.merged]
+    ).reshape(p.count(p.both), batch * p.count(p.rows), p.count(p.merged))
+    w = wide(weight()).reshape(p.shape(p.w))
+    lacking = [c for c in p.merged if c not in p.w]
+    names = p.w + "".join(lacking)
+    for _ in lacking:
+        w = w.unsqueeze(-1)
+    w = w.permute([names.index(c) for c in p.both + p.columns + p.merged])
+    w = w.expand([p.size[c] for c in p.both + p.columns + p.merged])
+    w = w.reshape(p.count(p.both), p.count(p.columns), p.count(p.merged))
+    return Product(p, batch, _again(g, data), w)
+
+
+def multiply(a: Plane, w: Tensor, prepared: Any = None) -> tuple[Plane, Tensor]:
+    """Run the product kernel: b × i × k values, b × j × k weights."""
+    if a.shift:
+        factor = 2.0**a.shift
+        a = Plane(a.data * factor, a.exponent - a.shift, a.high * factor, a.low * factor)
+
+    def run(a: Plane) -> tuple[Plane, Tensor]:
+        same = w.dtype is a.data.dtype
+        out, arg, found = native.max_product(a.data, w if same else w.to(a.data.dtype), prepared if same else None)
+        return made(out, a.exponent, found), arg
+
+    return precisely(run, a, double=w.dtype is torch.float64)
+
+
+@pull.register
+def _contraction(s: Contraction, g: Plane) -> Pulled | Product:
+    p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
+    batch = g.data.shape[0]
+    if g.data.shape[1:] != s.y_shape:
+        g = _again(g, g.data.reshape(batch, *s.y_shape))
+    if p.kind == "scale":
+        return Pulled(_scaled(p, s.weight, g, p.y), None, p.way)
+    if p.kind == "view":
+        return Pulled(g.view(_spread(g.data, p.y, p)), None, p.way)
+    if p.kind == "product":
+        return _product(p, s.weight, g)
+    if p.kind == "reduce":
+        return _reduced(p, s.weight, g)
+    plane, raw = _merged(p, g)
+    left = "".join(c for c in p.y if c not in p.merged)
+    plane = plane.view(_spread(plane.data, left, p)) if s.weight is None else _scaled(p, s.weight, plane, left)
+    return Pulled(plane, _spread(raw, left, p), p.way)
+
+
+# ---------------------------------------------------------------- index maps
+
+
+@lru_cache(maxsize=4096)
+def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine] | None:
+    """See a layout as x with its axes in another order: (that order's inverse on y's axes, the way); None if not."""
+    size, stride = layout.size, layout.stride
+    if layout.offset or prod(size) != prod(x_shape) or 0 in size:
+        return None
+    order = sorted(range(len(size)), key=lambda d: (-stride[d], size[d] != 1))
+    real = [d for d in order if size[d] != 1]
+    if [stride[d] for d in real] != list(contiguous([size[d] for d in real])):
+        return None
+    order = real + [d for d in order if size[d] == 1]
+    of_y = contiguous(size)
+    return tuple(order), Affine(tuple(size[d] for d in order), tuple(of_y[d] for d in order))
+
+
+@pull.register
+def _strided(s: Strided, g: Plane) -> Pulled:
+    batch, at = g.data.shape[0], s.layout
+    data = g.data if g.data.shape[1:] == at.size else g.data.reshape(batch, *at.size)
+    found = turned(at, s.x_shape)
+    if found is not None:
+        order, way = found
+        return Pulled(g.view(data.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape)), None, way)
+    if any(step == 0 and n > 1 for n, step in zip(at.size, at.stride, strict=True)):
+        return _expanded(s, _again(g, data))
+    if not reference._injective(list(at.size), list(at.stride)):
+        index = positions(at).flatten()
+        return _segments(_again(g, data.reshape(batch, -1, 1)), index, prod(s.x_shape), s.x_shape)
+    return Pulled(g.view(data), None, Table(lambda: _inverse(at, prod(s.x_shape))), at)
+
+
+@lru_cache(maxsize=256)
+def _inverse(layout: Layout, numel: int) -> Tensor:
+    """Give for each position of x the place in a window that shows it, 0 where none does."""
+    out = torch.zeros(numel, dtype=torch.int64)
+    at = positions(layout).flatten()
+    out[at] = torch.arange(len(at))
+    return out
+
+
+def _expanded(s: Strided, g: Plane) -> Pulled:
+    """Take the maximum along axes that repeat, then go on with a view that has none."""
+    at, names = s.layout, "abcdefghijklmnopqrstuvwxyz"[: len(s.layout.size)]
+    kept = "".join(c for c, n, step in zip(names, at.size, at.stride, strict=True) if step != 0 or n == 1)
+    p = plan(names, kept, "", at.size, tuple(n for c, n in zip(names, at.size, strict=True) if c in kept), False)
+    plane, raw = _merged(p, g)
+    left = Layout(
+        tuple(p.shape(kept)), tuple(t for c, t in zip(names, at.stride, strict=True) if c in kept), at.offset
+    )
+    rest = _strided(Strided(left, s.x_shape), plane)
+    if rest.raw is not None:
+        return Pulled(rest.plane, rest.raw, Composed(rest.way, p.way, raw))
+    return Pulled(rest.plane, None, Composed(rest.way, p.way, raw), rest.window)
+
+
+@pull.register
+def _placed(s: Placed, g: Plane) -> Pulled:
+    batch = g.data.shape[0]
+    flat = g.data.reshape(batch, -1)
+    flat = flat.clone() if s.hidden else flat.contiguous()
+    for hidden in s.hidden:
+        reference.window(flat, hidden).zero_()
+    way = Affine(s.layout.size, s.layout.stride, s.layout.offset)
+    return Pulled(g.view(reference.window(flat, s.layout)), None, way)
+
+
+@pull.register
+def _gather(s: Gather, g: Plane) -> Pulled:
+    batch, numel = g.data.shape[0], prod(s.x_shape)
+    index = s.index().reshape(-1).to(torch.int64).contiguous()
+    data = g.data.reshape(batch, len(index), s.width)
+    return _segments(_again(g, data), index, numel // s.width if s.width else 0, s.x_shape)
+
+
+def _segments(g: Plane, index: Tensor, size: int, x_shape: Shape) -> Pulled:
+    """Merge rows (batch × rows × width) by the index of each."""
+    batch, _, width = g.data.shape
+    shift = g.shift
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        out, arg, found = native.segment_max(g.data, index, size, 2.0**shift)
+        return made(out.reshape(batch, *x_shape), g.exponent - shift, found), arg.reshape(batch, *x_shape)
+
+    plane, raw = precisely(run, g)
+    return Pulled(plane, raw, Affine((size, width), (0, 1), 0, width))
+
+
+@pull.register
+def _scatter(s: Scatter, g: Plane) -> Pulled:
+    batch, index = g.data.shape[0], s.index().reshape(-1)
+    flat, live = g.data.reshape(batch, -1), index.clamp(min=0)
+    if flat.shape[1] == 0:
+        return Pulled(Plane(flat.new_zeros(batch, *s.x_shape), 0, 0.0, math.inf, owned=True), None, identity(s.x_shape))
+    data = flat.index_select(1, live).masked_fill_(index < 0, 0)
+    return Pulled(_again(g, data.reshape(batch, *s.x_shape)), None, Table(lambda: live))
+
+
+@pull.register
+def _chain(s: Chain, g: Plane) -> Pulled:
+    first = pull(s.first, g)
+    first = first.realise() if isinstance(first, Product) else first
+    if first.window is not None:
+        return _by_reference(s, g)
+    second = pull(s.second, first.plane)
+    second = second.realise() if isinstance(second, Product) else second
+    return Pulled(second.plane, second.raw, Composed(second.way, first.way, first.raw), second.window)
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pull.register
+def _low_rank(s: LowRank, g: Plane) -> Pulled:
+    own, left, right = s.factors()
+    served = len(left) == 1 or (len(left) == 2 and _is_one(right[0]))
+    if 0 in s.shape or not s.dims or not served:
+        return _by_reference(s, g)
+    grid = _grid(s.shape, tuple(s.dims))
+    data, shift = g.data.reshape(g.data.shape[0], *s.shape), g.shift
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        kind = g.data.dtype
+        factors = [[grid.view(wide(t).to(kind)) for t in part] for part in ((own,), left, right)]
+        out, rows_of_out = grid.room(data.shape[0], kind)
+        arg, rows_of_arg = grid.room(data.shape[0], torch.int32)
+        found = [
+            native.low_rank(grid.view(x.to(kind)), factors[0][0], *factors[1:], y, z, 2.0**shift)
+            for x, y, z in zip(data, rows_of_out, rows_of_arg, strict=True)
+        ]
+        return made(out, g.exponent - shift, native.together(found)), arg
+
+    plane, raw = precisely(run, g, double=own.dtype is torch.float64)
+    return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Grid:
+    """A tensor as rows × n1 × n2: the axes `order`, those along which scalars are connected last."""
+
+    shape: Shape
+    order: tuple[int, ...]
+    seen: Shape
+
+    def view(self, t: Tensor) -> Tensor:
+        return t.permute(self.order).reshape(self.seen)
+
+    def room(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Make a tensor batch × shape, and the views of its parts through which rows are written."""
+        out = torch.empty((batch, *self.shape), dtype=dtype)
+        try:
+            return out, [x.permute(self.order).view(self.seen) for x in out]
+        except RuntimeError:  # not to be seen so without a copy: lay it out as the rows have it
+            rows = torch.empty((batch, *self.seen), dtype=dtype)
+            ordered = rows.view(batch, *[self.shape[d] for d in self.order])
+            back = [0] + [1 + self.order.index(d) for d in range(len(self.shape))]
+            return ordered.permute(back), list(rows)
+
+
+@lru_cache(maxsize=1024)
+def _grid(shape: Shape, dims: tuple[int, ...]) -> Grid:
+    kept = [d for d in range(len(shape)) if d not in dims]
+    rows, first = prod(shape[d] for d in kept), shape[dims[0]] if len(dims) > 1 else 1
+    return Grid(shape, (*kept, *dims), (rows, first, prod(shape) // max(1, rows * first)))
+
+
+def _is_one(t: Tensor) -> bool:
+    return all(step == 0 or n == 1 for step, n in zip(t.stride(), t.shape, strict=True)) and bool(
+        (t.flatten()[:1] == 1).all()
+    )
+
+
+@lru_cache(maxsize=1024)
+def _row_way(shape: Shape, dims: tuple[int, ...]) -> Affine:
+    """The winner is a position along the axes `dims`; along the others it is the scalar's own."""
+    of_y = contiguous(shape)
+    stride = tuple(0 if d in dims else of_y[d] for d in range(len(shape)))
+    step, table = _winners_of(
+        "".join(chr(97 + d) for d in dims),
+        {chr(97 + d): of_y[d] for d in range(len(shape))},
+        {chr(97 + d): shape[d] for d in range(len(shape))},
+    )
+    return Affine(shape, stride, 0, step, table)

@@ -1,0 +1,217 @@
+"""The compiled kernels, called on tensors: every function is one of the (max, ×) semiring's, with the winners.
+
+Values are non-negative float32 or float64, winners are int32 and -1 where the result is 0; of equals the smallest
+index wins. Each function gives its results and a `Range`: what it tells of overflow, underflow and NaN lets the engine
+choose another precision before anything is wrong. Without the compiled module (no compiler when gradtrace was
+installed) `available()` is False, and the reference kernels serve every pass.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    lib: Any = import_module("gradtrace._native")
+except ImportError:
+    lib = None
+
+NAN, LOST = 1, 2
+FORMS = {"one": 0, "given": 1, "tanh": 2, "sigmoid": 3, "relu": 4, "constant": 5}
+_state = {"on": os.environ.get("GRADTRACE_KERNELS", "native") != "reference", "said": False}
+
+
+class Range(NamedTuple):
+    """The largest and the smallest non-zero result, and flags: NAN seen, values LOST to underflow."""
+
+    high: float
+    low: float
+    flags: int
+
+
+def together(found: Sequence[Range]) -> Range:
+    """Give the range of several results."""
+    flags = 0
+    for one in found:
+        flags |= one.flags
+    return Range(max(r.high for r in found), min(r.low for r in found), flags)
+
+
+def available() -> bool:
+    """Tell whether the compiled kernels are there and switched on; say once where they are missing."""
+    if lib is None and _state["on"] and not _state["said"]:
+        _state["said"] = True
+        warnings.warn(
+            "gradtrace was installed without its compiled kernels (no C++ compiler?): traces are exact, but slow; "
+            "set GRADTRACE_KERNELS=reference to silence this",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return lib is not None and _state["on"]
+
+
+@contextmanager
+def using(kind: str) -> Iterator[None]:
+    """Use the "native" or the "reference" kernels inside the block."""
+    if kind not in ("native", "reference"):
+        raise ValueError(f"unknown kernels {kind!r}; there are native, reference")
+    before = _state["on"]
+    _state["on"] = kind == "native"
+    try:
+        yield
+    finally:
+        _state["on"] = before
+
+
+def _pointers(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _like(shape: Sequence[int], tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Make room for values and winners."""
+    return tensor.new_empty(shape), torch.empty(shape, dtype=torch.int32)
+
+
+def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor, Range]:
+    """Give max_k a[b,i,k]·|w[b,j,k]| and the k that reaches it: b × i × j each.
+
+    Args:
+        a: b × i × k, non-negative, any strides.
+        w: b × j × k of the same dtype, any strides.
+        prepared: what `prepare(w)` gave, where w is used again and again.
+    """
+    (batch, m, k), n = a.shape, w.shape[1]
+    out, arg = _like((batch, m, n), a)
+    found = lib.max_product(
+        a.dtype is torch.float64,
+        batch,
+        m,
+        n,
+        k,
+        a.data_ptr(),
+        *a.stride(),
+        w.data_ptr(),
+        *w.stride(),
+        out.data_ptr(),
+        arg.data_ptr(),
+        prepared,
+        torch.get_num_threads(),
+    )
+    return out, arg, Range(*found)
+
+
+def prepare(w: Tensor) -> Any:
+    """Pack |w| (b × j × k) once for many products; valid as long as w does not change."""
+    return lib.prepare(w.dtype is torch.float64, *w.shape, w.data_ptr(), *w.stride())
+
+
+def scale(
+    g: Tensor, shape: Sequence[int], form: str = "one", w: Tensor | None = None, constant: float = 1.0, f: float = 1.0
+) -> tuple[Tensor, Range]:
+    """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`)."""
+    out = g.new_empty(shape)
+    if g.is_contiguous() and g.numel() == out.numel() and (w is None or (w.is_contiguous() and w.numel() == g.numel())):
+        size, of_g, of_w = [out.numel()], [1], [1]
+    else:
+        size, of_g = list(shape), list(g.expand(shape).stride())
+        of_w = of_g if w is None else list(w.expand(shape).stride())
+    double, threads = g.dtype is torch.float64, torch.get_num_threads()
+    pointer = 0 if w is None else w.data_ptr()
+    found = lib.scale(
+        double, FORMS[form], size, g.data_ptr(), of_g, pointer, of_w, constant, f, out.data_ptr(), threads
+    )
+    return out, Range(*found)
+
+
+def merge(
+    a: Tensor, fa: float, b: Tensor, fb: float, indices: tuple[Tensor, Tensor] | None, choice: Tensor | None, mark: int
+) -> Range:
+    """Let b·fb into a·fa wherever it is not smaller (and not 0), with its index and `mark` as the choice; in place."""
+    mine, theirs = (0, 0) if indices is None else (indices[0].data_ptr(), indices[1].data_ptr())
+    wide = choice is not None and choice.dtype is torch.int32
+    double, threads = a.dtype is torch.float64, torch.get_num_threads()
+    where = a.data_ptr(), fa, b.data_ptr(), fb, mine, theirs, _pointers(choice)
+    return Range(*lib.merge(double, a.numel(), *where, mark, wide, threads))
+
+
+def reduce_max(g: Tensor, w: Tensor | None = None, f: float = 1.0) -> tuple[Tensor, Tensor, Range]:
+    """Give max_n |w[o,n,i]|·g[o,n,i]·f and the n that reaches it: o × i each."""
+    outer, n, inner = g.shape
+    out, arg = _like((outer, inner), g)
+    strides = g.stride() if w is None else w.stride()
+    found = lib.reduce_max(
+        g.dtype is torch.float64,
+        outer,
+        n,
+        inner,
+        g.data_ptr(),
+        list(g.stride()),
+        _pointers(w),
+        list(strides),
+        f,
+        out.data_ptr(),
+        arg.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out, arg, Range(*found)
+
+
+def segment_max(g: Tensor, index: Tensor, size: int, f: float = 1.0) -> tuple[Tensor, Tensor, Range]:
+    """Give, for g of batch × rows × width, the largest of the rows of each index: batch × size × width each."""
+    g = g.contiguous()
+    batch, rows, width = g.shape
+    out, arg = _like((batch, size, width), g)
+    found = lib.segment_max(
+        g.dtype is torch.float64,
+        batch,
+        rows,
+        width,
+        size,
+        g.data_ptr(),
+        index.data_ptr(),
+        f,
+        out.data_ptr(),
+        arg.data_ptr(),
+        True,
+        0,
+        0,
+        False,
+        torch.get_num_threads(),
+    )
+    return out, arg, Range(*found)
+
+
+def low_rank(
+    g: Tensor, own: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], out: Tensor, arg: Tensor, f: float = 1.0
+) -> Range:
+    """Write out_j = max(|own_j| g_j, max over i≠j of |Σ_r left_r,i right_r,j| g_i)·f, all of rows × n1 × n2.
+
+    Ranks one, and two with right_1 = 1. The winner is a position in the row, n1·n2 of them.
+    """
+    double, threads = g.dtype is torch.float64, torch.get_num_threads()
+    where = *g.shape, g.data_ptr(), list(g.stride())
+    to = f, out.data_ptr(), list(out.stride()), arg.data_ptr(), threads
+    if len(left) == 1:
+        return Range(*lib.rank_one(double, 0, *where, *_given(own, left[0], right[0]), *to))
+    return Range(*lib.rank_two(double, *where, *_given(own, *left, right[1]), *to))
+
+
+def _given(*arrays: Tensor) -> list[Any]:
+    return [x for t in arrays for x in (t.data_ptr(), list(t.stride()))]
+
+
+def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:
+    """Count the distinct sets of bits where the weight is not 0: (the set, how many, the sum of weights).
+
+    None where there are too many of them.
+    """
+    bits, weight = bits.contiguous(), weight.contiguous()
+    double, threads = weight.dtype is torch.float64, torch.get_num_threads()
+    return lib.tally(double, bits.data_ptr(), weight.data_ptr(), len(bits), threads)

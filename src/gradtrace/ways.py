@@ -1,0 +1,124 @@
+"""Ways back: which scalar of a result a scalar of an argument won through, without an integer for each.
+
+A kernel stores a winner only where several scalars competed, and then only their number among them ("raw"). Where
+a scalar has one consumer, as under a view or a pointwise operator, the way is arithmetic and nothing is stored.
+`flat(positions, raw)` turns flat positions of an argument into flat positions of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .structure import Shape
+
+
+def contiguous(shape: Sequence[int]) -> Shape:
+    """Give the strides of a contiguous tensor."""
+    out, step = [], 1
+    for n in reversed(shape):
+        out.append(step)
+        step *= n
+    return tuple(reversed(out))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Affine:
+    """offset + Σ coordinate · stride, of the argument seen in `shape`, and what the raw winner adds.
+
+    Attributes:
+        shape: in which the argument is seen.
+        stride: by axis, in the result.
+        step: raw · step is added; or `table()[raw]`, where there is one.
+    """
+
+    shape: Shape
+    stride: Shape
+    offset: int = 0
+    step: int = 0
+    table: Callable[[], Tensor] | None = None
+
+    @property
+    def stored(self) -> bool:
+        return self.step != 0 or self.table is not None
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        out = torch.full_like(positions, self.offset)
+        rest = positions
+        for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if step:
+                out += rest % n * step
+            rest = rest // n
+        if not self.stored:
+            return out
+        assert raw is not None
+        raw = raw.clamp(min=0).to(torch.int64)
+        return out + (raw * self.step if self.table is None else self.table()[raw])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Table:
+    """The result's position is looked up by the argument's."""
+
+    index: Callable[[], Tensor]
+    stored: bool = False
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        del raw
+        return self.index()[positions]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Raw:
+    """The raw winner is the result's position."""
+
+    stored: bool = True
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        assert raw is not None
+        return raw.to(torch.int64)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Composed:
+    """From the argument to a virtual scalar, and from there, by winners of its own, to the result."""
+
+    first: Way
+    then: Way
+    inner: Tensor | None
+
+    @property
+    def stored(self) -> bool:
+        return self.first.stored
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        between = self.first.flat(positions, raw)
+        return self.then.flat(between, None if self.inner is None else self.inner.reshape(-1)[between])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reordered:
+    """The result was seen in another order of its scalars: `order()` says where each of them is."""
+
+    way: Way
+    order: Callable[[], Tensor]
+
+    @property
+    def stored(self) -> bool:
+        return self.way.stored
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        return self.order()[self.way.flat(positions, raw)]
+
+
+Way: TypeAlias = Affine | Table | Raw | Composed | Reordered
+
+
+def identity(shape: Shape) -> Affine:
+    """The same position."""
+    return Affine((prod(shape),), (1,))

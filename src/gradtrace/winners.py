@@ -1,0 +1,136 @@
+"""Winners: for every scalar of a value, the consumer through which its best path goes on, kept small.
+
+`Winners` belongs to one value: its edges, which of them each scalar chose (nothing is kept where there is one), and
+what the kernels stored of the place in it. Backpointers as integers are worked out when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tape import Value
+from .ways import Affine, Way, contiguous
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Edge:
+    """One (call, argument, output) by which a value is used.
+
+    Attributes:
+        first: the backpointer of the output's first scalar.
+        target: the output.
+        way: to a scalar of the output.
+        split: whether the examples, which share the output's one batch entry, were told apart on the way.
+    """
+
+    first: int
+    target: Value
+    way: Way
+    split: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Winners:
+    """The winners of one value: batch × shape.
+
+    Attributes:
+        edges: by ordinal; of equals the last came first in the program.
+        choice: the ordinal of each scalar's edge, None where there is one edge.
+        index: what the kernels stored; None where every way is arithmetic.
+        terms: where several products were put into one, (ordinal, number within the product) of each stored number.
+    """
+
+    shape: tuple[int, ...]
+    edges: list[Edge] = field(default_factory=list)
+    choice: Tensor | None = None
+    index: Tensor | None = None
+    terms: tuple[Tensor, Tensor] | None = None
+
+    def settle(self) -> None:
+        """Write out choices that are implied by the stored numbers."""
+        if self.terms is None or self.index is None:
+            return
+        raw = self.index.clamp(min=0).to(torch.int64)
+        ordinal, local = self.terms
+        kind = torch.uint8 if len(self.edges) < 256 else torch.int32
+        self.choice, self.index, self.terms = ordinal[raw].to(kind), local[raw].to(torch.int32), None
+
+    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give (the ordinal of the edge, what is stored) of some scalars."""
+        raw = None if self.index is None else pick(self.index, row, positions, self.shape)
+        if self.terms is not None and raw is not None:
+            raw = raw.clamp(min=0).to(torch.int64)
+            return self.terms[0][raw], self.terms[1][raw]
+        if self.choice is None:
+            return torch.zeros_like(positions), raw
+        return pick(self.choice, row, positions, self.shape).to(torch.int64), raw
+
+    def bulk(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the same as `at`; what it says of scalars on no leaf's path need not be true."""
+        return self.at(row, positions)
+
+    def pointers(self, row: int, positions: Tensor) -> Tensor:
+        """Give the backpointers of some scalars, which have to have a path."""
+        chosen, raw = self.at(row, positions)
+        out = torch.zeros_like(positions)
+        for ordinal in range(len(self.edges)) if len(self.edges) > 1 else (0,):
+            edge = self.edges[ordinal]
+            here = (chosen == ordinal).nonzero().squeeze(-1) if len(self.edges) > 1 else slice(None)
+            where = positions[here] + (row * prod(self.shape) if edge.split else 0)
+            out[here] = edge.way.flat(where, None if raw is None else raw[here]) + edge.first
+        return out
+
+
+class Unused(Winners):
+    """Winners of a value whose product went on, uncomputed, through a transposition to another value.
+
+    That value's winners say all about the scalars that it chose to come from here. For any others, which are on no
+    leaf's path, the product is computed when somebody asks.
+
+    Args:
+        product: gives what its kernel stores, by `realise().raw`.
+    """
+
+    __slots__ = ("_link", "_product")
+
+    def __init__(self, shape: tuple[int, ...], edges: list[Edge], product: Any) -> None:
+        super().__init__(shape, edges)
+        self._product = product
+        self._link: tuple[Winners, int, Affine] | None = None
+
+    def borrow(self, winners: Winners, ordinal: int, order: tuple[int, ...]) -> None:
+        """Say whose winners serve: those of a value that has this one's axes in another order, for one ordinal."""
+        stride = [0] * len(self.shape)
+        for step, d in zip(contiguous(winners.shape), order, strict=True):
+            stride[d] = step
+        self._link = winners, ordinal, Affine(self.shape, tuple(stride))
+
+    def bulk(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._link is None:
+            return self.at(row, positions)
+        winners, _, way = self._link
+        return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
+
+    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.index is None and self._link is not None:
+            winners, ordinal, way = self._link
+            chosen, raw = winners.at(row, way.flat(positions, None))
+            if bool((chosen == ordinal).all()):
+                return torch.zeros_like(positions), raw
+        if self.index is None:
+            self.index = self._product.realise().raw
+        return super().at(row, positions)
+
+
+def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """Read some scalars of a plane (batch × shape, any strides) by their flat positions."""
+    plane = plane[row if len(plane) > 1 else 0]
+    if 4 * len(positions) > prod(shape) or plane.is_contiguous():
+        return plane.reshape(-1)[positions]
+    return plane[torch.unravel_index(positions, tuple(shape))] if shape else plane.reshape(1)[positions]
