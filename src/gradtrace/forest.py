@@ -7,6 +7,7 @@ keep winners small (`Best`): integers are made of them when somebody asks.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -205,16 +206,26 @@ def check_numbers(record: Record, loss: Value) -> None:
     Raises:
         NotANumber: names the first operator that made one.
     """
-    checked = set()
+    checked: dict[int, tuple[Value, Tensor]] = {}
     for call in record.before(loss):
         for given in call.inputs:
             if given.value is None or given.saved is None or not given.dtype.is_floating_point:
                 continue
-            if given.value.id in checked:
-                continue
-            checked.add(given.value.id)
-            # a sum is NaN where a term is, or where infinite ones cancel; it needs no memory
-            if given.tensor().sum().isnan() and given.tensor().isnan().any():
-                made = given.value.call
-                what = f"the result of {made.where}" if made else f"the leaf {given.value.name!r}"
-                raise NotANumber(f"NaN in {what}")
+            if given.value.id not in checked:
+                checked[given.value.id] = given.value, given.tensor()
+    # the largest absolute value is NaN where any is, and takes no memory; empty tensors have none
+    full = [(value, data) for value, data in checked.values() if data.numel()]
+    if not full or not any(top.isnan() for top in _largest([data for _, data in full])):
+        return
+    for value, data in full:
+        if data.isnan().any():
+            what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
+            raise NotANumber(f"NaN in {what}")
+
+
+def _largest(tensors: list[Tensor]) -> list[Tensor]:
+    """Give the largest absolute value of some tensors, by dtype."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return [torch.stack(torch._foreach_norm(group, math.inf)).sum() for group in groups.values()]  # type: ignore[arg-type]

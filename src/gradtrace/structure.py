@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -145,6 +146,44 @@ class Scatter:
     x_shape: Shape
 
 
+Factors: TypeAlias = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def softmax_factors(p: Tensor) -> Factors:
+    """∂p_i/∂x_j = p_i (δ_ij - p_j)."""
+    return p * (1 - p), (p,), (-p,)
+
+
+def log_softmax_factors(p: Tensor) -> Factors:
+    """∂y_i/∂x_j = δ_ij - p_j."""
+    return 1 - p, (p.new_full((), -1).expand(p.shape),), (p,)
+
+
+def standard_factors(hat: Tensor, gamma: Tensor | None, scale: Tensor, count: int) -> Factors:
+    """∂y_i/∂x_j = γ_i/σ (δ_ij - 1/n - x̂_i x̂_j/n), with 1/σ as `scale`."""
+    own = (scale if gamma is None else gamma * scale).expand(hat.shape)
+    left = -own / count, -own * hat / count
+    return own * (1 - (1 + hat * hat) / count), left, (hat.new_ones(()).expand(hat.shape), hat)
+
+
+ROWS: dict[str, Callable[..., Factors]] = {
+    "softmax": softmax_factors,
+    "log_softmax": log_softmax_factors,
+    "standard": standard_factors,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRows:
+    """Factors in a closed form, so that a kernel may work them out as it goes: `of` gives that form's arguments."""
+
+    form: str
+    of: Callable[[], tuple[Any, ...]]
+
+    def __call__(self) -> Factors:
+        return ROWS[self.form](*self.of())
+
+
 @dataclass(frozen=True)
 class LowRank:
     """∂y_i/∂x_j = Σ_r left_r,i right_r,j for i ≠ j, and own_i for i = j, along the axes `dims`.
@@ -159,7 +198,7 @@ class LowRank:
 
     shape: Shape
     dims: tuple[int, ...]
-    factors: Callable[[], tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]
+    factors: Callable[[], Factors]
 
 
 Edges: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
@@ -223,11 +262,17 @@ def diagonal(y_shape: Shape, x_shape: Shape, weight: Weight | None) -> Contracti
     >>> diagonal((5, 3), (3,), None).x
     'b'
     """
+    y, x, sizes = _broadcast(y_shape, x_shape)
+    return Contraction(y, x, y_shape, sizes, "" if weight is None else y, weight)
+
+
+@lru_cache(maxsize=4096)
+def _broadcast(y_shape: Shape, x_shape: Shape) -> tuple[str, str, Shape]:
+    """Give letters of y, those of x, and their sizes."""
     y = letters(len(y_shape))
     skip = len(y_shape) - len(x_shape)
     kept = [d for d in range(skip, len(y_shape)) if x_shape[d - skip] == y_shape[d]]
-    sizes = tuple(y_shape[d] for d in kept)
-    return Contraction(y, "".join(y[d] for d in kept), y_shape, sizes, "" if weight is None else y, weight)
+    return y, "".join(y[d] for d in kept), tuple(y_shape[d] for d in kept)
 
 
 def reduction(x_shape: Shape, dims: tuple[int, ...], weight: Weight | None) -> Contraction:

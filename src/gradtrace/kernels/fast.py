@@ -21,8 +21,10 @@ from torch import Tensor
 from ..errors import NotANumber
 from ..semiring import Element, Extreme, normalised, pow2
 from ..structure import (
+    FORMS,
     Chain,
     Closed,
+    ClosedRows,
     Constant,
     Contraction,
     Gather,
@@ -261,8 +263,11 @@ def _times(data: Tensor, g: Plane, form: str, w: Tensor | None, constant: float)
 
     def run(g: Plane) -> tuple[Plane, None]:
         there = data if data.dtype is g.data.dtype else data.to(g.data.dtype)
-        factor = w if w is None or w.dtype is there.dtype else w.to(there.dtype)
-        out, found = native.scale(there, data.shape, form, factor, constant, 2.0**shift)
+        if w is None or w.dtype is there.dtype:
+            out, found = native.scale(there, data.shape, form, w, constant, 2.0**shift)
+        else:  # a weight is what it is in its own precision
+            factor = (w if form == "given" else FORMS[form](w)).to(there.dtype)
+            out, found = native.scale(there, data.shape, "given", factor, constant, 2.0**shift)
         return made(out, g.exponent - shift, found), None
 
     return precisely(run, g, double=double)[0]
@@ -540,26 +545,46 @@ def _chain(s: Chain, g: Plane) -> Pulled:
 
 @pull.register
 def _low_rank(s: LowRank, g: Plane) -> Pulled:
-    own, left, right = s.factors()
-    served = len(left) == 1 or (len(left) == 2 and _is_one(right[0]))
-    if 0 in s.shape or not s.dims or not served:
+    if 0 in s.shape or not s.dims:
+        return _by_reference(s, g)
+    closed, factors, count = _factors(s)
+    if closed == "":
         return _by_reference(s, g)
     grid = _grid(s.shape, tuple(s.dims))
     data, shift = g.data.reshape(g.data.shape[0], *s.shape), g.shift
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
         kind = g.data.dtype
-        factors = [[grid.view(wide(t).to(kind)) for t in part] for part in ((own,), left, right)]
+        form, parts = (closed, factors) if factors[0].dtype is kind else _open(s)
+        seen = [None if t is None else grid.view(t.to(kind).expand(s.shape)) for t in parts]
         out, rows_of_out = grid.room(data.shape[0], kind)
         arg, rows_of_arg = grid.room(data.shape[0], torch.int32)
-        found = [
-            native.low_rank(grid.view(x.to(kind)), factors[0][0], *factors[1:], y, z, 2.0**shift)
+        ranges = [
+            native.low_rank(form, grid.view(x.to(kind)), seen, count, y, z, 2.0**shift)
             for x, y, z in zip(data, rows_of_out, rows_of_arg, strict=True)
         ]
-        return made(out, g.exponent - shift, native.together(found)), arg
+        return made(out, g.exponent - shift, native.together(ranges)), arg
 
-    plane, raw = precisely(run, g, double=own.dtype is torch.float64)
+    double = any(t is not None and t.dtype is torch.float64 for t in factors)
+    plane, raw = precisely(run, g, double=double)
     return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
+
+
+def _factors(s: LowRank) -> tuple[str, list[Any], int]:
+    """Give the factors as a kernel takes them: (their form, they, the count of a mean); "" if no kernel does."""
+    if type(s.factors) is ClosedRows:
+        arguments = s.factors.of()
+        return s.factors.form, list(arguments[:3]), arguments[3] if s.factors.form == "standard" else 0
+    return *_open(s), 0
+
+
+def _open(s: LowRank) -> tuple[str, list[Any]]:
+    """Give the factors as tensors in their own precision, whatever form they have."""
+    found = s.factors()
+    own, left, right = wide(found[0]), [wide(t) for t in found[1]], [wide(t) for t in found[2]]
+    if len(left) == 1:
+        return "one", [own, left[0], right[0]]
+    return ("two", [own, *left, right[1]]) if len(left) == 2 and _is_one(right[0]) else ("", [])
 
 
 @dataclass(frozen=True, eq=False, slots=True)

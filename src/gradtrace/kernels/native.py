@@ -188,23 +188,34 @@ def segment_max(g: Tensor, index: Tensor, size: int, f: float = 1.0) -> tuple[Te
     return out, arg, Range(*found)
 
 
-def low_rank(
-    g: Tensor, own: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], out: Tensor, arg: Tensor, f: float = 1.0
-) -> Range:
+KINDS = {"softmax": 1, "log_softmax": 2}
+
+
+def low_rank(form: str, g: Tensor, factors: Sequence[Tensor | None], count: int, out: Tensor, arg: Tensor, f: float) -> Range:
     """Write out_j = max(|own_j| g_j, max over i≠j of |Σ_r left_r,i right_r,j| g_i)·f, all of rows × n1 × n2.
 
-    Ranks one, and two with right_1 = 1. The winner is a position in the row, n1·n2 of them.
+    Args:
+        form: what the factors are. "one": own, left, right; "two": own, left_1, left_2, right_2, with right_1 = 1;
+            "softmax", "log_softmax": p; "standard": x̂, γ or None, scale.
+        count: of "standard", how many scalars share a mean.
+        out, arg: written; the winner is a position in the row, n1·n2 of them.
     """
     double, threads = g.dtype is torch.float64, torch.get_num_threads()
     where = *g.shape, g.data_ptr(), list(g.stride())
     to = f, out.data_ptr(), list(out.stride()), arg.data_ptr(), threads
-    if len(left) == 1:
-        return Range(*lib.rank_one(double, 0, *where, *_given(own, left[0], right[0]), *to))
-    return Range(*lib.rank_two(double, *where, *_given(own, *left, right[1]), *to))
+    given = _given(*factors)
+    if form == "one":
+        return Range(*lib.rank_one(double, 0, *where, *given, *to))
+    if form in KINDS:
+        nothing = 0, [0, 0, 0]
+        return Range(*lib.rank_one(double, KINDS[form], *where, *nothing, *nothing, *given, *to))
+    if form == "standard":
+        return Range(*lib.standard(double, *where, *given, float(count), *to))
+    return Range(*lib.rank_two(double, *where, *given, *to))
 
 
-def _given(*arrays: Tensor) -> list[Any]:
-    return [x for t in arrays for x in (t.data_ptr(), list(t.stride()))]
+def _given(*arrays: Tensor | None) -> list[Any]:
+    return [x for t in arrays for x in ((0, [0, 0, 0]) if t is None else (t.data_ptr(), list(t.stride())))]
 
 
 def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:

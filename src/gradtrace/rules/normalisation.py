@@ -5,45 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..structure import LowRank, Scatter, Shape, Weight, diagonal, reduction
+from ..structure import ClosedRows, Factors, LowRank, Scatter, Shape, Weight, diagonal, reduction
 from ..tape import Call
-from .table import Edge, argument, data, position, register
-
-
-Factors: TypeAlias = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-
-
-def _output(call: Call) -> Tensor:
-    y = call.run()[0]
-    assert y is not None
-    return y
+from .table import Edge, argument, data, kept, position, register
 
 
 def softmax(call: Call) -> Iterator[Edge]:
-    """∂p_i/∂x_j = p_i (δ_ij - p_j)."""
-    shape = call.inputs[0].shape
-
-    def factors() -> Factors:
-        p = _output(call)
-        return p * (1 - p), (p,), (-p,)
-
-    yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
+    """Along one axis."""
+    yield 0, 0, LowRank(call.inputs[0].shape, _axis(call), ClosedRows("softmax", lambda: (kept(call),)))
 
 
 def log_softmax(call: Call) -> Iterator[Edge]:
-    """∂y_i/∂x_j = δ_ij - p_j with p = exp(y)."""
-    shape = call.inputs[0].shape
+    """Along one axis; p = exp(y)."""
+    yield 0, 0, LowRank(call.inputs[0].shape, _axis(call), ClosedRows("log_softmax", lambda: (kept(call).exp(),)))
 
-    def factors() -> Factors:
-        p = _output(call).exp()
-        return 1 - p, (p.new_full((), -1).expand(p.shape),), (p,)
 
-    yield 0, 0, LowRank(shape, (call.args[1] % max(1, len(shape)),) if shape else (), factors)
+def _axis(call: Call) -> tuple[int, ...]:
+    ndim = len(call.inputs[0].shape)
+    return (call.args[1] % ndim,) if ndim else ()
 
 
 @dataclass(frozen=True)
@@ -75,22 +58,19 @@ class Standard:
         scale = torch.rsqrt(centred.square().mean(self.dims, keepdim=True) + self.eps)
         return centred * scale, scale
 
-    def gamma(self) -> Tensor | float:
-        """Give γ, aligned with `shape`."""
+    def gamma(self) -> Tensor | None:
+        """Give γ, aligned with `shape`; None if there is none."""
         found = data(self.call, "weight")
-        return 1.0 if found is None else found.reshape(self.affine)
+        return None if found is None else found.reshape(self.affine)
 
-    def factors(self) -> Factors:
-        """∂y_i/∂x_j = γ_i/σ (δ_ij - 1/n - x̂_i x̂_j/n)."""
+    def arguments(self) -> tuple[Tensor, Tensor | None, Tensor, int]:
+        """Give x̂, γ, scale and count."""
         hat, scale = self.parts()
-        own = (self.gamma() * scale).expand(self.shape)
-        left = -own / self.count, -own * hat / self.count
-        one = hat.new_ones(()).expand(hat.shape)
-        return own * (1 - (1 + hat * hat) / self.count), left, (one, hat)
+        return hat, self.gamma(), scale, self.count
 
     def edges(self) -> Iterator[Edge]:
         """Give the structures towards x, γ and β, and of the statistics, where they are results."""
-        yield 0, 0, LowRank(self.shape, self.dims, self.factors)
+        yield 0, 0, LowRank(self.shape, self.dims, ClosedRows("standard", self.arguments))
         yield from affine(self.call, self.shape, self.affine, lambda: self.parts()[0])
 
     def statistics(self) -> Iterator[Edge]:
@@ -156,7 +136,11 @@ def batch_norm(call: Call) -> Iterator[Edge]:
         assert mean is not None
         return (call.inputs[0].tensor() - mean.reshape(aligned)) * scale()
 
-    yield 0, 0, diagonal(shape, shape, lambda: (norm.gamma() * scale()).expand(shape))
+    def weight() -> Tensor:
+        gamma = norm.gamma()
+        return (scale() if gamma is None else gamma * scale()).expand(shape)
+
+    yield 0, 0, diagonal(shape, shape, weight)
     yield from affine(call, shape, aligned, hat)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..structure import Closed, Constant, Scatter, Weight, diagonal
 from ..tape import Call, Slot
-from .table import Edge, Rule, differentiable, register, result
+from .table import Edge, Rule, differentiable, kept, register, result
 
 # pointwise by nature, though not tagged so
 ELEMENTWISE = "tril triu lift_fresh rsub hardswish log_sigmoid_forward _prelu_kernel celu threshold"
@@ -57,15 +57,6 @@ def derivatives(call: Call, shape: tuple[int, ...]) -> Callable[[int], Callable[
         }
 
     return lambda position: lambda: compute()[position]
-
-
-def kept(call: Call) -> Tensor:
-    """Give the result of a call, kept or computed again."""
-    if call.results and call.results[0] is not None:
-        return call.results[0].get()
-    y = call.run()[0]
-    assert y is not None
-    return y
 
 
 def closed(form: str) -> Rule:
@@ -123,6 +114,16 @@ def divided(call: Call) -> Iterator[Edge]:
     yield 0, 0, diagonal(y, y, constant(call, 1 / float(call.args[1])))
 
 
+def power(call: Call) -> Iterator[Edge]:
+    """y = x^n for a number n."""
+    n = call.args[1]
+    if _promotes(call) or isinstance(n, (Slot, complex)) or not isinstance(call.args[0], Slot) or n in (0, 1):
+        yield from pointwise(call)
+        return
+    y = result(call).shape
+    yield 0, 0, diagonal(y, call.inputs[0].shape, lambda: n * call.inputs[0].tensor().pow(n - 1))
+
+
 def negated(call: Call) -> Iterator[Edge]:
     """y = -x."""
     yield 0, 0, diagonal(result(call).shape, call.inputs[0].shape, constant(call, -1))
@@ -169,6 +170,7 @@ register("sub", lambda call: added(call, -1))
 register("mul", multiplied)
 register("div", divided)
 register("neg", negated)
+register("pow", power)
 register("clone _to_copy", same)
 register("tanh", closed("tanh"))
 register("sigmoid", closed("sigmoid"))

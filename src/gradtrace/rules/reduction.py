@@ -6,13 +6,14 @@ The weights are autograd's: the gradient of the sum of y, since no x reaches two
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ..structure import Gather, reduction
+from ..structure import Chain, Constant, Contraction, Gather, reduction
 from ..tape import Call
-from .table import Edge, Rule, argument, differentiable, gradient, register, result
+from .table import Edge, Rule, argument, data, differentiable, gradient, register, result
 
 
 def axes(call: Call, position: int = 1) -> tuple[int, ...]:
@@ -40,11 +41,37 @@ def weighted(position: int = 1, output: int = 0) -> Rule:
     return rule
 
 
+def mean(call: Call) -> Iterator[Edge]:
+    """Mean: every derivative is one over the number of scalars."""
+    x, merged = call.inputs[0], axes(call)
+    count = prod(x.shape[d] for d in merged)
+    weight = Constant(1 / count if count else 0.0, x.shape, result(call).dtype, x.device)
+    yield 0, 0, reduction(x.shape, merged, weight)
+
+
 def nll_loss(call: Call) -> Iterator[Edge]:
     """nll_loss: each row's log-probability at its target, averaged, summed, or kept."""
-    x, y = call.inputs[0], result(call)
-    merged = tuple(range(len(x.shape))) if y.shape == () else (1 if len(x.shape) > 1 else 0,)
-    yield 0, 0, reduction(x.shape, merged, lambda: gradient(call))
+    x, y = call.inputs[0].shape, result(call).shape
+    merged = tuple(range(len(x))) if y == () else (1 if len(x) > 1 else 0,)
+    if len(x) != 2 or 0 in x:
+        yield 0, 0, reduction(x, merged, lambda: gradient(call))
+        return
+    # a row has one scalar that counts: what is read there, then a sum of rows
+    target = call.inputs[1].tensor().to(torch.int64)
+    ignored = target == argument(call, "ignore_index")
+    rows = torch.arange(x[0])
+
+    def index() -> Tensor:
+        return (rows * x[1] + target).masked_fill(ignored, -1)
+
+    def weight() -> Tensor:
+        given, like = data(call, "weight"), call.inputs[0].tensor()
+        share = like.new_ones(x[0]) if given is None else given[target.masked_fill(ignored, 0)]
+        share = share.masked_fill(ignored, 0)
+        return -share / share.sum() if argument(call, "reduction") == 1 else -share
+
+    read = Gather(index, (x[0],), x)
+    yield 0, 0, Chain(Contraction("" if y == () else "a", "a", y, (x[0],), "a", weight), read)
 
 
 def selected(call: Call) -> Iterator[Edge]:
@@ -107,7 +134,8 @@ def pooled(spatial: int) -> Rule:
 
 
 register("sum", plain_sum)
-register("nansum mean amax amin logsumexp std var", weighted())
+register("mean", mean)
+register("nansum amax amin logsumexp std var", weighted())
 register("linalg_vector_norm norm", weighted(2))
 register("prod", weighted())
 register("var_mean std_mean aminmax", both)

@@ -67,6 +67,15 @@ def result(call: Call, number: int = 0) -> Value:
     return value
 
 
+def kept(call: Call) -> Tensor:
+    """Give the result of a call, kept or computed again."""
+    if call.results and call.results[0] is not None:
+        return call.results[0].get()
+    y = call.run()[0]
+    assert y is not None
+    return y
+
+
 def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]:
     """Run an operator on other tensors, and with some of its plain arguments changed."""
     if call.inplace:
