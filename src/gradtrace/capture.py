@@ -101,6 +101,7 @@ class Capture(TorchDispatchMode):
         self.values = Values(record, examples)
         self.scopes = Scopes(model)
         self._saved: dict[int, list[Saved]] = {}
+        self._backends = True, True
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
@@ -110,12 +111,10 @@ class Capture(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Record inside the block; restore every mode, hook and backend flag at its end."""
         with ExitStack() as stack:
-            # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
-            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-            stack.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+            self._backends = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+            stack.callback(_set_backends, *self._backends)
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch._C._set_mkldnn_enabled(False)
-            torch._C._set_cudnn_enabled(False)
+            _set_backends(False, False)
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(self.scopes.watching())
@@ -137,7 +136,7 @@ class Capture(TorchDispatchMode):
         for tensor in filter(_is_dense, event.written):
             for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
                 saved.keep()
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         outputs = list(flat_tensors(result))
         if inputs and not all(out is None or _is_dense(out) for out in outputs):
             raise Unsupported(f"{func} gives a sparse or nested tensor: gradtrace follows dense ones only")
@@ -149,6 +148,14 @@ class Capture(TorchDispatchMode):
                 if tensor is not None and _is_dense(tensor):
                     self.values.made(tensor, where)
         return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operator on the user's own backends: what recording wants in parts (an LSTM) comes here in parts."""
+        _set_backends(*self._backends)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _set_backends(False, False)
 
     def _event(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Event:
         tensors: list[Tensor] = []
@@ -222,6 +229,12 @@ class Capture(TorchDispatchMode):
         if unnoticed or not (differentiable or self.record.examples is not None):
             return None
         return self.record.value(out, differentiable=differentiable)
+
+
+def _set_backends(mkldnn: bool, cudnn: bool) -> None:
+    # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
+    torch._C._set_mkldnn_enabled(mkldnn)
+    torch._C._set_cudnn_enabled(cudnn)
 
 
 def _is_dense(tensor: Tensor) -> bool:
