@@ -150,8 +150,8 @@ class Call:
         base: the bare operator, "mm", also for its in-place form.
         inputs: the tensor arguments, flattened, in argument order.
         written: positions among them that the operator writes to.
-        results: what it gave, where that is kept, and None elsewhere; empty if nothing is. Kept are random numbers, since
-            running it again would differ, and results that autograd saves too, since derivatives are read off them.
+        results: what it gave, None where that was not kept; empty if nothing was. Kept are random numbers, since
+            running it again would differ, and what autograd saves too, since derivatives are read off it.
         outputs: a value for each tensor result; None where autograd does not follow.
         scopes: the module calls around it, outermost first.
         source: "file:line" of the user's code.
