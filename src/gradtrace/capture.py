@@ -32,6 +32,16 @@ _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy",
 _OVERWRITING = {"copy", "fill", "zero", *_DRAWING}
 
 
+# Results that autograd saves for its backward pass, so that keeping them costs no memory: a derivative is a function of
+# them, and a pass over the tape need not run the operator again. By position: mean and rstd of a norm, winners.
+_FIRST = "tanh sigmoid relu exp exp2 expm1 sqrt rsqrt reciprocal tan _softmax _safe_softmax _log_softmax logsumexp"
+_SECOND = "max_pool2d_with_indices max min sort topk"
+_NORMS = "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit"
+_KEPT = (
+    dict.fromkeys(_FIRST.split(), (0,)) | dict.fromkeys(_SECOND.split(), (1,)) | dict.fromkeys(_NORMS.split(), (1, 2))
+)
+
+
 # lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
 _EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
 _EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
@@ -50,6 +60,7 @@ class Operator:
         view: whether it moves no data: views, and in-place changes of a tensor's own shape.
         reshapes: whether it is one of the latter (t_, squeeze_).
         draws: whether it draws random numbers.
+        kept: positions of the results that autograd saves.
     """
 
     func: Any
@@ -60,6 +71,7 @@ class Operator:
     view: bool
     reshapes: bool
     draws: bool
+    kept: tuple[int, ...]
 
 
 @cache
@@ -73,7 +85,7 @@ def operator(op: Any) -> Operator:
     base = op._schema.name.split("::")[-1].rstrip("_")
     overwrites = base in _OVERWRITING and bool(written)
     draws = torch.Tag.nondeterministic_seeded in op.tags
-    return Operator(op, str(op), base, written, overwrites, view, reshapes, draws)
+    return Operator(op, str(op), base, written, overwrites, view, reshapes, draws, _KEPT.get(base, ()))
 
 
 @dataclass(slots=True)
@@ -189,8 +201,8 @@ class Capture(TorchDispatchMode):
             ]
         )
 
-    def _save(self, tensor: Tensor) -> Saved:
-        saved = Saved(tensor)
+    def _save(self, tensor: Tensor, *, written: bool = False) -> Saved:
+        saved = Saved(tensor, written=written)
         self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
         return saved
 
@@ -225,8 +237,8 @@ class Capture(TorchDispatchMode):
             len(calls), known.func, known.name, known.base, event.inputs, event.args, event.kwargs, scopes, source
         )
         call.written = _written_positions(event)
-        if known.draws:  # running it again would draw again
-            call.results = tuple([self._save(out) if out is not None else None for out in outputs])
+        if known.draws or (known.kept and event.followed):
+            call.results = self._results(event, outputs)
         values, seq = [], _autograd._get_sequence_nr() - 1
         for out in outputs:
             values.append(value := None if out is None else self._result(out, event))
@@ -236,6 +248,14 @@ class Capture(TorchDispatchMode):
                 call.gives_complex = True
         call.outputs = tuple(values)
         calls.append(call)
+
+    def _results(self, event: Event, outputs: list[Tensor | None]) -> tuple[Saved | None, ...]:
+        """Save random numbers, since running an operator again would draw again, and what autograd saves too."""
+        kept = range(len(outputs)) if event.known.draws else event.known.kept
+        return tuple(
+            self._save(out, written=_among(out, event.written)) if out is not None and i in kept else None
+            for i, out in enumerate(outputs)
+        )
 
     def _result(self, out: Tensor, event: Event) -> Value | None:
         """Make the value of a result; None where neither autograd nor example labels go on."""
