@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from torch import Tensor, UntypedStorage
 
@@ -20,6 +21,7 @@ def layout_of(tensor: Tensor) -> Layout:
     return Layout(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
 
 
+@lru_cache(maxsize=1 << 14)  # a recurrent layer asks about the same few gates at every step
 def disjoint(a: Layout, b: Layout) -> bool:
     """Tell whether two layouts surely share no scalar (False when in doubt)."""
     if 0 in a.size or 0 in b.size:
