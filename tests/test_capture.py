@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from checks import F64, assert_sum_is_autograd, autograd, leaf, parameters, recorded, run
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import gradtrace
@@ -121,6 +122,78 @@ def test_backend_flags_come_back_as_they_were_not_as_the_defaults(flag):
         torch.backends.cuda.enable_flash_sdp(before[1])
 
 
+class Flags(TorchDispatchMode):
+    """Below a recording: which backends an operator finds enabled when it runs; may raise instead."""
+
+    def __init__(self, error: str = "") -> None:
+        super().__init__()
+        self.seen: dict[str, tuple[bool, bool]] = {}
+        self.error = error
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func._schema.name] = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+        if self.error and self.error in func._schema.name:
+            raise RuntimeError("from inside an operator")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def backends(mkldnn: bool, cudnn: bool) -> Iterator[None]:
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(mkldnn)
+    torch._C._set_cudnn_enabled(cudnn)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])
+
+
+@pytest.mark.parametrize("mine", [(True, True), (False, True), (True, False), (False, False)])
+def test_operators_run_on_the_users_backends_and_recurrent_layers_still_come_apart(mine):
+    convolution, recurrent = nn.Conv2d(1, 2, 3), nn.LSTM(3, 4)
+    with backends(*mine), Flags() as flags, record() as tape:
+        convolution(torch.ones(1, 1, 4, 4))
+        recurrent(torch.ones(2, 1, 3))
+        assert (torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()) == (False, False)
+    assert flags.seen["aten::convolution"] == flags.seen["aten::addmm"] == mine
+    assert {"sigmoid", "tanh"} <= {call.base for call in tape.calls}
+
+
+def test_backends_are_restored_when_an_operator_raises():
+    layer, recurrent = nn.Conv2d(1, 2, 3), nn.LSTM(3, 4)
+    before = global_state()
+    with Flags("convolution"), record() as tape:
+        with pytest.raises(RuntimeError, match="inside an operator"):
+            layer(torch.ones(1, 1, 4, 4))
+        assert not torch._C._get_mkldnn_enabled()
+        recurrent(torch.ones(2, 1, 3))
+    assert "sigmoid" in {call.base for call in tape.calls}
+    assert global_state() == before
+    with pytest.raises(RuntimeError, match="inside an operator"), Flags("convolution"), record():
+        layer(torch.ones(1, 1, 4, 4))
+    assert global_state() == before
+
+
+def test_a_recorded_convolution_gives_bit_for_bit_what_it_gives_alone():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(16, 32, 3, padding=1), torch.randn(4, 16, 9, 9)
+    with record(layer):
+        recorded_ = layer(x)
+    assert torch.equal(layer(x), recorded_)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_convolutions_and_gates(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()).to(dtype)
+    gates = nn.LSTM(5, 4).to(dtype)
+    with record(nn.ModuleDict({"model": model, "gates": gates})) as tape:
+        loss = gates(model(torch.randn(2, 3, 7, dtype=dtype)))[0].float().square().mean()
+    assert {"convolution", "sigmoid"} <= {call.base for call in tape.calls}
+    tape.trace(loss, check=True)
+
+
 def test_an_error_in_the_constructor_leaves_nothing_behind():
     before = global_state()
     with pytest.raises(GradtraceError, match=r"torch\.nn\.Module or None"), record(lambda x: x):  # type: ignore[arg-type]
@@ -170,7 +243,7 @@ def test_the_users_own_backward_gives_bit_for_bit_what_it_would_have_given(name)
             tape.grad(loss, list(model.parameters()))
             assert before == [None] * len(before) == [p.grad for p in model.parameters()]
         else:
-            with _as_recorded():
+            with _as_recorded(name):
                 loss = _loss(model(x))
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
@@ -182,12 +255,13 @@ def _loss(y: Tensor | tuple[Tensor, ...]) -> Tensor:
     return y.pow(3).mean()
 
 
-def _as_recorded() -> Any:
+def _as_recorded(name: str) -> Any:
+    """Run an LSTM as its gates and attention as its products; everything else runs as ever."""
     from contextlib import ExitStack
 
     stack = ExitStack()
     stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_mkldnn_enabled(name != "lstm")
     stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
     return stack
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import F64, autograd, leaf, parameters, recorded, run
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -101,6 +103,79 @@ def test_a_tape_does_not_outlive_a_failed_recording():
     del tape
     gc.collect()
     assert kept[0]() is None
+
+
+_POINTWISE = ("tanh", "sigmoid", "relu", "exp", "exp2", "expm1", "sqrt", "rsqrt", "reciprocal", "tan")
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: getattr(torch, name) for name in _POINTWISE},
+    **{f"{name}_": lambda x, name=name: getattr(x * 1, f"{name}_")() for name in _POINTWISE},
+    "softmax": lambda x: x.softmax(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "safe_softmax": lambda x: torch.ops.aten._safe_softmax(x, -1),
+    "logsumexp": lambda x: x.logsumexp(-1),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "max": lambda x: x.max(-1).values,
+    "min": lambda x: x.min(-1).values,
+    "sort": lambda x: x.sort(-1).values,
+    "topk": lambda x: x.topk(2, -1).values,
+    "layer_norm": lambda x: F.layer_norm(x, (6,)),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "batch_norm": lambda x: F.batch_norm(x, torch.zeros(4, **F64), torch.ones(4, **F64), training=True),
+    "batch_norm in evaluation": lambda x: F.batch_norm(x, torch.zeros(4, **F64), torch.ones(4, **F64)),
+    "rrelu_": lambda x: F.rrelu_(x * 1 - 1, training=True),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_results_cost_no_memory_since_autograd_saves_them_too(name):
+    x = leaf(2, 4, 6, 6)
+    with record(names={"x": x}) as tape:
+        y = KEPT[name](x.abs() + 0.5)
+        loss = y.sum()
+    (call,) = [c for c in tape.calls if c.results]
+    saved = [getattr(y.grad_fn, a) for a in dir(y.grad_fn) if a.startswith("_saved_")]
+    memory = {t.data_ptr() for t in saved if isinstance(t, Tensor)}
+    kept = [r.get() for r in call.results if r is not None]
+    assert kept
+    assert {t.data_ptr() for t in kept} <= memory
+    tape.trace(loss, check=True)
+
+
+@pytest.mark.parametrize("name", ["tanh", "tanh_", "softmax", "rrelu_"])
+def test_kept_results_survive_what_overwrites_them(name):
+    x = leaf(2, 4, 6, 6)
+    with record(names={"x": x}) as tape:
+        y = KEPT[name](x)
+        expected = y.detach().clone()
+        y[0].mul_(3)  # through a view
+        loss = y.sum()
+    (call,) = [c for c in tape.calls if c.results]
+    assert call.results[0] is not None
+    assert torch.equal(call.results[0].get(), expected)
+    y.detach().zero_()  # what was kept is a copy by now
+    assert torch.equal(call.results[0].get(), expected)
+    tape.grad(loss, "x")
+
+
+@pytest.mark.parametrize("name", ["tanh", "tanh_"])
+def test_kept_results_that_are_overwritten_after_the_recording_are_stale(name):
+    with record() as tape:
+        y = KEPT[name](leaf(3))
+    (call,) = [c for c in tape.calls if c.results]
+    assert call.results[0] is not None
+    assert torch.equal(call.results[0].get(), y)
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(StaleTensor):
+        call.results[0].get()
+
+
+def test_nothing_is_kept_of_what_autograd_does_not_follow():
+    x = torch.ones(2, 3, **F64)
+    with record(examples=x) as tape:
+        x.tanh()
+    assert [c.base for c in tape.calls] == ["tanh"]
+    assert tape.calls[0].results == ()
 
 
 def test_calls_before_a_loss_leave_out_what_it_does_not_depend_on():

@@ -7,10 +7,12 @@ however it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, repeat
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,57 +32,74 @@ _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy",
 _OVERWRITING = {"copy", "fill", "zero", *_DRAWING}
 
 
+# Results that autograd saves for its backward pass, so that keeping them costs no memory: a derivative is a function of
+# them, and a pass over the tape need not run the operator again. By position: mean and rstd of a norm, winners.
+_FIRST = "tanh sigmoid relu exp exp2 expm1 sqrt rsqrt reciprocal tan _softmax _safe_softmax _log_softmax logsumexp"
+_SECOND = "max_pool2d_with_indices max min sort topk"
+_NORMS = "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit"
+_KEPT = (
+    dict.fromkeys(_FIRST.split(), (0,)) | dict.fromkeys(_SECOND.split(), (1,)) | dict.fromkeys(_NORMS.split(), (1, 2))
+)
+
+
 # lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
 _EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
 _EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operator:
-    """What capture needs to know of an operator, from its schema.
+    """What capture needs to know of an operator, read from its schema once.
 
     Attributes:
+        func: what is called, and recorded.
+        name: with its overload, "aten.mul_.Tensor".
         base: its bare name, "mul" for aten.mul_.Tensor.
         written: (position, name) of the arguments that it writes to.
+        overwrites: whether what its first argument held does not matter.
         view: whether it moves no data: views, and in-place changes of a tensor's own shape.
         reshapes: whether it is one of the latter (t_, squeeze_).
+        draws: whether it draws random numbers.
+        kept: positions of the results that autograd saves.
     """
 
+    func: Any
+    name: str
     base: str
     written: tuple[tuple[int, str], ...]
+    overwrites: bool
     view: bool
     reshapes: bool
-
-    @property
-    def overwrites(self) -> bool:
-        """Whether what its first argument held does not matter."""
-        return self.base in _OVERWRITING and bool(self.written)
+    draws: bool
+    kept: tuple[int, ...]
 
 
 @cache
 def operator(op: Any) -> Operator:
     """Read an operator's schema."""
+    op = _EAGER.get(op, op)
     reshapes = torch.Tag.inplace_view in op.tags
     view = bool(op.is_view) or reshapes
     marked = [(i, a) for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     written = () if view else tuple((i, a.name) for i, a in marked)
-    return Operator(op._schema.name.split("::")[-1].rstrip("_"), written, view, reshapes)
+    base = op._schema.name.split("::")[-1].rstrip("_")
+    overwrites = base in _OVERWRITING and bool(written)
+    draws = torch.Tag.nondeterministic_seeded in op.tags
+    return Operator(op, str(op), base, written, overwrites, view, reshapes, draws, _KEPT.get(base, ()))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
-    """One operator call, before it runs: its tensors, their values, and those it will write to."""
+    """One operator call on its way to the record: its tensors, and those that it writes to, before it runs."""
 
-    func: Any
-    template: tuple[Any, ...]
-    keywords: dict[str, Any]
+    known: Operator
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     tensors: list[Tensor]
-    values: list[Value | None]
-    written: list[Tensor]
-
-    @property
-    def known(self) -> Operator:
-        return operator(self.func)
+    written: Sequence[Tensor]
+    values: Sequence[Value | None] = ()
+    inputs: tuple[Input, ...] = ()  # none: the call is not recorded
+    followed: bool = False  # whether autograd follows it
 
 
 class Capture(TorchDispatchMode):
@@ -101,6 +120,7 @@ class Capture(TorchDispatchMode):
         self.values = Values(record, examples)
         self.scopes = Scopes(model)
         self._saved: dict[int, list[Saved]] = {}
+        self._backends = True, True
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
@@ -110,12 +130,10 @@ class Capture(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Record inside the block; restore every mode, hook and backend flag at its end."""
         with ExitStack() as stack:
-            # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
-            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-            stack.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+            self._backends = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+            stack.callback(_set_backends, *self._backends)
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch._C._set_mkldnn_enabled(False)
-            torch._C._set_cudnn_enabled(False)
+            _set_backends(False, False)
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(self.scopes.watching())
@@ -129,103 +147,163 @@ class Capture(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and record it if autograd follows one of its arguments."""
+        # everything from here to the end of this class runs at every operator call: no generators, few functions
         del types
-        func = _EAGER.get(func, func)
-        event = self._event(func, args, kwargs or {})
-        # inputs are saved before the operator runs: it may overwrite them
-        inputs = self._inputs(event) if any(v is not None for v in event.values) else ()
-        for tensor in filter(_is_dense, event.written):
-            for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
-                saved.keep()
-        result = func(*args, **(kwargs or {}))
-        outputs = list(flat_tensors(result))
-        if inputs and not all(out is None or _is_dense(out) for out in outputs):
-            raise Unsupported(f"{func} gives a sparse or nested tensor: gradtrace follows dense ones only")
-        if inputs:
-            self._record(event, inputs, outputs)
+        known, kwargs = operator(func), kwargs or {}
+        event = self._event(known, args, kwargs)
+        if event.written:
+            self._keep(event.written)
+        result = self._run(known.func, args, kwargs)
+        if event.inputs:
+            self._record(event, [result] if isinstance(result, Tensor) else list(flat_tensors(result)))
         elif not torch.is_grad_enabled():
-            where = self.scopes.here(), source_line()
-            for tensor in outputs:
-                if tensor is not None and _is_dense(tensor):
-                    self.values.made(tensor, where)
+            self._note_unfollowed(result)
         return result
 
-    def _event(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Event:
+    def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
+        """Take a call's arguments apart; what is recorded is saved now, since the operator may overwrite it."""
         tensors: list[Tensor] = []
+        template = tuple(_template(args, tensors))
+        keywords = dict(zip(kwargs, _template(kwargs.values(), tensors), strict=True)) if kwargs else {}
+        event = Event(known, template, keywords, tensors, _written(known, args, kwargs) if known.written else ())
         grad, labelled = torch.is_grad_enabled(), self.record.examples is not None
-        template, keywords = _template(tuple(args), tensors), {k: _template(v, tensors) for k, v in kwargs.items()}
-        named = (args[i] if i < len(args) else kwargs.get(name) for i, name in operator(func).written)
-        written = [t for target in named for t in flat_tensors(target) if t is not None]
-        values: list[Value | None] = []
+        if not (labelled or (grad and any(map(_requires_grad, tensors)))):
+            return event
         if not all(map(_is_dense, tensors)):
-            if grad and any(t.requires_grad for t in tensors):
-                raise Unsupported(f"{func} works on sparse or nested tensors: gradtrace follows dense ones only")
-        elif grad and not labelled and operator(func).base == "detach":
+            if grad and any(map(_requires_grad, tensors)):
+                raise Unsupported(f"{known.name} works on sparse or nested tensors: gradtrace follows dense ones only")
+        elif grad and not labelled and known.base == "detach":
             for tensor in tensors:  # no call, but it tells that autograd follows what is detached
                 self.values.seen(tensor)
-        elif labelled or grad:
-            values = [self.values.lookup(t) if grad or not t.requires_grad else self.values.seen(t) for t in tensors]
-        return Event(func, template, keywords, tensors, values, written)
+        else:
+            self._look_up(event, grad)
+        return event
 
-    def _inputs(self, event: Event) -> tuple[Input, ...]:
-        inputs = []
-        for i, (tensor, value) in enumerate(zip(event.tensors, event.values, strict=True)):
-            lost = event.known.overwrites and i == 0
-            saved = None if event.known.view or lost else self._save(tensor)
-            at = layout_of(tensor)
-            inputs.append(
-                Input(None if lost else value, at.size, at.stride, at.offset, tensor.dtype, tensor.device, saved)
-            )
-        return tuple(inputs)
+    def _look_up(self, event: Event, grad: bool) -> None:
+        """Find the values of a call's arguments; if there are any, save the arguments."""
+        layouts = list(map(layout_of, event.tensors))
+        if grad:
+            event.values = values = list(map(self.values.lookup, event.tensors, layouts))
+        else:
+            find = self.values
+            event.values = values = [find.seen(t) if t.requires_grad else find.lookup(t) for t in event.tensors]
+        if values.count(None) == len(values):
+            return
+        # what is overwritten by constants is still a result that autograd follows, with nothing behind it
+        event.followed = grad and any(v is not None and v.differentiable for v in values)
+        saved = repeat(None) if event.known.view else map(self._save, event.tensors)
+        if event.known.overwrites:
+            values, saved = [None, *values[1:]], chain((None,), map(self._save, event.tensors[1:]))
+        event.inputs = tuple(
+            [
+                Input(v, at.size, at.stride, at.offset, t.dtype, t.device, s)
+                for v, at, t, s in zip(values, layouts, event.tensors, saved)  # noqa: B905
+            ]
+        )
 
-    def _save(self, tensor: Tensor) -> Saved:
-        saved = Saved(tensor)
+    def _save(self, tensor: Tensor, *, written: bool = False) -> Saved:
+        saved = Saved(tensor, written=written)
         self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
         return saved
 
-    def _record(self, event: Event, inputs: tuple[Input, ...], outputs: list[Tensor | None]) -> None:
+    def _keep(self, written: Sequence[Tensor]) -> None:
+        """Copy what was saved of tensors that are about to be overwritten."""
+        for tensor in filter(_is_dense, written):
+            for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
+                saved.keep()
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operator on the user's own backends: what recording wants in parts (an LSTM) comes here in parts."""
+        _set_backends(*self._backends)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _set_backends(False, False)
+
+    def _note_unfollowed(self, result: Any) -> None:
+        """Note where a custom function may have made its result: its own operators run without grad."""
+        where = self.scopes.here(), source_line()
+        for tensor in flat_tensors(result):
+            if tensor is not None and _is_dense(tensor):
+                self.values.made(tensor, where)
+
+    def _record(self, event: Event, outputs: list[Tensor | None]) -> None:
         """Write a call that has run to the record, with a value for each result."""
-        # what is overwritten by constants is still a result that autograd follows, with nothing behind it
-        followed = torch.is_grad_enabled() and any(v is not None and v.differentiable for v in event.values)
-        if followed:
+        known, calls = event.known, self.record.calls
+        if event.followed and event.written:
             _refuse_hidden_writes(event, outputs)
+        scopes, source = self.scopes.here(), source_line()
         call = Call(
-            index=len(self.record.calls),
-            op=event.func,
-            name=str(event.func),
-            base=event.known.base,
-            inputs=inputs,
-            args=event.template,
-            kwargs=event.keywords,
-            scopes=self.scopes.here(),
-            source=source_line(),
-            written=_written_positions(event),
-            gives_complex=any(out is not None and out.is_complex() for out in outputs),
+            len(calls), known.func, known.name, known.base, event.inputs, event.args, event.kwargs, scopes, source
         )
-        if torch.Tag.nondeterministic_seeded in event.func.tags:  # running it again would draw again
-            call.results = tuple(self._save(out) if out is not None else None for out in outputs)
-        seq = _autograd._get_sequence_nr() - 1
-        storages = {t.untyped_storage()._cdata for t in event.tensors}
-        call.outputs = tuple(self._result(out, event, followed) if out is not None else None for out in outputs)
-        for out, value in zip(outputs, call.outputs, strict=True):
+        call.written = _written_positions(event)
+        if known.draws or (known.kept and event.followed):
+            call.results = self._results(event, outputs)
+        values, seq = [], _autograd._get_sequence_nr() - 1
+        for out in outputs:
+            values.append(value := None if out is None else self._result(out, event))
             if out is not None and value is not None:
                 value.call, value.seq = call, seq
-                written = any(out is w for w in event.written)
-                self.values.place(out, value, writes=written or out.untyped_storage()._cdata not in storages)
-        self.record.calls.append(call)
+            if out is not None and out.is_complex():
+                call.gives_complex = True
+        call.outputs = tuple(values)
+        calls.append(call)
 
-    def _result(self, out: Tensor, event: Event, followed: bool) -> Value | None:
+    def _results(self, event: Event, outputs: list[Tensor | None]) -> tuple[Saved | None, ...]:
+        """Save random numbers, since running an operator again would draw again, and what autograd saves too."""
+        kept = range(len(outputs)) if event.known.draws else event.known.kept
+        return tuple(
+            self._save(out, written=_among(out, event.written)) if out is not None and i in kept else None
+            for i, out in enumerate(outputs)
+        )
+
+    def _result(self, out: Tensor, event: Event) -> Value | None:
         """Make the value of a result; None where neither autograd nor example labels go on."""
-        differentiable = followed and event.known.base != "detach" and (out.is_floating_point() or out.is_complex())
+        if not _is_dense(out):
+            raise Unsupported(f"{event.known.name} gives a sparse or nested tensor: gradtrace follows dense ones only")
+        written = bool(event.written) and _among(out, event.written)
+        kind = out.dtype
+        differentiable = event.followed and event.known.base != "detach" and (kind.is_floating_point or kind.is_complex)
         # written to under no_grad: autograd does not notice, the value stays what it was
-        unnoticed = out.requires_grad and not torch.is_grad_enabled() and any(out is w for w in event.written)
+        unnoticed = written and out.requires_grad and not torch.is_grad_enabled()
         if unnoticed or not (differentiable or self.record.examples is not None):
             return None
-        return self.record.value(out, differentiable=differentiable)
+        value = self.record.value(out, differentiable=differentiable)
+        self.values.place(out, value, writes=written or not _shares(out, event.tensors))
+        return value
+
+
+def _set_backends(mkldnn: bool, cudnn: bool) -> None:
+    # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
+    torch._C._set_mkldnn_enabled(mkldnn)
+    torch._C._set_cudnn_enabled(cudnn)
+
+
+_requires_grad = attrgetter("requires_grad")
+_DENSE = torch.strided
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
+    return tensor.layout is _DENSE and not tensor.is_nested
+
+
+def _among(tensor: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    return any(tensor is t for t in tensors)  # `in` would compare their scalars
+
+
+def _shares(tensor: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Tell whether a tensor lies in the storage of one of the others."""
+    storage = tensor.untyped_storage()
+    for other in tensors:  # noqa: SIM110
+        if other.untyped_storage() is storage:
+            return True
+    return False
+
+
+def _written(known: Operator, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Give the tensors that an operator writes to."""
+    named = (args[i] if i < len(args) else kwargs.get(name) for i, name in known.written)
+    return [t for target in named for t in flat_tensors(target) if t is not None]
 
 
 def _written_positions(event: Event) -> tuple[int, ...]:
@@ -234,7 +312,9 @@ def _written_positions(event: Event) -> tuple[int, ...]:
         return tuple(range(1, len(event.tensors)))
     if event.known.reshapes:
         return (0,)
-    return tuple(i for i, t in enumerate(event.tensors) if any(t is w for w in event.written))
+    if not event.written:
+        return ()
+    return tuple(i for i, t in enumerate(event.tensors) if _among(t, event.written))
 
 
 def _refuse_hidden_writes(event: Event, outputs: list[Tensor | None]) -> None:
@@ -244,16 +324,23 @@ def _refuse_hidden_writes(event: Event, outputs: list[Tensor | None]) -> None:
         Unsupported: there is no result whose history could be recorded.
     """
     for tensor, value in zip(event.tensors, event.values, strict=True):
-        lost = any(tensor is w for w in event.written) and not any(tensor is o for o in outputs)
+        lost = _among(tensor, event.written) and not _among(tensor, outputs)
         if lost and value is not None and value.differentiable:
-            raise Unsupported(f"{event.func} writes to tensors that it does not return: write to them one by one")
+            raise Unsupported(f"{event.known.name} writes to tensors that it does not return: write to them one by one")
 
 
-def _template(argument: Any, tensors: list[Tensor]) -> Any:
-    """Replace the tensors of an argument by slots, and list them."""
-    if isinstance(argument, Tensor):
-        tensors.append(argument)
-        return Slot(len(tensors) - 1)
-    if type(argument) in (list, tuple):
-        return type(argument)(_template(item, tensors) for item in argument)
-    return argument
+_SLOTS = [Slot(i) for i in range(32)]  # most calls need no other ones
+
+
+def _template(arguments: Iterable[Any], tensors: list[Tensor]) -> list[Any]:
+    """Replace the tensors among arguments by slots, and list them."""
+    template = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            n = len(tensors)
+            tensors.append(argument)
+            argument = _SLOTS[n] if n < len(_SLOTS) else Slot(n)
+        elif type(argument) in (list, tuple):
+            argument = type(argument)(_template(argument, tensors))
+        template.append(argument)
+    return template

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,15 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_INTERNAL) and not name.startswith("<"):
+        if not _is_internal(name):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+@cache  # some ten frames are asked about at every recorded call
+def _is_internal(file: str) -> bool:
+    return file.startswith((*_INTERNAL, "<"))
 
 
 class Scopes:
@@ -60,6 +66,7 @@ class Scopes:
     def __init__(self, model: nn.Module | None) -> None:
         self.names = {id(m): n for n, m in model.named_modules()} if model is not None else {}
         self._stack: list[Scope] = []
+        self._here: tuple[Scope, ...] | None = ()  # what `here` gives, until the stack changes
         self._instances: dict[str, int] = {}
 
     @contextmanager
@@ -69,7 +76,7 @@ class Scopes:
             stack.callback(register_module_forward_pre_hook(self._before).remove)
             stack.callback(register_module_forward_hook(self._after, always_call=True).remove)
             stack.callback(_active.reset, _active.set(self))
-            stack.callback(self._stack.clear)
+            stack.callback(self._clear)
             for name in _blocks.get():
                 self.enter(name)
             yield
@@ -86,12 +93,20 @@ class Scopes:
         """Begin a module call or a block."""
         self._instances[name] = self._instances.get(name, 0) + 1
         self._stack.append(Scope(name, self._instances[name]))
+        self._here = None
 
     def leave(self) -> None:
         """End the innermost one."""
         if self._stack:
             self._stack.pop()
+            self._here = None
+
+    def _clear(self) -> None:
+        self._stack.clear()
+        self._here = ()
 
     def here(self) -> tuple[Scope, ...]:
         """Give the stack, outermost first, without the model itself."""
-        return tuple(s for s in self._stack if s.name)
+        if self._here is None:
+            self._here = tuple([s for s in self._stack if s.name])
+        return self._here

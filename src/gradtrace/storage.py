@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 
 from .structure import Layout, positions
 from .tape import Value
@@ -17,9 +18,10 @@ def layout_of(tensor: Tensor) -> Layout:
     if tensor.is_complex():
         size, stride = (*tensor.shape, 2), (*(2 * s for s in tensor.stride()), 1)
         return Layout(size, stride, 2 * int(tensor.storage_offset()))
-    return Layout(tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
+    return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
+@lru_cache(maxsize=1 << 14)  # a recurrent layer asks about the same few gates at every step
 def disjoint(a: Layout, b: Layout) -> bool:
     """Tell whether two layouts surely share no scalar (False when in doubt)."""
     if 0 in a.size or 0 in b.size:
@@ -66,15 +68,20 @@ def alias(flat: Tensor, at: Layout) -> Tensor:
 
 @dataclass(eq=False, slots=True)
 class Cell:
-    """A storage: the writes that made its present content, and the values that stand for views of it."""
+    """A storage: the writes that made its present content, and the values that stand for views of it.
 
-    ref: StorageWeakRef
+    The storage is held weakly, by its Python object, which lives as long as the storage itself: another one may come
+    to lie at its address.
+    """
+
+    ref: weakref.ref[UntypedStorage]
     writes: list[tuple[Layout, Value]] = field(default_factory=list)
     views: dict[Layout, list[Value]] = field(default_factory=dict)
 
     def write(self, at: Layout, value: Value) -> None:
         """Overwrite a layout; views that may overlap it are no longer what they were."""
-        self.writes = [(a, v) for a, v in self.writes if a != at]
+        if self.views or self.writes:  # most results lie in a storage of their own, which nobody has seen
+            self.writes = [(a, v) for a, v in self.writes if a != at]
+            self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
         self.writes.append((at, value))
-        self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
         self.views[at] = [value]

@@ -62,16 +62,15 @@ class Saved:
 
     __slots__ = ("_source", "_tensor", "_version")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._source: weakref.ref[Tensor] | None = None
-        self._version = -1
+    def __init__(self, tensor: Tensor, *, written: bool = False) -> None:
+        """Take a tensor; one that its operator has just `written` to gets its new version only after the call."""
         if tensor.is_inference():  # has no version, and autograd would not save it
-            self._tensor = tensor.clone()
+            self._tensor, self._source, self._version = tensor.clone(), None, -1
             return
-        self._tensor = tensor.detach()
+        base = tensor._base
         # a view shares its base's version, and may be gone (weight.t()) while the base is not
-        self._source = weakref.ref(tensor if tensor._base is None else tensor._base)
-        self._version = tensor._version
+        self._source: weakref.ref[Tensor] | None = weakref.ref(tensor if base is None else base)
+        self._tensor, self._version = tensor.detach(), tensor._version + written
 
     def get(self) -> Tensor:
         """Give the data, detached.
@@ -151,7 +150,8 @@ class Call:
         base: the bare operator, "mm", also for its in-place form.
         inputs: the tensor arguments, flattened, in argument order.
         written: positions among them that the operator writes to.
-        results: what it gave, kept only where it drew random numbers, so that running it again would differ.
+        results: what it gave, None where that was not kept; empty if nothing was. Kept are random numbers, since
+            running it again would differ, and what autograd saves too, since derivatives are read off it.
         outputs: a value for each tensor result; None where autograd does not follow.
         scopes: the module calls around it, outermost first.
         source: "file:line" of the user's code.
@@ -216,7 +216,7 @@ def _fill(template: Any, tensors: Sequence[Tensor]) -> Any:
     """Put tensors back in the places of slots."""
     if isinstance(template, Slot):
         return tensors[template.position]
-    if isinstance(template, (list, tuple)):
+    if type(template) in (list, tuple):
         return type(template)(_fill(item, tensors) for item in template)
     return template
 
@@ -255,8 +255,9 @@ class Record:
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
         """Make a new value for a tensor."""
         self.count += 1
-        pair = tensor.is_complex()
-        shape, dtype = ((*tensor.shape, 2), tensor.dtype.to_real()) if pair else (tuple(tensor.shape), tensor.dtype)
+        shape, dtype = tuple(tensor.shape), tensor.dtype
+        if dtype.is_complex:
+            shape, dtype = (*shape, 2), dtype.to_real()
         return Value(self.count - 1, shape, dtype, name, differentiable)
 
     def before(self, loss: Value) -> list[Call]:

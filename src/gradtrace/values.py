@@ -7,12 +7,12 @@ tensors themselves say so (`requires_grad`, `is_leaf`).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from .custom import CustomFunction, CustomNode, name_of, refuse_reentrant
 from .errors import NotOnTape, Unsupported
@@ -84,40 +84,47 @@ class Values:
     def _cell(self, tensor: Tensor, *, followed: bool) -> Cell:
         """Find a storage's cell: one for what autograd follows, one for the rest, which autograd keeps apart too."""
         storage = tensor.untyped_storage()
-        cell = self._cells.get((storage._cdata, followed))
-        if cell is None or cell.ref.expired():
-            cell = self._cells[storage._cdata, followed] = Cell(StorageWeakRef(storage))
+        key = storage._cdata, followed
+        cell = self._cells.get(key)
+        if cell is None or cell.ref() is not storage:
+            cell = self._cells[key] = Cell(weakref.ref(storage))
         return cell
 
-    def lookup(self, tensor: Tensor) -> Value | None:
+    def lookup(self, tensor: Tensor, at: Layout | None = None) -> Value | None:
         """Find the value that a tensor stands for at this moment; None if autograd does not follow it.
+
+        Args:
+            tensor: any tensor of the program.
+            at: its layout, where that is known already.
 
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        value = self._find(tensor)
-        if value is not None and tensor.requires_grad:
+        followed = tensor.requires_grad
+        if not followed and self.record.examples is None:
+            return None
+        if followed and tensor.is_leaf:
+            value = self.leaf(tensor)
+        else:
+            value = self._find(tensor, at or layout_of(tensor), followed)
+        if value is not None and followed:
             value.confirmed = True
         return value
 
-    def _find(self, tensor: Tensor) -> Value | None:
-        if tensor.requires_grad and tensor.is_leaf:
-            return self.leaf(tensor)
-        if not tensor.requires_grad and self.record.examples is None:
-            return None
-        if isinstance(tensor.grad_fn, CustomNode):
-            return self._custom(tensor, tensor.grad_fn)
-        cell = self._cell(tensor, followed=tensor.requires_grad)
-        at = layout_of(tensor)
+    def _find(self, tensor: Tensor, at: Layout, followed: bool) -> Value | None:
+        node = tensor.grad_fn
+        if isinstance(node, CustomNode):
+            return self._custom(tensor, node)
+        cell = self._cell(tensor, followed=followed)
         found = cell.views.get(at, ())
         if len(found) == 1:
             return found[0]
         if found:
-            seq = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
+            seq = node._sequence_nr() if node is not None else -1
             return next((v for v in found if v.seq == seq), found[0])
         if any(not disjoint(at, a) for a, _ in cell.writes) or (cell.writes and tensor.numel() == 0):
             return self._alias(tensor, cell, at)
-        if tensor.requires_grad:
+        if followed:
             raise NotOnTape(_unseen(tensor))
         return None
 
@@ -206,9 +213,7 @@ class Values:
     def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
         """Note which storage holds a new value: written there, or a view of what it held."""
         cell, at = self._cell(tensor, followed=value.differentiable), layout_of(tensor)
-        # a detached alias has a history of its own from here on; what it was detached from keeps the old one
-        stranger = not tensor.requires_grad and any(v.confirmed and not disjoint(at, a) for a, v in cell.writes)
-        if writes and not (value.differentiable and stranger):
+        if writes and not (value.differentiable and _is_stranger(tensor, at, cell)):
             cell.write(at, value)
         else:
             cell.views.setdefault(at, []).append(value)
@@ -216,6 +221,13 @@ class Values:
     def made(self, tensor: Tensor, where: tuple[tuple[Scope, ...], str]) -> None:
         """Note where a tensor was made that autograd does not follow, perhaps inside a custom function."""
         self._made[tensor.untyped_storage()._cdata] = where
+
+
+def _is_stranger(tensor: Tensor, at: Layout, cell: Cell) -> bool:
+    """Tell whether a tensor is an alias detached from what its cell holds, which keeps its own history."""
+    if not cell.writes or tensor.requires_grad:
+        return False
+    return any(v.confirmed and not disjoint(at, a) for a, v in cell.writes)
 
 
 def _result(call: Call, number: int) -> Value:
