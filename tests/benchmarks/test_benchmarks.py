@@ -1,0 +1,143 @@
+"""Every benchmark runs, with tiny settings; what it measures is not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gradtrace
+from gradtrace.semiring import max_product
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SOURCE = Path(gradtrace.__file__).parents[1]
+
+
+def start(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark in a process of its own, without the results of the repository."""
+    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def results(folder: Path, name: str) -> dict:
+    assert (folder / f"{name}.md").read_text(encoding="utf-8").count("\n") > 3
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def need(name: str) -> None:
+    if find_spec(name) is None:
+        why = f"{name} is not installed"
+        pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
+
+
+def test_trace_vs_backward(tmp_path):
+    done = start("trace_vs_backward", "--repeats", "1", "--models", "MLP", "--out", str(tmp_path))
+    assert not done.returncode, done.stderr
+    assert len(results(tmp_path, "trace_vs_backward")["rows"]) == 1
+
+
+def test_scaling(tmp_path):
+    need("matplotlib")
+    done = start("scaling", "--quick", "--out", str(tmp_path), "--plots", str(tmp_path / "plots"))
+    assert not done.returncode, done.stderr
+    found = results(tmp_path, "scaling")
+    assert [s["study"] for s in found["studies"]] == ["layers", "batch", "width", "graph", "vector"]
+    plots = sorted((tmp_path / "plots").iterdir())
+    assert len(plots) == 5
+    assert all(p.stat().st_size < 150_000 for p in plots)
+
+
+def test_product_vs_torch(tmp_path):
+    # inductor is not among them: it needs a compiler, and half a minute
+    need("torch_semiring_einsum")
+    only = "gradtrace reference,torch_semiring_einsum"
+    kept = tmp_path / "real.pt"
+    flags = ("--quick", "--only", only, "--operands", str(kept), "--out", str(tmp_path))
+    done = start("product_vs_torch", *flags)
+    assert not done.returncode, done.stderr
+    found = results(tmp_path, "product_vs_torch")
+    assert {row["kind"] for row in found["rows"]} == {"Gaussian", "log-normal(σ=2)", "real, after 2 steps"}
+    assert "gradtrace reference, index" in found["rows"][0]["seconds"]
+    assert kept.exists()
+
+
+@pytest.fixture
+def product_vs_torch(monkeypatch):
+    """The benchmark as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import product_vs_torch
+
+    return product_vs_torch
+
+
+def test_the_native_kernel_is_found_or_left_out(product_vs_torch, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradtrace.kernels.native", None)  # as if it had not been built
+    found, missing = product_vs_torch.contestants(["gradtrace C++"])
+    assert not found
+    assert "left out: gradtrace C++" in capsys.readouterr().out
+    assert list(missing) == ["gradtrace C++"]
+
+    def stand_in(a: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        best, arg = max_product(a, w.abs())
+        return best, arg.masked_fill(best == 0, -1)
+
+    monkeypatch.setitem(sys.modules, "gradtrace.kernels.native", SimpleNamespace(max_product=stand_in))
+    found, missing = product_vs_torch.contestants(["gradtrace C++"])
+    assert not missing
+    assert list(found) == ["gradtrace C++, index"]
+    for given in product_vs_torch.random_operands(product_vs_torch.QUICK):
+        product_vs_torch.check(found, given)
+
+
+def test_a_wrong_product_is_noticed(product_vs_torch):
+    given = next(product_vs_torch.random_operands(product_vs_torch.QUICK))
+
+    def off(a, w):
+        best, arg = max_product(a, w.abs())
+        return best, arg + 1
+
+    with pytest.raises(AssertionError, match="another index"):
+        product_vs_torch.check({"gradtrace C++, index": off}, given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_gpu_product_says_that_there_is_no_gpu(tmp_path):
+    done = start("gpu_product", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout.count("\n") == 1
+    assert "no CUDA device" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_product(tmp_path):
+    done = start("gpu_product", "--quick", "--out", str(tmp_path))
+    assert not done.returncode, done.stdout + done.stderr
+    assert results(tmp_path, "gpu_product")["machine"]["gpu"]
+
+
+def test_what_the_compiler_makes_of_the_gpu_kernel(monkeypatch, tmp_path):
+    """Without a GPU: it compiles, and a product takes a multiplication and a maximum, in registers."""
+    need("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    done = start("gpu_product", "--code", "--quick")
+    assert not done.returncode, done.stderr
+    rows = re.findall(r"^\| fp32 \| .*", done.stdout, re.MULTILINE)
+    assert len(rows) == 4
+    for row in rows:
+        assert "FMUL 1.00, FMNMX 1.00" in row
+        assert row.endswith("| 0 |")  # nothing spilled
