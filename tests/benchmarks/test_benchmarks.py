@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gradtrace
+from gradtrace.kernels.triton_product import CONFIGS
 from gradtrace.semiring import max_product
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -130,14 +131,38 @@ def test_gpu_product(tmp_path):
     assert results(tmp_path, "gpu_product")["machine"]["gpu"]
 
 
-def test_what_the_compiler_makes_of_the_gpu_kernel(monkeypatch, tmp_path):
-    """Without a GPU: it compiles, and a product takes a multiplication and a maximum, in registers."""
+@pytest.fixture
+def gpu_product(monkeypatch, tmp_path):
+    """The benchmark as a module, and the compiler with a cache of its own."""
     need("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    done = start("gpu_product", "--code", "--quick")
-    assert not done.returncode, done.stderr
-    rows = re.findall(r"^\| fp32 \| .*", done.stdout, re.MULTILINE)
-    assert len(rows) == 4
-    for row in rows:
-        assert "FMUL 1.00, FMNMX 1.00" in row
-        assert row.endswith("| 0 |")  # nothing spilled
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_product
+
+    return gpu_product
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2])
+def test_a_product_on_the_gpu_takes_a_multiplication_and_a_maximum(gpu_product, config):
+    """Without a GPU: the machine code for one."""
+    row = gpu_product.code_row(config, "fp32", track=True)
+    assert row["opcodes"]["FMUL"] == row["opcodes"]["FMNMX"] == 1
+    assert row["opcodes"]["FSETP"] == 1 / config.block
+    assert row["per_product"] < 3
+    assert row["spilled_bytes"] == 0
+
+
+@pytest.mark.parametrize("number", ["fp32", "fp64"])
+def test_the_gpu_rounds_as_the_definition_does(gpu_product, number):
+    """What makes the results exact there: no fused or flushed arithmetic, and a maximum that passes over a NaN."""
+    code = gpu_product.compiled(CONFIGS[-1], number, track=True).asm["ptx"]
+    kind = number.replace("p", "")
+    assert f"mul.{kind}" in code
+    assert f"max.{kind}" in code
+    assert not re.search(r"\bfma\.|\.ftz|max\.NaN", code)
+
+
+def test_the_code_table_is_written(gpu_product):
+    table = gpu_product.code_table(quick=True)
+    assert table.count("\n| fp32 |") == 4
+    assert table.count("\n| fp64 |") == 1

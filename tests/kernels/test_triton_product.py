@@ -14,11 +14,10 @@ from torch import Tensor
 
 from gradtrace.errors import GradtraceError, NotANumber
 from gradtrace.kernels import triton_product
-from gradtrace.kernels.triton_product import CONFIGS, DOUBLE, Config, available, choose, packed
+from gradtrace.kernels.triton_product import CONFIGS, DOUBLE, Config, available, choose, configurations, packed
 
 Run = Callable[..., Any]
 TINY = torch.finfo(torch.float32).tiny
-SMALL = CONFIGS[-1]
 
 
 def need_triton() -> None:
@@ -30,7 +29,9 @@ def need_triton() -> None:
 def natively(name: str, *args: Any, **kwargs: Any) -> Any:
     moved = [x.cuda() if isinstance(x, Tensor) else x for x in args]
     found = getattr(triton_product, name)(*moved, **kwargs)
-    return tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+    if isinstance(found, tuple):
+        return tuple(x.cpu() for x in found)
+    return found.cpu() if isinstance(found, Tensor) else found
 
 
 @pytest.fixture(scope="module", params=["interpreter", *(["cuda"] if torch.cuda.is_available() else [])])
@@ -205,6 +206,12 @@ def test_large_tiles_where_there_are_enough():
     assert choose(many, many, processors=132) == CONFIGS[0]
     assert choose(few, few, processors=132) == CONFIGS[-1]
     assert choose(many.double(), many, processors=132) == DOUBLE[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fastest_is_one_of_them(run, dtype):
+    device = torch.device("cuda" if run is natively else "cpu")
+    assert run("fastest", 1, 5, 6, 7, dtype, device) in configurations(dtype)
 
 
 @pytest.mark.parametrize("config", CONFIGS + DOUBLE)

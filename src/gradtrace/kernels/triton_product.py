@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def max_product(
         a: b × i × k, non-negative, with any strides.
         w: b × j × k, with any strides, on the same device.
         index: int32 or int64.
-        config: instead of the one chosen by the shape. Decides the time, not the result.
+        config: instead of the one chosen by the shape, see `fastest`. Decides the time, not the result.
 
     Returns:
         best and arg, b × i × j; best in the wider dtype of the two, at least float32.
@@ -200,9 +201,29 @@ def tiles(batch: int, rows: int, columns: int, config: Config) -> int:
 def choose(a: Tensor, w: Tensor, processors: int | None = None) -> Config:
     """Take the largest tile of which there are enough to keep every multiprocessor busy, else the smallest."""
     processors = processors or _processors()
-    configs = DOUBLE if a.dtype == torch.float64 else CONFIGS
+    configs = configurations(a.dtype)
     batch, rows, columns = a.shape[0], a.shape[1], w.shape[1]
     return next((c for c in configs if tiles(batch, rows, columns, c) >= processors), configs[-1])
+
+
+def configurations(dtype: torch.dtype) -> tuple[Config, ...]:
+    """Give those that are worth trying, the largest tile first."""
+    return DOUBLE if dtype == torch.float64 else CONFIGS
+
+
+@cache
+def fastest(batch: int, rows: int, columns: int, inner: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """Find the configuration for a shape by trying each; remembered, since trying compiles them all."""
+    a = torch.rand(batch, rows, inner, dtype=dtype, device=device)
+    w = torch.rand(batch, columns, inner, dtype=dtype, device=device)
+    return min(configurations(dtype), key=lambda config: min(_seconds(a, w, config) for _ in range(4)))
+
+
+def _seconds(a: Tensor, w: Tensor, config: Config) -> float:
+    """Time one product, until its results are there."""
+    start = perf_counter()
+    launch(a, w, config=config)[1][:1, :1, :1].tolist()  # copied to the CPU: waits for the device
+    return perf_counter() - start
 
 
 @cache
