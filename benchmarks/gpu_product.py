@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,13 @@ def definition(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return best, arg
 
 
-def wrong(shape: Shape, device: str) -> list[str]:
-    """List the operands and configurations for which the kernel and the definition differ; the default is `None`."""
+def wrong(shape: Shape, device: str, configs: Sequence[Config | None]) -> list[str]:
+    """List the operands and configurations (None: the default) for which kernel and definition differ."""
     found = []
     for kind in ("normal", "integers"):
         a, w = operands(shape, kind, device)
         best, arg = definition(a, w)
-        for config in (None, *CONFIGS):
+        for config in configs:
             values, index = max_product(a, w, config=config)
             if not (torch.equal(values, best) and torch.equal(index, arg)):
                 found.append(f"{kind}, {config}")
@@ -173,18 +173,20 @@ def machine() -> dict[str, Any]:
         "gpu": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
-        "clock": highest_clock(),
+        "clock": highest_clock(properties),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
     }
 
 
-def highest_clock() -> float:
+def highest_clock(properties: Any) -> float:
     """Read the highest clock of the multiprocessors, in Hz."""
+    if rate := getattr(properties, "clock_rate", 0):  # in kHz; older versions of PyTorch do not tell
+        return rate * 1e3
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
     lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    return float(lines[torch.cuda.current_device()]) * 1e6
+    return float(lines[0]) * 1e6
 
 
 def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> str:
@@ -322,8 +324,8 @@ def main() -> int:
         return 1
     torch.backends.cuda.matmul.allow_tf32 = False
     shapes, repeats = (QUICK, 3) if given.quick else (SHAPES, given.repeats)
-    for shape in QUICK:  # the definition is slow, and every tile has its odd edges there
-        if found := wrong(shape, "cuda"):
+    for shape in {*QUICK, *shapes}:  # every configuration on the small ones, where every tile has its odd edges
+        if found := wrong(shape, "cuda", (None, *CONFIGS) if shape in QUICK else (None,)):
             print(f"gpu_product: WRONG for {shape}: {'; '.join(found)}")
             return 1
     on = machine()

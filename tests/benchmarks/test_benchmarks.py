@@ -162,6 +162,35 @@ def test_the_gpu_rounds_as_the_definition_does(gpu_product, number):
     assert not re.search(r"\bfma\.|\.ftz|max\.NaN", code)
 
 
+def test_the_check_on_a_gpu_finds_what_is_wrong():
+    """Through Triton's interpreter, in a process of its own; the second time with another definition."""
+    need("triton")
+    program = """
+import gpu_product as g
+shape, configs = g.Shape("odd", 2, 5, 9, 7), (None, g.CONFIGS[0])
+print(g.wrong(shape, "cpu", configs))
+g.definition = lambda a, w: g.max_product(2 * a, w)
+print(len(g.wrong(shape, "cpu", configs)))
+"""
+    path = os.pathsep.join([str(SOURCE), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
+    surroundings = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
+    assert done.stdout.split() == ["[]", "6"], done.stderr
+
+
+def test_the_gpu_table(gpu_product):
+    shape = gpu_product.SHAPES[-1]
+    seconds = {"float32 mm": 0.02, "bfloat16 mm": 0.002, "with index": 0.05, "values only": 0.04}
+    sizes = {"batch": 1, "rows": 8192, "columns": 8192, "inner": 8192}
+    row = {"shape": shape.name, **sizes, "seconds": seconds, "seconds_by_config": [0.05, 0.04]}
+    row["limit"] = gpu_product.limit(shape, 100, 1e9)  # 2^39 products by 100 · 64 · 10^9 a second
+    on = {"gpu": "a GPU", "multiprocessors": 100, "clock": 1e9, "torch": "2", "triton": "3"}
+    lines = gpu_product.markdown([row], on, 9).splitlines()
+    assert lines[0].startswith("a GPU (100 multiprocessors at up to 1.00 GHz)")
+    expected = "| 20.000 | 2.000 | 50.000 | 2.50× | 25.00× | 0.58× | 0.47× | 0.80 |"
+    assert lines[-1] == f"| square, 8192 | 1 × 8192 × 8192 × 8192 {expected}"
+
+
 def test_the_code_table_is_written(gpu_product):
     table = gpu_product.code_table(quick=True)
     assert table.count("\n| fp32 |") == 4
