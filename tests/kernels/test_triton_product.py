@@ -183,6 +183,12 @@ def test_operands_on_the_cpu_are_refused():
         triton_product.max_product(torch.ones(1, 1, 1), torch.ones(1, 1, 1))
 
 
+def test_without_triton_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(triton_product, "available", lambda: False)
+    with pytest.raises(GradtraceError, match="needs the package triton: pip install"):
+        triton_product.max_product(torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+
+
 def test_the_interpreter_stays_in_its_process(run):
     assert run("interpreted") is (run is not natively)
     assert "TRITON_INTERPRET" not in os.environ

@@ -236,6 +236,8 @@ def _processors() -> int:
 
 def check(a: Tensor, w: Tensor) -> None:
     """Raise `GradtraceError` unless the operands fit each other and this kernel."""
+    if not available():
+        raise GradtraceError("the product on a GPU needs the package triton: pip install 'gradtrace[gpu]'")
     for name, given in (("a", a), ("w", w)):
         if given.dtype not in DTYPES:
             raise GradtraceError(f"{name} must be one of {', '.join(map(str, DTYPES))}, not {given.dtype}")
