@@ -111,8 +111,10 @@ def test_imports_are_seen():
 
 
 def test_importing_gradtrace_needs_no_optional_package():
-    optional = {"pandas", "transformers", "hypothesis", "pytest"}
+    optional = {"pandas", "transformers", "hypothesis", "pytest", "triton", "matplotlib"}
     for name, path in MODULES.items():
+        if name == "kernels.triton_source":  # what is imported only once a kernel runs
+            continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -1,0 +1,58 @@
+"""What the benchmarks share: the machine's name, interleaved medians, and the two files of a result."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gradtrace
+
+RESULTS = Path("benchmarks/results")
+
+
+def machine() -> dict[str, Any]:
+    """Name what the numbers were measured on."""
+    return {
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "gradtrace": gradtrace.__version__,
+    }
+
+
+def cpu_model() -> str:
+    """Read the CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Give the median seconds of each, measured in turn, so that a slow minute of the machine falls on all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # a warm-up
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def save(folder: Path, name: str, table: str, content: Mapping[str, Any]) -> None:
+    """Print a table, and write it as Markdown, and the numbers behind it as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(table, encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table)

@@ -1,0 +1,197 @@
+"""Every benchmark runs, with tiny settings; what it measures is not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gradtrace
+from gradtrace.kernels.triton_product import CONFIGS
+from gradtrace.semiring import max_product
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SOURCE = Path(gradtrace.__file__).parents[1]
+
+
+def start(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark in a process of its own, without the results of the repository."""
+    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def results(folder: Path, name: str) -> dict:
+    assert (folder / f"{name}.md").read_text(encoding="utf-8").count("\n") > 3
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def need(name: str) -> None:
+    if find_spec(name) is None:
+        why = f"{name} is not installed"
+        pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
+
+
+def test_trace_vs_backward(tmp_path):
+    done = start("trace_vs_backward", "--repeats", "1", "--models", "MLP", "--out", str(tmp_path))
+    assert not done.returncode, done.stderr
+    assert len(results(tmp_path, "trace_vs_backward")["rows"]) == 1
+
+
+def test_scaling(tmp_path):
+    need("matplotlib")
+    done = start("scaling", "--quick", "--out", str(tmp_path), "--plots", str(tmp_path / "plots"))
+    assert not done.returncode, done.stderr
+    found = results(tmp_path, "scaling")
+    assert [s["study"] for s in found["studies"]] == ["layers", "batch", "width", "graph", "vector"]
+    plots = sorted((tmp_path / "plots").iterdir())
+    assert len(plots) == 5
+    assert all(p.stat().st_size < 150_000 for p in plots)
+
+
+def test_product_vs_torch(tmp_path):
+    # inductor is not among them: it needs a compiler, and half a minute
+    need("torch_semiring_einsum")
+    only = "gradtrace reference,torch_semiring_einsum"
+    kept = tmp_path / "real.pt"
+    flags = ("--quick", "--only", only, "--operands", str(kept), "--out", str(tmp_path))
+    done = start("product_vs_torch", *flags)
+    assert not done.returncode, done.stderr
+    found = results(tmp_path, "product_vs_torch")
+    assert {row["kind"] for row in found["rows"]} == {"Gaussian", "log-normal(σ=2)", "real, after 2 steps"}
+    assert "gradtrace reference, index" in found["rows"][0]["seconds"]
+    assert kept.exists()
+
+
+@pytest.fixture
+def product_vs_torch(monkeypatch):
+    """The benchmark as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import product_vs_torch
+
+    return product_vs_torch
+
+
+def test_the_native_kernel_is_found_or_left_out(product_vs_torch, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradtrace.kernels.native", None)  # as if it had not been built
+    found, missing = product_vs_torch.contestants(["gradtrace C++"])
+    assert not found
+    assert "left out: gradtrace C++" in capsys.readouterr().out
+    assert list(missing) == ["gradtrace C++"]
+
+    def stand_in(a: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        best, arg = max_product(a, w.abs())
+        return best, arg.masked_fill(best == 0, -1)
+
+    monkeypatch.setitem(sys.modules, "gradtrace.kernels.native", SimpleNamespace(max_product=stand_in))
+    found, missing = product_vs_torch.contestants(["gradtrace C++"])
+    assert not missing
+    assert list(found) == ["gradtrace C++, index"]
+    for given in product_vs_torch.random_operands(product_vs_torch.QUICK):
+        product_vs_torch.check(found, given)
+
+
+def test_a_wrong_product_is_noticed(product_vs_torch):
+    given = next(product_vs_torch.random_operands(product_vs_torch.QUICK))
+
+    def off(a, w):
+        best, arg = max_product(a, w.abs())
+        return best, arg + 1
+
+    with pytest.raises(AssertionError, match="another index"):
+        product_vs_torch.check({"gradtrace C++, index": off}, given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_gpu_product_says_that_there_is_no_gpu(tmp_path):
+    done = start("gpu_product", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout.count("\n") == 1
+    assert "no CUDA device" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_product(tmp_path):
+    done = start("gpu_product", "--quick", "--out", str(tmp_path))
+    assert not done.returncode, done.stdout + done.stderr
+    assert results(tmp_path, "gpu_product")["machine"]["gpu"]
+
+
+@pytest.fixture
+def gpu_product(monkeypatch, tmp_path):
+    """The benchmark as a module, and the compiler with a cache of its own."""
+    need("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_product
+
+    return gpu_product
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2])
+def test_a_product_on_the_gpu_takes_a_multiplication_and_a_maximum(gpu_product, config):
+    """Without a GPU: the machine code for one."""
+    row = gpu_product.code_row(config, "fp32", track=True)
+    assert row["opcodes"]["FMUL"] == row["opcodes"]["FMNMX"] == 1
+    assert row["opcodes"]["FSETP"] == 1 / config.block
+    assert row["per_product"] < 3
+    assert row["spilled_bytes"] == 0
+
+
+@pytest.mark.parametrize("number", ["fp32", "fp64"])
+def test_the_gpu_rounds_as_the_definition_does(gpu_product, number):
+    """What makes the results exact there: no fused or flushed arithmetic, and a maximum that passes over a NaN."""
+    code = gpu_product.compiled(CONFIGS[-1], number, track=True).asm["ptx"]
+    kind = number.replace("p", "")
+    assert f"mul.{kind}" in code
+    assert f"max.{kind}" in code
+    assert not re.search(r"\bfma\.|\.ftz|max\.NaN", code)
+
+
+def test_the_check_on_a_gpu_finds_what_is_wrong():
+    """Through Triton's interpreter, in a process of its own; the second time with another definition."""
+    need("triton")
+    program = """
+import gpu_product as g
+shape, configs = g.Shape("odd", 2, 5, 9, 7), (None, g.CONFIGS[0])
+print(g.wrong(shape, "cpu", configs))
+g.definition = lambda a, w: g.max_product(2 * a, w)
+print(len(g.wrong(shape, "cpu", configs)))
+"""
+    path = os.pathsep.join([str(SOURCE), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
+    surroundings = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
+    assert done.stdout.split() == ["[]", "6"], done.stderr
+
+
+def test_the_gpu_table(gpu_product):
+    shape = gpu_product.SHAPES[-1]
+    seconds = {"float32 mm": 0.02, "bfloat16 mm": 0.002, "with index": 0.05, "values only": 0.04}
+    sizes = {"batch": 1, "rows": 8192, "columns": 8192, "inner": 8192}
+    row = {"shape": shape.name, **sizes, "seconds": seconds, "seconds_by_config": [0.05, 0.04]}
+    row["limit"] = gpu_product.limit(shape, 100, 1e9)  # 2^39 products by 100 · 64 · 10^9 a second
+    on = {"gpu": "a GPU", "multiprocessors": 100, "clock": 1e9, "torch": "2", "triton": "3"}
+    lines = gpu_product.markdown([row], on, 9).splitlines()
+    assert lines[0].startswith("a GPU (100 multiprocessors at up to 1.00 GHz)")
+    expected = "| 20.000 | 2.000 | 50.000 | 2.50× | 25.00× | 0.58× | 0.47× | 0.80 |"
+    assert lines[-1] == f"| square, 8192 | 1 × 8192 × 8192 × 8192 {expected}"
+
+
+def test_the_code_table_is_written(gpu_product):
+    table = gpu_product.code_table(quick=True)
+    assert table.count("\n| fp32 |") == 4
+    assert table.count("\n| fp64 |") == 1
