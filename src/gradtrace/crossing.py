@@ -7,32 +7,80 @@ the same set, it is one integer and no gather.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .best import Best
 from .components import Component, Slice, matches, name_of
-from .forest import NONE, Forest
+from .forest import Forest
+from .kernels import native
 from .places import Places
 from .tape import Call, Record, Value
-from .ways import Affine
-from .winners import Edge, Winners
+from .ways import Affine, Way, contiguous
+from .winners import Edge, Unused, Winners
 
 AT_ONCE = 64  # components in one integer
-BLOCK = 1 << 22  # scalars looked up at a time
-
-Bits: TypeAlias = Tensor | int
+BLOCK = 1 << 20  # scalars looked up at a time
 
 
-def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> Iterator[tuple[Value, Bits]]:
-    """Give for each leaf the set of components that each scalar's trace crosses, as bits (batch × shape).
+@dataclass(frozen=True, eq=False, slots=True)
+class Sets:
+    """The sets of components that the traces of a value's scalars cross, as bits.
 
-    Bit i stands for components[i]; at most `AT_ONCE` of them. An integer stands for the same set everywhere; what
-    is said of scalars without a trace means nothing.
+    Attributes:
+        also: what all of them cross; a signed integer of 64 bits.
+        plane: batch × shape (the batch possibly 1), what is to be joined with `also`; None for nothing.
+        edge: where given, `plane` belongs to the edge's target, and nobody has looked it up from here yet.
+    """
+
+    also: int
+    plane: Tensor | None = None
+    edge: Edge | None = None
+
+    def joined(self, more: Tensor | int) -> Sets:
+        """Join sets with others: an integer, or a tensor that broadcasts to the shape."""
+        if isinstance(more, int):
+            return Sets(self.also | more, self.plane, self.edge)
+        plane = more.unsqueeze(0) if self.plane is None else self.plane | more
+        return Sets(self.also, plane)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Crossed:
+    """The sets of a leaf's scalars, which may be too many to be held at once.
+
+    Attributes:
+        rows: by example, where each has its own; a function from a range of flat positions to their sets.
+    """
+
+    leaf: Value
+    also: int
+    rows: Sequence[Callable[[int, int], Tensor]] | None = None
+
+    def parts(self, row: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Give (begin, end, sets of the scalars from begin to end), piece by piece."""
+        assert self.rows is not None
+        for begin in range(0, self.leaf.numel, BLOCK):
+            end = min(self.leaf.numel, begin + BLOCK)
+            yield begin, end, self.rows[row if len(self.rows) > 1 else 0](begin, end) | self.also
+
+    def whole(self) -> Tensor:
+        """Give all sets: batch × shape."""
+        if self.rows is None:
+            return torch.full((1, *self.leaf.shape), self.also)
+        rows = [torch.cat([part for *_, part in self.parts(b)] or [torch.zeros(0)]) for b in range(len(self.rows))]
+        return torch.stack(rows).reshape(-1, *self.leaf.shape)
+
+
+def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Give for each leaf the set of components that each scalar's trace crosses.
+
+    Bit i stands for components[i]; at most `AT_ONCE` of them. What is said of scalars without a trace means nothing.
     """
     own = Own(forest.record, components)
     if forest.compact is None:
@@ -48,7 +96,7 @@ class Own:
         self.record, self.components = record, list(enumerate(components))
         self._known: dict[object, tuple[int, list[tuple[int, Slice]]]] = {}
 
-    def of(self, call: Call, shape: tuple[int, ...]) -> Bits:
+    def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
         """Give the bits of a result; as a tensor, they broadcast to its shape."""
         key = tuple((s.name, s.instance) for s in call.scopes)
         if key not in self._known:
@@ -58,7 +106,7 @@ class Own:
         whole, slices = self._known[key]
         return _sliced(whole, [(i, c.mask(shape, call)) for i, c in slices])
 
-    def of_leaf(self, leaf: Value) -> Bits:
+    def of_leaf(self, leaf: Value) -> Tensor | int:
         """Give the slices that a leaf's own scalars are in: expert weights, say."""
         named = [(i, c) for i, c in self.components if isinstance(c, Slice) and c.module == leaf.name]
         return _sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
@@ -69,15 +117,15 @@ def signed(bits: int) -> int:
     return bits - (1 << 64) if bits >> 63 else bits
 
 
-def _sliced(whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Bits:
-    out: Bits = whole
+def _sliced(whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
+    out: Tensor | int = whole
     for i, mask in masks:
         if mask is not None:
             out = out | (mask.to(torch.int64) << i)
     return out
 
 
-def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[tuple[Value, Bits]]:
+def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
     """Read sets off backpointers."""
     places = Places.of(forest)
     bits = torch.zeros(places.total, dtype=torch.int64)
@@ -90,7 +138,13 @@ def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[
             for b, row in enumerate(found):
                 bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
     for leaf in leaves:
-        yield leaf, _with_batch(_inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf), leaf)
+        yield _leaf(leaf, 0, _inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
+
+
+def _leaf(leaf: Value, also: int, plane: Tensor) -> Crossed:
+    """Give sets that are held at once (batch × shape)."""
+    flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
+    return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end] for row in flat])
 
 
 def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
@@ -99,72 +153,155 @@ def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     return bits[consumer].masked_fill_(~live, 0)
 
 
-def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[tuple[Value, Bits]]:
-    """Read sets off compact winners, freeing those that no value before needs."""
-    sets: dict[int, Bits] = {}
+def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Read sets off compact winners."""
+    sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
     for call in reversed(forest.record.calls):
         for value in call.outputs:
             if value is None or (value.id not in found.winners and value is not forest.loss):
                 continue
-            inherited: Bits = 0 if value is forest.loss else inherit(found.winners[value.id], sets, forest.batch(value))
-            sets[value.id] = _with_batch(inherited | own.of(call, value.shape), value)
+            inherited = sets[value.id] if value is forest.loss else _of(found.winners[value.id], sets, forest.batch(value))
+            here = own.of(call, value.shape)
+            if isinstance(here, Tensor) and inherited.edge is not None:
+                inherited = _looked_up(found.winners[value.id], sets, forest.batch(value))
+            sets[value.id] = inherited.joined(here)
     for leaf in leaves:
         winners = found.winners.get(leaf.id)
-        inherited = 0 if winners is None else inherit(winners, sets, forest.batch(leaf))
-        yield leaf, _with_batch(inherited | own.of_leaf(leaf), leaf)
+        here = own.of_leaf(leaf)
+        walks = None if winners is None else _walks(winners, sets, forest.batch(leaf))
+        if walks is None and isinstance(here, int):
+            also = 0 if winners is None else _shared(winners, sets)
+            yield Crossed(leaf, (also or 0) | here)
+        elif walks is not None and isinstance(here, int):
+            yield Crossed(leaf, here, [partial(native.inherit, walk) for walk in walks])
+        else:
+            inherited = Sets(0) if winners is None else _looked_up(winners, sets, forest.batch(leaf))
+            both = inherited.joined(here)
+            assert both.plane is not None
+            yield _leaf(leaf, both.also, both.plane)
 
 
-def _with_batch(bits: Bits, value: Value) -> Bits:
-    """Give sets as an integer or as batch × shape, the batch possibly 1."""
-    if isinstance(bits, int):
-        return bits
-    bits = bits.unsqueeze(0) if bits.dim() == len(value.shape) else bits
-    return bits.expand(len(bits), *value.shape)
-
-
-def inherit(winners: Winners, sets: dict[int, Bits], batch: int) -> Bits:
-    """Give each scalar of a value the set of its winning consumer."""
-    sources = [sets[edge.target.id] for edge in winners.edges]
-    first = sources[0]
-    if isinstance(first, int) and all(isinstance(s, int) and s == first for s in sources):
-        return first
-    if len(sources) == 1:
-        seen = _seen(winners, winners.edges[0], first, batch)
+def _of(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:
+    """Give the sets of a value's consumers, looked up only where that cannot be put off."""
+    shared = _shared(winners, sets)
+    if shared is not None:
+        return Sets(shared)
+    if len(winners.edges) == 1:
+        (edge,) = winners.edges
+        source = sets[edge.target.id]
+        assert source.plane is not None
+        if isinstance(winners, Unused):  # what chose its scalars is known at the value that its product went on to
+            there = edge if source.edge is None else _through(edge, source.edge)
+            return Sets(source.also, source.plane, there)
+        seen = _seen(winners, edge, source, batch)
         if seen is not None:
-            return seen
-    out = torch.empty((batch, *winners.shape), dtype=torch.int64)
-    numel = prod(winners.shape)
-    for row in range(batch):
-        flat = out[row].reshape(-1)
-        for start in range(0, numel, BLOCK):
-            positions = torch.arange(start, min(numel, start + BLOCK))
-            flat[start : start + BLOCK] = _looked_up(winners, sources, row, positions)
-    return out
+            return Sets(source.also, seen)
+    return _looked_up(winners, sets, batch)
 
 
-def _seen(winners: Winners, edge: Edge, source: Bits, batch: int) -> Tensor | None:
+def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
+    """Give the one set of all scalars; None where they differ."""
+    sources = [sets[edge.target.id] for edge in winners.edges]
+    alike = all(s.plane is None and s.also == sources[0].also for s in sources)
+    return sources[0].also if alike else None
+
+
+def _through(outer: Edge, inner: Edge) -> Edge:
+    """Go by strides to a value that has the axes in another order, and from there by another edge."""
+    way, then = outer.way, inner.way
+    assert isinstance(way, Affine)
+    assert isinstance(then, Affine)
+    seen, split = then.shape[1:] if inner.split else then.shape, then.stride[:1] if inner.split else ()
+    # which axis of the value between each axis is: the one that it steps along
+    steps = {(step, n): d for d, (step, n) in enumerate(zip(contiguous(seen), seen, strict=True))}
+    axes = [steps[step, n] if n > 1 else None for n, step in zip(way.shape, way.stride, strict=True)]
+    tail = then.stride[1:] if inner.split else then.stride
+    stride = (*split, *(0 if d is None else tail[d] for d in axes))
+    shape = (*then.shape[:1], *way.shape) if inner.split else way.shape
+    return Edge(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
+
+
+def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | None:
     """See the consumer's sets through the way, where that takes strides alone."""
-    way = edge.way
-    if not isinstance(source, Tensor) or not isinstance(way, Affine) or way.stored or edge.split:
+    way, plane = edge.way, source.plane
+    if plane is None or source.edge is not None or not isinstance(way, Affine) or way.stored or edge.split:
         return None
-    if len(source) != batch:
+    if len(plane) != batch or way.offset + sum((n - 1) * t for n, t in zip(way.shape, way.stride, strict=True)) < 0:
         return None
-    source = source.contiguous()
-    seen = source.as_strided((batch, *way.shape), (source.stride(0), *way.stride), way.offset)
+    if way.offset < 0:
+        return None
+    plane = plane.expand(len(plane), *edge.target.shape).contiguous()
+    last = way.offset + sum((n - 1) * t for n, t in zip(way.shape, way.stride, strict=True))
+    if last >= edge.target.numel:
+        return None
+    seen = plane.as_strided((batch, *way.shape), (plane.stride(0), *way.stride), way.offset)
     return seen.reshape(batch, *winners.shape)
 
 
-def _looked_up(winners: Winners, sources: Sequence[Bits], row: int, positions: Tensor) -> Tensor:
-    chosen, raw = winners.bulk(row, positions)
-    out = torch.zeros_like(positions)
-    for ordinal, (edge, source) in enumerate(zip(winners.edges, sources, strict=True)):
-        one = len(sources) == 1
-        here = slice(None) if one else (chosen == ordinal).nonzero().squeeze(-1)
-        if isinstance(source, int):
-            out[here] = source
-            continue
-        where = positions[here] + (row * prod(winners.shape) if edge.split else 0)
-        flat = edge.way.flat(where, None if raw is None else raw[here])
-        plane = source[row if len(source) > 1 else 0].reshape(-1)
-        out[here] = plane[flat.clamp_(0, edge.target.numel - 1)]
-    return out
+def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:
+    """Look up the sets of all scalars."""
+    walks = _walks(winners, sets, batch)
+    if walks is None:
+        shared = _shared(winners, sets)
+        assert shared is not None
+        return Sets(shared)
+    rows = [native.inherit(walk, 0, prod(winners.shape)).reshape(winners.shape) for walk in walks]
+    return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))
+
+
+def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.Walk] | None:
+    """Say how the sets of each row are looked up; None where all are one."""
+    if _shared(winners, sets) is not None:
+        return None
+    choice, raw, terms = winners.planes()
+    return [native.Walk(list(winners.shape), _row(raw, row), _row(choice, row), terms, [
+        _source(winners, edge, sets[edge.target.id], row) for edge in winners.edges
+    ]) for row in range(batch)]
+
+
+def _row(plane: Tensor | None, row: int) -> Tensor | None:
+    return None if plane is None else plane[row if len(plane) > 1 else 0]
+
+
+def _source(winners: Winners, edge: Edge, sets: Sets, row: int) -> native.Source:
+    """Say where one edge's sets are read."""
+    shape = winners.shape
+    if sets.plane is None:
+        return native.Source(None, sets.also, 0, 0, None, [0] * len(shape))
+    there = edge if sets.edge is None else _through(edge, sets.edge)
+    plane = _row(sets.plane.expand(len(sets.plane), *there.target.shape), row)
+    assert plane is not None
+    plane = plane.contiguous()
+    way = _on(there, shape, row)
+    if way is None:  # of another kind: by a table of all scalars' places, or of what is stored
+        return _tabled(winners, there, plane, sets.also, row)
+    table = None if way.table is None else way.table()
+    return native.Source(plane, sets.also, way.offset, way.step, table, list(way.stride))
+
+
+def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) -> native.Source:
+    """Read sets through a way that no strides describe: look every scalar's place up first."""
+    numel = prod(winners.shape)
+    positions = torch.arange(numel)
+    raw = winners.bulk(row, positions)[1] if edge.way.stored else None
+    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw)
+    bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)]
+    return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))
+
+
+def _on(edge: Edge, shape: tuple[int, ...], row: int) -> Affine | None:
+    """Give an edge's way by strides on the axes of a value, for one row; None where it is of another kind."""
+    way = edge.way
+    if not isinstance(way, Affine):
+        return None
+    seen, stride, offset = way.shape, way.stride, way.offset
+    if edge.split:  # the examples are the way's first axis, and this row is one of them
+        seen, stride, offset = seen[1:], stride[1:], offset + row * stride[0]
+    if seen == shape:
+        return Affine(shape, stride, offset, way.step, way.table)
+    if len(seen) == 1 and seen[0] == prod(shape):
+        return Affine(shape, tuple(stride[0] * t for t in contiguous(shape)), offset, way.step, way.table)
+    if [n for n in seen if n != 1] != [n for n in shape if n != 1]:
+        return None
+    real = iter([t for n, t in zip(seen, stride, strict=True) if n != 1])
+    return Affine(shape, tuple(next(real) if n != 1 else 0 for n in shape), offset, way.step, way.table)

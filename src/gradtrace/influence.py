@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .components import Component, check, expand, name_of, select_leaves, top_level
-from .crossing import AT_ONCE, Bits, crossing
+from .crossing import AT_ONCE, Crossed, crossing
 from .forest import NONE, Forest
 from .kernels import native
 from .tape import Value
@@ -90,8 +90,8 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
     count = forest.labels.count if forest.labels is not None else 1
     totals = _Totals(names, count)
     for start in range(0, len(names), AT_ONCE):
-        for leaf, bits in crossing(forest, parts[start : start + AT_ONCE], leaves):
-            totals.add(start, bits, _weights(forest, leaf))
+        for crossed in crossing(forest, parts[start : start + AT_ONCE], leaves):
+            totals.add(start, crossed, _weights(forest, crossed.leaf))
     inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
     connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
@@ -115,6 +115,13 @@ class _Weights:
     pairs: Tensor
     compiled: bool
 
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Give by example (how many traces, the sum of their weights)."""
+        if not self.compiled:
+            return self.live.sum(1).to(torch.float64), self.weight.sum(1, dtype=torch.float64)
+        found = torch.tensor([native.measure(row) for row in self.weight], dtype=torch.float64)
+        return found[:, 0], found[:, 1]
+
 
 def _weights(forest: Forest, leaf: Value) -> _Weights:
     belongs = _belongs(forest, leaf)
@@ -122,14 +129,14 @@ def _weights(forest: Forest, leaf: Value) -> _Weights:
     if forest.compact is not None and compiled:
         plane = forest.compact.planes[leaf.id]
         weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
-        live = weight > 0
+        live = weight  # counts as true where it is not 0
     else:
         winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
         live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)
         unit = float(log2[live].max()) if live.any() else -math.inf
         weight = _relative(log2, unit).masked_fill(~live, 0)  # a greedy trace can start from a gradient of 0
     if belongs is not None:
-        live, weight = live & belongs, weight * belongs
+        live, weight = live.bool() & belongs, weight * belongs
         return _Weights(live, weight, unit, belongs.sum(1), compiled)
     return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled)
 
@@ -164,6 +171,7 @@ def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> list
         found = native.tally(bits, weight)
         if found is not None:
             return found
+    live = live.bool()
     sets, which = bits[live].unique(return_inverse=True)
     counts = torch.bincount(which, minlength=len(sets)).to(torch.float64)
     sums = torch.zeros(len(sets), dtype=torch.float64).index_add_(0, which, weight[live].to(torch.float64))
@@ -184,27 +192,28 @@ class _Totals:
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, start: int, bits: Bits, of: _Weights) -> None:
+    def add(self, start: int, crossed: Crossed, of: _Weights) -> None:
         """Count the traces of one leaf's scalars by the sets of components that they cross."""
         if of.unit > self.top:
             self._raise_top(of.unit)
         unit = 1.0 if of.unit == self.top else 2.0 ** max(-2000.0, of.unit - self.top)
-        live, weight = of.live.sum(1).to(torch.float64), of.weight.sum(1, dtype=torch.float64) * unit
+        live, weight = of.totals()
         if start == 0:
             self.live += live
             self.pairs += of.pairs
-            self.weight += weight
-        if isinstance(bits, int):
-            for i in _members(bits):
+            self.weight += weight * unit
+        if crossed.rows is None:
+            for i in _members(crossed.also):
                 self.cross[:, start + i] += live
-                self.crossed[:, start + i] += weight
+                self.crossed[:, start + i] += weight * unit
             return
-        bits = bits.expand(len(bits), *bits.shape[1:]).reshape(len(bits), -1).expand(of.live.shape)
-        for row, (some, there, much) in enumerate(zip(bits, of.live, of.weight, strict=True)):
-            for members, number, amount in tally(some, there, much, compiled=of.compiled):
-                for i in _members(members):
-                    self.cross[row, start + i] += number
-                    self.crossed[row, start + i] += amount * unit
+        for row in range(len(of.weight)):
+            for begin, end, bits in crossed.parts(row):
+                found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
+                for members, number, amount in found:
+                    for i in _members(members):
+                        self.cross[row, start + i] += number
+                        self.crossed[row, start + i] += amount * unit
 
     def _raise_top(self, top: float) -> None:
         """Take a larger unit for the weights."""

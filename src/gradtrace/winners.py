@@ -61,6 +61,10 @@ class Winners:
         kind = torch.uint8 if len(self.edges) < 256 else torch.int32
         self.choice, self.index, self.terms = ordinal[raw].to(kind), local[raw].to(torch.int32), None
 
+    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Give (choice, index, terms)."""
+        return self.choice, self.index, self.terms
+
     def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Give (the ordinal of the edge, what is stored) of some scalars."""
         raw = None if self.index is None else pick(self.index, row, positions, self.shape)
@@ -110,6 +114,11 @@ class Unused(Winners):
         for step, d in zip(contiguous(winners.shape), order, strict=True):
             stride[d] = step
         self._link = winners, ordinal, Affine(self.shape, tuple(stride))
+
+    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        if self.index is None:
+            self.index = self._product.realise().raw
+        return None, self.index, None
 
     def bulk(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._link is None:

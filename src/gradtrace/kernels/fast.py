@@ -460,7 +460,25 @@ def _strided(s: Strided, g: Plane) -> Pulled:
     if not reference._injective(list(at.size), list(at.stride)):
         index = positions(at).flatten()
         return _segments(_again(g, data.reshape(batch, -1, 1)), index, prod(s.x_shape), s.x_shape)
-    return Pulled(g.view(data), None, Table(lambda: _inverse(at, prod(s.x_shape))), at)
+    return Pulled(g.view(data), None, _through_window(at, s.x_shape), at)
+
+
+@lru_cache(maxsize=4096)
+def _through_window(layout: Layout, x_shape: Shape) -> Way:
+    """Give the way from x to a window of it: by strides where the window is a box of x's own axes."""
+    axes = {step: d for d, step in enumerate(contiguous(x_shape)) if x_shape[d] != 1}
+    stride, reach, start, rest = [0] * len(x_shape), [1] * len(x_shape), [], layout.offset
+    for n, step, to in zip(layout.size, layout.stride, contiguous(layout.size), strict=True):
+        if n != 1 and step in axes:
+            stride[axes[step]], reach[axes[step]] = to, n
+        elif n != 1:
+            return Table(lambda: _inverse(layout, prod(x_shape)))
+    for step in contiguous(x_shape):
+        first, rest = divmod(rest, step) if step else (0, rest)
+        start.append(first)
+    if any(first + n > whole for first, n, whole in zip(start, reach, x_shape, strict=True)):  # it wraps around
+        return Table(lambda: _inverse(layout, prod(x_shape)))
+    return Affine(x_shape, tuple(stride), -sum(first * to for first, to in zip(start, stride, strict=True)))
 
 
 @lru_cache(maxsize=256)

@@ -226,3 +226,68 @@ def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:
     bits, weight = bits.contiguous(), weight.contiguous()
     double, threads = weight.dtype is torch.float64, torch.get_num_threads()
     return lib.tally(double, bits.data_ptr(), weight.data_ptr(), len(bits), threads)
+
+
+class Source(NamedTuple):
+    """Where sets of components are read: bits[offset + Σ coordinate·stride + stored·step] | also, or also alone.
+
+    Instead of stored·step, table[stored] where there is a table.
+    """
+
+    bits: Tensor | None
+    also: int
+    offset: int
+    step: int
+    table: Tensor | None
+    stride: list[int]
+
+
+class Walk(NamedTuple):
+    """Winners of one row of a value, and the sources that they choose among: by `terms`, or else by `choice`."""
+
+    shape: list[int]
+    raw: Tensor | None
+    choice: Tensor | None
+    terms: tuple[Tensor, Tensor] | None
+    sources: list[Source]
+
+
+def inherit(w: Walk, begin: int, end: int) -> Tensor:
+    """Give the sets that some scalars, by flat position, read from the sources they chose."""
+    out = torch.empty(end - begin, dtype=torch.int64)
+    given = []
+    for s in w.sources:
+        size = 0 if s.bits is None else s.bits.numel()
+        given.append((_pointers(s.bits), size, s.also, s.offset, s.step, _pointers(s.table), s.stride))
+    strides = [list(t.stride()) if t is not None else [] for t in (w.raw, w.choice)]
+    wide = w.choice is not None and w.choice.dtype is torch.int32
+    ordinal, local = w.terms if w.terms is not None else (None, None)
+    lib.inherit(
+        w.shape,
+        _pointers(w.raw),
+        strides[0],
+        _pointers(w.choice),
+        strides[1],
+        wide,
+        _pointers(ordinal),
+        _pointers(local),
+        given,
+        begin,
+        end,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def measure(weight: Tensor) -> tuple[int, float]:
+    """Give how many weights are not 0, and their sum."""
+    weight = weight.contiguous()
+    return lib.measure(weight.dtype is torch.float64, weight.data_ptr(), weight.numel(), torch.get_num_threads())
+
+
+def first_nan(tensors: Sequence[Tensor]) -> int:
+    """Give the first of some float32 or float64 tensors (all of one dtype) that holds a NaN; -1 if none does."""
+    given = [t if t.is_contiguous() else t.contiguous() for t in tensors]
+    double = bool(given) and given[0].dtype is torch.float64
+    return lib.first_nan(double, [(t.data_ptr(), t.numel()) for t in given], torch.get_num_threads())
