@@ -24,6 +24,7 @@ from . import rules
 from .structure import (
     Chain,
     Contraction,
+    Convolved,
     Gather,
     LowRank,
     Placed,
@@ -241,6 +242,9 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
             return out.reshape(y_shape), False
         case Sparse():
             return _push_sparse(structure, label, x_shape, y_shape)
+        case Convolved():
+            pushed = [push(part, label, x_shape, y_shape) for part in structure.parts()]
+            return next((p for p in pushed if p[0] is MIXED), pushed[0])
         case Chain():
             between = result_shape(structure.second)
             inner, connected = push(structure.second, label, x_shape, between)

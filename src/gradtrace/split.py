@@ -7,6 +7,7 @@ for each example at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import torch
@@ -17,7 +18,7 @@ from .kernels.fast import pull as fast_pull
 from .kernels.reference import each, pull
 from .labels import UNKNOWN, Labels, refit
 from .semiring import Carrier, Element
-from .structure import Contraction, Gather, Structure
+from .structure import Contraction, Convolved, Gather, Structure
 from .tape import Value
 from .ways import Reordered
 
@@ -30,6 +31,10 @@ def pull_by_example(structure: Structure, carrier: Carrier, g: Element, y: Value
     if not isinstance(label, Tensor):
         out = pull(structure, carrier, g)
         return each(out, lambda p: p.expand(labels.count, *p.shape[1:]))
+    if isinstance(structure, Convolved):
+        shape = (labels.count, *structure.x_shape)
+        parts = [pull_by_example(part, carrier, g, y, x, labels) for part in structure.parts()]
+        return reduce(carrier.plus, [each(part, lambda p: p.reshape(shape)) for part in parts])
     if isinstance(structure, Gather):
         return _gather_split(structure, carrier, g, label.expand(y.shape), labels.count)
     if isinstance(structure, Contraction):
@@ -115,6 +120,8 @@ def plane_by_example(structure: Structure, g: Plane, y: Value, x: Value, labels:
     if not isinstance(label, Tensor):
         out = fast_pull(structure, g)
         return out.realise() if isinstance(out, Product) else out, False
+    if isinstance(structure, Convolved) and len(structure.parts()) == 1:
+        (structure,) = structure.parts()
     if isinstance(structure, Gather):
         rows = _rows_apart(structure, label.expand(y.shape), labels.count)
         if rows is not None:

@@ -11,7 +11,8 @@ say what a semiring does to a structure.
     Scatter       each argument scalar goes to one result scalar, by an index tensor
     LowRank       a product of rank r and a diagonal of its own, along a group of axes (softmax, layer norm)
     Sparse        a list of edges (i, j, w), the same for every row (pooling, interpolation, scatter_reduce)
-    Chain         two structures one after the other, through virtual scalars (convolution: patches, product)
+    Chain         two structures one after the other, through virtual scalars
+    Convolved     a convolution, towards its input or its kernel
 
 Weights are thunks, taken when a kernel needs them, so that a structure costs nothing until then.
 """
@@ -231,7 +232,44 @@ class Chain:
     second: Structure
 
 
-Structure: TypeAlias = Contraction | Strided | Placed | Gather | Scatter | LowRank | Sparse | Chain
+@dataclass(frozen=True)
+class Sliding:
+    """The sizes of a convolution, as PyTorch's operator takes them (batch and channels first)."""
+
+    input: Shape
+    kernel: Shape
+    output: Shape
+    stride: Shape
+    padding: Shape
+    dilation: Shape
+    groups: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """The dependence of a convolution's result on its input, or on its kernel.
+
+    Attributes:
+        to_input: on which; `other` is the other one's data.
+        parts: the same as other structures, between which the edges are shared out.
+    """
+
+    sizes: Sliding
+    to_input: bool
+    other: Weight
+    parts: Callable[[], tuple[Structure, ...]]
+
+    @property
+    def y_shape(self) -> Shape:
+        return self.sizes.output
+
+    @property
+    def x_shape(self) -> Shape:
+        return self.sizes.input if self.to_input else self.sizes.kernel
+
+
+Structure: TypeAlias = Contraction | Strided | Placed | Gather | Scatter | LowRank | Sparse | Chain | Convolved
 
 
 def result_shape(structure: Structure) -> Shape:

@@ -98,7 +98,10 @@ class Composed:
 
     def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
         between = self.first.flat(positions, raw)
-        return self.then.flat(between, None if self.inner is None else self.inner.reshape(-1)[between])
+        if self.inner is None:
+            return self.then.flat(between, None)
+        numel = self.inner.numel()  # of a scalar without a path the stored number means nothing
+        return self.then.flat(between, self.inner.reshape(-1)[between.clamp(0, numel - 1)])
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -27,6 +27,7 @@ from ..structure import (
     ClosedRows,
     Constant,
     Contraction,
+    Convolved,
     Gather,
     Layout,
     LowRank,
@@ -556,6 +557,24 @@ def _chain(s: Chain, g: Plane) -> Pulled:
     second = pull(s.second, first.plane)
     second = second.realise() if isinstance(second, Product) else second
     return Pulled(second.plane, second.raw, Composed(second.way, first.way, first.raw), second.window)
+
+
+@pull.register
+def _convolved(s: Convolved, g: Plane) -> Pulled:
+    other, shift = wide(s.other()), g.shift
+    data = g.data.reshape(len(g.data), *s.sizes.output)
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        kind = g.data.dtype
+        parts = [
+            native.convolved(x.to(kind), other.to(kind), s.sizes, 2.0**shift, to_input=s.to_input) for x in data
+        ]
+        out, arg = (torch.stack([part[i] for part in parts]) if len(parts) > 1 else parts[0][i][None] for i in (0, 1))
+        return made(out, g.exponent - shift, native.together([part[2] for part in parts])), arg
+
+    plane, raw = precisely(run, g, double=other.dtype is torch.float64)
+    one_example = prod(s.sizes.output[1:]) if s.to_input else 0
+    return Pulled(plane, raw, Affine(s.x_shape, (one_example, *[0] * (len(s.x_shape) - 1)), 0, 1))
 
 
 # ---------------------------------------------------------------- rows

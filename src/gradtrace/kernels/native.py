@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..structure import Sliding
+
 try:
     lib: Any = import_module("gradtrace._native")
 except ImportError:
@@ -226,6 +228,20 @@ def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:
     bits, weight = bits.contiguous(), weight.contiguous()
     double, threads = weight.dtype is torch.float64, torch.get_num_threads()
     return lib.tally(double, bits.data_ptr(), weight.data_ptr(), len(bits), threads)
+
+
+def convolved(g: Tensor, other: Tensor, sizes: Sliding, f: float, *, to_input: bool) -> tuple[Tensor, Tensor, Range]:
+    """Give a convolution's strongest edges into its input (`other` is the kernel) or its kernel (`other` is the input).
+
+    The winner is a position of the result: within one example towards the input, among all towards the kernel.
+    """
+    g, other = g.contiguous(), other.contiguous()
+    out, arg = _like(sizes.input if to_input else sizes.kernel, g)
+    shapes = list(sizes.input), list(sizes.kernel), list(sizes.output), sizes.groups
+    moves = list(sizes.stride), list(sizes.padding), list(sizes.dilation)
+    call = lib.conv_input if to_input else lib.conv_weight
+    where = other.data_ptr(), g.data_ptr(), f, out.data_ptr(), arg.data_ptr(), torch.get_num_threads()
+    return out, arg, Range(*call(g.dtype is torch.float64, sizes.transposed, *shapes, *moves, *where))
 
 
 class Source(NamedTuple):

@@ -15,6 +15,7 @@ from ..semiring import Carrier, Element
 from ..structure import (
     Chain,
     Contraction,
+    Convolved,
     Gather,
     Layout,
     LowRank,
@@ -234,6 +235,15 @@ def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
 @pull.register
 def _chain(s: Chain, carrier: Carrier, g: Element) -> Element:
     return pull(s.second, carrier, pull(s.first, carrier, g))
+
+
+@pull.register
+def _convolved(s: Convolved, carrier: Carrier, g: Element) -> Element:
+    batch, out = g[0].shape[0], None
+    for part in s.parts():
+        more = each(pull(part, carrier, g), lambda p: p.reshape(batch, *s.x_shape))
+        out = more if out is None else carrier.plus(out, more)
+    return carrier.zero((batch, *s.x_shape), g) if out is None else out
 
 
 @pull.register

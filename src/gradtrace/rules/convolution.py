@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..structure import Chain, Contraction, Shape, Sparse
+from ..structure import Chain, Contraction, Convolved, Shape, Sliding, Sparse, Structure
 from ..tape import Call
 from .table import Edge, argument, position, register, result
 
@@ -34,6 +34,12 @@ class Geometry:
     @cached_property
     def transposed(self) -> bool:
         return bool(argument(self.call, "transposed"))
+
+    def sliding(self) -> Sliding:
+        """Give the sizes as the operator takes them."""
+        x, w, y, dims = *(i.shape for i in self.call.inputs[:2]), result(self.call).shape, len(self.large)
+        spread = [tuple(_spread(argument(self.call, n), dims)) for n in ("stride", "padding", "dilation")]
+        return Sliding(x, w, y, *spread, argument(self.call, "groups"), self.transposed)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -104,11 +110,20 @@ def convolution(call: Call) -> Iterator[Edge]:
     """Towards x: patches ← x after y ← patches; towards the kernel: a product with the patches."""
     geometry = Geometry(call)
     if 0 not in result(call).shape:
-        yield from (transposed if geometry.transposed else plain)(geometry)
+        sizes = geometry.sliding()
+        for at in (0, 1):
+            other = call.inputs[1 - at].tensor
+            yield at, 0, Convolved(sizes, at == 0, other, partial(_parts, geometry, at))
     bias = position(call, "bias")
     if bias is not None:
         y = result(call).shape
         yield bias, 0, Contraction("boL", "o", (*y[:2], prod(y[2:])), y[1:2])
+
+
+def _parts(geometry: Geometry, argument: int) -> tuple[Structure, ...]:
+    """Give the structures towards one argument."""
+    edges = (transposed if geometry.transposed else plain)(geometry)
+    return tuple(structure for at, _, structure in edges if at == argument)
 
 
 def plain(geo: Geometry) -> Iterator[Edge]:
