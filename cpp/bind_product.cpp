@@ -24,7 +24,7 @@ struct PreparedWeight {
     PreparedWeight(const PreparedWeight &) = delete;
     PreparedWeight(const ProductTable *table, Prepared *packed, bool is_double, int64_t batch, int64_t n, int64_t k)
         : table(table), packed(packed), is_double(is_double), batch(batch), n(n), k(k) {}
-    ~PreparedWeight() { table->release(packed); }
+    ~PreparedWeight() { delete packed; }
 };
 
 template <class T> Operand<T> operand(uintptr_t data, int64_t batch_stride, int64_t row_stride, int64_t k_stride) {

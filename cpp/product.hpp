@@ -33,8 +33,10 @@ struct Summary {
     int flags;
 };
 
-// What is worth keeping of a w that many products share: opaque, made by `prepare`, freed by `release`.
-struct Prepared;
+// What is worth keeping of a w that many products share; made by `prepare`, of use to the same instruction set only.
+struct Prepared {
+    virtual ~Prepared() = default;
+};
 
 // Forces one algorithm, for tests; `automatic` lets the shape and the operands decide.
 enum class Variant : int { automatic, direct, winner, pruned, pruned_swapped };
@@ -44,7 +46,6 @@ struct ProductTable {
     Summary (*product_double)(const Product<double> &, const Prepared *, int threads, Variant);
     Prepared *(*prepare_float)(int64_t batch, int64_t n, int64_t k, const Operand<float> &w);
     Prepared *(*prepare_double)(int64_t batch, int64_t n, int64_t k, const Operand<double> &w);
-    void (*release)(Prepared *);
 };
 GRADTRACE_TABLE(ProductTable, product_table)
 
