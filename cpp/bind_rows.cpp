@@ -165,8 +165,10 @@ void gather_bits(int64_t n, Pointer index, Pointer source, uint64_t also, Pointe
 
 }  // namespace
 
+void bind_conv(nb::module_ &m);
 void bind_rows(nb::module_ &m);
 void bind_rows(nb::module_ &m) {
+    bind_conv(m);
     using nb::arg;
     m.def("scale", &scale, arg("double_"), arg("kind"), arg("shape"), arg("g_ptr"), arg("g_strides"), arg("w_ptr"), arg("w_strides"),
           arg("c"), arg("f"), arg("out_ptr"), arg("threads"), "out = |weight|·f·g: (max, min, flags)");

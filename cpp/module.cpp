@@ -9,8 +9,7 @@ namespace nb = nanobind;
 
 void bind_product(nb::module_ &m);
 void bind_rows(nb::module_ &m);
-// Until cpp/bind_rows.cpp exists, this does nothing.
-__attribute__((weak)) void bind_rows(nb::module_ &) {}
+void bind_crossing(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Fast CPU kernels of gradtrace: raw pointers and strides in, no checks. Use gradtrace.kernels instead.";
@@ -24,4 +23,5 @@ NB_MODULE(_native, m) {
         nb::arg("name"), "Use one of `instruction_sets()` from now on");
     bind_product(m);
     bind_rows(m);
+    bind_crossing(m);
 }

@@ -7,7 +7,6 @@
 #endif
 
 #include "product_choose.hpp"
-#include "product_kernels.hpp"
 #include "product_lost.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
@@ -42,12 +41,6 @@ struct Member {
 
 // --- one product of a batch -------------------------------------------------------------------------------
 
-template <class T> struct Side {
-    const T *data;
-    int64_t row_stride, k_stride, rows;
-    bool positive;
-};
-
 // out[p·p_stride + v·v_stride] = max_k rows[p,k]·columns[v,k]: rows are taken one by one, columns in vectors.
 // One of the strides is 1.
 template <class T> struct Job {
@@ -59,28 +52,11 @@ template <class T> struct Job {
     bool pruned;
 };
 
-// |w| of some columns and a chunk of k.
-template <class T> struct Panel {
-    int64_t depth, padded;
-    T *w, *bound, *scale, *dead, *reach;  // from bound on: only if pruned
-    T *score;                             // how strong each k looks
-
-    T *block(int64_t b) const { return w + b * depth * LANES<T>; }
-    Bounds<T> bounds(int64_t b) const {
-        return {bound + b * padded, scale + b * LANES<T>, dead + b * LANES<T>, reach + b};
-    }
-};
-
-constexpr int64_t CHUNK = 2048;              // k's at a time: a packed block of them fits the second-level cache
 constexpr int64_t PANEL_BYTES = 24 << 20;    // of packed columns at a time
 constexpr int64_t STRIPE_BYTES = 4 << 20;    // of packed rows at a time
 constexpr int64_t STRIPE_ROWS = 8192;        // and of rows that need no packing
 
 template <class T> constexpr int64_t block_bytes = sizeof(T) * LANES<T>;  // per k
-
-inline int64_t padded_to(int64_t size, int64_t unit) { return cut(size, unit) * unit; }
-
-inline int64_t chunk_depth(int64_t k) { return least(padded_to(cut(k, most(1, cut(k, CHUNK))), 16), k); }
 
 // How a job is cut: chunks of k, panels of columns, stripes of rows.
 template <class T> struct Cuts {
@@ -129,7 +105,7 @@ template <class T> struct Work {
     uint8_t *row_alive;   // per row: not all zero
     T *column_limit;      // per column: outputs below this are suspicious; 0 where the column is all zero
     T *score;             // per thread: how strong each k looks
-    int32_t *list;        // per thread: survivors
+    uint16_t *list;       // per thread: survivors
     Tile<T> *tile;        // per thread
     Outcome<T> *outcome;  // per thread
     size_t bytes;
@@ -150,7 +126,7 @@ template <class T> struct Work {
         row_alive = carve.take<uint8_t>(job.rows.rows);
         column_limit = carve.take<T>(all * LANES<T>);
         score = carve.take<T>(threads * cuts.padded);
-        list = carve.take<int32_t>(threads * (cuts.padded + 64));
+        list = carve.take<uint16_t>(threads * (cuts.padded + 64));
         tile = carve.take<Tile<T>>(threads);
         outcome = carve.take<Outcome<T>>(threads);
         bytes = carve.used();
@@ -174,32 +150,6 @@ template <class T> struct Packed {
     T *column_limit;
     bool nan;
 };
-
-// Packs a block, and notes which of its columns have anything in them. Gives whether there is a NaN.
-template <class T>
-bool pack_block(const Side<T> &side, int64_t block, int64_t slot, int64_t k, const Panel<T> &panel, bool bounds, T *column_limit) {
-    const int64_t first = block * LANES<T>, count = least(LANES<T>, side.rows - first);
-    T *w = panel.block(slot), sums[LANES<T>];
-    if (count < LANES<T>) std::memset(static_cast<void *>(w), 0, static_cast<size_t>(panel.depth * LANES<T>) * sizeof(T));
-    copy_absolute(side.data + first * side.row_stride + k * side.k_stride, side.k_stride, side.row_stride, panel.depth, count, w, LANES<T>);
-    column_sums(w, panel.depth, sums);
-    bool nan = false;
-    for (int lane = 0; lane < LANES<T>; lane++) {
-        if (sums[lane] != 0) column_limit[first + lane] = std::numeric_limits<T>::min();
-        nan |= sums[lane] != sums[lane];
-    }
-    if (bounds) find_bounds(w, panel.depth, panel.padded, sums, panel.bounds(slot));
-    return nan;
-}
-
-// A k looks strong where the bounds of some of the blocks are high.
-template <class T> void find_score(const Panel<T> &panel, int64_t blocks) {
-    std::memset(static_cast<void *>(panel.score), 0, static_cast<size_t>(panel.padded) * sizeof(T));
-    for (int64_t b = 0; b < blocks; b += most(1, blocks / 8)) {
-        const T *bound = panel.bounds(b).bound;
-        for (int64_t k = 0; k < panel.depth; k++) panel.score[k] += bound[k];
-    }
-}
 
 template <class T> class Run {
   public:
@@ -285,7 +235,7 @@ template <class T> class Run {
             int row_in_tile = 0;
             for (; pruned && row_in_tile < rows; row_in_tile++) {
                 worked += prune(block, stripe, r + row_in_tile, row_in_tile, k);
-                pruned = ++rows_done < 8 || worked < rows_done * depth_ * 2 / 5;
+                pruned = ++rows_done < PROBATION || worked < rows_done * tolerable(depth_);
             }
             if (row_in_tile < rows)
                 direct_tile(row(stripe, r, k), row_stride(), rows, panel_.block(block), depth_, static_cast<int32_t>(k), tile_, row_in_tile);
@@ -297,7 +247,7 @@ template <class T> class Run {
     int prune(int64_t block, int64_t stripe, int64_t r, int row_in_tile, int64_t k) {
         const RowFacts<T> &facts = work_.facts[r];
         if (facts.sum == 0) return 0;
-        return pruned_row(row(stripe, r, k), facts, panel_.block(block), panel_.bounds(block), depth_, static_cast<int32_t>(k),
+        return pruned_row(row(stripe, r, k), row(stripe, r, k) + row_stride(), facts, panel_.block(block), panel_.bounds(block), depth_, static_cast<int32_t>(k),
                           tile_.best[row_in_tile], tile_.arg[row_in_tile], work_.list + member_.id * (cuts_.padded + 64));
     }
 
@@ -371,11 +321,6 @@ template <class T> class Run {
 // --- a batch ----------------------------------------------------------------------------------------------
 
 constexpr size_t KEPT_BYTES = size_t(32) << 20;  // of scratch memory between calls
-
-inline Scratch &scratch() {
-    static thread_local Scratch own;
-    return own;
-}
 
 template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
     const Side<T> a{p.a.data + b * p.a.batch_stride, p.a.row_stride, p.a.k_stride, p.m, true};
@@ -499,7 +444,7 @@ template <class T> Prepared *prepare(int64_t batch, int64_t n, int64_t k, const 
 
 template <class T> Summary product(const Product<T> &p, const Prepared *prepared, int threads, Variant variant) {
     if (p.batch <= 0 || p.m <= 0 || p.n <= 0) return {0, std::numeric_limits<double>::infinity(), 0};
-    const Plan plan = choose(p, variant);
+    const Plan plan = choose(p, prepared != nullptr, variant);
     const Packed<T> *packed = prepared && !plan.swapped ? static_cast<const PreparedBatch<T> *>(prepared)->packed : nullptr;
     threads = threads_for(p, threads);
     const bool apart = threads == 1 || p.batch >= 2 * threads;

@@ -26,14 +26,14 @@ void direct_rows(const T *row, int64_t row_stride, const T *w, int64_t depth, in
             at[r][v] = S::load_index(arg + r * LANES<T> + v * S::lanes);
         }
     for (int64_t k = 0; k < depth; k++) {
-        const auto index = S::set_index(first + static_cast<int32_t>(k));
+        const auto index = settled(S::set_index(first + static_cast<int32_t>(k)));
         for (int r = 0; r < MR; r++) {
             const auto a = S::set(row[r * row_stride + k]);
             for (int v = 0; v < VECTORS; v++) {
                 const auto p = S::mul(a, S::load(w + k * LANES<T> + v * S::lanes));
                 const auto won = S::greater(p, top[r][v]);
                 top[r][v] = S::larger(p, top[r][v]);
-                at[r][v] = S::blend(won, index, at[r][v]);
+                at[r][v] = S::update(at[r][v], won, index);
             }
         }
     }
@@ -61,14 +61,17 @@ void direct_tile(const T *row, int64_t row_stride, int rows, const T *w, int64_t
 
 // --- pruned -----------------------------------------------------------------------------------------------
 
-constexpr int SEEDS = 32;
+constexpr int SEEDS = 64;            // at most, for one row
+constexpr int64_t MANY_SEEDS = 1024;  // k's from which on a second round of seeds pays
+constexpr int AHEAD = 8;             // survivors whose columns are fetched from the second-level cache in advance
 
 // What is known of one row and one chunk of k.
 template <class T> struct RowFacts {
     T sum;      // 0: nothing there; NaN: a NaN in it
     T largest;
-    int32_t seeds[SEEDS];  // k's that look strong
     int32_t seed_count;
+    int32_t seeds[SEEDS];  // k's that look strong,
+    T seed_values[SEEDS];  // and the row there: the row itself may be far away
 };
 
 template <class T> void sum_row(const T *row, int64_t depth, RowFacts<T> &facts) {
@@ -80,7 +83,7 @@ template <class T> void sum_row(const T *row, int64_t depth, RowFacts<T> &facts)
     facts.sum = S::sum_of(sum);
 }
 
-// Finds the two largest row[k]·score[k] of each of 16 interleaved sequences of k, and the row's sum and largest.
+// Finds the two largest row[k]·score[k] of each of SEEDS / 2 interleaved sequences of k, and the row's sum and largest.
 template <class T> void find_seeds(const T *row, const T *score, int64_t depth, RowFacts<T> &facts) {
     using S = Simd<T>;
     constexpr int L = S::lanes, GROUPS = SEEDS / 2 / L;
@@ -118,35 +121,48 @@ template <class T> void find_seeds(const T *row, const T *score, int64_t depth, 
     facts.sum = S::sum_of(sum);
     facts.largest = S::max_of(largest);
     facts.seed_count = 0;
-    for (int i = 0; i < SEEDS; i++)
-        if (found[i] >= 0) facts.seeds[facts.seed_count++] = found[i];
+    for (int i = 0; i < (depth < MANY_SEEDS ? SEEDS / 2 : SEEDS); i++)
+        if (found[i] >= 0) {
+            facts.seed_values[facts.seed_count] = row[found[i]];
+            facts.seeds[facts.seed_count++] = found[i];
+        }
 }
 
-// The k's that could still win a column: row[k]·bound[k] ≥ threshold. `list` has room for a vector more.
-template <class T> int survivors(const T *row, const T *bound, int64_t depth, T threshold, int32_t *list) {
+template <class T, class Stays>
+int list_staying(const T *row, const T *next, const T *bound, int64_t depth, uint16_t *list, Stays &&stays) {
     using S = Simd<T>;
-    const bool ordered = threshold >= TRUSTED<T>;
-    const auto least_bound = S::set(threshold), zero = S::zero();
-    int count = 0;
-    for (int64_t k = 0; k < depth; k += S::lanes) {
-        const auto x = k + S::lanes <= depth ? S::load(row + k) : S::load_part(row + k, static_cast<int>(depth - k));
-        const auto b = S::load(bound + k);
-        // tiny products don't keep their order: then all that are not zero stay
-        const auto stays = ordered ? S::at_least(S::mul(x, b), least_bound) : S::greater(S::smaller(x, b), zero);
-        count += S::compress(stays, static_cast<int32_t>(k), list + count);
+    int64_t count = 0, k = 0;
+    for (; k + S::lanes <= depth; k += S::lanes) {
+        __builtin_prefetch(next + k, 0, 2);
+        count += S::compress(stays(S::load(row + k), S::load(bound + k)), static_cast<int32_t>(k), list + count);
     }
-    return count;
+    if (k < depth) {
+        const auto x = S::load_part(row + k, static_cast<int>(depth - k));
+        count += S::compress(stays(x, S::load(bound + k)), static_cast<int32_t>(k), list + count);
+    }
+    return static_cast<int>(count);
+}
+
+// The k's that could still win a column: row[k]·bound[k] ≥ threshold. `list` has room for a vector more; `next` is the row
+// that comes after this one, fetched from wherever it is meanwhile.
+template <class T> int survivors(const T *row, const T *next, const T *bound, int64_t depth, T threshold, uint16_t *list) {
+    using S = Simd<T>;
+    const auto least_bound = S::set(threshold), zero = S::zero();
+    if (threshold >= TRUSTED<T>)
+        return list_staying(row, next, bound, depth, list, [&](auto x, auto b) { return S::at_least(S::mul(x, b), least_bound); });
+    // tiny products don't keep their order: all that are not zero stay
+    return list_staying(row, next, bound, depth, list, [&](auto x, auto b) { return S::greater(S::smaller(x, b), zero); });
 }
 
 // One row of a tile. Gives how many k's were worked on.
 template <class T>
-int pruned_row(const T *row, const RowFacts<T> &facts, const T *w, const Bounds<T> &bounds, int64_t depth,
-               int32_t first, T *best, int32_t *arg, int32_t *list) {
+int pruned_row(const T *row, const T *next, const RowFacts<T> &facts, const T *w, const Bounds<T> &bounds, int64_t depth,
+               int32_t first, T *best, int32_t *arg, uint16_t *list) {
     using S = Simd<T>;
     typename S::reg top[VECTORS], seeded[VECTORS];
     for (int v = 0; v < VECTORS; v++) seeded[v] = top[v] = S::load(best + v * S::lanes);
     for (int s = 0; s < facts.seed_count; s++) {
-        const auto a = S::set(row[facts.seeds[s]]);
+        const auto a = S::set(facts.seed_values[s]);
         const T *column = w + static_cast<int64_t>(facts.seeds[s]) * LANES<T>;
         for (int v = 0; v < VECTORS; v++)
             seeded[v] = S::larger(S::mul(a, S::load(column + v * S::lanes)), seeded[v]);
@@ -157,20 +173,22 @@ int pruned_row(const T *row, const RowFacts<T> &facts, const T *w, const Bounds<
         const auto scaled = S::mul(S::smaller(seeded[v], finite), S::load(bounds.scale + v * S::lanes));
         low = S::smaller(low, S::larger(scaled, S::load(bounds.dead + v * S::lanes)));
     }
-    const int count = survivors(row, bounds.bound, depth, S::min_of(low), list);
+    const int count = survivors(row, next, bounds.bound, depth, S::min_of(low), list);
     if (count == 0) return 0;
+    std::memset(list + count, 0, AHEAD * sizeof *list);
     typename S::ind at[VECTORS];
     for (int v = 0; v < VECTORS; v++) at[v] = S::load_index(arg + v * S::lanes);
     for (int s = 0; s < count; s++) {
         const int32_t k = list[s];
         const auto a = S::set(row[k]);
-        const auto index = S::set_index(first + k);
-        const T *column = w + static_cast<int64_t>(k) * LANES<T>;
+        const auto index = settled(S::set_index(first + k));
+        const T *column = w + static_cast<int64_t>(k) * LANES<T>, *later = w + static_cast<int64_t>(list[s + AHEAD]) * LANES<T>;
         for (int v = 0; v < VECTORS; v++) {
+            __builtin_prefetch(later + v * S::lanes);
             const auto p = S::mul(a, S::load(column + v * S::lanes));
             const auto won = S::greater(p, top[v]);
             top[v] = S::larger(p, top[v]);
-            at[v] = S::blend(won, index, at[v]);
+            at[v] = S::update(at[v], won, index);
         }
     }
     for (int v = 0; v < VECTORS; v++) {

@@ -177,5 +177,62 @@ template <class T> void find_bounds(const T *w, int64_t depth, int64_t padded, c
     *out.reach = reach;
 }
 
+// One operand of one product: a's rows or w's.
+template <class T> struct Side {
+    const T *data;
+    int64_t row_stride, k_stride, rows;
+    bool positive;
+};
+
+// |w| of some columns and a chunk of k.
+template <class T> struct Panel {
+    int64_t depth, padded;
+    T *w, *bound, *scale, *dead, *reach;  // from bound on: only if pruned
+    T *score;                             // how strong each k looks
+
+    T *block(int64_t b) const { return w + b * depth * LANES<T>; }
+    Bounds<T> bounds(int64_t b) const {
+        return {bound + b * padded, scale + b * LANES<T>, dead + b * LANES<T>, reach + b};
+    }
+};
+
+constexpr int64_t CHUNK = 2048;  // k's at a time: a packed block of them fits the second-level cache, and 16-bit lists
+
+inline int64_t padded_to(int64_t size, int64_t unit) { return cut(size, unit) * unit; }
+
+inline int64_t chunk_depth(int64_t k) { return least(padded_to(cut(k, most(1, cut(k, CHUNK))), 16), k); }
+
+// Packs a block, and notes which of its columns have anything in them. Gives whether there is a NaN.
+template <class T>
+bool pack_block(const Side<T> &side, int64_t block, int64_t slot, int64_t k, const Panel<T> &panel, bool bounds, T *column_limit) {
+    const int64_t first = block * LANES<T>, count = least(LANES<T>, side.rows - first);
+    T *w = panel.block(slot), sums[LANES<T>];
+    if (count < LANES<T>) std::memset(static_cast<void *>(w), 0, static_cast<size_t>(panel.depth * LANES<T>) * sizeof(T));
+    copy_absolute(side.data + first * side.row_stride + k * side.k_stride, side.k_stride, side.row_stride, panel.depth, count, w, LANES<T>);
+    column_sums(w, panel.depth, sums);
+    bool nan = false;
+    for (int lane = 0; lane < LANES<T>; lane++) {
+        if (sums[lane] != 0) column_limit[first + lane] = std::numeric_limits<T>::min();
+        nan |= sums[lane] != sums[lane];
+    }
+    if (bounds) find_bounds(w, panel.depth, panel.padded, sums, panel.bounds(slot));
+    return nan;
+}
+
+// A k looks strong where the bounds of some of the blocks are high.
+template <class T> void find_score(const Panel<T> &panel, int64_t blocks) {
+    std::memset(static_cast<void *>(panel.score), 0, static_cast<size_t>(panel.padded) * sizeof(T));
+    for (int64_t b = 0; b < blocks; b += most(1, blocks / 8)) {
+        const T *bound = panel.bounds(b).bound;
+        for (int64_t k = 0; k < panel.depth; k++) panel.score[k] += bound[k];
+    }
+}
+
+// Memory that this thread keeps from call to call.
+inline Scratch &scratch() {
+    static thread_local Scratch own;
+    return own;
+}
+
 }  // namespace
 }  // namespace gradtrace::GRADTRACE_ISA

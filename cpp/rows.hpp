@@ -22,7 +22,7 @@ constexpr int MAX_DIMS = 8;
 enum class Weight : int {
     constant = 0,  // c
     given = 1,     // w
-    tanh = 2,      // 1 - y·y
+    tanh = 2,      // 1 - y·y, rounded once
     sigmoid = 3,   // (1 - y)·y
     relu = 4,      // y > 0
 };

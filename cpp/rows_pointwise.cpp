@@ -1,18 +1,16 @@
 // Pointwise weights, and merges of two cotangents of one tensor.
-#include <cmath>
-
 #include "rows.hpp"
 #include "rows_parallel.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-// |w| from what the rule gave; the roundings are those of PyTorch's backward formulas.
+// |w| from what the rule gave; the roundings are those of PyTorch's backward formulas, which fuse tanh's.
 template <Weight kind, class T> inline Vec<T> weigh(Vec<T> w, Vec<T> c) {
     switch (kind) {
         case Weight::constant: return c;
         case Weight::given: return magnitude<T>(w);
-        case Weight::tanh: return magnitude<T>(T(1) - w * w);
+        case Weight::tanh: return magnitude<T>(one_minus_square<T>(w));
         case Weight::sigmoid: return magnitude<T>((T(1) - w) * w);
         case Weight::relu: return w > T(0) ? all(T(1)) : all(T(0));
     }
@@ -128,7 +126,7 @@ namespace {
 
 // Writes `ordinal` where the mask is set.
 template <class T> inline void choose(uint8_t *p, Int<T> mask, uint8_t ordinal, int64_t n) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES<T>)));
+    using Bytes = typename Simd<T>::Bytes;
     if (n < LANES<T>) {
         for (int64_t l = 0; l < n; l++) p[l] = mask[l] ? ordinal : p[l];
         return;

@@ -21,10 +21,12 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int COARSE = 8, FINE = 32;  // intervals of the two sieves
+constexpr int COARSE = 8, PARTS = 4;   // intervals of the first sieve, and of each of those in the second
+constexpr int FINE = COARSE * PARTS;
 constexpr int DEEPEST = 64;           // halvings of a range of t by a Splitter
 constexpr int NARROWEST = 3;          // divisions of a hard interval by a Sieve
 constexpr int64_t DIRECT = 128;       // rows so short are not worth a sieve
+constexpr int64_t FEW = 32;           // candidates so few are not sieved again
 constexpr int64_t ENOUGH = 4096;      // pairs (place, candidate) not worth splitting further
 
 // A row; cotangents are already multiplied with f.
@@ -91,10 +93,11 @@ template <class T> void levels(const Candidates<T> &c, const T *edge, int interv
     for (int k = 0; k < intervals; k++) level[k] = top[k].second_largest(top[k].largest());
 }
 
-// Keeps the candidates that reach the level of any of the intervals, and counts how many reach each.
-// `kept` may overwrite `c`.
+// Keeps the candidates that reach the level of any of the intervals, and counts how many reach each. Beyond
+// `room` it only counts. `kept` may overwrite `c`.
 template <class T>
-void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *level, Sieved<T> &kept, int64_t *count) {
+void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *level, int64_t room, Sieved<T> &kept,
+                int64_t *count) {
     Int<T> counts[FINE];
     for (int k = 0; k < intervals; k++) counts[k] = Int<T>{};
     kept.count = 0;
@@ -109,6 +112,7 @@ void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *l
             live |= reaches;
             before = after;
         }
+        if (kept.count > room) continue;
         for (uint32_t bits = lane_bits<T>(live); bits; bits &= bits - 1) kept.keep(c, i + __builtin_ctz(bits));
     }
     for (int k = 0; k < intervals; k++) {
@@ -117,12 +121,12 @@ void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *l
     }
 }
 
-// Keeps the candidates that can win in any of the intervals; `kept` may overwrite `c`.
-template <class T> void sieve(const Candidates<T> &c, const T *edge, int intervals, Sieved<T> &kept) {
-    T level[FINE];
-    int64_t count[FINE];
-    levels(c, edge, intervals, level);
-    keep_above(c, edge, intervals, level, kept, count);
+// Keeps the candidates that can win somewhere between two values of t.
+template <class T> void sieve(const Candidates<T> &c, const T *edge, Sieved<T> &kept) {
+    T level;
+    int64_t count;
+    levels(c, edge, 1, &level);
+    keep_above(c, edge, 1, &level, c.count, kept, &count);
 }
 
 template <class T> void even_edges(T low, T high, int intervals, T *edge) {
@@ -137,9 +141,9 @@ template <class T> struct Best {
     Int<T> place = all_int<T>(-1);
 };
 
-// Meets V registers of places, at t, with all candidates in order.
+// Meets V registers of places, at t, with all candidates in order; there are `places` of them in all.
 template <int V, bool checked, class T>
-void meet(const Candidates<T> &c, const Vec<T> *t, const Int<T> *j, Best<T> *best, Watch<T> &watch) {
+void meet(const Candidates<T> &c, const Vec<T> *t, const Int<T> *j, int64_t places, Best<T> *best, Watch<T> &watch) {
     for (int64_t i = 0; i < c.count; i++) {
         const Int<T> here = all_int<T>(c.place[i]);
         for (int v = 0; v < V; v++) {
@@ -147,7 +151,7 @@ void meet(const Candidates<T> &c, const Vec<T> *t, const Int<T> *j, Best<T> *bes
             const Int<T> take = (value > best[v].value) & (here != j[v]);
             best[v].value = take ? value : best[v].value;
             best[v].place = take ? here : best[v].place;
-            if (checked) watch.operand(here != j[v] ? weight : Vec<T>{});
+            if (checked) watch.operand((here != j[v]) & (j[v] < all_int<T>(places)) ? weight : Vec<T>{});
         }
     }
 }
@@ -166,9 +170,9 @@ void meet_all(const Line<T> &line, const Candidates<T> &c, T *out, int32_t *arg,
             j[v] = lane_numbers<T>() + all_int<T>(at);
         }
         if (j0 + LANES<T> >= line.n)
-            meet<1, checked>(c, t, j, best, watch);
+            meet<1, checked>(c, t, j, line.n, best, watch);
         else
-            meet<V, checked>(c, t, j, best, watch);
+            meet<V, checked>(c, t, j, line.n, best, watch);
         for (int v = 0; v < V && j0 + v * LANES<T> < line.n; v++) {
             const int64_t at = j0 + v * LANES<T>;
             store(out + at, best[v].value, line.n - at);
@@ -199,7 +203,7 @@ template <class T> struct Splitter {
             Int<T> j = all_int<T>(-1);
             for (int64_t l = 0; l < count; l++) t[l] = t_of(x + l), j[l] = order[x + l];
             Best<T> best;
-            meet<1, false>(c, &t, &j, &best, watch);
+            meet<1, false>(c, &t, &j, line.n, &best, watch);
             for (int64_t l = 0; l < count; l++) {
                 out[j[l]] = best.value[l];
                 arg[j[l]] = int32_t(best.place[l]);
@@ -233,7 +237,7 @@ template <class T> struct Splitter {
         T edge[2] = {t_of(begin), t_of(begin)};
         for (int64_t x = begin; x < end; x++) edge[0] = std::min(edge[0], t_of(x)), edge[1] = std::max(edge[1], t_of(x));
         Memory<T> memory(c.count);
-        sieve(c, edge, 1, memory.kept);
+        sieve(c, edge, memory.kept);
         const Candidates<T> left = memory.kept.view();
         if (edge[0] == edge[1]) return meet_same(begin, end, left);
         const T half = edge[0] / 2 + edge[1] / 2, middle = half < edge[1] ? half : edge[0];
@@ -254,7 +258,7 @@ template <class T> struct Region {
 // Sieves the candidates of one row into those that matter in the easy regions of t, and names the hard ones.
 template <class T> class Sieve {
   public:
-    Sieve(const Candidates<T> &all, Memory<T> &memory) : all(all), memory(memory), most(DIRECT / 4 + all.count / 16) {}
+    Sieve(const Candidates<T> &all, Memory<T> &memory) : all(all), memory(memory), most(FEW + all.count / 16) {}
 
     // Candidates for every t of the region that isn't in a hard one.
     Candidates<T> run(const Region<T> &region) {
@@ -265,29 +269,38 @@ template <class T> class Sieve {
 
   private:
     void visit(const Region<T> &region, int depth) {
-        T edge[FINE + 1], level[COARSE];
+        T edge[COARSE + 1], level[COARSE];
         int64_t count[COARSE];
         even_edges(region.low, region.high, COARSE, edge);
         levels(all, edge, COARSE, level);
-        keep_above(all, edge, COARSE, level, memory.kept, count);
-        Region<T> worst[COARSE];
+        keep_above(all, edge, COARSE, level, COARSE * most, memory.kept, count);
+        bool is_hard[COARSE];
         int found = 0;
-        for (int k = 0; k < COARSE; k++)
-            if (count[k] > most) {
-                worst[found++] = {edge[k], edge[k + 1]};
-                level[k] = INF<T>;
-            }
-        if (found) keep_above(all, edge, COARSE, level, memory.kept, count);
-        if (memory.kept.count > DIRECT / 4) {
-            even_edges(region.low, region.high, FINE, edge);
-            sieve(memory.kept.view(), edge, FINE, memory.kept);
+        for (int k = 0; k < COARSE; k++) {
+            is_hard[k] = count[k] > most;
+            found += is_hard[k];
+            if (is_hard[k]) level[k] = INF<T>;
         }
+        if (found) keep_above(all, edge, COARSE, level, all.count, memory.kept, count);
+        if (memory.kept.count > FEW) again(edge, is_hard);
         if (found || depth) mark();
-        for (int k = 0; k < found; k++)
+        for (int k = 0; k < COARSE; k++) {
+            if (!is_hard[k]) continue;
             if (depth < NARROWEST && found <= COARSE / 2)
-                visit(worst[k], depth + 1);
+                visit({edge[k], edge[k + 1]}, depth + 1);
             else
-                hard.push_back(worst[k]);
+                hard.push_back({edge[k], edge[k + 1]});
+        }
+    }
+    // Sieves what was kept once more, in parts of the easy intervals.
+    void again(const T *edge, const bool *is_hard) {
+        T finer[FINE + 1], level[FINE];
+        int64_t count[FINE];
+        for (int k = 0; k < COARSE; k++) even_edges(edge[k], edge[k + 1], PARTS, finer + k * PARTS);
+        levels(memory.kept.view(), finer, FINE, level);
+        for (int k = 0; k < FINE; k++)
+            if (is_hard[k / PARTS]) level[k] = INF<T>;
+        keep_above(memory.kept.view(), finer, FINE, level, all.count, memory.kept, count);
     }
     void mark() {
         if (marks.empty()) marks.resize(all.count);

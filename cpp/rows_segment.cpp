@@ -2,7 +2,7 @@
 //
 // Threads never write to the same result: they share the columns where rows are wide, else the results. Rows
 // are taken in order with a strict >, so of equal ones the first stays.
-#include <memory>
+#include <vector>
 
 #include "rows.hpp"
 #include "rows_parallel.hpp"
@@ -15,63 +15,75 @@ struct Share {
     int64_t batch, column, columns, low, high;
 };
 
-// `touched`: results this call has written to; before that a new value wins ties against what is there.
-template <class T> inline void improve(const Segment<T> &s, T *out, int32_t *arg, int64_t at, int64_t n, Vec<T> v,
-                                       Int<T> old, Int<T> r) {
-    const Vec<T> have = load(out, n);
-    const Int<T> take = (v > have) | (old & (v == have) & (v > T(0)));
-    store(out, take ? v : have, n);
-    store_index<T>(arg, take ? r : load_index<T>(arg, n), n);
-    if (s.choice)
-        for (int64_t l = 0; l < n && l < LANES<T>; l++)
-            if (take[l]) s.choice[at + l] = uint8_t(s.ordinal);
-    if (s.choice32)
-        for (int64_t l = 0; l < n && l < LANES<T>; l++)
-            if (take[l]) s.choice32[at + l] = s.ordinal;
-}
+// Marks the results that this call has written: before that, a new value wins ties against what was there.
+// Kept only where there was something, and only for the rows of results that are reached.
+class Written {
+  public:
+    Written(bool needed, const Share &mine) : columns(mine.columns), low(mine.low) {
+        if (needed) slot.assign(mine.high - mine.low, -1);
+    }
+    // A mark for each column of one row of results; null where none are kept.
+    uint8_t *row(int64_t to) {
+        if (slot.empty()) return nullptr;
+        int64_t &at = slot[to - low];
+        if (at < 0) {
+            at = int64_t(marks.size());
+            marks.resize(marks.size() + columns);
+        }
+        return marks.data() + at;
+    }
 
-template <class T> void wide_row(const Segment<T> &s, const Share &mine, int64_t r, int64_t to, bool old, Watch<T> &watch) {
+  private:
+    int64_t columns, low;
+    std::vector<int64_t> slot;
+    std::vector<uint8_t> marks;
+};
+
+// One row of g against one row of results. `f` is a power of two.
+template <class T>
+void wide_row(const Segment<T> &s, const Share &mine, int64_t r, int64_t to, uint8_t *written, Watch<T> &watch) {
     const Vec<T> f = all(T(s.f));
-    const Int<T> here = all_int<T>(r), fresh = old ? ~Int<T>{} : Int<T>{};
+    const Int<T> here = all_int<T>(r);
     const T *g = s.g + (mine.batch * s.rows + r) * s.inner + mine.column;
-    const int64_t at = (mine.batch * s.size + to) * s.inner + mine.column;
+    const int64_t first = (mine.batch * s.size + to) * s.inner + mine.column;
     auto step = [&](int64_t c, int64_t n) {
-        const Vec<T> gv = load(g + c, n), v = present(gv * f);
-        improve(s, s.out + at + c, s.arg + at + c, at + c, n, v, fresh, here);
+        const int64_t at = first + c;
+        const Vec<T> gv = load(g + c, n), v = present(gv * f), have = load(s.out + at, n);
+        Int<T> take = v > have;
+        if (written) take |= (v == have) & (v > T(0)) & (load_bytes<T>(written + c, n) == 0);
+        const Vec<T> best = take ? v : have;
+        store(s.out + at, best, n);
+        store_index<T>(s.arg + at, take ? here : load_index<T>(s.arg + at, n), n);
+        if (written || s.choice || s.choice32)
+            for (uint32_t bits = lane_bits<T>(take); bits; bits &= bits - 1) {
+                const int l = __builtin_ctz(bits);
+                if (written) written[c + l] = 1;
+                if (s.choice) s.choice[at + l] = uint8_t(s.ordinal);
+                if (s.choice32) s.choice32[at + l] = s.ordinal;
+            }
         watch.operand(gv);
-        watch.lost |= (load(s.out + at + c, n) < TINY<T>)&(gv != 0);
+        watch.lost |= (best < TINY<T>)&(gv != 0);
     };
     int64_t c = 0;
     for (; c + LANES<T> <= mine.columns; c += LANES<T>) step(c, LANES<T>);
     if (c < mine.columns) step(c, mine.columns - c);
 }
 
-template <class T> inline void one_number(const Segment<T> &s, int64_t batch, int64_t r, int64_t to, bool old, bool &nan, bool &lost) {
+// The same for rows of one number.
+template <class T>
+inline void one_number(const Segment<T> &s, int64_t batch, int64_t r, int64_t to, uint8_t *written, bool &nan, bool &lost) {
     const T g = s.g[batch * s.rows + r], v = g * T(s.f);
     const int64_t at = batch * s.size + to;
     nan |= g != g;
-    if (v > s.out[at] || (old && v == s.out[at] && v > 0)) {
+    if (v > s.out[at] || (written && !*written && v == s.out[at] && v > 0)) {
         s.out[at] = v;
         s.arg[at] = int32_t(r);
+        if (written) *written = 1;
         if (s.choice) s.choice[at] = uint8_t(s.ordinal);
         if (s.choice32) s.choice32[at] = s.ordinal;
     }
     lost |= s.out[at] < TINY<T> && g != 0;
 }
-
-// Marks results that this call has reached; only kept where ties need it.
-struct Touched {
-    std::unique_ptr<uint8_t[]> mark;
-    int64_t low;
-    Touched(bool needed, int64_t low, int64_t high) : low(low) {
-        if (needed) mark.reset(new uint8_t[high - low]());
-    }
-    bool first_time(int64_t at) {
-        if (!mark || mark[at - low]) return false;
-        mark[at - low] = 1;
-        return true;
-    }
-};
 
 template <class T> void clear(const Segment<T> &s, const Share &mine) {
     for (int64_t to = mine.low; to < mine.high; to++) {
@@ -85,14 +97,14 @@ template <class T> Summary segment_share(const Segment<T> &s, const Share &mine)
     Watch<T> watch;
     bool nan = false, lost = false;
     if (s.init) clear(s, mine);
-    Touched touched(!s.init, mine.low, mine.high);
+    Written written(!s.init, mine);
     for (int64_t r = 0; r < s.rows; r++) {
         const int64_t to = s.index[r];
         if (to < mine.low || to >= mine.high) continue;
         if (s.inner == 1)
-            one_number(s, mine.batch, r, to, touched.first_time(to), nan, lost);
+            one_number(s, mine.batch, r, to, written.row(to), nan, lost);
         else
-            wide_row(s, mine, r, to, touched.first_time(to), watch);
+            wide_row(s, mine, r, to, written.row(to), watch);
     }
     Summary out = watch.summary();
     out.flags |= (nan ? NAN_SEEN : 0) | (lost ? LOST : 0);

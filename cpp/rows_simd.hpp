@@ -2,6 +2,7 @@
 // Comparisons give masks of integers as wide as the numbers, and those masks select: `m ? a : b`.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -27,6 +28,7 @@ template <> struct Simd<float> {
     typedef float V __attribute__((vector_size(REGISTER)));
     typedef int32_t I __attribute__((vector_size(REGISTER)));
     typedef int32_t Stored __attribute__((vector_size(REGISTER)));
+    typedef int8_t Bytes __attribute__((vector_size(REGISTER / 4)));
     using Int = int32_t;
     static constexpr int32_t SIGN_OFF = 0x7fffffff;
 };
@@ -34,6 +36,7 @@ template <> struct Simd<double> {
     typedef double V __attribute__((vector_size(REGISTER)));
     typedef int64_t I __attribute__((vector_size(REGISTER)));
     typedef int32_t Stored __attribute__((vector_size(REGISTER / 2)));  // indices in memory are 32 bits
+    typedef int8_t Bytes __attribute__((vector_size(REGISTER / 8)));
     using Int = int64_t;
     static constexpr int64_t SIGN_OFF = 0x7fffffffffffffff;
 };
@@ -91,7 +94,33 @@ template <class T> inline void store_index(int32_t *p, Int<T> v, int64_t n = LAN
         for (int64_t l = 0; l < n; l++) p[l] = s[l];
 }
 
+template <class T> inline Int<T> load_bytes(const uint8_t *p, int64_t n) {
+    typename Simd<T>::Bytes b{};
+    if (n >= LANES<T>)
+        std::memcpy(&b, p, sizeof b);
+    else
+        for (int64_t l = 0; l < n; l++) b[l] = int8_t(p[l]);
+    return __builtin_convertvector(b, Int<T>);
+}
+
 template <class T> inline Vec<T> magnitude(Vec<T> v) { return (Vec<T>)((Int<T>)v & Simd<T>::SIGN_OFF); }
+// 1 - a·a with one rounding.
+template <class T> inline Vec<T> one_minus_square(Vec<T> a) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_fnmadd_ps((__m512)a, (__m512)a, _mm512_set1_ps(1));
+    else
+        return (Vec<T>)_mm512_fnmadd_pd((__m512d)a, (__m512d)a, _mm512_set1_pd(1));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm256_fnmadd_ps((__m256)a, (__m256)a, _mm256_set1_ps(1));
+    else
+        return (Vec<T>)_mm256_fnmadd_pd((__m256d)a, (__m256d)a, _mm256_set1_pd(1));
+#else
+    for (int l = 0; l < LANES<T>; l++) a[l] = std::fma(-a[l], a[l], T(1));
+    return a;
+#endif
+}
 template <class V> inline V larger(V a, V b) { return a > b ? a : b; }   // b where a is NaN
 template <class V> inline V smaller(V a, V b) { return a < b ? a : b; }  // b where a is NaN
 // Zero where a product was zero times infinity.

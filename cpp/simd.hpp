@@ -18,6 +18,14 @@ namespace gradtrace::GRADTRACE_ISA {
 
 template <class T> struct Simd;
 
+// Keeps a value in a register. Without it gcc repeats a broadcast from a general register for every blend.
+template <class Reg> inline Reg settled(Reg x) {
+#if defined(GRADTRACE_ISA_v3) || defined(GRADTRACE_ISA_v4)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
 #if defined(GRADTRACE_ISA_v4)
 
 template <> struct Simd<float> {
@@ -47,11 +55,17 @@ template <> struct Simd<float> {
     static float max_of(reg x) { return _mm512_reduce_max_ps(x); }
     static float min_of(reg x) { return _mm512_reduce_min_ps(x); }
     static float sum_of(reg x) { return _mm512_reduce_add_ps(x); }
-    // Appends first + lane for every lane of m; may write up to `lanes` entries. Gives how many count.
-    static int compress(mask m, int32_t first, int32_t *out) {
+    // at, but index where m. In place: gcc's own choice takes a copy for each.
+    static ind update(ind at, mask m, ind index) {
+        __asm__("vmovdqa32 %2, %0%{%1%}" : "+v"(at) : "Yk"(m), "v"(index));
+        return at;
+    }
+    // Writes first + lane for every lane of m, and something behind them, `lanes` entries in all. Gives how many count.
+    static int compress(mask m, int32_t first, uint16_t *out) {
         const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         // the register form and a full store: compressing straight to memory is microcoded on some processors
-        _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lane, _mm512_set1_epi32(first))));
+        const __m512i found = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lane, _mm512_set1_epi32(first)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), _mm512_cvtepi32_epi16(found));
         return __builtin_popcount(m);
     }
 };
@@ -89,9 +103,13 @@ template <> struct Simd<double> {
     static double max_of(reg x) { return _mm512_reduce_max_pd(x); }
     static double min_of(reg x) { return _mm512_reduce_min_pd(x); }
     static double sum_of(reg x) { return _mm512_reduce_add_pd(x); }
-    static int compress(mask m, int32_t first, int32_t *out) {
+    static ind update(ind at, mask m, ind index) {
+        __asm__("vmovdqa64 %2, %0%{%1%}" : "+v"(at) : "Yk"(m), "v"(index));
+        return at;
+    }
+    static int compress(mask m, int32_t first, uint16_t *out) {
         const __m256i k = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), _mm256_maskz_compress_epi32(m, k));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm256_cvtepi32_epi16(_mm256_maskz_compress_epi32(m, k)));
         return __builtin_popcount(m);
     }
 };
@@ -154,10 +172,12 @@ template <> struct Simd<float> {
         y = _mm_add_ps(y, _mm_movehl_ps(y, y));
         return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
     }
-    static int compress(mask m, int32_t first, int32_t *out) {
+    static ind update(ind at, mask m, ind index) { return blend(m, index, at); }
+    static int compress(mask m, int32_t first, uint16_t *out) {
         const uint32_t which = bits(m);
-        const __m256i lane = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bit_positions.of[which])));
-        store_index(out, _mm256_add_epi32(lane, _mm256_set1_epi32(first)));
+        const __m128i lane = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(bit_positions.of[which])));
+        const __m128i found = _mm_add_epi16(lane, _mm_set1_epi16(static_cast<int16_t>(first)));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), found);
         return __builtin_popcount(which);
     }
 };
@@ -206,10 +226,12 @@ template <> struct Simd<double> {
         const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
         return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
     }
-    static int compress(mask m, int32_t first, int32_t *out) {
+    static ind update(ind at, mask m, ind index) { return blend(m, index, at); }
+    static int compress(mask m, int32_t first, uint16_t *out) {
         const uint32_t which = bits(m);
-        const __m128i lane = _mm_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bit_positions.of[which])));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm_add_epi32(lane, _mm_set1_epi32(first)));
+        const __m128i lane = _mm_cvtepu8_epi16(_mm_cvtsi64_si128(static_cast<int64_t>(bit_positions.of[which])));
+        const __m128i found = _mm_add_epi16(lane, _mm_set1_epi16(static_cast<int16_t>(first)));
+        _mm_storel_epi64(reinterpret_cast<__m128i *>(out), found);
         return __builtin_popcount(which);
     }
 };
@@ -277,10 +299,11 @@ template <class T> struct Simd {
         for (int lane = 1; lane < lanes; lane++) out += x[lane];
         return out;
     }
-    static int compress(mask m, int32_t first, int32_t *out) {
+    static ind update(ind at, mask m, ind index) { return m ? index : at; }
+    static int compress(mask m, int32_t first, uint16_t *out) {
         int count = 0;
         for (int lane = 0; lane < lanes; lane++) {
-            out[count] = first + lane;
+            out[count] = static_cast<uint16_t>(first + lane);
             count += static_cast<int>(m[lane] & 1);
         }
         return count;
