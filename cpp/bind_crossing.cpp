@@ -1,0 +1,175 @@
+// What runs over whole tensors once, outside the reverse pass: sets of components along winners, counts, NaN.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace {
+
+using Pointer = uintptr_t;
+constexpr int64_t SERIAL = 65536;  // elements below which waking a thread costs more than it saves
+
+int team(int64_t elements, int threads) {
+    return elements < SERIAL ? 1 : threads;
+}
+
+// One way from a scalar to the scalar of a result that it won through, and that result's sets.
+struct Source {
+    const int64_t *bits;  // null: `also` is the whole set
+    int64_t also, offset, step;
+    const int64_t *table;  // null: step times the stored number
+    std::vector<int64_t> stride;
+};
+
+struct Walk {
+    std::vector<int64_t> shape, raw_stride, choice_stride;
+    const int32_t *raw;
+    const uint8_t *choice;
+    const int32_t *wide_choice;
+    const int64_t *ordinal, *local;  // by stored number, where several products were put into one
+    std::vector<Source> sources;
+    int64_t *out;
+};
+
+// The sets of `count` scalars from flat position `begin` on. Coordinates are kept, not divided out.
+void walk_part(const Walk &w, int64_t begin, int64_t count) {
+    const int dims = int(w.shape.size());
+    std::vector<int64_t> at(size_t(dims), 0);
+    for (int64_t rest = begin, d = dims - 1; d >= 0; d--) {
+        at[size_t(d)] = rest % w.shape[size_t(d)];
+        rest /= w.shape[size_t(d)];
+    }
+    const int64_t inner = dims ? w.shape[size_t(dims - 1)] : 1;
+    std::vector<int64_t> base(w.sources.size());
+    for (int64_t done = 0; done < count;) {
+        const int64_t first = dims ? at[size_t(dims - 1)] : 0, n = std::min(inner - first, count - done);
+        int64_t raw_at = 0, choice_at = 0;
+        for (int d = 0; d < dims; d++) {
+            raw_at += w.raw ? at[size_t(d)] * w.raw_stride[size_t(d)] : 0;
+            choice_at += w.choice || w.wide_choice ? at[size_t(d)] * w.choice_stride[size_t(d)] : 0;
+        }
+        for (size_t s = 0; s < base.size(); s++) {
+            base[s] = w.sources[s].offset;
+            for (int d = 0; d < dims; d++) base[s] += at[size_t(d)] * w.sources[s].stride[size_t(d)];
+        }
+        const int64_t raw_step = w.raw && dims ? w.raw_stride[size_t(dims - 1)] : 0;
+        const int64_t choice_step = (w.choice || w.wide_choice) && dims ? w.choice_stride[size_t(dims - 1)] : 0;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t stored = w.raw ? std::max<int64_t>(w.raw[raw_at + i * raw_step], 0) : 0;
+            size_t chosen = 0;
+            if (w.ordinal) {
+                chosen = size_t(w.ordinal[stored]);
+                stored = w.local[stored];
+            } else if (w.choice) {
+                chosen = w.choice[choice_at + i * choice_step];
+            } else if (w.wide_choice) {
+                chosen = size_t(w.wide_choice[choice_at + i * choice_step]);
+            }
+            const Source &s = w.sources[chosen];
+            int64_t set = s.also;
+            if (s.bits) {
+                const int64_t along = dims ? s.stride[size_t(dims - 1)] * i : 0;
+                set |= s.bits[base[chosen] + along + (s.table ? s.table[stored] : s.step * stored)];
+            }
+            w.out[begin + done + i] = set;
+        }
+        done += n;
+        for (int d = dims - 2, carry = 1; d >= 0 && carry; d--) {
+            carry = ++at[size_t(d)] == w.shape[size_t(d)];
+            if (carry) at[size_t(d)] = 0;
+        }
+        if (dims) at[size_t(dims - 1)] = 0;
+    }
+}
+
+// sources: (bits, also, offset, step, table, stride of each axis).
+void inherit(std::vector<int64_t> shape, Pointer raw, std::vector<int64_t> raw_stride, Pointer choice, std::vector<int64_t> choice_stride,
+             bool wide_choice, Pointer ordinal, Pointer local, nb::list sources, Pointer out, int threads) {
+    Walk w{std::move(shape), std::move(raw_stride), std::move(choice_stride), reinterpret_cast<const int32_t *>(raw),
+           wide_choice ? nullptr : reinterpret_cast<const uint8_t *>(choice), wide_choice ? reinterpret_cast<const int32_t *>(choice) : nullptr,
+           reinterpret_cast<const int64_t *>(ordinal), reinterpret_cast<const int64_t *>(local), {}, reinterpret_cast<int64_t *>(out)};
+    for (nb::handle h : sources) {
+        nb::tuple t = nb::cast<nb::tuple>(h);
+        w.sources.push_back({reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[0])), nb::cast<int64_t>(t[1]), nb::cast<int64_t>(t[2]),
+                             nb::cast<int64_t>(t[3]), reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[4])),
+                             nb::cast<std::vector<int64_t>>(t[5])});
+    }
+    nb::gil_scoped_release unlocked;
+    int64_t numel = 1;
+    for (int64_t n : w.shape) numel *= n;
+    const int64_t block = 16384, blocks = (numel + block - 1) / block;
+    [[maybe_unused]] const int crew = team(numel, threads);
+#pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1)
+    for (int64_t b = 0; b < blocks; b++) walk_part(w, b * block, std::min(block, numel - b * block));
+}
+
+template <class T> std::pair<int64_t, double> measured(const T *data, int64_t n, int threads) {
+    int64_t live = 0;
+    double sum = 0;
+    [[maybe_unused]] const int crew = team(n, threads);
+#pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1) reduction(+ : live, sum)
+    for (int64_t b = 0; b < (n + 4095) / 4096; b++) {
+        double part[8] = {};  // independent sums, so that the loop is wide
+        int64_t count = 0;
+        const int64_t end = std::min<int64_t>(n, (b + 1) * 4096);
+        for (int64_t i = b * 4096; i < end; i++) {
+            part[i % 8] += double(data[i]);
+            count += data[i] > 0;
+        }
+        live += count;
+        for (double p : part) sum += p;
+    }
+    return {live, sum};
+}
+
+// How many of n weights are above zero, and their sum.
+std::pair<int64_t, double> measure(bool is_double, Pointer data, int64_t n, int threads) {
+    nb::gil_scoped_release unlocked;
+    return is_double ? measured(reinterpret_cast<const double *>(data), n, threads) : measured(reinterpret_cast<const float *>(data), n, threads);
+}
+
+template <class T> bool has_nan(const T *data, int64_t n) {
+    bool found = false;
+    for (int64_t i = 0; i < n; i++) found |= data[i] != data[i];
+    return found;
+}
+
+template <class T> bool any_nan_in(const T *data, int64_t n, int threads) {
+    if (n < SERIAL) return has_nan(data, n);
+    bool found = false;
+    const int64_t block = 16384, blocks = (n + block - 1) / block;
+    [[maybe_unused]] const int crew = team(n, threads);
+#pragma omp parallel for num_threads(crew) schedule(static) reduction(|| : found)
+    for (int64_t b = 0; b < blocks; b++) found = has_nan(data + b * block, std::min(block, n - b * block)) || found;
+    return found;
+}
+
+// The first of several contiguous tensors that holds a NaN, -1 if none does.
+int64_t first_nan(bool is_double, const std::vector<std::pair<Pointer, int64_t>> &tensors, int threads) {
+    nb::gil_scoped_release unlocked;
+    for (size_t t = 0; t < tensors.size(); t++) {
+        const auto [data, n] = tensors[t];
+        if (is_double ? any_nan_in(reinterpret_cast<const double *>(data), n, threads) : any_nan_in(reinterpret_cast<const float *>(data), n, threads))
+            return int64_t(t);
+    }
+    return -1;
+}
+
+}  // namespace
+
+void bind_crossing(nb::module_ &m);
+void bind_crossing(nb::module_ &m) {
+    using nb::arg;
+    m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
+          arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
+    m.def("measure", &measure, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "(how many are above zero, their sum)");
+    m.def("first_nan", &first_nan, arg("double_"), arg("tensors"), arg("threads"), "Index of the first (pointer, n) with a NaN, or -1");
+}

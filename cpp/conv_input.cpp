@@ -1,0 +1,303 @@
+// Convolution under max, towards the input.
+//
+// Results whose coordinates are alike modulo the stride meet the same taps: they are a phase. Within one, each
+// step (channel, tap) of the reduced axis is a constant offset into a zero-padded copy of the cotangent.
+#include <memory>
+#include <vector>
+
+#include "conv.hpp"
+#include "conv_tile.hpp"
+
+namespace gradtrace::GRADTRACE_ISA {
+namespace {
+
+constexpr int64_t ROOM = 8 << 20;  // bytes of padded cotangent that one thread holds
+
+// One axis of one phase: result t lies at start + t·step and reads the cotangent at t·stride + shift[tap].
+struct Axis {
+    int64_t start, step, count, stride, size;  // size: of the cotangent
+    std::vector<int64_t> tap, shift;           // in ascending order of what they read
+};
+
+Axis axis_towards_large(const ConvShape &s, int d, int64_t residue) {
+    Axis axis{residue, s.stride[d], (s.large[d] - residue + s.stride[d] - 1) / s.stride[d], 1, s.small[d], {}, {}};
+    for (int64_t k = s.taps[d] - 1; k >= 0; k--) {
+        const int64_t place = residue + s.padding[d] - k * s.dilation[d];
+        if (place % s.stride[d] != 0) continue;
+        axis.tap.push_back(k);
+        axis.shift.push_back(place / s.stride[d]);
+    }
+    return axis;
+}
+
+Axis axis_towards_small(const ConvShape &s, int d) {
+    Axis axis{0, 1, s.small[d], s.stride[d], s.large[d], {}, {}};
+    for (int64_t k = 0; k < s.taps[d]; k++) {
+        axis.tap.push_back(k);
+        axis.shift.push_back(k * s.dilation[d] - s.padding[d]);
+    }
+    return axis;
+}
+
+// The coordinates of the cotangent that a range of results reads: from low on, size many.
+struct Span {
+    int64_t low, size;
+};
+Span span(const Axis &axis, int64_t begin, int64_t end) {
+    const int64_t low = begin * axis.stride + axis.shift.front();
+    return {low, (end - 1) * axis.stride + axis.shift.back() - low + 1};
+}
+
+// What all threads share in one phase.
+template <class T> struct Phase {
+    const ConvInput<T> &job;
+    Axis axis[3];
+    int64_t from, to;                    // channels that are reduced, and of the results, in one group
+    int64_t inputs, outputs;             // scalars of one channel of the cotangent, and of the results
+    int64_t taps, steps, panels;         // steps: from · taps
+    std::vector<T> weight;               // group × panel × step × WIDTH
+    std::vector<int32_t> b_at, decoded;  // decoded: what a step adds to a winner's flat index
+    Packed<T> packed;
+
+    const T *panel(int64_t group, int64_t p) const { return weight.data() + (group * panels + p) * steps * WIDTH<T>; }
+    // Calls f(number, tap index and shift per axis) in order.
+    template <class F> void each_tap(F f) const {
+        int64_t number = 0;
+        for (size_t x = 0; x < axis[0].tap.size(); x++)
+            for (size_t y = 0; y < axis[1].tap.size(); y++)
+                for (size_t z = 0; z < axis[2].tap.size(); z++, number++) {
+                    const int64_t tap[3] = {axis[0].tap[x], axis[1].tap[y], axis[2].tap[z]};
+                    const int64_t shift[3] = {axis[0].shift[x], axis[1].shift[y], axis[2].shift[z]};
+                    f(number, tap, shift);
+                }
+    }
+
+    void pack() {
+        const ConvShape &s = job.shape;
+        const int64_t all_taps = s.taps[0] * s.taps[1] * s.taps[2];
+        taps = int64_t(axis[0].tap.size() * axis[1].tap.size() * axis[2].tap.size());
+        steps = from * taps;
+        panels = (to + WIDTH<T> - 1) / WIDTH<T>;
+        weight.assign(s.groups * panels * steps * WIDTH<T>, T(0));
+        b_at.resize(steps);
+        decoded.resize(steps);
+        for (int64_t k = 0; k < steps; k++) b_at[k] = int32_t(k * WIDTH<T>);
+        each_tap([&](int64_t number, const int64_t *tap, const int64_t *shift) {
+            const int64_t at = (tap[0] * s.taps[1] + tap[1]) * s.taps[2] + tap[2];
+            const int64_t moved = (shift[0] * axis[1].size + shift[1]) * axis[2].size + shift[2];
+            for (int64_t i = 0; i < from; i++) decoded[i * taps + number] = int32_t(i * inputs + moved);
+            for (int64_t g = 0; g < s.groups; g++)
+                for (int64_t i = 0; i < from; i++)
+                    for (int64_t j = 0; j < to; j++) {
+                        // small channel × large channel × tap
+                        const int64_t small = job.transposed ? j : i, large = job.transposed ? i : j;
+                        const int64_t row = (g * panels + j / WIDTH<T>) * steps + i * taps + number;
+                        weight[row * WIDTH<T> + j % WIDTH<T>] =
+                            job.w[((g * s.small_channels + small) * s.large_channels + large) * all_taps + at];
+                    }
+        });
+        packed.take(weight.data(), weight.data(), int64_t(weight.size()), all(T(1)));
+    }
+};
+
+// One example, one group, some of the results: those with begin ≤ t < end along the axis that is cut.
+struct Slab {
+    int64_t example, group, begin, end;
+};
+
+template <class T> class SlabRun {
+  public:
+    SlabRun(const Phase<T> &phase, int cut) : phase(phase), cut(cut) {}
+
+    Summary run(const Slab &slab) {
+        this->slab = slab;
+        for (int d = 0; d < 3; d++) {
+            begin[d] = d == cut ? slab.begin : 0;
+            end[d] = d == cut ? slab.end : phase.axis[d].count;
+            spans[d] = span(phase.axis[d], begin[d], end[d]);
+        }
+        pad();
+        address_steps();
+        risky = may_lose(packed, phase.packed);
+        lost = false;
+        for (int64_t p = 0; p < phase.panels; p++) panel(p);
+        Summary s = nothing_seen();
+        s.flags = packed.flags() | (lost ? LOST : 0);
+        return s;
+    }
+
+  private:
+    // Copies the cotangent with zeros around it.
+    void pad() {
+        const int64_t plane = spans[0].size * spans[1].size * spans[2].size;
+        image.assign(phase.from * plane, T(0));
+        packed = {};
+        const Vec<T> f = all(T(phase.job.f));
+        const T *g = phase.job.g + (slab.example * phase.job.shape.groups + slab.group) * phase.from * phase.inputs;
+        for (int64_t c = 0; c < phase.from; c++)
+            for (int64_t x = 0; x < spans[0].size; x++)
+                for (int64_t y = 0; y < spans[1].size; y++) {
+                    const int64_t at0 = x + spans[0].low, at1 = y + spans[1].low;
+                    if (at0 < 0 || at0 >= phase.axis[0].size || at1 < 0 || at1 >= phase.axis[1].size) continue;
+                    const T *row = g + c * phase.inputs + (at0 * phase.axis[1].size + at1) * phase.axis[2].size;
+                    T *to = image.data() + c * plane + (x * spans[1].size + y) * spans[2].size;
+                    const int64_t stop = std::min(phase.axis[2].size, spans[2].low + spans[2].size);
+                    const int64_t start = std::max<int64_t>(0, spans[2].low);
+                    packed.take(row + start, to + start - spans[2].low, stop - start, f);
+                }
+    }
+    void address_steps() {
+        const int64_t plane = spans[0].size * spans[1].size * spans[2].size;
+        a_at.resize(phase.steps);
+        phase.each_tap([&](int64_t number, const int64_t *, const int64_t *shift) {
+            int64_t at = 0;
+            for (int d = 0; d < 3; d++) at = at * spans[d].size + shift[d] - phase.axis[d].shift.front();
+            for (int64_t c = 0; c < phase.from; c++) a_at[c * phase.taps + number] = int32_t(c * plane + at);
+        });
+    }
+
+    struct Point {
+        int64_t image, input, output;  // where it starts to read, in the padded copy and in g; where it writes
+    };
+    Point point(const int64_t *t) const {
+        Point p{0, 0, 0};
+        const ConvShape &s = phase.job.shape;
+        for (int d = 0; d < 3; d++) {
+            const Axis &axis = phase.axis[d];
+            p.image = p.image * spans[d].size + (t[d] - begin[d]) * axis.stride;
+            p.input = p.input * axis.size + t[d] * axis.stride;
+            p.output = p.output * (phase.job.transposed ? s.small[d] : s.large[d]) + axis.start + t[d] * axis.step;
+        }
+        return p;
+    }
+
+    void panel(int64_t p) {
+        int64_t t[3];
+        staged = 0;
+        for (t[0] = begin[0]; t[0] < end[0]; t[0]++)
+            for (t[1] = begin[1]; t[1] < end[1]; t[1]++)
+                for (t[2] = begin[2]; t[2] < end[2]; t[2]++) {
+                    points[staged++] = point(t);
+                    if (staged % ROWS == 0) tile(p, staged - ROWS, ROWS);
+                    if (staged == STAGE) write(p);
+                }
+        if (staged % ROWS) tile(p, staged - staged % ROWS, int(staged % ROWS));
+        write(p);
+    }
+
+    // The results of some staged points, and the steps that won.
+    void tile(int64_t p, int64_t from, int filled) {
+        Tile<T> tile;
+        for (int r = 0; r < ROWS; r++) tile.a[r] = image.data() + points[from + (r < filled ? r : 0)].image;
+        tile.b = phase.panel(slab.group, p);
+        tile.a_at = a_at.data();
+        tile.b_at = phase.b_at.data();
+        tile.steps = phase.steps;
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < VECTORS; v++) tile.best[r][v] = Vec<T>{}, tile.block[r][v] = all_int<T>(-1);
+        gradtrace::GRADTRACE_ISA::run(tile);
+        for (int v = 0; v < VECTORS && p * WIDTH<T> + v * LANES<T> < phase.to; v++)
+            for (int r = 0; r < filled; r++) {
+                store(values[from + r] + v * LANES<T>, tile.best[r][v]);
+                store_index<T>(steps[from + r] + v * LANES<T>, winners(tile, r, v));
+                if (risky && any(tile.best[r][v] < TINY<T>)) lost |= any((tile.best[r][v] < TINY<T>)&possible(tile, r, v));
+            }
+    }
+
+    // Channels lie far apart, so neighbouring points of one channel are written together.
+    void write(int64_t p) {
+        const int64_t count = std::min<int64_t>(WIDTH<T>, phase.to - p * WIDTH<T>), groups = phase.job.shape.groups;
+        const int64_t base = slab.group * phase.from * phase.inputs;
+        for (int64_t c = 0; c < count; c++) {
+            const int64_t to = ((slab.example * groups + slab.group) * phase.to + p * WIDTH<T> + c) * phase.outputs;
+            for (int64_t x = 0; x < staged; x++) {
+                const int32_t step = steps[x][c];
+                phase.job.out[to + points[x].output] = values[x][c];
+                phase.job.arg[to + points[x].output] = step < 0 ? -1 : int32_t(base + points[x].input + phase.decoded[step]);
+            }
+        }
+        staged = 0;
+    }
+
+    const Phase<T> &phase;
+    const int cut;
+    Slab slab{};
+    static constexpr int64_t STAGE = 8 * ROWS;
+    int64_t staged = 0;
+    Point points[STAGE];
+    T values[STAGE][WIDTH<T>];
+    int32_t steps[STAGE][WIDTH<T>];
+    int64_t begin[3], end[3];
+    Span spans[3];
+    std::vector<T> image;
+    std::vector<int32_t> a_at;
+    Packed<T> packed;
+    bool risky = false, lost = false;
+};
+
+// Cuts a phase along its first axis that has something to cut, so that padded copies stay small and every
+// thread has some.
+template <class T> Summary run_phase(const Phase<T> &phase, int threads) {
+    const ConvShape &s = phase.job.shape;
+    int cut = 0;
+    while (cut < 2 && phase.axis[cut].count == 1) cut++;
+    const int64_t rows = phase.axis[cut].count, images = s.batch * s.groups;
+    int64_t size = phase.from * int64_t(sizeof(T));
+    for (int d = 0; d < 3; d++) size *= span(phase.axis[d], 0, phase.axis[d].count).size;
+    int64_t slabs = std::max((size + ROOM - 1) / ROOM, (threads + images - 1) / images);
+    slabs = std::min(slabs, rows);
+    const int64_t work = images * phase.to * phase.outputs * phase.steps / 16;
+    return share(images * slabs, work, threads, [&](int64_t from, int64_t to) {
+        SlabRun<T> runner(phase, cut);
+        Summary out = nothing_seen();
+        for (int64_t x = from; x < to; x++) {
+            const int64_t image = x / slabs, part = x % slabs;
+            add(out, runner.run({image / s.groups, image % s.groups, rows * part / slabs, rows * (part + 1) / slabs}));
+        }
+        return out;
+    });
+}
+
+template <class T> Summary phase_at(const ConvInput<T> &job, const int64_t *residue, int threads) {
+    const ConvShape &s = job.shape;
+    Phase<T> phase{job, {}, s.small_channels, s.large_channels, 1, 1, 0, 0, 0, {}, {}, {}, {}};
+    if (job.transposed) std::swap(phase.from, phase.to);
+    for (int d = 0; d < 3; d++) {
+        phase.axis[d] = job.transposed ? axis_towards_small(s, d) : axis_towards_large(s, d, residue[d]);
+        phase.inputs *= job.transposed ? s.large[d] : s.small[d];
+        phase.outputs *= job.transposed ? s.small[d] : s.large[d];
+    }
+    for (const Axis &axis : phase.axis)
+        if (axis.count <= 0 || axis.tap.empty()) return nothing_seen();
+    phase.pack();
+    if (phase.steps == 0) return nothing_seen();
+    Summary out = run_phase(phase, threads);
+    out.flags |= phase.packed.flags();
+    return out;
+}
+
+}  // namespace
+
+template <class T> Summary conv_input(const ConvInput<T> &job, int threads) {
+    const ConvShape &s = job.shape;
+    int64_t numel = s.batch * s.groups * (job.transposed ? s.small_channels : s.large_channels);
+    for (int d = 0; d < 3; d++) numel *= job.transposed ? s.small[d] : s.large[d];
+    std::fill_n(job.out, numel, T(0));  // where no tap reaches, there is no path
+    std::fill_n(job.arg, numel, -1);
+    if (numel == 0) return nothing_seen();
+    Summary out = nothing_seen();
+    const int64_t phases[3] = {job.transposed ? 1 : s.stride[0], job.transposed ? 1 : s.stride[1], job.transposed ? 1 : s.stride[2]};
+    int64_t residue[3];
+    for (residue[0] = 0; residue[0] < phases[0]; residue[0]++)
+        for (residue[1] = 0; residue[1] < phases[1]; residue[1]++)
+            for (residue[2] = 0; residue[2] < phases[2]; residue[2]++) add(out, phase_at(job, residue, threads));
+    Watch<T> watch;
+    for (int64_t x = 0; x < numel; x += LANES<T>) watch.result(load(job.out + x, numel - x), Int<T>{});
+    add(out, watch.summary());
+    return out;
+}
+
+template Summary conv_input(const ConvInput<float> &, int);
+template Summary conv_input(const ConvInput<double> &, int);
+
+}  // namespace gradtrace::GRADTRACE_ISA

@@ -1,0 +1,114 @@
+// Which algorithm, which operand is pruned, and how many threads: by shape and by how heavy the tails are.
+//
+// Cycles measured on a Zen 5 core with AVX-512, per vector of products (16 floats):
+//     direct     1.3                 every product, compared and blended
+//     seeds      1.5                 values only, columns from the second-level cache
+//     survivors  1.7                 compared and blended, columns from the second-level cache
+//     scan       4 per 16 k's of a row and a block of columns
+//     packing    0.6 per number and 20 per bound, shared by all rows
+// so a pruned row costs (scan + seeds + survivors + packing) against 1.3·k·VECTORS for a direct one. How many k's survive
+// depends on the tails of both operands and on which of the two is taken row by row. It is not guessed: a few rows
+// are tried on one block of columns, both ways round, which costs less than a hundredth of a product worth pruning.
+#pragma once
+
+#include "product_kernels.hpp"
+
+namespace gradtrace::GRADTRACE_ISA {
+namespace {
+
+struct Plan {
+    bool pruned;
+    bool swapped;  // w's rows are taken one by one and a's in vectors
+};
+
+constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large part of all k's
+constexpr int64_t PRUNED_ROWS = 16;         // below, finding the bounds costs more than they save
+constexpr double WORTH_A_TRIAL = 1 << 26;   // products: about 1.5 ms, of which a trial takes a tenth
+constexpr double PRODUCTS_PER_THREAD = 1 << 18;  // fewer are done before a second thread has woken up
+constexpr int TRIED_ROWS = 8;
+constexpr double DIRECT = 1.3, SEED = 1.5, SURVIVOR = 1.7, SCAN = 4, PACK = 0.6, BOUND = 20;
+
+// Fewer rows than this have to show that pruning pays in a strip of rows, before the rest is done directly.
+constexpr int PROBATION = 8;
+
+// How many of `depth` k's may survive if pruning is to pay.
+inline int64_t tolerable(int64_t depth) { return depth * 3 / 5; }
+
+// The cost of pruning, as a share of the direct kernel's, for one row and one block.
+template <class T> double share(double survivors, double depth, double rows) {
+    const double seeds = depth < MANY_SEEDS ? SEEDS / 2 : SEEDS, packing = depth * (PACK * LANES<T> + BOUND);
+    const double cycles = (SEED * seeds + SURVIVOR * survivors) * VECTORS + SCAN * depth / Simd<T>::lanes + packing / rows;
+    return cycles / (DIRECT * VECTORS * depth);
+}
+
+// Most chunks of k have to beat what the others found: for a start, what the row's largest number gives. A row
+// that doesn't lie in one piece isn't searched, that would cost a cache line for every number.
+template <class T>
+void expect_from_elsewhere(const T *row, int64_t k_stride, const Side<T> &columns, int64_t k, int64_t depth, Tile<T> &tile) {
+    for (int lane = 0; lane < LANES<T>; lane++) tile.best[0][lane] = 0, tile.arg[0][lane] = -1;
+    if (k == depth || k_stride != 1) return;
+    int64_t strongest = 0;
+    for (int64_t at = 1; at < k; at++)
+        if (absolute(row[at]) > absolute(row[strongest])) strongest = at;
+    for (int64_t lane = 0; lane < columns.rows; lane++)
+        tile.best[0][lane] = absolute(row[strongest]) * absolute(columns.data[lane * columns.row_stride + strongest * columns.k_stride]);
+}
+
+// Tries some of `rows` on a block from the middle of `columns`.
+template <class T> double trial(const Side<T> &rows, const Side<T> &columns, int64_t k) {
+    const int64_t depth = chunk_depth(k), padded = padded_to(depth, 64), count = least(LANES<T>, columns.rows);
+    T *memory = scratch().get<T>(depth * LANES<T> + 3 * padded + 3 * LANES<T> + 64 + padded);
+    T *score = memory + depth * LANES<T>, *bound = score + padded, *row = bound + padded, *scale = row + padded;
+    T *dead = scale + LANES<T>, *limit = dead + LANES<T>, *reach = limit + LANES<T>;
+    auto *list = reinterpret_cast<uint16_t *>(reach + 1);
+    const Panel<T> panel{depth, padded, memory, bound, scale, dead, reach, score};
+    const int64_t first = (columns.rows - count) / 2;
+    const Side<T> some{columns.data + first * columns.row_stride, columns.row_stride, columns.k_stride, count, columns.positive};
+    pack_block(some, 0, 0, 0, panel, true, limit);
+    find_score(panel, 1);
+    double survived = 0;
+    for (int i = 0; i < TRIED_ROWS; i++) {
+        Tile<T> tile;
+        RowFacts<T> facts;
+        const T *source = rows.data + (2 * i + 1) * rows.rows / (2 * TRIED_ROWS) * rows.row_stride;
+        expect_from_elsewhere(source, rows.k_stride, some, k, depth, tile);
+        copy_absolute(source, rows.row_stride, rows.k_stride, 1, depth, row, padded);
+        find_seeds(row, score, depth, facts);
+        survived += pruned_row(row, row, facts, memory, panel.bounds(0), depth, 0, tile.best[0], tile.arg[0], list);
+    }
+    return share<T>(survived / TRIED_ROWS, static_cast<double>(depth), static_cast<double>(rows.rows));
+}
+
+template <class T> double products(const Product<T> &p) {
+    return static_cast<double>(p.batch) * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+}
+
+constexpr double SWAPPED = 1.1;      // the output is written in columns
+constexpr double WORTH_PRUNING = 0.9;
+
+template <class T> Plan choose(const Product<T> &p, bool prepared, Variant variant) {
+    if (variant == Variant::direct) return {false, false};
+    if (variant == Variant::pruned) return {true, false};
+    if (variant == Variant::pruned_swapped) return {true, true};
+    if (p.k < PRUNED_K || p.m < PRUNED_ROWS) return {false, false};
+    if (prepared || products(p) < WORTH_A_TRIAL) return {true, false};  // what doesn't suit it is noticed on the way
+    const Side<T> a{p.a.data, p.a.row_stride, p.a.k_stride, p.m, true}, w{p.w.data, p.w.row_stride, p.w.k_stride, p.n, false};
+    const double straight = trial(a, w, p.k);
+    const bool either = p.m >= LANES<T> && p.n >= PRUNED_ROWS;
+    const double swapped = either ? trial(w, a, p.k) * SWAPPED : straight;
+    const bool swap = swapped < straight;
+    return (swap ? swapped : straight) < WORTH_PRUNING ? Plan{true, swap} : Plan{false, false};
+}
+
+template <class T> int threads_for(const Product<T> &p, int threads) {
+    const double useful = products(p) / PRODUCTS_PER_THREAD;
+    if (useful < 2 || threads <= 1) return 1;
+#ifdef _OPENMP
+    return useful < threads ? static_cast<int>(useful) : threads;
+#else
+    return 1;
+#endif
+}
+
+}  // namespace
+}  // namespace gradtrace::GRADTRACE_ISA
