@@ -22,9 +22,10 @@ LAYERS = [
     {"certificate", "forest"},
     {"paths", "influence"},
     {"flow"},
+    {"report"},
     {"trace"},
     {"gradtrace"},  # the package's own __init__: the public names
-    {"scalar", "experiments", "report"},
+    {"scalar", "experiments"},
     {"cli"},
     {"__main__"},
 ]
