@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from .tape import Scope
 
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_EXPERIMENTS = str(Path(__file__).parent / "experiments")  # models like a user's
 _blocks: ContextVar[tuple[str, ...]] = ContextVar("gradtrace_blocks", default=())
 _active: ContextVar[Scopes | None] = ContextVar("gradtrace_scopes", default=None)
 
@@ -44,7 +45,8 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_INTERNAL) and not name.startswith("<"):
+        outside = not name.startswith(_INTERNAL) and not name.startswith("<")
+        if outside or name.startswith(_EXPERIMENTS):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from .options import OptionError
 
+# a list of numbers as `json` indents it; no string matches, since a line break inside one is escaped
+NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+|null)(?:,\n\s*(?:[-+.\deE]+|null))*)\n\s*\]")
 RESULTS, CHECKPOINT = "results.json", "checkpoint.safetensors"
 
 
@@ -56,6 +59,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that any reader takes: numbers that are not finite become null."""
     text = json.dumps(finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = NUMBERS.sub(lambda found: "[" + ", ".join(found[1].split()).replace(",,", ",") + "]", text)
     write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 

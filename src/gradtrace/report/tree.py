@@ -152,7 +152,20 @@ def parameter_tree(leaves: Sequence[Value]) -> Tree:
         tree.add(home, str(leaf.name), "parameter", item)
     for number in range(len(tree.nodes) - 1, 0, -1):
         _hoist(tree, number, lambda node: node.kind == "parameters" and len(node.children) == 1)
+    for node in tree.nodes:
+        node.label = _short(node.name, tree.nodes[node.parent].name if node.parent > 0 else "")
     return tree
+
+
+def _short(name: str, home: str) -> str:
+    """Leave out of a parameter's name what stands in that of its group, but no number without a name.
+
+    >>> _short("net.h.0", "net.h"), _short("net.h.0.attn.bias", "net.h.0")
+    ('h.0', 'attn.bias')
+    """
+    above = len(home.split(".")) if home else 0
+    parts = name.split(".")
+    return ".".join(parts[above - 1 if above and parts[above].isdigit() else above :])
 
 
 def bare(operator: str) -> str:
@@ -248,7 +261,7 @@ def _name_of_run(tree: Tree, run: Node) -> str:
     """Name a run by its first operators that compute something."""
     names = [tree.nodes[tree.of_item[i]].name for c in run.children for i in tree.items(c)]
     telling = list(dict.fromkeys(n for n in names if n not in SHUFFLES)) or list(dict.fromkeys(names))
-    return ", ".join(n.strip("_") for n in telling[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+    return ", ".join(n.strip("_") for n in telling[:2]) + (", …" if len(telling) > 2 else "")
 
 
 def open_at_first(tree: Tree, most: int = MOST_SHOWN) -> list[int]:

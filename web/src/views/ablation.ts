@@ -27,9 +27,9 @@ export function ablationView(data: ReportDocument, store: Store): HTMLElement {
   const holder = el("div", { class: "scroll" });
   const verdict = el("p", { class: "verdict", role: "status" });
   const draw = () => {
-    drawn = scatter(data, row, Math.min(holder.clientWidth || 760, 760));
+    drawn = scatter(data, row, Math.max(300, Math.min(holder.clientWidth || 640, 760)));
     holder.replaceChildren(drawn);
-    const rho = row.spearman === null ? "undefined" : row.spearman.toFixed(2).replace("-", "−");
+    const rho = rhoOf(row);
     verdict.replaceChildren(el("strong", {}, `Spearman ρ = ${rho}, n = ${row.n}`), ` (${row.verdict}): influence ${row.influence}; damage ${row.damage}.`);
   };
   const names: [string, string][] = agreement.rows.map((r, i) => [String(i), `${r.kind} paths${r.measure === "share" ? "" : ", by weight"}`]);
@@ -39,12 +39,16 @@ export function ablationView(data: ReportDocument, store: Store): HTMLElement {
       draw();
     }, "agreement"),
   );
-  body.append(verdict, holder, outcomes(data), orders(agreement.rows));
+  body.append(verdict, el("div", { class: "beside" }, holder, el("div", {}, outcomes(data), orders(agreement.rows))));
   requestAnimationFrame(draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   void store;
   return root;
+}
+
+function rhoOf(row: AgreementRow): string {
+  return row.spearman === null ? "undefined" : row.spearman.toFixed(2).replace("-", "−");
 }
 
 function shareOf(data: ReportDocument, row: AgreementRow, component: string): number | null {
@@ -100,14 +104,14 @@ function outcomes(data: ReportDocument): HTMLElement {
     r.component ? `without ${r.component}` : "full model", count(r.parameters), r.samples === null ? "not reached" : count(r.samples),
     r.best_perplexity.toFixed(1), r.final_perplexity.toFixed(1),
   ]);
-  const made = table(["model", "parameters", "samples to reference", "best perplexity", "final perplexity"], cells, [1, 2, 3, 4]);
-  made.prepend(el("caption", {}, `Reference: the full model's best held-out perplexity, ${reference_perplexity.toFixed(1)}`));
+  const made = table(["model", "parameters", "samples", "best perplexity", "final perplexity"], cells, [1, 2, 3, 4]);
+  made.prepend(el("caption", {}, `Samples to the full model's best held-out perplexity, ${reference_perplexity.toFixed(1)}`));
   return el("div", { class: "scroll" }, made);
 }
 
 function orders(rows: AgreementRow[]): HTMLElement {
-  const cells = rows.map((r) => [r.kind, r.measure === "share" ? "plain" : "by weight", r.influence, r.damage, r.verdict, r.spearman === null ? "–" : r.spearman.toFixed(2), String(r.n)]);
-  const made = table(["traces", "influence", "order of influence", "order of damage", "verdict", "Spearman ρ", "n"], cells, [5, 6]);
+  const cells = rows.map((r) => [r.kind, r.measure === "share" ? "plain" : "by weight", r.influence, r.damage, r.verdict, `${rhoOf(r)} (${r.n})`]);
+  const made = table(["traces", "influence", "order of influence", "order of damage", "verdict", "ρ (n)"], cells, [5]);
   made.prepend(el("caption", {}, "Order of influence against order of damage, most first"));
   return el("div", { class: "scroll" }, made);
 }

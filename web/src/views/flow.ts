@@ -63,6 +63,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
       return;
     }
     drawn = diagram(data, store, cut, flow, holder.clientWidth || 1100);
+    drawn.dataset.open = [...store.now.open].join(" ");
     holder.replaceChildren(drawn);
     if (focus) holder.querySelector<SVGElement>(`[data-id="${focus}"]`)?.focus();
   };
@@ -111,7 +112,11 @@ function showOpen(holder: HTMLElement, data: ReportDocument, store: Store): void
   const first = new Set(data.graph.modules.open);
   const firstGroups = new Set(data.graph.groups.open);
   const reset = button("Fold as at first", () => store.set({ open: first, openGroups: firstGroups }), { class: "plain" });
-  holder.replaceChildren(...(chips.length ? [el("span", { class: "label" }, "Open:"), ...chips, reset] : [reset]));
+  const moved = (["open", "openGroups"] as const).some((key) => {
+    const before = key === "open" ? first : firstGroups;
+    return before.size !== store.now[key].size || [...before].some((n) => !store.now[key].has(n));
+  });
+  holder.replaceChildren(...(chips.length ? [el("span", { class: "label" }, "Open:"), ...chips] : []), ...(moved ? [reset] : []));
 }
 
 function close(store: Store, key: "open" | "openGroups", n: number): void {
@@ -171,7 +176,7 @@ function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowCol
   for (const node of placed.nodes) {
     const opens = canOpen(data, node);
     const share = percent(node.paths / flow.total);
-    const label = fit(node.label, Math.max(5, Math.floor((node.tree === "loss" ? 90 : columnWidth - 20) / 6.4)));
+    const label = fit(node.label, Math.max(5, Math.floor((node.tree === "loss" ? 60 : columnWidth - (opens ? 18 : 6)) / 7.2)));
     const part = svg(
       "g",
       {
@@ -180,7 +185,7 @@ function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowCol
         "aria-label": `${node.name || node.label}: ${share} of paths${opens ? "; opens" : ""}`,
       },
       svg("rect", { x: node.x0, y: node.y0, width: node.x1 - node.x0, height: Math.max(2, node.y1 - node.y0), rx: 2 }),
-      svg("text", { x: node.x0, y: node.y0 - 15, class: "name" }, label + (opens ? " +" : "")),
+      svg("text", { x: node.x0, y: node.y0 - 15, class: "name" }, opens ? svg("tspan", { class: "more" }, "▸ ") : null, label),
       svg("text", { x: node.x0, y: node.y0 - 4, class: "share" }, share),
     );
     explain(part, () => linesAbout(data, node, flow, opens));
@@ -232,6 +237,10 @@ function legend(scale: Scale, placed: Placed, low: number, high: number): SVGGEl
   for (let i = 0; i < parts; i++) {
     group.append(svg("rect", { x: (i * width) / parts, width: width / parts + 0.5, height: 8, fill: strength(i / (parts - 1)) }));
   }
+  for (const [i, [kind, text]] of [["groups", "parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
+    const x = [560, 660, 810][i];
+    group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
+  }
   if (!Number.isFinite(low)) return group;
   const same = scale(low) === scale(high) || high - low < 1e-9;
   group.append(
@@ -261,7 +270,7 @@ function lit(data: ReportDocument, store: Store, placed: Placed): SVGGElement {
   }
   visited.slice(1).forEach((id, i) => {
     const link = placed.links.find((l) => l.source === visited[i] && l.target === id);
-    if (link) group.append(svg("path", { d: link.d }));
+    if (link) group.append(svg("path", { d: link.d, class: "under" }), svg("path", { d: link.d }));
   });
   return group;
 }

@@ -6,6 +6,7 @@ import { el, explain, fit, menu, percent, svg } from "../dom";
 import { section } from "../section";
 import type { Store } from "../state";
 
+const FEW_GROUPS = 4; // up to which both kinds of trace show at once
 const NAMES = { share: "share of paths", weighted_share: "paths by their weight" };
 
 export function influenceView(data: ReportDocument, store: Store): HTMLElement {
@@ -41,14 +42,18 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
     drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100);
     holder.replaceChildren(drawn);
   };
-  store.watch(["snapshot", "measure"], draw);
+  store.watch(["snapshot", "measure", "kind"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
 function rowsNow(data: ReportDocument, store: Store): InfluenceRow[] {
-  return data.snapshots[store.now.snapshot].influence;
+  const rows = data.snapshots[store.now.snapshot].influence;
+  const many = new Set(rows.map((r) => r.of)).size > FEW_GROUPS;
+  const kinds = [...new Set(rows.map((r) => r.kind))];
+  const shown = rows.filter((r) => !many || r.kind === store.now.kind || kinds.length === 1);
+  return kinds.flatMap((kind) => shown.filter((r) => r.kind === kind));
 }
 
 function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number): SVGSVGElement {
@@ -56,7 +61,7 @@ function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room
   const lines = [...new Map(rows.map((r) => [`${r.kind}\n${r.of}`, r])).values()];
   const left = Math.min(230, 26 + 6.6 * Math.max(...lines.map((l) => fit(l.of, 30).length + l.kind.length + 2)));
   const longest = Math.max(...components.map((c) => fit(c, 28).length));
-  const cell = { w: Math.max(46, Math.min(120, (room - left - 110) / (components.length + 1))), h: 26 };
+  const cell = { w: Math.max(40, Math.min(120, (room - left - 60) / (components.length + 1))), h: 26 };
   const flat = components.every((c) => c.length * 6.6 < cell.w - 4);
   const top = flat ? 30 : 18 + longest * 4.9;
   const width = left + (components.length + 1) * cell.w + 14 + (flat ? 10 : longest * 4.6);
@@ -89,8 +94,9 @@ function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: num
   const group = svg(
     "g",
     { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${percent(share)}` },
-    svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : "" }),
-    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: share === null ? "currentColor" : inkOn(shade) }, percent(share) + (row.inside ? " ○" : "")),
+    svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : share < 0.0005 ? "zero" : "" }),
+    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: share === null || share < 0.0005 ? "currentColor" : inkOn(shade) }, cell.w < 56 ? whole(share) : percent(share)),
+    row.inside ? svg("circle", { cx: x + cell.w - 7, cy: y + 7, r: 2.5, fill: "none", stroke: share === null ? "currentColor" : inkOn(shade) }) : null,
   );
   explain(group, () => [
     `${row.of} → ${row.component}, ${row.kind}`,
@@ -102,12 +108,17 @@ function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: num
   return group;
 }
 
+/** A share in a narrow cell; the exact one is a pointer away. */
+function whole(share: number | null): string {
+  return share === null ? "–" : share > 0 && share < 0.005 ? "<1" : share < 1 && share >= 0.995 ? ">99" : (share * 100).toFixed(0);
+}
+
 function dead(row: InfluenceRow, x: number, y: number, cell: { w: number; h: number }): SVGGElement {
   return svg(
     "g",
     { class: "dead" },
     svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3 }),
     svg("rect", { x: x + 1, y: y + cell.h - 4, width: (cell.w - 2) * (row.dead_share ?? 0), height: 3, class: "bar" }),
-    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 3, "text-anchor": "middle" }, percent(row.dead_share)),
+    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 3, "text-anchor": "middle" }, cell.w < 56 ? whole(row.dead_share) : percent(row.dead_share)),
   );
 }

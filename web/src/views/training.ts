@@ -47,16 +47,18 @@ export function trainingView(data: ReportDocument, store: Store): HTMLElement {
     plots.forEach((p) => p.destroy());
     const width = Math.max(320, body.clientWidth || 1100);
     plots = chartsOf(data, store).map((chart, i) => plot(chart, holders[i], width, i ? 190 : 230, store, steps));
-    mark();
+    say();
   };
-  const mark = () => {
+  const say = () => {
     const taken = data.snapshots[store.now.snapshot];
     const shares = taken.influence.filter((r) => r.kind === store.now.kind).map((r) => `${r.component} ${percent(r[store.now.measure])}`);
     now.textContent = `Step ${taken.step}: ${shares.join(", ")}; loss of the traced windows ${taken.loss?.toFixed(3) ?? "–"}`;
-    plots.forEach((p) => p.redraw());
   };
   requestAnimationFrame(() => store.watch(["kind", "measure"], draw));
-  store.watch(["snapshot"], () => plots.length && mark());
+  store.watch(["snapshot"], () => {
+    say();
+    plots.forEach((p) => p.redraw(false));
+  });
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
