@@ -130,7 +130,7 @@ def test_pointing_at_a_part_gives_raw_figures(competition_report, open_report):
     report = open_report(competition_report)
     flow = report.flow()
     part = report.page.locator('#flow .part[data-name="gru"]')
-    part.hover()
+    part.locator("rect").hover()
     tip = report.page.locator(".tip")
     paths = sum(n for (_, target), n in expected(report, flow).items() if target == part.get_attribute("data-id"))
     assert f"{paths:,.0f} of {flow['total']:,.0f} paths: {percent(paths / flow['total'])}" in tip.text_content()

@@ -29,7 +29,7 @@ from .results import KINDS, conclude, new_results, versions
 from .training import perplexity, traced_windows, training_step, training_window, validation_loss
 
 CHECKPOINT_EVERY = 100
-PATHS = 40  # of each kind, at each traced step
+PATHS = 20  # of each kind, at each traced step
 
 
 @dataclass(frozen=True)

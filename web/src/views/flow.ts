@@ -104,7 +104,7 @@ function showOpen(holder: HTMLElement, data: ReportDocument, store: Store): void
       if (n === 0) continue;
       const shown = shownFor(tree, store.now[key])[n];
       const inside = childrenOf(tree)[n][0];
-      if (shown === n || inside === undefined) continue;
+      if (shown !== n || inside === undefined) continue;
       const name = key === "openGroups" ? `parameters ${tree.name[n]}` : tree.name[n] || tree.label[n];
       chips.push(button(`${fit(name, 32)} ×`, () => close(store, key, n), { class: "chip", "aria-label": `Close ${name}` }));
     }
