@@ -20,13 +20,23 @@ def of_competition(results: Mapping[str, Any]) -> list[str]:
     rows.sort(key=lambda r: -r["share"])
     others = "".join(f"{r['component']} {percent(r['share'])}, " for r in rows[1:])[:-2]
     times = f"average of {rows[0]['traces']} traces during training" if rows[0]["traces"] > 1 else "one trace"
+    last = _at_last(results, rows[0]["component"])
     said = [
         f"{rows[0]['component']} carries most: {percent(rows[0]['share'])} of the strongest paths from the shared "
-        f"embedding cross it ({'; '.join(part for part in (others, times) if part)})."
+        f"embedding cross it ({'; '.join(part for part in (others, times, last) if part)})."
     ]
     if not results["complete"]:
         return [*said, "The run is not finished, so there is no ablation to compare with yet."]
     return said + _verdict(results["agreement"], rows[0]["component"])
+
+
+def _at_last(results: Mapping[str, Any], component: str) -> str:
+    """Give the last trace's share, where there were several: it is what the views show at first."""
+    traces = results["runs"][0]["traces"] if results.get("runs") else []
+    if len(traces) < 2:
+        return ""
+    rows = [r for r in traces[-1]["influence"] if (r["kind"], r["component"]) == ("best", component)]
+    return f"{percent(rows[0]['share'])} in the last one"
 
 
 def known(share: float | None) -> bool:

@@ -10,6 +10,7 @@ import { section } from "../section";
 import type { Store } from "../state";
 import { stepsOf, tableOf } from "../walk";
 
+const LEAST_RANGE = 3; // of log2 weight, from the palest ribbon to the strongest
 const CONDENSED = "condensed";
 
 export function flowView(data: ReportDocument, store: Store): HTMLElement {
@@ -48,7 +49,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     if (!flow) return;
     const cut = cutAt(data.graph, flow, store.now.open, store.now.openGroups);
     showOpen(opened, data, store);
-    totals.textContent = totalsOf(flow);
+    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step);
     rows = [
       ["from", "to", "paths", "share", "weight", "share of weight", "log2 of mean weight"],
       ...cut.links.map((l) => [
@@ -73,8 +74,8 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
   return root;
 }
 
-function totalsOf(flow: FlowColumns): string {
-  return `${count(flow.total)} ${flow.kind} paths reach the loss.`;
+function totalsOf(flow: FlowColumns, step: number | null): string {
+  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}.`;
 }
 
 function nameOf(cut: Cut, id: string): string {
@@ -139,13 +140,14 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
   const weigh = (l: CutLink) => (store.now.weighted ? l.weights : l.paths);
   const placed = place(cut, weigh, room);
   const levels = placed.links.map((l) => meanLog2(flow, l)).filter((x): x is number => x !== null);
-  const [low, high] = [Math.min(...levels), Math.max(...levels)];
-  const scale = scaleLinear().domain(high - low < 1e-9 ? [low - 1, high] : [low, high]).range([0, 1]);
+  const high = Math.max(...levels);
+  const low = Math.min(high - LEAST_RANGE, ...levels); // no strong colours for differences that are none
+  const scale = scaleLinear([low, high], [0, 1]);
   const height = placed.height + 46;
   const out = svg("svg", {
     viewBox: `0 0 ${placed.width} ${height}`, width: placed.width, height, class: "flow", "aria-label": "Flow of paths",
   });
-  out.append(ribbons(placed, cut, flow, scale), lit(data, store, placed), parts(data, store, placed, flow), legend(scale, placed, low, high));
+  out.append(ribbons(placed, cut, flow, scale), lit(data, store, placed), parts(data, store, placed, flow), legend(placed, low, high));
   return out;
 }
 
@@ -231,7 +233,7 @@ function operatorsIn(data: ReportDocument, number: number): string[] {
   return [`${operator[at]}, call ${inside[0]}`, source[at]].filter(Boolean);
 }
 
-function legend(scale: Scale, placed: Placed, low: number, high: number): SVGGElement {
+function legend(placed: Placed, low: number, high: number): SVGGElement {
   const group = svg("g", { class: "legend", transform: `translate(4,${placed.height + 14})` });
   const [width, parts] = [180, 30];
   for (let i = 0; i < parts; i++) {
@@ -242,9 +244,8 @@ function legend(scale: Scale, placed: Placed, low: number, high: number): SVGGEl
     group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
   }
   if (!Number.isFinite(low)) return group;
-  const same = scale(low) === scale(high) || high - low < 1e-9;
   group.append(
-    svg("text", { y: 22 }, same ? "" : power(low)),
+    svg("text", { y: 22 }, power(low)),
     svg("text", { x: width, y: 22, "text-anchor": "end" }, power(high)),
     svg("text", { x: width + 12, y: 8 }, "colour: mean weight of the paths in a ribbon, on a log2 scale"),
   );

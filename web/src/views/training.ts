@@ -19,7 +19,10 @@ interface Chart {
   steps: number[];
   lines: Line[];
   format: (value: number) => string;
+  range?: [number, number];
 }
+
+const BEGINNING = 0.05; // the share of training whose steep fall would flatten the rest
 
 export function trainingView(data: ReportDocument, store: Store): HTMLElement {
   const steps = data.snapshots.map((s) => s.step ?? 0);
@@ -82,8 +85,15 @@ function chartsOf(data: ReportDocument, store: Store): Chart[] {
   }));
   return [
     { title: `share of ${store.now.kind} paths${store.now.measure === "share" ? "" : ", by weight"}`, steps, lines: influence, format: (v) => `${(v * 100).toFixed(0)}%` },
-    { title: "held-out loss, nats a word", steps: at, lines: losses, format: (v) => v.toFixed(2) },
+    { title: "held-out loss, nats a word (its steep beginning reaches beyond)", steps: at, lines: losses, format: (v) => v.toFixed(2), range: rangeAfter(at, losses) },
   ];
+}
+
+function rangeAfter(steps: number[], lines: Line[]): [number, number] {
+  const from = steps[steps.length - 1] * BEGINNING;
+  const later = lines.flatMap((l) => l.values.filter((v, i): v is number => v !== null && steps[i] > from));
+  const [low, high] = [Math.min(...later), Math.max(...later)];
+  return [low - 0.05 * (high - low), high + 0.05 * (high - low)];
 }
 
 function inkNow(): string {
@@ -98,7 +108,7 @@ function plot(chart: Chart, holder: HTMLElement, width: number, height: number, 
     {
       width,
       height,
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, y: chart.range ? { range: chart.range } : {} },
       legend: { live: true },
       cursor: { points: { size: 7 }, drag: { x: false, y: false } },
       axes: [{ ...axis, values: (_, ticks) => ticks.map((t) => String(t)) }, { ...axis, size: 64, values: (_, ticks) => ticks.map(chart.format) }],
@@ -158,9 +168,9 @@ function picture(charts: Chart[]): SVGSVGElement {
   const out = svg("svg", { viewBox: `0 0 ${width} ${each * charts.length}`, "font-family": "system-ui, sans-serif", "font-size": 12 });
   charts.forEach((chart, c) => {
     const values = chart.lines.flatMap((l) => l.values.filter((v): v is number => v !== null));
-    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const [low, high] = chart.range ?? [Math.min(...values), Math.max(...values)];
     const x = (step: number) => left + ((step - chart.steps[0]) / (chart.steps[chart.steps.length - 1] - chart.steps[0] || 1)) * (width - left - right);
-    const y = (v: number) => each * c + each - 34 - ((v - low) / (high - low || 1)) * (each - 70);
+    const y = (value: number) => each * c + each - 34 - ((Math.max(low, Math.min(high, value)) - low) / (high - low || 1)) * (each - 70);
     out.append(svg("text", { x: left, y: each * c + 18, fill: ink, "font-weight": 600 }, chart.title));
     for (const v of [low, (low + high) / 2, high]) out.append(svg("text", { x: left - 8, y: y(v) + 4, "text-anchor": "end", fill: ink }, chart.format(v)));
     for (const step of [chart.steps[0], chart.steps[chart.steps.length - 1]]) out.append(svg("text", { x: x(step), y: each * (c + 1) - 14, "text-anchor": "middle", fill: ink }, `step ${step}`));
