@@ -399,6 +399,8 @@ def test_paper_gets_everything_in_light_colours(competition_report, open_report)
     assert not report.page.locator("nav").is_visible()
     for view in VIEWS:
         assert report.page.locator(f"#{view} h2").is_visible()
+    assert report.page.locator("#training .paper polyline").count() == 3 + 4  # not the canvas, which would be cut off
+    assert report.page.locator("#training .paper").is_visible()
     pdf = report.page.pdf(prefer_css_page_size=True)
     assert pdf[:5] == b"%PDF-"
 

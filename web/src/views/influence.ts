@@ -15,7 +15,8 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
     "influence",
     "Influence",
     "Each cell: of all paths from a row's parameters that exist, the share that crosses the column's component. ○ marks " +
-      "components in which some of those parameters live, which their paths cross trivially. Dead: pairs without any path.",
+      "components in which some of those parameters live, which their paths cross trivially. Dead: the share of (example, " +
+      "parameter scalar) pairs without any path, such as embedding rows of words that an example does not use.",
     "It is a share of paths, not of the gradient, and does not say what would happen without the component.",
     {
       svg: () => drawn,

@@ -44,12 +44,14 @@ export function trainingView(data: ReportDocument, store: Store): HTMLElement {
   }
   const holders = [el("div", { class: "chart" }), el("div", { class: "chart" })];
   const now = el("p", { class: "now", role: "status" });
-  body.append(now, ...holders);
+  const paper = el("div", { class: "paper", "aria-hidden": "true" }); // a canvas has the width of the screen
+  body.append(now, ...holders, paper);
   let plots: uPlot[] = [];
   const draw = () => {
     plots.forEach((p) => p.destroy());
     const width = Math.max(320, body.clientWidth || 1100);
     plots = chartsOf(data, store).map((chart, i) => plot(chart, holders[i], width, i ? 190 : 230, store, steps));
+    paper.replaceChildren(picture(chartsOf(data, store)));
     say();
   };
   const say = () => {
@@ -165,7 +167,7 @@ function rowsOf(data: ReportDocument, store: Store): (string | number | null)[][
 function picture(charts: Chart[]): SVGSVGElement {
   const [width, each, left, right] = [860, 230, 64, 150];
   const ink = inkNow();
-  const out = svg("svg", { viewBox: `0 0 ${width} ${each * charts.length}`, "font-family": "system-ui, sans-serif", "font-size": 12 });
+  const out = svg("svg", { viewBox: `0 0 ${width} ${each * charts.length}`, "font-family": "system-ui, sans-serif", "font-size": 12, fill: "currentColor" });
   charts.forEach((chart, c) => {
     const values = chart.lines.flatMap((l) => l.values.filter((v): v is number => v !== null));
     const [low, high] = chart.range ?? [Math.min(...values), Math.max(...values)];
