@@ -60,7 +60,7 @@ function rowsNow(data: ReportDocument, store: Store): InfluenceRow[] {
 function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number): SVGSVGElement {
   const components = [...new Set(rows.map((r) => r.component))];
   const lines = [...new Map(rows.map((r) => [`${r.kind}\n${r.of}`, r])).values()];
-  const left = Math.min(230, 26 + 6.6 * Math.max(...lines.map((l) => fit(l.of, 30).length + l.kind.length + 2)));
+  const left = Math.min(250, 20 + 7 * Math.max(...lines.map((l) => fit(l.of, 27).length + l.kind.length + 3)));
   const longest = Math.max(...components.map((c) => fit(c, 28).length));
   const cell = { w: Math.max(40, Math.min(120, (room - left - 60) / (components.length + 1))), h: 26 };
   const flat = components.every((c) => c.length * 6.6 < cell.w - 4);
@@ -72,7 +72,7 @@ function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room
   let y = top;
   lines.forEach((line, r) => {
     y += r && lines[r - 1].kind !== line.kind ? cell.h + 10 : r ? cell.h : 0;
-    out.append(svg("text", { x: left - 8, y: y + cell.h / 2 + 4, "text-anchor": "end", class: "row" }, `${fit(line.of, 30)} · ${line.kind}`));
+    out.append(svg("text", { x: left - 8, y: y + cell.h / 2 + 4, "text-anchor": "end", class: "row" }, `${fit(line.of, 27)} · ${line.kind}`));
     for (const row of rows) {
       if (row.kind !== line.kind || row.of !== line.of) continue;
       out.append(crossing(row, measure, left + components.indexOf(row.component) * cell.w, y, cell));
