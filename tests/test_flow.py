@@ -10,6 +10,7 @@ from checks import F64, leaf, recorded
 from torch import Tensor, nn
 
 from gradtrace import Trace, component, record
+from gradtrace.flow import Asked, flows
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,36 @@ def test_no_paths_at_all():
     for weighted in (False, True):
         flow = tape.trace(loss).flow("idle*", weighted=weighted)
         assert (flow.total, flow.calls, flow.links) == (0.0, (), ())
+
+
+def test_edges_lead_from_call_to_call(trace):
+    flow = trace.flow("rnn.*")
+    into, out = Counter(), Counter()
+    for edge in flow.edges:
+        into[edge.target] += edge.paths
+        out[edge.source] += edge.paths
+    assert {row.call: row.paths for row in flow.calls} == pytest.approx(dict(into))
+    last = max(into)
+    assert {call: n for call, n in into.items() if call != last} == pytest.approx(
+        {source: n for source, n in out.items() if isinstance(source, int)}
+    )
+    assert sum(n for source, n in out.items() if isinstance(source, str)) == pytest.approx(flow.total)
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 28])
+def test_flows_computed_together_are_those_computed_alone(trace, memory, monkeypatch):
+    monkeypatch.setattr("gradtrace.flow.MOST_MEMORY", memory)
+    asked = [Asked("rnn.*"), Asked("skip.*", weighted=True), Asked("*", weighted=True)]
+    for found, one in zip(flows(trace.forest(), asked), asked, strict=True):
+        alone = trace.flow(one.of, weighted=one.weighted)
+        assert found.total == pytest.approx(alone.total)
+        assert {(e.source, e.target): e.paths for e in found.edges} == pytest.approx(
+            {(e.source, e.target): e.paths for e in alone.edges}
+        )
+
+
+def test_a_unit_is_the_strongest_path(trace):
+    assert trace.flow("rnn.*", weighted=True).unit == max(
+        float(trace.strength[n].max()) for n in trace.strength if n[:3] == "rnn"
+    )
+    assert trace.flow("rnn.*").unit == 0

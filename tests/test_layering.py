@@ -26,9 +26,10 @@ LAYERS = [
     {"crossing"},
     {"influence"},
     {"flow"},
+    {"report"},
     {"trace"},
     {"gradtrace"},  # the package's own __init__: the public names
-    {"scalar", "experiments", "report"},
+    {"scalar", "experiments"},
     {"cli"},
     {"__main__"},
 ]

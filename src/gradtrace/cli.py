@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,12 +14,17 @@ from rich.console import Console
 
 from . import __version__
 from .errors import GradtraceError
-from .experiments.checkpoint import RESULTS, prepare_folder, write_json
+from .experiments.checkpoint import RESULTS, prepare_folder, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.competition import COMPONENTS
-from .experiments.options import Options
+from .experiments.options import OptionError, Options
 from .experiments.user_model import Question, load_subject, trace_subject
+from .report.document import MEASURED, of_results, peak_memory, read_results
+from .report.page import render
+from .report.show import show
 from .report.terminal import Screen, plain, show_competition, show_trace
+
+REPORT_FILE = "report.html"
 
 TOP = """\
 Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring:
@@ -27,6 +33,14 @@ components those paths cross.
 
   gradtrace compete                   competing components in a language model, on text
   gradtrace trace train.py:build      a model of your own
+  gradtrace report results.json       an interactive page of the results of either
+  gradtrace show results.json         the same in the terminal
+"""
+
+REPORT = """\
+Write the results of gradtrace compete or gradtrace trace as one HTML file that opens offline:
+which components carry the gradient, how that changed, and what the strongest paths are.
+Both commands write it themselves; this one does it again, from results.json alone.
 """
 
 COMPETE = """\
@@ -41,7 +55,7 @@ examples:
   gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash
   gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try       a first look
 
-Writes results.json and checkpoint.safetensors to the folder. A competition that was
+Writes results.json, report.html and checkpoint.safetensors to the folder. A competition that was
 killed and resumed gives the same results.json as one that was not.
 """
 
@@ -70,7 +84,7 @@ examples:
   gradtrace trace train.py:build --check            prove the tape against autograd first
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
 
-Writes results.json to the folder. The strongest paths shown are always the best ones.
+Writes results.json and report.html to the folder. The strongest paths shown are always the best ones.
 """
 
 
@@ -106,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_compete(commands)
     _add_trace(commands)
+    _add_report(commands)
+    _add_show(commands)
     return top
 
 
@@ -195,6 +211,25 @@ def _add_trace(commands: Any) -> None:
     command.set_defaults(run=run_trace, stopped=lambda given: "stopped")
 
 
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="results.json as one HTML file",
+        description=REPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("results", type=Path, metavar="results.json")
+    command.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html beside it)")
+    command.set_defaults(run=run_report, stopped=lambda given: "stopped")
+
+
+def _add_show(commands: Any) -> None:
+    text = "Print the results of gradtrace compete or gradtrace trace as tables, and what changed as sparklines."
+    command = commands.add_parser("show", help="results.json in the terminal", description=text)
+    command.add_argument("results", type=Path, metavar="results.json")
+    command.set_defaults(run=run_show, stopped=lambda given: "stopped")
+
+
 def names_of(text: str) -> tuple[str, ...]:
     """Split a list of names at its commas."""
     return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
@@ -205,6 +240,7 @@ def run_compete(given: argparse.Namespace) -> None:
     fields = Options.__dataclass_fields__
     options = {name: value for name, value in vars(given).items() if name in fields and value is not None}
     console = Console()
+    began = time.monotonic()
     with Screen(console) as screen:
 
         def watch(event: Event) -> None:
@@ -212,7 +248,42 @@ def run_compete(given: argparse.Namespace) -> None:
 
         results = compete(options, given.out, resume=given.resume, checkpoint_every=given.checkpoint_every, watch=watch)
     show_competition(results, console)
-    plain(console, f"\nWritten to {given.out / RESULTS}")
+    _finish(given.out, results, began, console)
+
+
+def _finish(folder: Path, results: dict[str, Any], began: float, console: Console) -> None:
+    """Write what was measured, and the page; print where they are, the page last."""
+    measured = {"seconds": round(time.monotonic() - began, 1), "peak_memory": peak_memory()}
+    write_json(folder / MEASURED, measured)
+    page = write_page(folder / REPORT_FILE, results, measured)
+    plain(console, f"\nWritten to {folder / RESULTS}\nReport: {page}")
+
+
+def write_page(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> Path:
+    """Write the page of some results.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    page = render(of_results(results, measured))
+    try:
+        write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def run_report(given: argparse.Namespace) -> None:
+    """Run `gradtrace report`."""
+    results, measured = read_results(given.results)
+    page = write_page(given.out or given.results.with_name(REPORT_FILE), results, measured)
+    plain(Console(), f"Report: {page}")
+
+
+def run_show(given: argparse.Namespace) -> None:
+    """Run `gradtrace show`."""
+    results, measured = read_results(given.results)
+    show(of_results(results, measured), Console())
 
 
 def how_to_resume(given: argparse.Namespace) -> str:
@@ -229,10 +300,11 @@ def run_trace(given: argparse.Namespace) -> None:
     console = Console()
     subject = load_subject(given.target)
     prepare_folder(given.out)
+    began = time.monotonic()
     with Screen(console) as screen:
         results = trace_subject(
             given.target, subject, question, lambda done: screen.show("batches", done, given.batches)
         )
     write_json(given.out / RESULTS, results)
     show_trace(results, console)
-    plain(console, f"\nWritten to {given.out / RESULTS}")
+    _finish(given.out, results, began, console)

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from .tape import Scope
 
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_EXPERIMENTS = str(Path(__file__).parent / "experiments")  # models like a user's
 _blocks: ContextVar[tuple[str, ...]] = ContextVar("gradtrace_blocks", default=())
 _active: ContextVar[Scopes | None] = ContextVar("gradtrace_scopes", default=None)
 
@@ -53,7 +54,7 @@ def source_line() -> str:
 
 @cache  # some ten frames are asked about at every recorded call
 def _is_internal(file: str) -> bool:
-    return file.startswith((*_INTERNAL, "<"))
+    return file.startswith((*_INTERNAL, "<")) and not file.startswith(_EXPERIMENTS)
 
 
 class Scopes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from os import PathLike
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +23,16 @@ from .forest import Forest, check_numbers, plant
 from .influence import InfluenceTable, influence
 from .labels import propagate
 from .paths import NoPath, Path, follow
+from .report.document import of_trace
+from .report.frames import dataframe, dot
+from .report.page import frame, render
+from .report.snapshot import Question
 from .rules import served_by
 from .semiring import Element, Semiring, Sum, named
 from .tape import Call, Record, Value
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @contextmanager
@@ -343,6 +352,37 @@ class Trace:
         """Operators on the way to the loss that no exact rule serves, with their numbers of calls: slow, but exact."""
         calls = self.tape.record.before(self.loss)
         return dict(Counter(call.name for call in calls if served_by(call) == "fallback"))
+
+    @alone()
+    def report(self, path: str | PathLike[str], *, title: str | None = None, **question: Any) -> File:
+        """Write an interactive report, one HTML file that needs nothing else.
+
+        Args:
+            path: where to.
+            title: what the page is called.
+            question: fields of `gradtrace.report.snapshot.Question`: `groups` of parameters, `components`, `kinds`,
+                how many `paths`, and the `tokens` of each example, batch × time, for a text model.
+
+        Returns:
+            the path.
+        """
+        document = of_trace(self, Question(**question), title)
+        File(path).write_text(render(document), encoding="utf-8")
+        return File(path)
+
+    @alone()
+    def _repr_html_(self) -> str:
+        return frame(render(of_trace(self, Question(kinds=("best",), paths=10, each=1), repr(self))))
+
+    @alone()
+    def to_dataframe(self, components: Component | Sequence[Component] | None = None) -> pandas.DataFrame:
+        """Give one row a parameter and component: its shape, its strongest path, and how many paths cross."""
+        return dataframe(self, [components] if isinstance(components, (str, Slice)) else components)
+
+    @alone()
+    def to_dot(self, of: str | Sequence[str] = "*", *, kind: str = "best") -> str:
+        """Write the flow between modules as a graph in the DOT language, for Graphviz."""
+        return dot(self.flow(of, kind=kind))
 
     def __repr__(self) -> str:
         leaves, calls = len(self.tape.leaves), len(self.tape.calls)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..trace import record
+from ..report.document import EMBEDDING
+from ..report.snapshot import Question, graph_of, snapshot
+from ..trace import Trace, record
 from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, prepare_folder, restore, save, write_json
 from .competition import Competition, derived_seed, next_word_loss
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
@@ -27,6 +29,7 @@ from .results import KINDS, conclude, new_results, versions
 from .training import perplexity, traced_windows, training_step, training_window, validation_loss
 
 CHECKPOINT_EVERY = 100
+PATHS = 20  # of each kind, at each traced step
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
         run["evaluations"].append(_evaluate(plan, model, step))
         news["evaluated"] = f"held-out perplexity {run['evaluations'][-1]['perplexity']:.1f}"
     if traced:
-        run["traces"].append({"step": step, "influence": trace_influence(plan, model)})
+        _trace(plan, results, model, step)
         gc.collect()  # a tape's calls and values hold each other, and gigabytes
         news["traced"] = _shares(run["traces"][-1]["influence"])
     if news:
@@ -226,16 +229,32 @@ def _evaluate(plan: Plan, model: nn.Module, step: int) -> dict[str, Any]:
     return {"step": step, "samples": step * plan.options.batch, "loss": loss, "perplexity": perplexity(loss)}
 
 
-def trace_influence(plan: Plan, model: Competition) -> list[dict[str, Any]]:
-    """Trace held-out examples, each on its own: one row a kind of trace and component."""
+def _trace(plan: Plan, results: dict[str, Any], model: Competition, step: int) -> None:
+    """Trace the full model; the first time, take down its graph and prove the tape against autograd."""
+    first = "graph" not in results
+    trace, taken = trace_held_out(plan, model, check=first)
+    if first:
+        assert trace.certificate is not None
+        results["graph"] = graph_of(trace)
+        results["certificate"] = asdict(trace.certificate)
+        results["fallbacks"] = trace.fallbacks
+    results["runs"][-1]["traces"].append({"step": step} | taken)
+
+
+def trace_held_out(plan: Plan, model: Competition, *, check: bool = False) -> tuple[Trace, dict[str, Any]]:
+    """Trace held-out examples, each on its own: influence, flows and paths of the embedding."""
     options = plan.options
     words, targets = traced_windows(plan.corpus.held_out, options.bptt, options.trace_examples)
     model.eval()
     with torch.random.fork_rng(devices=[]), record(model, examples=(words, targets)) as tape:
         loss = next_word_loss(model, words, targets)
-    trace = tape.trace(loss)
-    tables = {kind: trace.influence(model.components, of="embedding*", kind=kind) for kind in KINDS}
-    return [{"kind": kind} | asdict(row) for kind in KINDS for row in tables[kind].rows]
+    trace = tape.trace(loss, check=check)
+    tokens = [[plan.corpus.vocabulary[i] for i in row] for row in words.tolist()]
+    groups = {EMBEDDING: EMBEDDING}
+    question = Question(groups, model.components, KINDS, paths=PATHS, each=0, tokens=tokens, only=(EMBEDDING,))
+    taken = snapshot(trace, question)
+    taken["influence"] = [{k: v for k, v in row.items() if k != "of"} for row in taken["influence"]]
+    return trace, taken
 
 
 def _shares(rows: list[dict[str, Any]]) -> str:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from ..errors import GradtraceError
 from ..influence import InfluenceRow, InfluenceTable
 from ..paths import Path
-from ..trace import record
+from ..report.snapshot import Question as Asked
+from ..report.snapshot import graph_of, snapshot
+from ..trace import Trace, record
 from .options import OptionError
 from .results import SCHEMA, versions
 
@@ -186,10 +188,15 @@ def trace_subject(
         OptionError: the batches or the loss function do not work.
         GradtraceError: what recording or tracing says.
     """
+    seen: dict[str, Any] = {}
     tables: list[InfluenceTable] = []
     paths: list[tuple[int, Path]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
-        table, strongest = _trace_batch(subject, question, batch)
+        trace = _trace_batch(subject, question, batch)
+        if not tables:
+            seen = take_down(trace, question, subject)
+        table, strongest = _answers(trace, question, subject)
+        del trace
         found = [(len(tables), path) for path in strongest]
         paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
         tables.append(table)
@@ -209,7 +216,7 @@ def trace_subject(
         "influence": [{"kind": question.kind} | row for row in rows],
         "connected": sorted({where for t in tables for where in t.connected}),
         "paths": [{"batch": number} | _path(path) for number, path in paths],
-    }
+    } | seen
 
 
 def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
@@ -220,7 +227,21 @@ def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
         raise OptionError(f"the batches raised {describe(error)}") from error
 
 
-def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[InfluenceTable, list[Path]]:
+def take_down(trace: Trace, question: Question, subject: Subject) -> dict[str, Any]:
+    """Take down what a report of one batch shows."""
+    components = question.components or default_components(subject.model)
+    groups = {question.of: question.of}
+    asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), only=(question.of,))
+    certificate = trace.certificate
+    return {
+        "graph": graph_of(trace),
+        "snapshot": snapshot(trace, asked),
+        "certificate": None if certificate is None else asdict(certificate),
+        "fallbacks": trace.fallbacks,
+    }
+
+
+def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
     examples = batch_tensors(batch)
     if not examples:
         raise OptionError(f"a batch must be a tensor, or hold tensors; this one is of type {type(batch).__name__}")
@@ -231,7 +252,10 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[Infl
             raise
         except Exception as error:
             raise OptionError(f"the loss function raised {describe(error)}") from error
-    trace = tape.trace(loss, check=question.check)
+    return tape.trace(loss, check=question.check)
+
+
+def _answers(trace: Trace, question: Question, subject: Subject) -> tuple[InfluenceTable, list[Path]]:
     components = question.components or default_components(subject.model)
     table = trace.influence(components, question.of, kind=question.kind)
     return table, trace.strongest(question.paths, question.of) if question.paths else []

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .words import percent
+
 MEASURE_NAMES = {"share": "plain", "weighted_share": "weighted"}
 
 
@@ -100,11 +102,6 @@ def _cells(rows: Sequence[Mapping[str, Any]], kind: str, components: Sequence[st
     found = {r["component"]: r for r in rows if r["kind"] == kind}
     shares = [f"{percent(found[n]['share'])} ({percent(found[n]['weighted_share'])})" for n in components]
     return [*shares, percent(found[components[0]]["dead_share"])]
-
-
-def percent(share: float | None) -> str:
-    """Write a share; "–" where there is none."""
-    return "–" if share is None or share != share else f"{share:.1%}"
 
 
 def _ablation(ablation: Mapping[str, Any]) -> Table:

@@ -1,0 +1,223 @@
+"""What the page is given: one JSON document, from a trace or from results.json (docs/results.md describes both)."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import GradtraceError
+from . import headline
+from .snapshot import Question, Traced, graph_of, snapshot
+from .words import listed
+
+SCHEMA = "gradtrace.report/1"
+EMBEDDING = "embedding*"
+MEASURED = "measured.json"
+
+
+class BadResults(GradtraceError):
+    """A file that is not results.json of a version that can be shown."""
+
+
+def of_trace(trace: Traced, question: Question, title: str | None = None) -> dict[str, Any]:
+    """Make the document of a trace."""
+    taken = snapshot(trace, question)
+    groups = list(dict.fromkeys(f["of"] for f in taken["flows"]))
+    name = title or "gradtrace report"
+    return finite(
+        {
+            "schema": SCHEMA,
+            "kind": "trace",
+            "title": name,
+            "headline": headline.of_trace(taken["influence"], groups[0]),
+            "graph": graph_of(trace),
+            "snapshots": [{"step": None} | taken],
+            "provenance": provenance(trace),
+        }
+    )
+
+
+def of_results(results: Mapping[str, Any], measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make the document of a results.json.
+
+    Raises:
+        BadResults: it has no traces with a graph, because an older version wrote it, or because it has just begun.
+    """
+    if results.get("kind") not in ("compete", "trace"):
+        raise BadResults("this is not the results.json of gradtrace compete or gradtrace trace")
+    if "graph" not in results:
+        raise BadResults("these results hold no graph: an older version wrote them, or nothing has been traced yet")
+    make = _of_competition if results["kind"] == "compete" else _of_subject
+    return finite({"schema": SCHEMA} | make(results) | {"provenance": _provenance_of(results, measured or {})})
+
+
+def _of_competition(results: Mapping[str, Any]) -> dict[str, Any]:
+    full = results["runs"][0]
+    traces = [dict(t) | {"influence": [{"of": EMBEDDING} | row for row in t["influence"]]} for t in full["traces"]]
+    return {
+        "kind": "compete",
+        "title": f"gradtrace: {listed(results['options']['components'])} in competition",
+        "headline": headline.of_competition(results),
+        "graph": results["graph"],
+        "snapshots": traces,
+        "training": [{key: run[key] for key in ("name", "without", "evaluations")} for run in results["runs"]],
+        "influence": results["influence"],
+        "ablation": results["ablation"],
+        "agreement": results["agreement"],
+    }
+
+
+def _of_subject(results: Mapping[str, Any]) -> dict[str, Any]:
+    taken = results["snapshot"]
+    target = results["options"]["target"]
+    rows = [{"of": results["options"]["of"]} | row for row in results["influence"]]
+    return {
+        "kind": "trace",
+        "title": f"gradtrace: {target}",
+        "headline": headline.of_trace(rows, results["options"]["of"]),
+        "graph": results["graph"],
+        "snapshots": [{"step": None} | taken],
+    }
+
+
+def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read results.json, and what was measured beside it.
+
+    Raises:
+        BadResults: there is no such file, or it is not JSON.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        beside = path.with_name(MEASURED)
+        measured = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    except OSError as error:
+        raise BadResults(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadResults(f"{path} is not JSON: {error}") from None
+    if not isinstance(results, dict):
+        raise BadResults(f"{path} is not results.json: it holds no object")
+    return results, measured
+
+
+Section = tuple[str, list[tuple[str, str]]]
+
+
+def provenance(trace: Traced) -> list[Section]:
+    """Tell where the numbers of a trace come from."""
+    record, certificate = trace.tape.record, trace.certificate
+    scalars = sum(v.numel for v in record.leaves.values())
+    proved = "not asked for: trace(loss, check=True) compares the tape with autograd"
+    if certificate is not None:
+        proved = (
+            f"passed: {certificate.leaves} parameters equal autograd's gradient, largest relative difference "
+            f"{certificate.difference:.1e} (allowed {certificate.tolerance:.0e})"
+        )
+    served = ", ".join(f"{name} ({count} calls)" for name, count in trace.fallbacks.items())
+    passes = {kind: sum(trace.forest(kind).seconds.values()) for kind in ("best",)}
+    return [
+        ("Versions", [*_versions().items()]),
+        ("Run", [("command", _command()), ("seed", str(torch.initial_seed()))]),
+        (
+            "Model",
+            [
+                ("parameters", f"{scalars:,} scalars in {len(record.leaves)} tensors"),
+                ("modules", f"{len(record.modules):,}"),
+                ("operator calls recorded", f"{len(record.calls):,}"),
+                ("examples", "not told apart" if record.examples is None else f"{record.examples}, each on its own"),
+            ],
+        ),
+        ("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]),
+        ("Cost", [(f"{k} pass", f"{s:.2f} s") for k, s in passes.items()] + [("peak memory", peak_memory())]),
+    ]
+
+
+def _versions() -> dict[str, str]:
+    own = sys.modules["gradtrace"].__version__
+    return {"gradtrace": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _command() -> str:
+    """Give the command line without the folder of the program."""
+    first, *rest = sys.orig_argv if not sys.argv[0] else sys.argv
+    return shlex.join([Path(first).name, *rest])[:400]
+
+
+def peak_memory() -> str:
+    """Give the largest memory that this process has had."""
+    try:
+        import resource
+    except ImportError:  # not on this platform
+        return "unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / (1 << (20 if sys.platform == 'darwin' else 10)):,.0f} MiB"
+
+
+def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Section]:
+    options = {k: v for k, v in results["options"].items() if v is not None}
+    certificate = results.get("certificate")
+    proved = "not asked for"
+    if certificate is not None:
+        proved = (
+            f"passed at the first trace: {certificate['leaves']} parameters equal autograd's gradient, largest "
+            f"relative difference {certificate['difference']:.1e} (allowed {certificate['tolerance']:.0e})"
+        )
+    fallbacks = results.get("fallbacks") or {}
+    served = ", ".join(f"{name} ({count} calls)" for name, count in fallbacks.items())
+    sections: list[Section] = [
+        ("Versions", [(k, str(v)) for k, v in results["versions"].items()]),
+        ("Run", [("command", command_of(results)), *((k.replace("_", " "), _text(v)) for k, v in options.items())]),
+    ]
+    if "corpus" in results:
+        sections.append(("Text", [(k.replace("_", " "), _text(v)) for k, v in results["corpus"].items()]))
+    sections.append(("Model", _model_of(results)))
+    sections.append(("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]))
+    cost = [(k.replace("_", " "), _text(v)) for k, v in measured.items()]
+    return [*sections, ("Cost", cost or [("time and memory", "not recorded beside these results")])]
+
+
+def _model_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shapes = results["graph"]["parameters"]["shape"]
+    scalars = sum(math.prod(shape) for shape in shapes)
+    rows = [("parameters", f"{scalars:,} scalars in {len(shapes)} tensors")]
+    return [*rows, ("operator calls that lead to the loss", f"{len(results['graph']['calls']['number']):,}")]
+
+
+def command_of(results: Mapping[str, Any]) -> str:
+    """Give the command that asks for these results."""
+    options = results["options"]
+    if results["kind"] == "trace":
+        return shlex.join(["gradtrace", "trace", options["target"]])
+    names = {"vocabulary": "vocab"}
+    flags = [
+        (f"--{str(names.get(k, k)).replace('_', '-')}", ",".join(v) if isinstance(v, list) else str(v))
+        for k, v in options.items()
+        if v is not None
+    ]
+    return shlex.join(["gradtrace", "compete", *(part for pair in flags for part in pair)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def finite(content: Any) -> Any:
+    """Replace nan and inf by None, at any depth."""
+    if isinstance(content, Mapping):
+        return {str(key): finite(value) for key, value in content.items()}
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

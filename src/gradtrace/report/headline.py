@@ -1,0 +1,97 @@
+"""What a report says first: plain sentences, computed from its data, with what they do not prove."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .words import listed, percent
+
+NEARLY_ALL = 0.999
+BYPASSED = 0.01
+
+
+def of_competition(results: Mapping[str, Any]) -> list[str]:
+    """Say who carries most of the embedding's gradient, and whether ablation agreed."""
+    rows = [r for r in results["influence"] if r["kind"] == "best" and known(r["share"])]
+    if not rows:
+        return ["Nothing has been traced yet, or no path reached the embedding."]
+    rows.sort(key=lambda r: -r["share"])
+    others = "".join(f"{r['component']} {percent(r['share'])}, " for r in rows[1:])[:-2]
+    times = f"average of {rows[0]['traces']} traces during training" if rows[0]["traces"] > 1 else "one trace"
+    last = _at_last(results, rows[0]["component"])
+    said = [
+        f"{rows[0]['component']} carries most: {percent(rows[0]['share'])} of the strongest paths from the shared "
+        f"embedding cross it ({'; '.join(part for part in (others, times, last) if part)})."
+    ]
+    if not results["complete"]:
+        return [*said, "The run is not finished, so there is no ablation to compare with yet."]
+    return said + _verdict(results["agreement"], rows[0]["component"])
+
+
+def _at_last(results: Mapping[str, Any], component: str) -> str:
+    """Give the last trace's share, where there were several: it is what the views show at first."""
+    traces = results["runs"][0]["traces"] if results.get("runs") else []
+    if len(traces) < 2:
+        return ""
+    rows = [r for r in traces[-1]["influence"] if (r["kind"], r["component"]) == ("best", component)]
+    return f"{percent(rows[0]['share'])} in the last one"
+
+
+def known(share: float | None) -> bool:
+    """Tell whether a share exists."""
+    return share is not None and not math.isnan(share)
+
+
+def _verdict(agreement: Mapping[str, Any], top: str) -> list[str]:
+    row = agreement["rows"][0]
+    if row["verdict"] == "nothing to compare":
+        return [agreement["sentence"]]
+    worst = row["damage"].split(" > ")[0]
+    first = f"both put {top} first" if worst == top else f"what hurt most to leave out was {worst}, not {top}"
+    orders = f"by influence {row['influence']}; by damage when left out {row['damage']} ({first})."
+    said = {
+        "agree": f"Ablation agreed: {orders}",
+        "disagree": f"Ablation did not agree on the order: {orders}",
+        "undecided": f"Ablation neither agreed nor disagreed, because of ties: {orders}",
+    }[row["verdict"]]
+    rho = "is undefined" if not known(row["spearman"]) else f"is {row['spearman']:.2f}"
+    chance = math.factorial(row["n"])
+    caution = f"Spearman's rank correlation {rho} with n = {row['n']} components and one seed"
+    proves = "which proves little either way" if row["n"] < 8 else "one seed being one draw"
+    return [said, f"{caution}, {proves}: two orders of {row['n']} are equal by chance one time in {chance:,}."]
+
+
+def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
+    """Say which components the best paths of a parameter group cross, and which they pass by."""
+    rows = [r for r in rows if r["kind"] == rows[0]["kind"] and r["of"] == group and known(r["share"])]
+    if not rows:
+        return [f"No path leads from {group} to the loss: every local derivative on the way is zero."]
+    rows.sort(key=lambda r: -r["share"])
+    kind = {"best": "strongest", "greedy": "greedy"}[rows[0]["kind"]]
+    everywhere = [r["component"] for r in rows if r["share"] >= NEARLY_ALL]
+    partly = [r for r in rows if BYPASSED <= r["share"] < NEARLY_ALL]
+    passed = [r["component"] for r in rows if r["share"] < BYPASSED]
+    said = []
+    if everywhere:
+        said.append(f"Practically all {kind} paths from {group} cross {listed(everywhere)}.")
+    if partly:
+        most = partly[0]
+        own = ", its own parameters' paths included" if most["inside"] else ""
+        lead = "Of the others, " if everywhere else ""
+        said.append(
+            f"{lead}{most['component']} carries most: {percent(most['share'])} of the {kind} paths{own}"
+            f"{_next(partly[1:4])}."
+        )
+    if passed:
+        said.append(f"Nearly all pass {listed(passed)} by.")
+    dead = rows[0]["dead_share"]
+    if dead >= BYPASSED:
+        said.append(f"{percent(dead)} of the (example, parameter scalar) pairs have no path at all (dead).")
+    return said
+
+
+def _next(rows: Sequence[Mapping[str, Any]]) -> str:
+    named = ", ".join(f"{r['component']} {percent(r['share'])}" for r in rows)
+    return f" (then {named})" if rows else ""

@@ -1,0 +1,229 @@
+"""What a report shows of one trace, as plain data: the graph, and the flows, influence and paths of one moment.
+
+The graph is that of the recording and stays the same from one training step to the next; a snapshot holds what
+changes. Numbers mean what `Trace.flow`, `Trace.influence` and `Trace.path` say; nothing is computed anew here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..certificate import Certificate
+from ..components import Component, matches, name_of, select_leaves
+from ..errors import GradtraceError
+from ..flow import Asked, Flow, flows
+from ..forest import Forest
+from ..influence import InfluenceTable
+from ..tape import Call, Record, Value
+from .branches import Branches, strongest
+from .tokens import Texts, Tokens
+from .tree import call_tree, cut, open_at_first, parameter_tree
+
+KINDS = ("best", "greedy")
+MOST_GROUPS = 16
+MOST_COMPONENTS = 40
+
+
+class Traced(Protocol):
+    """The part of a `Trace` that a report reads."""
+
+    tape: Any
+    loss: Value
+    certificate: Certificate | None
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Operators that the fallback serves, with their numbers of calls."""
+        ...
+
+    def forest(self, kind: str = ..., *, per_example: bool = ...) -> Forest:
+        """Give the winners of a pass."""
+        ...
+
+    def influence(
+        self, components: Any = ..., of: Any = ..., *, per_example: bool | None = ..., kind: str = ...
+    ) -> InfluenceTable:
+        """Tabulate what the traces of a group of parameters cross."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a snapshot holds.
+
+    Attributes:
+        groups: parameter groups by the name that they show, each a glob or several; None for some that suit.
+        components: what influence is asked of; None for those that the picture shows at first.
+        kinds: "best", "greedy".
+        paths: the k strongest of all, for each kind.
+        each: how many of the strongest of each parameter, besides; these are what a search finds.
+        tokens: the text of each example, batch × time.
+    """
+
+    groups: Mapping[str, str | Sequence[str]] | None = None
+    components: Sequence[Component] | None = None
+    kinds: Sequence[str] = KINDS
+    paths: int = 20
+    each: int = 2
+    tokens: Texts | None = None
+    only: tuple[str, ...] = field(default=("*",))
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and len({len(t) for t in self.tokens}) > 1:
+            raise GradtraceError("tokens must be lists of equal length, one for each example")
+        unknown = [k for k in self.kinds if k not in KINDS]
+        if unknown or not self.kinds:
+            raise GradtraceError(f"unknown kinds of trace {unknown}; there are {', '.join(KINDS)}")
+
+
+def graph_of(trace: Traced) -> dict[str, Any]:
+    """Describe the recording: operator calls that lead to the loss, parameters, and how both fold."""
+    record = trace.tape.record
+    calls, leaves = record.before(trace.loss), list(record.leaves.values())
+    tree = call_tree(calls, links_between(calls))
+    return {
+        "calls": {
+            "number": [c.index for c in calls],
+            "operator": [c.name for c in calls],
+            "module": [c.module for c in calls],
+            "source": [short_source(c.source) for c in calls],
+        },
+        "parameters": {"name": [str(v.name) for v in leaves], "shape": [list(v.shape) for v in leaves]},
+        "modules": tree.columns(),
+        "groups": parameter_tree(leaves).columns(),
+    }
+
+
+def links_between(calls: Sequence[Call]) -> list[tuple[int, int]]:
+    """Give which call's results go into which."""
+    return [
+        (i.value.call.index, call.index)
+        for call in calls
+        for i in call.inputs
+        if i.value is not None and i.value.call is not None
+    ]
+
+
+def short_source(source: str) -> str:
+    """Write a source line without the folders that only this machine has.
+
+    >>> short_source("train.py:7")
+    'train.py:7'
+    """
+    file, _, line = source.rpartition(":")
+    path = Path(file)
+    homes = [Path(p) for p in sys.path if p and path.is_absolute() and path.is_relative_to(p)]
+    if not homes:
+        return f"{path.name}:{line}" if file else source
+    return f"{path.relative_to(max(homes, key=lambda p: len(p.parts))).as_posix()}:{line}"
+
+
+def loss_of(trace: Traced) -> float:
+    """Give the loss's number."""
+    call = trace.loss.call
+    if call is None:
+        return math.nan
+    which = next(i for i, v in enumerate(call.outputs) if v is trace.loss)
+    result = call.run([i.tensor() for i in call.inputs])[which]
+    return math.nan if result is None else float(result)
+
+
+def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
+    """Take down flows, influence and paths of a trace."""
+    record = trace.tape.record
+    apart = record.examples is not None
+    groups = question.groups or default_groups(record)
+    components = list(question.components or default_components(trace))
+    forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
+    return {
+        "loss": loss_of(trace),
+        "influence": [
+            {"of": group, "kind": kind} | asdict(row)
+            for group, of in groups.items()
+            for kind in question.kinds
+            for row in trace.influence(components, of, kind=kind).rows
+        ],
+        "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
+        "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+    }
+
+
+def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[dict[str, Any]]:
+    """Give the flow of each group as columns: `source` is a call's number, or -1 - that of a parameter."""
+    asked = [Asked(of, weighted) for of in groups.values() for weighted in (False, True)]
+    found = flows(forest, asked)
+    number = {name: -1 - i for i, name in enumerate(forest.record.leaves)}
+    pairs = zip(groups, found[::2], found[1::2], strict=True)
+    return [{"of": group, "kind": forest.kind} | _columns(plain, heavy, number) for group, plain, heavy in pairs]
+
+
+def _columns(plain: Flow, heavy: Flow, number: Mapping[str, int]) -> dict[str, Any]:
+    weights = {(e.source, e.target): e.paths for e in heavy.edges}
+    return {
+        "total": plain.total,
+        "weight": heavy.total,
+        "unit_log2": heavy.unit,
+        "source": [number[e.source] if isinstance(e.source, str) else e.source for e in plain.edges],
+        "target": [e.target for e in plain.edges],
+        "paths": [_whole(e.paths) for e in plain.edges],
+        "weights": [_rounded(weights.get((e.source, e.target), 0.0)) for e in plain.edges],
+    }
+
+
+def _whole(number: float) -> float | int:
+    return int(number) if number == int(number) else number
+
+
+def _rounded(number: float) -> float:
+    """Keep ten digits: a hundredth of the bytes of a report are worth more than the rest."""
+    return float(f"{number:.10g}")
+
+
+def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) -> dict[str, Any]:
+    """Give the paths of the strongest scalars; for every kind those of the same scalars."""
+    leaves = select_leaves(forest.record, question.only)
+    guide = forests[question.kinds[0]]
+    chosen = strongest(guide, leaves, question.paths)
+    chosen += [(n, flat) for n, leaf in enumerate(leaves) for _, flat in strongest(guide, [leaf], question.each)]
+    tokens = None if question.tokens is None else Tokens(question.tokens)
+    branches = Branches(forest, tokens)
+    numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
+    for n, flat in dict.fromkeys(chosen):
+        branches.add(leaves[n], numbers[leaves[n].id], flat)
+    branches.paths.sort(key=lambda p: -p["log2"])
+    columns = list(branches.paths[0]) if branches.paths else []
+    steps = {name: column for name, column in branches.steps.items() if name != "log2"}
+    return {"steps": steps, "starts": {name: [p[name] for p in branches.paths] for name in columns}}
+
+
+def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
+    """Group parameters: all of them, and the parts into which their names fall."""
+    leaves = list(record.leaves.values())
+    tree = parameter_tree(leaves)
+    groups: dict[str, str | Sequence[str]] = {"all parameters": "*"}
+    shown = cut(tree, open_at_first(tree, MOST_GROUPS))
+    for number in shown if 1 < len(shown) <= MOST_GROUPS else []:
+        groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
+    return groups
+
+
+def default_components(trace: Traced) -> list[str]:
+    """Choose the modules that the picture shows at first, and what repeats inside them, as globs."""
+    calls = trace.tape.record.before(trace.loss)
+    tree = call_tree(calls, links_between(calls))
+    shown = [tree.nodes[n] for n in cut(tree, open_at_first(tree))]
+    names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in shown if n.kind == "module"))
+    inside = {s.name for c in calls for s in c.scopes if any(s.name.startswith(f"{n}.") for n in names)}
+    patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in sorted(inside) if re.search(r"\.\d+\.", name)]
+    repeated = [p for p in dict.fromkeys(patterns) if patterns.count(p) > 1 and p.count(".") <= _depth(patterns)]
+    return [n for n in [*names, *repeated] if any(matches(c, name_of(n)) for c in calls)][:MOST_COMPONENTS]
+
+
+def _depth(patterns: Sequence[str]) -> int:
+    return min((p.count(".") for p in patterns), default=0)

@@ -1,0 +1,161 @@
+"""A browser, and reports of real runs: a short competition, a GPT-2 of twelve layers, a model with hostile names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradtrace import Trace, record
+from gradtrace.experiments.compete import compete
+from gradtrace.report.document import of_results
+from gradtrace.report.page import render
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+SHORT = {
+    "components": ("rnn", "lstm", "gru"),
+    "steps": 30,
+    "hidden": 12,
+    "bptt": 10,
+    "batch": 8,
+    "trace_every": 10,
+    "trace_examples": 3,
+    "eval_every": 6,
+    "vocabulary": 200,
+}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless, without network of its own."""
+    if CHROMIUM is None:
+        why = "the report's browser tests need Chromium: apt-get install chromium"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield opened
+        opened.close()
+
+
+class Opened:
+    """A report in a page: what it asked for and complained of, and what its data say."""
+
+    def __init__(self, page: Any, file: Path) -> None:
+        self.page, self.file = page, file
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        page.wait_for_timeout(100)
+        self.data = json.loads(page.locator("#data").text_content())
+
+    def flow(self, snapshot: int = -1, of: str | None = None, kind: str = "best") -> dict[str, Any]:
+        flows = self.data["snapshots"][snapshot]["flows"]
+        return next(f for f in flows if f["kind"] == kind and of in (None, f["of"]))
+
+    def assert_quiet(self) -> None:
+        """Nothing was said on the console, and nothing was fetched but the file itself."""
+        assert self.complaints == []
+        assert [url for url in self.requests if not url.startswith("blob:")] == [self.file.as_uri()]
+
+
+@pytest.fixture
+def open_report(browser) -> Iterator[Any]:
+    """Open a report; what it did is checked when the test is over."""
+    contexts, reports = [], []
+
+    def open_(file: Path, **options: Any) -> Opened:
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, **options))
+        reports.append(Opened(contexts[-1].new_page(), file))
+        return reports[-1]
+
+    yield open_
+    for report in reports:
+        report.assert_quiet()
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def competition(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A short competition: its folder, and what results.json says."""
+    folder = tmp_path_factory.mktemp("competition")
+    compete(SHORT, folder)
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def competition_report(competition) -> Path:
+    folder, results = competition
+    path = folder / "report.html"
+    path.write_text(render(of_results(results, {"seconds": 12.5, "peak_memory": "345 MiB"})), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> tuple[Trace, list[list[str]]]:
+    """A trace of a GPT-2 of twelve layers, narrow, and its tokens."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=12, n_embd=64, n_head=4, vocab_size=1000, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
+    config.loss_type = "ForCausalLM"
+    model = transformers.GPT2LMHeadModel(config).eval()
+    words = torch.randint(1000, (2, 16))
+    with record(model, examples=words) as tape:
+        loss = model(words, labels=words).loss
+    return tape.trace(loss, check=True), [[f"word{i}" for i in row] for row in words.tolist()]
+
+
+@pytest.fixture(scope="session")
+def gpt2_report(gpt2, tmp_path_factory) -> Path:
+    trace, tokens = gpt2
+    return trace.report(tmp_path_factory.mktemp("gpt2") / "report.html", title="GPT-2, twelve layers", tokens=tokens)
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "<!--<script>",
+    "\u2028];alert(3)//",
+    "javascript:alert(4)",
+    '"><svg onload=alert(5)>',
+)
+
+
+@pytest.fixture
+def hostile_names() -> tuple[str, ...]:
+    return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def hostile_report(tmp_path_factory) -> Path:
+    """A model whose modules are called what an attacker would call them."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in HOSTILE})
+    x = torch.randn(3, 4)
+    with record(model, examples=x) as tape:
+        y = x
+        for layer in model.values():
+            y = y + layer(y).tanh()
+        loss = y.square().mean()
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    tokens = [["<b>bold</b>"] * 4] * 3
+    return tape.trace(loss).report(path, title="</title><script>alert(6)</script>", tokens=tokens)

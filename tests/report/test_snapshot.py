@@ -1,0 +1,141 @@
+"""What a report takes down of a trace: the same numbers as the trace's own answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradtrace.errors import GradtraceError
+from gradtrace.report.fold import label_of, links_at
+from gradtrace.report.snapshot import Question, default_components, default_groups, graph_of, short_source, snapshot
+
+
+@pytest.fixture(scope="module")
+def taken(gpt2):
+    trace, tokens = gpt2
+    return trace, graph_of(trace), snapshot(trace, Question(tokens=tokens, paths=5, each=1))
+
+
+def test_groups_and_components_of_a_transformer(taken):
+    trace = taken[0]
+    groups = default_groups(trace.tape.record)
+    assert list(groups)[:4] == ["all parameters", "transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0"]
+    assert len(groups) == 16
+    components = default_components(trace)
+    assert {"transformer.h.0", "transformer.h.11", "transformer.ln_f", "lm_head"} <= set(components)
+    assert {"transformer.h.*.attn", "transformer.h.*.mlp"} <= set(components)
+
+
+def test_influence_is_the_traces_own(taken):
+    trace, _, seen = taken
+    groups = default_groups(trace.tape.record)
+    for row in seen["influence"][::37]:
+        (own,) = trace.influence(row["component"], groups[row["of"]], kind=row["kind"]).rows
+        assert (row["share"], row["dead_share"], row["examples"]) == (own.share, own.dead_share, own.examples)
+
+
+@pytest.mark.parametrize("kind", ["best", "greedy"])
+def test_what_flows_into_a_module_is_its_influence(taken, kind):
+    _, graph, seen = taken
+    flow = next(f for f in seen["flows"] if f["kind"] == kind and f["of"] == "transformer.wpe.weight")
+    into = Counter()
+    for (_, target), (paths, _) in links_at(graph, flow).items():
+        into[label_of(graph, target)] += paths
+    for row in seen["influence"]:
+        name = row["component"]
+        if (row["of"], row["kind"]) == (flow["of"], kind) and name in into and "*" not in name and not row["inside"]:
+            assert into[name] / flow["total"] == pytest.approx(row["share"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_cut_conserves_what_flows(taken, data):
+    _, graph, seen = taken
+    flow = data.draw(st.sampled_from(seen["flows"]))
+    kinds = graph["modules"]["kind"]
+    folders = sorted({p for p in graph["modules"]["parent"] if p >= 0 and kinds[p] != "condensed"})
+    opened = {0, *data.draw(st.lists(st.sampled_from(folders), max_size=20))}
+    into, out = Counter(), Counter()
+    weights_in, weights_out = Counter(), Counter()
+    for (source, target), (paths, weight) in links_at(graph, flow, opened).items():
+        into[target] += paths
+        out[source] += paths
+        weights_in[target] += weight
+        weights_out[source] += weight
+    assert into["loss"] == flow["total"] == sum(n for end, n in out.items() if end[0] == "p")
+    assert weights_in["loss"] == pytest.approx(flow["weight"])
+    for end in into:
+        if end != "loss":
+            assert into[end] == pytest.approx(out[end])
+            assert weights_in[end] == pytest.approx(weights_out[end])
+
+
+@pytest.mark.parametrize("kind", ["best", "greedy"])
+def test_paths_are_the_traces_own(taken, kind):
+    trace, graph, seen = taken
+    paths = seen["paths"][kind]
+    for leaf, index, example, first, log2 in list(zip(*paths["starts"].values(), strict=True))[::20]:
+        own = trace.path(graph["parameters"]["name"][leaf], tuple(index), kind=kind, example=example)
+        at, steps = first, []
+        while at >= 0:
+            steps.append(
+                (paths["steps"]["call"][at], tuple(paths["steps"]["index"][at]), paths["steps"]["derivative"][at])
+            )
+            at = paths["steps"]["next"][at]
+        assert [s[1:] for s in steps] == [(s.index, s.derivative) for s in own.steps]
+        assert log2 == pytest.approx(own.log2_weight)
+        names = dict(zip(graph["calls"]["number"], graph["calls"]["operator"], strict=True))
+        assert [names[s[0]] for s in steps] == [s.operator for s in own.steps]
+
+
+def test_the_strongest_come_first_and_every_parameter_has_some(taken):
+    trace, graph, seen = taken
+    starts = seen["paths"]["best"]["starts"]
+    assert starts["log2"] == sorted(starts["log2"], reverse=True)
+    assert starts["log2"][0] == pytest.approx(
+        float(max(trace.forest("best", per_example=True).log2[v.id].max() for v in trace.tape.leaves.values()))
+    )
+    assert set(starts["leaf"]) == set(range(len(graph["parameters"]["name"])))
+
+
+def test_tokens_stand_at_their_positions(taken, gpt2):
+    _, graph, seen = taken
+    _, tokens = gpt2
+    steps = seen["paths"]["best"]["steps"]
+    names = dict(zip(graph["calls"]["number"], graph["calls"]["operator"], strict=True))
+    rows = zip(steps["call"], steps["index"], steps["token"], strict=True)
+    scores = [(index, token) for call, index, token in rows if names[call] == "aten._log_softmax.default"]
+    assert scores
+    for (row, _), token in scores:
+        batch, time = divmod(row, 16)
+        assert token == tokens[batch][time]
+
+
+def test_tokens_must_be_as_long_as_each_other():
+    with pytest.raises(GradtraceError, match="equal length"):
+        Question(tokens=[["a"], ["b", "c"]])
+    with pytest.raises(GradtraceError, match="best, greedy"):
+        Question(kinds=("signed",))
+
+
+def test_sources_name_no_folder_of_this_machine(taken, tmp_path):
+    assert short_source(f"{tmp_path}/train.py:7") == "train.py:7"
+    assert short_source("") == ""
+    assert not any(s.startswith("/") for s in taken[1]["calls"]["source"])
+
+
+def test_functional_code_shows_its_operators():
+    from gradtrace import record
+
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    with record(names={"w": w}) as tape:
+        loss = (w.sin() * w).sum()
+    trace = tape.trace(loss)
+    graph, seen = graph_of(trace), snapshot(trace, Question())
+    links = {(label_of(graph, a), label_of(graph, b)) for a, b in links_at(graph, seen["flows"][0])}
+    assert ("sum", "loss") in links
+    assert {b for a, b in links if a == "w"} <= {"sin", "mul"}

@@ -1,0 +1,146 @@
+// Fold the flow between operator calls to what is open. Pure, so that what goes in is what comes out.
+
+import type { FlowColumns, Graph, TreeColumns } from "./data";
+
+export interface CutNode {
+  id: string;
+  tree: "modules" | "groups" | "loss";
+  number: number;
+  label: string;
+  name: string;
+  kind: string;
+  column: number;
+  paths: number;
+  weights: number;
+}
+
+export interface CutLink {
+  source: string;
+  target: string;
+  paths: number;
+  weights: number;
+}
+
+export interface Cut {
+  nodes: CutNode[];
+  links: CutLink[];
+}
+
+/** Give for each node the one that shows in its place. Parents come before their children. */
+export function shownFor(tree: TreeColumns, open: Set<number>): number[] {
+  const unfolded: boolean[] = [];
+  return tree.parent.reduce<number[]>((shown, parent, n) => {
+    const visible = parent < 0 || unfolded[parent];
+    unfolded[n] = visible && open.has(n);
+    shown[n] = visible ? n : shown[parent];
+    return shown;
+  }, []);
+}
+
+export function childrenOf(tree: TreeColumns): number[][] {
+  const children: number[][] = tree.parent.map(() => []);
+  tree.parent.forEach((parent, n) => parent >= 0 && children[parent].push(n));
+  return children;
+}
+
+/** Compose the layers among siblings to columns: an open node is as wide as what shows inside it. */
+export function columnsOf(tree: TreeColumns, open: Set<number>): number[] {
+  const children = childrenOf(tree);
+  const width: number[] = [];
+  const begins: number[][] = [];
+  for (let n = tree.parent.length - 1; n >= 0; n--) {
+    if (!open.has(n) || !children[n].length) {
+      width[n] = 1;
+      continue;
+    }
+    const layers: number[] = [];
+    for (const c of children[n]) layers[tree.layer[c]] = Math.max(layers[tree.layer[c]] ?? 1, width[c]);
+    begins[n] = [];
+    width[n] = 0;
+    for (let layer = 0; layer < layers.length; layer++) {
+      begins[n][layer] = width[n];
+      width[n] += layers[layer] ?? 0;
+    }
+  }
+  const column = [0];
+  for (let n = 1; n < tree.parent.length; n++) {
+    const parent = tree.parent[n];
+    column[n] = column[parent] + (begins[parent]?.[tree.layer[n]] ?? 0);
+  }
+  return column;
+}
+
+export function cutAt(graph: Graph, flow: FlowColumns, open: Set<number>, openGroups: Set<number>): Cut {
+  const ofCall = new Map<number, number>();
+  graph.modules.item.forEach((item, n) => item >= 0 && ofCall.set(item, n));
+  const ofParameter = new Map<number, number>();
+  graph.groups.item.forEach((item, n) => item >= 0 && ofParameter.set(item, n));
+  const [modules, groups] = [shownFor(graph.modules, open), shownFor(graph.groups, openGroups)];
+  const idOf = (end: number) =>
+    end < 0 ? `p${groups[ofParameter.get(-1 - end)!]}` : `m${modules[ofCall.get(end)!]}`;
+
+  const links = new Map<string, CutLink>();
+  const add = (source: string, target: string, paths: number, weights: number) => {
+    if (source === target) return;
+    const key = `${source} ${target}`;
+    const link = links.get(key) ?? { source, target, paths: 0, weights: 0 };
+    link.paths += paths;
+    link.weights += weights;
+    links.set(key, link);
+  };
+  flow.source.forEach((source, i) => add(idOf(source), idOf(flow.target[i]), flow.paths[i], flow.weights[i]));
+  const last = graph.calls.number[graph.calls.number.length - 1];
+  if (flow.total) add(idOf(last), "loss", flow.total, flow.weight);
+  return { nodes: nodesOf(graph, [...links.values()], open), links: [...links.values()] };
+}
+
+function nodesOf(graph: Graph, links: CutLink[], open: Set<number>): CutNode[] {
+  const column = columnsOf(graph.modules, open);
+  const nodes = new Map<string, CutNode>();
+  for (const id of links.flatMap((link) => [link.source, link.target])) {
+    if (!nodes.has(id)) nodes.set(id, describe(graph, id, column));
+  }
+  for (const link of links) {
+    const [source, target] = [nodes.get(link.source)!, nodes.get(link.target)!];
+    target.paths += link.paths;
+    target.weights += link.weights;
+    if (source.tree === "groups") {
+      source.paths += link.paths;
+      source.weights += link.weights;
+    }
+  }
+  const all = [...nodes.values()];
+  compress(all, links);
+  return all;
+}
+
+function describe(graph: Graph, id: string, column: number[]): CutNode {
+  const zero = { paths: 0, weights: 0 };
+  if (id === "loss") return { id, tree: "loss", number: -1, label: "loss", name: "loss", kind: "loss", column: 0, ...zero };
+  const number = Number(id.slice(1));
+  const tree = id[0] === "m" ? "modules" : "groups";
+  const { label, name, kind } = graph[tree];
+  const at = tree === "modules" ? column[number] : 0;
+  return { id, tree, number, label: label[number], name: name[number], kind: kind[number], column: at, ...zero };
+}
+
+/** Leave no column empty; parameters stand right before where they are first used, the loss at the end. */
+function compress(nodes: CutNode[], links: CutLink[]): void {
+  const used = [...new Set(nodes.filter((n) => n.tree === "modules").map((n) => n.column))].sort((a, b) => a - b);
+  const byId = new Map(nodes.map((n) => [n.id, n]));
+  for (const node of nodes) if (node.tree === "modules") node.column = used.indexOf(node.column) + 1;
+  for (const node of nodes) {
+    if (node.tree === "loss") node.column = used.length + 1;
+    if (node.tree === "groups") {
+      const targets = links.filter((l) => l.source === node.id).map((l) => byId.get(l.target)!.column);
+      node.column = Math.min(...targets) - 1;
+    }
+  }
+  const first = Math.min(...nodes.map((n) => n.column));
+  for (const node of nodes) node.column -= first;
+}
+
+/** What one flow is called in the menus. */
+export function flowOf(flows: FlowColumns[], group: string, kind: string): FlowColumns | undefined {
+  return flows.find((f) => f.of === group && f.kind === kind) ?? flows.find((f) => f.kind === kind);
+}

@@ -1,0 +1,117 @@
+// The document in the page: what src/gradtrace/report/document.py writes.
+
+export interface TreeColumns {
+  name: string[];
+  label: string[];
+  kind: string[];
+  parent: number[];
+  layer: number[];
+  item: number[];
+  open: number[];
+}
+
+export interface Graph {
+  calls: { number: number[]; operator: string[]; module: string[]; source: string[] };
+  parameters: { name: string[]; shape: number[][] };
+  modules: TreeColumns;
+  groups: TreeColumns;
+}
+
+export interface InfluenceRow {
+  of: string;
+  kind: string;
+  component: string;
+  share: number | null;
+  weighted_share: number | null;
+  dead_share: number | null;
+  examples: number;
+  inside: boolean;
+}
+
+export interface FlowColumns {
+  of: string;
+  kind: string;
+  total: number;
+  weight: number;
+  unit_log2: number | null;
+  source: number[];
+  target: number[];
+  paths: number[];
+  weights: number[];
+}
+
+export interface PathTable {
+  steps: {
+    call: number[];
+    index: number[][];
+    derivative: (number | null)[];
+    token: (string | null)[];
+    next: number[];
+  };
+  starts: { leaf?: number[]; index?: number[][]; example?: number[]; first?: number[]; log2?: (number | null)[] };
+}
+
+export interface Snapshot {
+  step: number | null;
+  loss: number | null;
+  influence: InfluenceRow[];
+  flows: FlowColumns[];
+  paths: Record<string, PathTable>;
+}
+
+export interface Evaluation {
+  step: number;
+  samples: number;
+  loss: number;
+  perplexity: number;
+}
+
+export interface Outcome {
+  parameters: number;
+  samples: number | null;
+  best_perplexity: number;
+  final_perplexity: number;
+}
+
+export interface AgreementRow {
+  kind: string;
+  measure: "share" | "weighted_share";
+  influence: string;
+  damage: string;
+  spearman: number | null;
+  n: number;
+  verdict: string;
+}
+
+export interface MeanRow {
+  kind: string;
+  component: string;
+  share: number | null;
+  weighted_share: number | null;
+  dead_share: number | null;
+  traces: number;
+}
+
+export interface ReportDocument {
+  schema: string;
+  kind: "trace" | "compete";
+  title: string;
+  headline: string[];
+  graph: Graph;
+  snapshots: Snapshot[];
+  training?: { name: string; without: string | null; evaluations: Evaluation[] }[];
+  influence?: MeanRow[];
+  ablation?: {
+    reference_loss: number;
+    reference_perplexity: number;
+    full: Outcome;
+    rows: ({ component: string } & Outcome)[];
+  } | null;
+  agreement?: { sentence: string; rows: AgreementRow[] } | null;
+  provenance: [string, [string, string][]][];
+}
+
+export function load(): ReportDocument {
+  const holder = document.getElementById("data");
+  return JSON.parse(holder?.textContent ?? "null") as ReportDocument;
+}

@@ -1,0 +1,96 @@
+// Elements, numbers and tooltips. Text is set as text, never as markup: names come from strangers' models.
+
+export type Attributes = Record<string, string | number | boolean | null | undefined>;
+export type Child = Node | string | null | undefined;
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export function el<K extends keyof HTMLElementTagNameMap>(tag: K, attributes: Attributes = {}, ...children: Child[]) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+export function svg<K extends keyof SVGElementTagNameMap>(tag: K, attributes: Attributes = {}, ...children: Child[]) {
+  return fill(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function fill<E extends Element>(element: E, attributes: Attributes, children: Child[]): E {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, String(value));
+  }
+  for (const child of children) if (child !== null && child !== undefined) element.append(child);
+  return element;
+}
+
+export function button(text: string, run: () => void, attributes: Attributes = {}): HTMLButtonElement {
+  const made = el("button", { type: "button", ...attributes }, text);
+  made.addEventListener("click", run);
+  return made;
+}
+
+/** A labelled menu. */
+export function menu(
+  label: string,
+  options: [value: string, text: string][],
+  chosen: string,
+  run: (value: string) => void,
+  id: string,
+): HTMLElement {
+  const select = el("select", { id });
+  for (const [value, text] of options) select.append(el("option", { value, selected: value === chosen }, text));
+  select.addEventListener("change", () => run(select.value));
+  return el("label", { class: "field", for: id }, el("span", {}, label), select);
+}
+
+export function table(headings: string[], rows: (string | Node)[][], numeric: number[] = []): HTMLTableElement {
+  const cell = (tag: "td" | "th", content: string | Node, i: number) =>
+    el(tag, { class: numeric.includes(i) ? "number" : null, scope: tag === "th" ? "col" : null }, content);
+  const head = el("thead", {}, el("tr", {}, ...headings.map((h, i) => cell("th", h, i))));
+  const body = el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((c, i) => cell("td", c, i)))));
+  return el("table", {}, head, body);
+}
+
+export function percent(share: number | null | undefined): string {
+  return share === null || share === undefined || Number.isNaN(share) ? "–" : `${(share * 100).toFixed(1)}%`;
+}
+
+export function count(number: number): string {
+  return Number.isInteger(number) ? number.toLocaleString("en-US") : Number(number.toPrecision(5)).toLocaleString("en-US");
+}
+
+export function power(log2: number | null | undefined): string {
+  if (log2 === null || log2 === undefined || !Number.isFinite(log2)) return "0";
+  return `2^${log2.toFixed(2).replace("-", "−")}`;
+}
+
+export function significant(number: number | null): string {
+  return number === null ? "–" : Number(number.toPrecision(5)).toString().replace("-", "−");
+}
+
+/** Shorten a name in the middle of what it starts and ends with. */
+export function fit(name: string, most: number): string {
+  return name.length <= most ? name : `${name.slice(0, Math.max(1, most - 1))}…`;
+}
+
+const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });
+
+/** Show lines beside an element while it is pointed at or focused. */
+export function explain(element: Element, lines: () => string[]): void {
+  const show = (x: number, y: number) => {
+    if (!tip.isConnected) document.body.append(tip);
+    tip.replaceChildren(...lines().map((line, i) => el(i ? "div" : "strong", {}, line)));
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
+    tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18}px`;
+  };
+  element.addEventListener("pointermove", (event) => show((event as PointerEvent).clientX, (event as PointerEvent).clientY));
+  element.addEventListener("focus", () => {
+    const box = element.getBoundingClientRect();
+    show(box.right, box.top);
+  });
+  for (const end of ["pointerleave", "blur"]) element.addEventListener(end, hideTip);
+}
+
+export function hideTip(): void {
+  tip.hidden = true;
+}

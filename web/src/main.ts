@@ -1,0 +1,98 @@
+// The page: its headline, what is chosen for all views, and the views one below the other, as they print.
+
+import "uplot/dist/uPlot.min.css";
+import "./style.css";
+import { load, type ReportDocument } from "./data";
+import { isDark } from "./colours";
+import { button, el, menu } from "./dom";
+import { Store } from "./state";
+import { ablationView } from "./views/ablation";
+import { flowView } from "./views/flow";
+import { influenceView } from "./views/influence";
+import { pathsView } from "./views/paths";
+import { provenanceView } from "./views/provenance";
+import { trainingView } from "./views/training";
+
+function begin(data: ReportDocument): Store {
+  const last = data.snapshots.length - 1;
+  const flow = data.snapshots[last].flows[0];
+  const starts = Object.values(data.snapshots[last].paths)[0]?.starts;
+  const first = starts?.leaf?.length ? { leaf: starts.leaf[0], index: starts.index![0].join(", ") } : null;
+  return new Store({
+    snapshot: last,
+    kind: flow?.kind ?? "best",
+    group: flow?.of ?? "",
+    weighted: false,
+    measure: "share",
+    open: new Set(data.graph.modules.open),
+    openGroups: new Set(data.graph.groups.open),
+    path: first,
+  });
+}
+
+function slider(data: ReportDocument, store: Store): HTMLElement | null {
+  const steps = data.snapshots.map((s) => s.step);
+  if (steps.length < 2) return null;
+  const input = el("input", { type: "range", id: "step", min: 0, max: steps.length - 1, step: 1 });
+  const shown = el("output", { for: "step" });
+  input.addEventListener("input", () => store.set({ snapshot: Number(input.value) }));
+  store.watch(["snapshot"], () => {
+    input.value = String(store.now.snapshot);
+    shown.textContent = String(steps[store.now.snapshot]);
+    input.setAttribute("aria-valuetext", `step ${steps[store.now.snapshot]}`);
+  });
+  return el("label", { class: "field", for: "step" }, el("span", {}, "Training step"), input, shown);
+}
+
+function setTheme(theme: string): void {
+  document.documentElement.dataset.theme = theme;
+  for (const view of document.querySelectorAll("section")) view.dispatchEvent(new Event("themechange"));
+}
+
+function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElement {
+  const kinds = [...new Set(data.snapshots[0].flows.map((f) => f.kind))];
+  const names: Record<string, string> = { best: "best: the strongest path", greedy: "greedy: step by step along |w·g|" };
+  const links = views.map((v) => el("a", { href: `#${v.id}` }, v.querySelector("h2")?.textContent ?? v.id));
+  const theme = button("Light / dark", () => setTheme(isDark() ? "light" : "dark"), { class: "plain" });
+  const choices = el(
+    "div",
+    { class: "choices" },
+    slider(data, store),
+    menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind"),
+    theme,
+  );
+  return el("nav", { "aria-label": "Views" }, el("div", { class: "links" }, ...links), choices);
+}
+
+function printLight(): void {
+  let before: string | undefined;
+  addEventListener("beforeprint", () => {
+    before = document.documentElement.dataset.theme;
+    setTheme("light");
+  });
+  addEventListener("afterprint", () => {
+    if (before) setTheme(before);
+    else delete document.documentElement.dataset.theme;
+  });
+}
+
+function main(): void {
+  const data = load();
+  const app = document.getElementById("app")!;
+  const store = begin(data);
+  const makers = [flowView, influenceView, pathsView, trainingView, ablationView];
+  const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
+  const content = el("main", {});
+  app.append(head, content);
+  const views: HTMLElement[] = [];
+  for (const make of makers) views.push(make(data, store));
+  views.push(provenanceView(data));
+  app.insertBefore(bar(data, store, views), content);
+  content.append(...views);
+  dispatchEvent(new Event("resize")); // now that there is room to measure
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(isDark() ? "dark" : "light"));
+  printLight();
+  document.documentElement.dataset.ready = "true";
+}
+
+main();

@@ -1,0 +1,42 @@
+// The frame of a view: its name, how to read it, what it does not mean, its controls and its exports.
+
+import { button, el } from "./dom";
+import { csv, picture, save } from "./export";
+
+export interface Section {
+  root: HTMLElement;
+  controls: HTMLElement;
+  body: HTMLElement;
+}
+
+export interface Exports {
+  svg: () => SVGSVGElement | null;
+  rows: () => (string | number | boolean | null | undefined)[][];
+}
+
+export function section(id: string, title: string, read: string, not: string, exports: Exports): Section {
+  const controls = el("div", { class: "controls" });
+  const body = el("div", { class: "body" });
+  const saves = el(
+    "div",
+    { class: "saves" },
+    button("SVG", () => saveSvg(id, exports), { "aria-label": `Save ${title} as SVG`, "data-save": "svg" }),
+    button("CSV", () => save(`gradtrace-${id}.csv`, "text/csv", csv(exports.rows())), {
+      "aria-label": `Save ${title} as CSV`,
+      "data-save": "csv",
+    }),
+  );
+  const notes = el("p", { class: "how" }, read, " ", el("em", {}, not));
+  const head = el("div", { class: "head" }, el("h2", { id: `${id}-title` }, title), saves);
+  const root = el("section", { id, "aria-labelledby": `${id}-title` }, head, notes, controls, body);
+  return { root, controls, body };
+}
+
+function saveSvg(id: string, exports: Exports): void {
+  const drawn = exports.svg();
+  if (!drawn) return;
+  const loose = !drawn.isConnected;
+  if (loose) document.body.append(drawn); // styles exist only in the page
+  save(`gradtrace-${id}.svg`, "image/svg+xml", picture(drawn));
+  if (loose) drawn.remove();
+}

@@ -1,0 +1,35 @@
+// What the views share: which moment, kind of trace, parameter group, open modules, and chosen path.
+
+export interface State {
+  snapshot: number;
+  kind: string;
+  group: string;
+  weighted: boolean;
+  measure: "share" | "weighted_share";
+  open: Set<number>;
+  openGroups: Set<number>;
+  path: { leaf: number; index: string } | null;
+}
+
+type Key = keyof State;
+type Listener = (changed: Set<Key>) => void;
+
+export class Store {
+  private listeners: Listener[] = [];
+
+  constructor(readonly now: State) {}
+
+  set(change: Partial<State>): void {
+    Object.assign(this.now, change);
+    const changed = new Set(Object.keys(change) as Key[]);
+    for (const listener of this.listeners) listener(changed);
+  }
+
+  /** Run now, and again whenever one of the named parts changes. */
+  watch(keys: Key[], run: () => void): void {
+    run();
+    this.listeners.push((changed) => {
+      if (keys.some((key) => changed.has(key))) run();
+    });
+  }
+}

@@ -1,0 +1,124 @@
+// Did the components that carry most also hurt most when they were left out?
+
+import { scaleLinear } from "d3-scale";
+import { ofComponent } from "../colours";
+import type { AgreementRow, ReportDocument } from "../data";
+import { count, el, explain, menu, percent, svg, table } from "../dom";
+import { section } from "../section";
+import type { Store } from "../state";
+
+export function ablationView(data: ReportDocument, store: Store): HTMLElement {
+  let drawn: SVGSVGElement | null = null;
+  const { root, controls, body } = section(
+    "ablation",
+    "Ablation",
+    "One point a component: to the right, more paths cross it; further up, the model without it needed more training samples " +
+      "to reach the full model's best held-out loss, or never did. If influence foretold damage, points rise to the right.",
+    "One seed is one draw, and few points prove little: see n.",
+    { svg: () => drawn, rows: () => rowsOf(data) },
+  );
+  const { ablation, agreement } = data;
+  if (!ablation?.rows.length || !agreement) {
+    const why = data.kind === "trace" ? "A trace says what paths cross; what happens without a component takes an experiment: gradtrace compete." : "No ablation: the run is not finished, or had one component only.";
+    body.append(el("p", { class: "none" }, why));
+    return root;
+  }
+  let row = agreement.rows[0];
+  const holder = el("div", { class: "scroll" });
+  const verdict = el("p", { class: "verdict", role: "status" });
+  const draw = () => {
+    drawn = scatter(data, row, Math.max(300, Math.min(holder.clientWidth || 640, 760)));
+    holder.replaceChildren(drawn);
+    const rho = rhoOf(row);
+    verdict.replaceChildren(el("strong", {}, `Spearman ρ = ${rho}, n = ${row.n}`), ` (${row.verdict}): influence ${row.influence}; damage ${row.damage}.`);
+  };
+  const names: [string, string][] = agreement.rows.map((r, i) => [String(i), `${r.kind} paths${r.measure === "share" ? "" : ", by weight"}`]);
+  controls.append(
+    menu("Influence of", names, "0", (i) => {
+      row = agreement.rows[Number(i)];
+      draw();
+    }, "agreement"),
+  );
+  body.append(verdict, el("div", { class: "beside" }, holder, el("div", {}, outcomes(data), orders(agreement.rows))));
+  requestAnimationFrame(draw);
+  addEventListener("resize", draw);
+  root.addEventListener("themechange", draw);
+  void store;
+  return root;
+}
+
+function rhoOf(row: AgreementRow): string {
+  return row.spearman === null ? "undefined" : row.spearman.toFixed(2).replace("-", "−");
+}
+
+function shareOf(data: ReportDocument, row: AgreementRow, component: string): number | null {
+  return data.influence?.find((r) => r.kind === row.kind && r.component === component)?.[row.measure] ?? null;
+}
+
+function scatter(data: ReportDocument, row: AgreementRow, width: number): SVGSVGElement {
+  const { full, rows } = data.ablation!;
+  const components = rows.map((r) => r.component);
+  const height = 330;
+  const [left, right, top, bottom] = [86, 40, 24, 54];
+  const never = top + 22;
+  const reached = [full, ...rows].map((r) => r.samples).filter((s): s is number => s !== null);
+  const shares = components.map((c) => shareOf(data, row, c) ?? 0);
+  const x = scaleLinear([0, Math.max(0.01, ...shares) * 1.12], [left, width - right]).nice(5);
+  const y = scaleLinear([Math.min(...reached) * 0.92, Math.max(...reached) * 1.06], [height - bottom, never + 44]).nice(4);
+  const out = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "scatter", "aria-label": "Ablation damage against influence" });
+  out.append(svg("rect", { x: left, y: top, width: width - left - right, height: 44, class: "never" }));
+  out.append(svg("text", { x: left - 10, y: never + 4, "text-anchor": "end" }, "not reached"));
+  for (const tick of x.ticks(6)) out.append(svg("line", { x1: x(tick), x2: x(tick), y1: top, y2: height - bottom, class: "grid" }), svg("text", { x: x(tick), y: height - bottom + 18, "text-anchor": "middle" }, `${+(tick * 100).toFixed(1)}%`));
+  for (const tick of y.ticks(4)) out.append(svg("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "grid" }), svg("text", { x: left - 10, y: y(tick) + 4, "text-anchor": "end" }, count(tick)));
+  if (full.samples !== null) {
+    out.append(svg("line", { x1: left, x2: width - right, y1: y(full.samples), y2: y(full.samples), class: "full" }));
+    out.append(svg("text", { x: width - right - 4, y: y(full.samples) - 6, "text-anchor": "end", class: "note" }, `full model: ${count(full.samples)}`));
+  }
+  out.append(svg("text", { x: (left + width - right) / 2, y: height - 10, "text-anchor": "middle", class: "axis" }, "influence: share of paths from the embedding"));
+  out.append(svg("text", { transform: `translate(16,${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, "samples to the reference loss"));
+  rows.forEach((r) => {
+    const share = shareOf(data, row, r.component);
+    const [cx, cy] = [x(share ?? 0), r.samples === null ? never : y(r.samples)];
+    const nearEdge = cx > width - right - 90;
+    const point = svg(
+      "g",
+      { tabindex: 0, role: "img", class: "point", "data-component": r.component, "data-share": share, "data-samples": r.samples ?? "not reached", "aria-label": `${r.component}: influence ${percent(share)}, ${r.samples === null ? "not reached" : `${count(r.samples)} samples`}` },
+      svg("circle", { cx, cy, r: 7, fill: ofComponent(components, r.component) }),
+      svg("text", { x: cx + (nearEdge ? -12 : 12), y: cy + 4, "text-anchor": nearEdge ? "end" : "start", class: "name" }, r.component),
+    );
+    explain(point, () => [
+      `without ${r.component}`,
+      r.samples === null ? "never reached the reference loss" : `${count(r.samples)} samples to the reference loss`,
+      `final perplexity ${r.final_perplexity.toFixed(1)}`,
+      `influence ${percent(share)}`,
+    ]);
+    out.append(point);
+  });
+  return out;
+}
+
+function outcomes(data: ReportDocument): HTMLElement {
+  const { full, rows, reference_perplexity } = data.ablation!;
+  const all = [{ ...full, component: "" }, ...rows];
+  const cells = all.map((r) => [
+    r.component ? `without ${r.component}` : "full model", count(r.parameters), r.samples === null ? "not reached" : count(r.samples),
+    r.best_perplexity.toFixed(1), r.final_perplexity.toFixed(1),
+  ]);
+  const made = table(["model", "parameters", "samples", "best perplexity", "final perplexity"], cells, [1, 2, 3, 4]);
+  made.prepend(el("caption", {}, `Samples to the full model's best held-out perplexity, ${reference_perplexity.toFixed(1)}`));
+  return el("div", { class: "scroll" }, made);
+}
+
+function orders(rows: AgreementRow[]): HTMLElement {
+  const cells = rows.map((r) => [r.kind, r.measure === "share" ? "plain" : "by weight", r.influence, r.damage, r.verdict, `${rhoOf(r)} (${r.n})`]);
+  const made = table(["traces", "influence", "order of influence", "order of damage", "verdict", "ρ (n)"], cells, [5]);
+  made.prepend(el("caption", {}, "Order of influence against order of damage, most first"));
+  return el("div", { class: "scroll" }, made);
+}
+
+function rowsOf(data: ReportDocument): (string | number | null)[][] {
+  const head = ["component", "samples", "best perplexity", "final perplexity", "best share", "best weighted share", "greedy share", "greedy weighted share"];
+  const rows = data.ablation?.rows ?? [];
+  const of = (c: string, kind: string, measure: "share" | "weighted_share") => data.influence?.find((r) => r.kind === kind && r.component === c)?.[measure] ?? null;
+  return [head, ...rows.map((r) => [r.component, r.samples, r.best_perplexity, r.final_perplexity, of(r.component, "best", "share"), of(r.component, "best", "weighted_share"), of(r.component, "greedy", "share"), of(r.component, "greedy", "weighted_share")])];
+}

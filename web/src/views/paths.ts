@@ -1,0 +1,183 @@
+// The strongest paths, a search among those that the file holds, and one path step by step.
+
+import type { PathTable, ReportDocument } from "../data";
+import { el, fit, power, significant, svg, table } from "../dom";
+import { pictureOfTable } from "../export";
+import { section } from "../section";
+import type { Store } from "../state";
+import { startOf, stepsOf, tableOf, type Step } from "../walk";
+
+const MOST = 200;
+
+export function pathsView(data: ReportDocument, store: Store): HTMLElement {
+  const search = { parameter: "", index: "" };
+  const { root, controls, body } = section(
+    "paths",
+    "Paths",
+    "Strongest first. Choose one to read it step by step: each operator it passes, the local derivative there, and the " +
+      "product so far on a log scale, from the parameter down to the loss. It is lit up in the flow above.",
+    "One path is one term of the gradient's sum; others may cancel it.",
+    { svg: () => pictureOfTable(titleNow(data, store), cellsNow(data, store)), rows: () => rowsNow(data, store) },
+  );
+  const names = el("datalist", { id: "parameters" });
+  const parameter = el("input", { id: "search-parameter", list: "parameters", placeholder: "name or part of it", size: 26, spellcheck: "false", autocomplete: "off" });
+  const index = el("input", { id: "search-index", placeholder: "e.g. 3, 5", size: 10, spellcheck: "false", autocomplete: "off" });
+  controls.append(
+    el("label", { class: "field", for: "search-parameter" }, el("span", {}, "Parameter"), parameter),
+    el("label", { class: "field", for: "search-index" }, el("span", {}, "Index"), index),
+    names,
+  );
+  const list = el("ol", { class: "pathlist", "aria-label": "Paths, strongest first" });
+  const found = el("p", { class: "found", role: "status" });
+  const detail = el("div", { class: "detail" });
+  body.append(el("div", { class: "columns" }, el("div", { class: "side" }, found, list), detail));
+
+  const draw = () => {
+    const paths = tableOf(data, store.now.snapshot, store.now.kind);
+    const held = [...new Set(paths?.starts.leaf ?? [])];
+    names.replaceChildren(...held.map((leaf) => el("option", { value: data.graph.parameters.name[leaf] })));
+    const hits = paths ? matching(data, paths, search) : [];
+    list.replaceChildren(...hits.slice(0, MOST).map((i) => entry(data, store, paths!, i)));
+    found.textContent = summary(data, paths, hits.length, search);
+    showDetail(data, store, detail);
+  };
+  for (const input of [parameter, index]) {
+    input.addEventListener("input", () => {
+      [search.parameter, search.index] = [parameter.value.trim(), index.value];
+      draw();
+    });
+  }
+  list.addEventListener("keydown", (event) => moveFocus(list, event));
+  store.watch(["snapshot", "kind", "path"], () => {
+    const focus = document.activeElement?.getAttribute("data-path");
+    draw();
+    if (focus) list.querySelector<HTMLElement>(`[data-path="${CSS.escape(focus)}"]`)?.focus();
+  });
+  return root;
+}
+
+function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
+  const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!move) return;
+  const buttons = [...list.querySelectorAll("button")];
+  const next = buttons[buttons.indexOf(document.activeElement as HTMLButtonElement) + move];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+}
+
+/** Which paths a search finds: names by part or glob, an index by its first numbers. */
+export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }): number[] {
+  const wanted = search.index.match(/-?\d+/g) ?? [];
+  const glob = globOf(search.parameter);
+  return (paths.starts.leaf ?? [])
+    .map((leaf, i) => ({ name: data.graph.parameters.name[leaf], index: paths.starts.index![i], i }))
+    .filter(({ name, index }) => glob(name) && wanted.every((n, k) => String(index[k]) === n))
+    .map(({ i }) => i);
+}
+
+function globOf(text: string): (name: string) => boolean {
+  if (!text.includes("*")) return (name) => name.toLowerCase().includes(text.toLowerCase());
+  const pattern = new RegExp(`^${text.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*")}$`, "i");
+  return (name) => pattern.test(name);
+}
+
+function summary(data: ReportDocument, paths: PathTable | undefined, hits: number, search: { parameter: string; index: string }): string {
+  const held = paths?.starts.leaf?.length ?? 0;
+  if (hits) return `${hits} of ${held} paths in this file${hits > MOST ? `, the first ${MOST} shown` : ""}`;
+  if (!held) return "No path of non-zero weight was found.";
+  const exact = data.graph.parameters.name.includes(search.parameter);
+  const ask = exact && search.index.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search.parameter)}, (${search.index.trim()},))` : "";
+  return `Not among the ${held} paths that this file holds: the strongest of all and of each parameter.${ask}`;
+}
+
+function entry(data: ReportDocument, store: Store, paths: PathTable, i: number): HTMLElement {
+  const [leaf, index] = [paths.starts.leaf![i], paths.starts.index![i].join(", ")];
+  const name = data.graph.parameters.name[leaf];
+  const chosen = store.now.path?.leaf === leaf && store.now.path.index === index;
+  const choose = el(
+    "button",
+    { type: "button", "aria-pressed": chosen ? "true" : "false", "data-path": `${name}[${index}]`, title: `${name}[${index}]` },
+    el("span", { class: "name" }, `${fit(name, 30)}[${index}]`),
+    el("span", { class: "number" }, power(paths.starts.log2![i])),
+  );
+  choose.addEventListener("click", () => store.set({ path: { leaf, index } }));
+  return el("li", {}, choose);
+}
+
+function titleNow(data: ReportDocument, store: Store): string {
+  const chosen = store.now.path;
+  return chosen ? `${store.now.kind} path from ${data.graph.parameters.name[chosen.leaf]}[${chosen.index}]` : "No path chosen";
+}
+
+function stepsNow(data: ReportDocument, store: Store): Step[] {
+  const paths = tableOf(data, store.now.snapshot, store.now.kind);
+  return paths && store.now.path ? stepsOf(paths, store.now.path) : [];
+}
+
+function rowsNow(data: ReportDocument, store: Store): (string | number | null)[][] {
+  const { calls } = data.graph;
+  return [
+    ["module call", "operator", "source", "index", "token", "local derivative", "log2 of the product"],
+    ...stepsNow(data, store).map((s) => {
+      const at = calls.number.indexOf(s.call);
+      return [calls.module[at], calls.operator[at], calls.source[at], s.index.join(" "), s.token, s.derivative, s.running];
+    }),
+  ];
+}
+
+function cellsNow(data: ReportDocument, store: Store): string[][] {
+  return rowsNow(data, store).map((row) => row.map((c) => (typeof c === "number" ? significant(c) : (c ?? ""))));
+}
+
+function showDetail(data: ReportDocument, store: Store, holder: HTMLElement): void {
+  const paths = tableOf(data, store.now.snapshot, store.now.kind);
+  const steps = stepsNow(data, store);
+  const heading = el("h3", {}, titleNow(data, store));
+  if (!paths || !store.now.path || startOf(paths, store.now.path) < 0) {
+    const why = store.now.path ? "This scalar is not among the paths taken down at this moment." : "Choose a path from the list.";
+    holder.replaceChildren(heading, el("p", { class: "none" }, why));
+    return;
+  }
+  const last = steps.length ? steps[steps.length - 1].running : 0;
+  const example = paths.starts.example?.[startOf(paths, store.now.path)];
+  const line = el("p", { class: "weight" }, `Weight ${power(last)}, ${steps.length} steps${example === undefined ? "" : `, example ${example}`}.`);
+  holder.replaceChildren(heading, line, el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps of the path" }, stepTable(data, steps)));
+}
+
+function stepTable(data: ReportDocument, steps: Step[]): HTMLElement {
+  const { calls } = data.graph;
+  const texts = steps.some((s) => s.token !== null);
+  const low = Math.min(0, ...steps.map((s) => s.running).filter(Number.isFinite));
+  const high = Math.max(0, ...steps.map((s) => s.running).filter(Number.isFinite));
+  const rows = steps.map((s, i) => {
+    const at = calls.number.indexOf(s.call);
+    const operator = calls.operator[at].replace(/^aten\./, "").replace(/\.default$/, "");
+    const cells: (string | Node)[] = [
+      calls.module[at] === calls.module[calls.number.indexOf(steps[i - 1]?.call)] && i ? "″" : calls.module[at] || "(top)",
+      el("span", { title: calls.operator[at] }, operator),
+      el("span", { class: "mono" }, s.index.length ? `[${s.index.join(", ")}]` : ""),
+      ...(texts ? [s.token === null ? "" : el("q", {}, s.token)] : []),
+      significant(s.derivative),
+      running(s.running, low, high),
+      el("span", { class: "source", title: calls.source[at] }, calls.source[at].split("/").pop() ?? ""),
+    ];
+    return cells;
+  });
+  const headings = ["module call", "operator", "position", ...(texts ? ["token"] : []), "∂ local", "product so far", "source"];
+  return table(headings, rows, [texts ? 4 : 3]);
+}
+
+/** A bar from 2^0 to the running product, all rows on one log axis. */
+function running(log2: number, low: number, high: number): HTMLElement {
+  const width = 130;
+  const x = (value: number) => ((value - low) / (high - low || 1)) * width;
+  const end = Number.isFinite(log2) ? x(log2) : 0;
+  const bar = svg(
+    "svg",
+    { class: "running", viewBox: `-1 0 ${width + 2} 14`, width: width + 2, height: 14, "aria-hidden": "true" },
+    svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 14, class: "one" }),
+    svg("rect", { x: Math.min(end, x(0)), y: 4, width: Math.max(1, Math.abs(x(0) - end)), height: 6, rx: 1 }),
+  );
+  return el("span", { class: "product" }, bar, el("span", { class: "number" }, power(log2)));
+}

@@ -1,0 +1,32 @@
+// Read paths out of the table of steps that they share.
+
+import type { PathTable, ReportDocument } from "./data";
+
+export interface Step {
+  call: number;
+  index: number[];
+  derivative: number | null;
+  token: string | null;
+  /** log2 of the absolute product of the derivatives so far. */
+  running: number;
+}
+
+export function tableOf(data: ReportDocument, snapshot: number, kind: string): PathTable | undefined {
+  return data.snapshots[snapshot].paths[kind] ?? Object.values(data.snapshots[snapshot].paths)[0];
+}
+
+export function startOf(table: PathTable, chosen: { leaf: number; index: string }): number {
+  return (table.starts.leaf ?? []).findIndex((leaf, i) => leaf === chosen.leaf && table.starts.index![i].join(", ") === chosen.index);
+}
+
+export function stepsOf(table: PathTable, chosen: { leaf: number; index: string }): Step[] {
+  const start = startOf(table, chosen);
+  const out: Step[] = [];
+  let running = 0;
+  for (let at = start < 0 ? -1 : table.starts.first![start]; at >= 0; at = table.steps.next[at]) {
+    const derivative = table.steps.derivative[at];
+    running += Math.log2(Math.abs(derivative ?? 0));
+    out.push({ call: table.steps.call[at], index: table.steps.index[at], derivative, token: table.steps.token[at], running });
+  }
+  return out;
+}
