@@ -15,13 +15,13 @@ LAYERS = [
     {"errors", "alone"},
     {"semiring", "structure", "tape", "wide", "custom"},
     {"scopes", "storage", "components"},
-    {"values", "rules", "kernels"},
+    {"values", "rules", "kernels", "semirings"},
     {"capture", "labels"},
     {"split"},
     {"engine"},
-    {"certificate", "forest"},
+    {"certificate", "forest", "ask"},
     {"paths", "influence"},
-    {"flow"},
+    {"flow", "kbest", "bounds"},
     {"trace"},
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "experiments", "report"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"__main__"},
 ]
 # What would be downward, and is still not wanted: rules state structure, and know nothing of semirings.
-FORBIDDEN = {("rules", "semiring")}
+FORBIDDEN = {("rules", "semiring"), ("rules", "semirings"), ("kernels", "semirings"), ("semirings", "kernels")}
 
 
 def modules() -> dict[str, Path]:
