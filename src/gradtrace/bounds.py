@@ -18,11 +18,12 @@ SLACK = 1e-9  # what rounding may take from an upper bound, in bits
 class Bound:
     """The strongest path's weight, from below and from above.
 
+    With N paths the gap can be log2(N) / p bits even where the concrete path is the strongest.
+
     Attributes:
         path: a concrete path, whose weight is the lower bound.
         p: of the `Power` that gave the upper bound.
         upper_log2: log2 of that bound.
-        log2_count: log2 of the number N of paths, where it was counted: the gap can be log2(N) / p, even for the best path.
 
     >>> Bound(Path("w", (0,), "greedy", ()), 8.0, 0.5).gap
     0.5
@@ -31,7 +32,6 @@ class Bound:
     path: Path
     p: float
     upper_log2: float
-    log2_count: float | None = None
 
     @property
     def lower_log2(self) -> float:
@@ -54,7 +54,8 @@ class Bound:
         return self.gap <= SLACK * (1 + abs(self.lower_log2))
 
     def __str__(self) -> str:
+        times = 2**self.gap if self.gap < 1000 else math.inf
         return (
-            f"{self.path.kind} path of {self.path.start}{list(self.path.index)}: 2^{self.lower_log2:.2f}; the strongest "
-            f"is at most 2^{self.upper_log2:.2f} by power:{self.p:g}, {2**self.gap if self.gap < 1000 else math.inf:.3g}× that"
+            f"{self.path.kind} path of {self.path.start}{list(self.path.index)}: 2^{self.lower_log2:.2f}; "
+            f"the strongest is at most 2^{self.upper_log2:.2f} by power:{self.p:g}, {times:.3g}× that"
         )

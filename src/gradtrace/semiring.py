@@ -230,6 +230,8 @@ class Scaled(Carrier):
         return normalised(values.sum(-1), top.squeeze(-1))
 
     def others(self, g: Element) -> Element:
+        if g[0].shape[-1] == 0:
+            return g
         values, top = aligned(g[0], g[1])
         (rest,) = Linear(torch.abs).others((values,))
         return normalised(rest, top)
@@ -411,7 +413,7 @@ Max = Semiring("max", 0.0, 1.0, max, operator.mul, abs, Extreme())
 """The weight of the strongest path: g_v = max |w| g_u, with backpointers."""
 
 Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Scaled(_nonzero))
-"""The number of paths of non-zero weight: g_v = Σ g_u. Exact up to 2^53; of what no float can hold, ask for the log2."""
+"""The number of paths of non-zero weight: g_v = Σ g_u. Exact up to 2^53; where no float can hold it, take the log2."""
 
 SEMIRINGS = {s.name: s for s in (Sum, AbsSum, Max, Count)}
 

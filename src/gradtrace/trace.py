@@ -153,8 +153,8 @@ class Tape:
             log2: give log2 of the absolute numbers, in float64, which reaches where no float does (1e-2000).
 
         Returns:
-            g_v for each input, in its shape; where an element consists of several numbers (`TopK`, `SignedMax`, `Graded`,
-            `Through`), they are in front. For several semirings, one such tuple for each.
+            g_v for each input, in its shape; where an element consists of several numbers (`TopK`, `SignedMax`,
+            `Graded`, `Through`), they are in front. For several semirings, one such tuple for each.
 
         Raises:
             NotScalar, NotOnTape, Unused, MissingRule: as their messages say.

@@ -1,4 +1,4 @@
-"""The family: every question that one reverse pass answers, and `named`, which finds each by the name of the command line.
+"""The family: every question that one reverse pass answers, and `named`, which finds each by its name.
 
     Sum, AbsSum, Max, Count     in `gradtrace.semiring`
     Power(p), Entropy           one number a scalar

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from ..errors import GradtraceError
@@ -88,7 +88,7 @@ def check_axioms(
     """
     weights = list(dict.fromkeys(samples))
     lifts = [semiring.lift(w) for w in weights]
-    sums = [semiring.plus(a, b) for a, b in zip(lifts, lifts[1:], strict=False)]
+    sums = [semiring.plus(a, b) for a, b in pairwise(lifts)]
     elements = _distinct([semiring.zero, semiring.one, *lifts, *sums, *more])
     for axiom in AXIOMS:
         pool = [w for w in weights if math.isfinite(w)] if axiom.number else elements

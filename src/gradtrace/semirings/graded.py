@@ -166,7 +166,8 @@ class Degrees:
         call = value.call
         more = sum(1 for c in self.counted if inside(c, value, call) and not (consumer and inside_call(c, consumer)))
         if more:
-            target = [s - s % self.levels + min(s % self.levels + more, self.most + 1) for s in range(self.carrier.count)]
+            higher = [min(degree + more, self.most + 1) for degree in range(self.levels)]
+            target = [s - s % self.levels + higher[s % self.levels] for s in range(self.carrier.count)]
             g = moved(self.carrier, g, target, True)
         for bit, component in enumerate(self.remembered):
             mask = inside(component, value, call)
@@ -197,10 +198,10 @@ class Graded:
     """How much of g is carried by paths that cross exactly n of the named components, n = 0 … max_degree.
 
     g_v = Σ_n c_n zⁿ, a polynomial over another semiring: ⊕ adds coefficients, ⊗ with an edge multiplies them, and
-    a path that crosses a component is multiplied by z, once for each. Under `Sum` the coefficients are signed parts of the
-    gradient, under `AbsSum` of the total path weight, under `Max` the strongest path of each length: the path-length
-    spectrum of a residual network, exact, in one pass. Results have max_degree + 2 entries in front: the last is
-    what crosses more than max_degree. It does not tell which components; and a large share at n says nothing about
+    a path that crosses a component is multiplied by z, once for each. Under `Sum` the coefficients are signed parts
+    of the gradient, under `AbsSum` of the total path weight, under `Max` the strongest path of each length: the
+    path-length spectrum of a residual network, exact, in one pass. Results have max_degree + 2 entries in front: the
+    last is what crosses more than max_degree. It does not tell which components; and a large share at n says nothing about
     what the network would do with n components only.
 
     Attributes:

@@ -125,5 +125,3 @@ def _norm(a: float, b: float, p: float) -> float:
 
 def _times(a: float, b: float) -> float:
     return 0.0 if a == 0 or b == 0 else a * b
-
-

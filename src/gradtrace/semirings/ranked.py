@@ -258,13 +258,11 @@ def _products(a: Interval, b: Interval) -> Interval:
     return reduce(_hull, found)
 
 
-SignedMax = Semiring(
-    "signedmax", NOTHING, (1.0, 1.0), _hull, _products, lambda w: (w, w) if w else NOTHING, Extremes()
-)
+SignedMax = Semiring("signedmax", NOTHING, (1.0, 1.0), _hull, _products, lambda w: (w, w) if w else NOTHING, Extremes())
 """The most positive and the most negative path weight: g_v = (max, min) over the edges of w times either end of g_u's.
 
-An edge of negative weight swaps the two before the merge: edges [1, -1] into (1, 1) and (1, -10) give (10, -1). Where all
-paths have one sign, the weaker end is the path nearest to 0; a result of 0 is no path at all. It does not tell how much of
-either sign there is: one strong path up may face a thousand weak ones down.
+An edge of negative weight swaps the two before the merge: edges [1, -1] into (1, 1) and (1, -10) give (10, -1).
+Where all paths have one sign, the weaker end is the path nearest to 0; a result of 0 is no path at all. It does not
+tell how much of either sign there is: one strong path up may face a thousand weak ones down.
 On plain numbers an element is the pair (max, min), and (-inf, inf) where there is no path.
 """
