@@ -23,6 +23,7 @@ LAYERS = [
     {"paths", "influence"},
     {"flow", "kbest", "bounds"},
     {"trace"},
+    {"answers"},
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "experiments", "report"},
     {"cli"},

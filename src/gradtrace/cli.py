@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__
+from .answers import lines
 from .errors import GradtraceError
 from .experiments.checkpoint import RESULTS, prepare_folder, write_json
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
@@ -19,6 +20,7 @@ from .experiments.competition import COMPONENTS
 from .experiments.options import Options
 from .experiments.user_model import Question, load_subject, trace_subject
 from .report.terminal import Screen, plain, show_competition, show_trace
+from .semirings import FORMS
 
 TOP = """\
 Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring:
@@ -68,6 +70,7 @@ examples:
   gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
   gradtrace trace train.py:build --batches 10       average over ten batches
   gradtrace trace train.py:build --check            prove the tape against autograd first
+  gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
 
 Writes results.json to the folder. The strongest paths shown are always the best ones.
@@ -185,6 +188,8 @@ def _add_trace(commands: Any) -> None:
         help="how many strongest paths to show (default %(default)s)",
     )
     add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
+    add("--semiring", type=names_of, default=(), metavar="A,B,…", help="what else to ask, in one more pass: "
+        + ", ".join(FORMS))  # fmt: skip
     add(
         "--out",
         type=Path,
@@ -225,7 +230,7 @@ def how_to_resume(given: argparse.Namespace) -> str:
 
 def run_trace(given: argparse.Namespace) -> None:
     """Run `gradtrace trace`."""
-    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check)
+    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
     subject = load_subject(given.target)
     prepare_folder(given.out)
@@ -235,4 +240,7 @@ def run_trace(given: argparse.Namespace) -> None:
         )
     write_json(given.out / RESULTS, results)
     show_trace(results, console)
+    for answer in results["semirings"]:
+        for line in lines(answer):
+            plain(console, line)
     plain(console, f"\nWritten to {given.out / RESULTS}")

@@ -157,7 +157,7 @@ def forward(graph: networkx.MultiDiGraph, source: Vertex, semiring: Semiring = S
 def _forward_pass(
     outgoing: Outgoing, producers_first: list[Vertex], source: Vertex, k: Semiring
 ) -> dict[Vertex, float]:
-    d = {source: k.one}
+    d: dict[Vertex, Any] = {source: k.one}
     for v in producers_first:
         if v in d:  # the source reaches it
             for edge in outgoing[v]:

@@ -25,7 +25,7 @@ from .labels import propagate
 from .paths import NoPath, Path, flat_index, follow
 from .rules import served_by
 from .semiring import Semiring, Sum
-from .semirings import Family, Power, SignedMax, TopK, named
+from .semirings import Family, Graded, Power, SignedMax, Through, TopK, named
 from .tape import Call, Record, Value
 
 
@@ -161,7 +161,7 @@ class Tape:
         """
         wanted = [inputs] if isinstance(inputs, (Tensor, str)) else list(inputs)
         values = [self.find(i) for i in wanted]
-        one = isinstance(semiring, (Family, str))
+        one = isinstance(semiring, (Semiring, Graded, Through, str))
         asked = [named(semiring)] if one else [named(k) for k in semiring]
         if not asked:
             return ()

@@ -222,7 +222,7 @@ def test_several_carriers_keep_to_their_own_planes():
         ("through", Through()),
         ("graded", Graded()),
         ("graded:3", Graded(3)),
-        ("graded::abssum", Graded(None, semiring=AbsSum)),
+        ("graded:abssum", Graded(None, semiring=AbsSum)),
         ("graded:2:max", Graded(2, semiring=Max)),
     ],
 )

@@ -21,9 +21,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..answers import answers
 from ..errors import GradtraceError
 from ..influence import InfluenceRow, InfluenceTable
 from ..paths import Path
+from ..semirings import named
 from ..trace import record
 from .options import OptionError
 from .results import SCHEMA, versions
@@ -56,12 +58,15 @@ class Question:
     batches: int = 1
     paths: int = 3
     check: bool = False
+    semirings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise OptionError(f"--batches must be at least 1, not {self.batches}")
         if self.paths < 0:
             raise OptionError(f"--paths must be at least 0, not {self.paths}")
+        for name in self.semirings:
+            named(name)
 
 
 def load_subject(target: str) -> Subject:
@@ -188,8 +193,10 @@ def trace_subject(
     """
     tables: list[InfluenceTable] = []
     paths: list[tuple[int, Path]] = []
+    said: list[dict[str, Any]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
-        table, strongest = _trace_batch(subject, question, batch)
+        table, strongest, answered = _trace_batch(subject, question, batch)
+        said += [{"batch": len(tables)} | answer for answer in answered]
         found = [(len(tables), path) for path in strongest]
         paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
         tables.append(table)
@@ -209,6 +216,7 @@ def trace_subject(
         "influence": [{"kind": question.kind} | row for row in rows],
         "connected": sorted({where for t in tables for where in t.connected}),
         "paths": [{"batch": number} | _path(path) for number, path in paths],
+        "semirings": said,
     }
 
 
@@ -220,7 +228,9 @@ def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
         raise OptionError(f"the batches raised {describe(error)}") from error
 
 
-def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[InfluenceTable, list[Path]]:
+def _trace_batch(
+    subject: Subject, question: Question, batch: Any
+) -> tuple[InfluenceTable, list[Path], list[dict[str, Any]]]:
     examples = batch_tensors(batch)
     if not examples:
         raise OptionError(f"a batch must be a tensor, or hold tensors; this one is of type {type(batch).__name__}")
@@ -234,7 +244,8 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> tuple[Infl
     trace = tape.trace(loss, check=question.check)
     components = question.components or default_components(subject.model)
     table = trace.influence(components, question.of, kind=question.kind)
-    return table, trace.strongest(question.paths, question.of) if question.paths else []
+    answered = answers(trace, [named(name) for name in question.semirings], question.of, components)
+    return table, trace.strongest(question.paths, question.of) if question.paths else [], answered
 
 
 def _merge(rows: Sequence[InfluenceRow]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ __all__ = [
 Family: TypeAlias = Semiring | Graded | Through
 
 PLAIN: dict[str, Family] = {**SEMIRINGS, "entropy": Entropy, "signedmax": SignedMax, "through": Through()}
-FORMS = (*PLAIN, "topk:K", "power:P", "graded", "graded:MAX_DEGREE", "graded:MAX_DEGREE:SEMIRING")
+FORMS = (*PLAIN, "topk:K", "power:P", "graded[:MAX_DEGREE][:SEMIRING]")
 
 
 def named(semiring: Family | str) -> Family:
@@ -57,7 +57,7 @@ def named(semiring: Family | str) -> Family:
     'power:8'
     """
     if not isinstance(semiring, str):
-        if not isinstance(semiring, Family):
+        if not isinstance(semiring, (Semiring, Graded, Through)):
             raise UnknownName(f"{semiring!r} is no semiring; one of {', '.join(FORMS)}, or one made by `make`")
         return semiring
     name, _, parameters = semiring.partition(":")
@@ -73,6 +73,8 @@ def named(semiring: Family | str) -> Family:
 
 def _graded(parameters: str) -> Graded:
     degree, _, base = parameters.partition(":")
+    if degree in SEMIRINGS and not base:
+        degree, base = "", degree
     return Graded(int(degree) if degree else None, semiring=SEMIRINGS[base] if base else Sum)
 
 

@@ -115,7 +115,7 @@ def _times(a: Pair, b: Pair) -> Pair:
 
 
 Entropy = Semiring("entropy", (0.0, 0.0), (1.0, 0.0), _merge, _times, lambda w: (abs(w), 0.0), Spread())
-"""The entropy of the distribution of paths, in bits: H_v = -Σ q log2 q over the paths from v, q = |weight| / Σ |weight|.
+"""The entropy of the distribution of paths, in bits: H_v = -Σ q log2 q over the paths, q = |weight| / Σ |weight|.
 
 0 is one path; log2 n is n paths of equal weight, so 2^H is how many paths there are in effect. Paths of opposite sign
 do not cancel here: a gradient of 0 can have any entropy. It compares paths, not their strength: a scalar of which

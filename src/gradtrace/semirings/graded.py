@@ -201,8 +201,8 @@ class Graded:
     a path that crosses a component is multiplied by z, once for each. Under `Sum` the coefficients are signed parts
     of the gradient, under `AbsSum` of the total path weight, under `Max` the strongest path of each length: the
     path-length spectrum of a residual network, exact, in one pass. Results have max_degree + 2 entries in front: the
-    last is what crosses more than max_degree. It does not tell which components; and a large share at n says nothing about
-    what the network would do with n components only.
+    last is what crosses more than max_degree. It does not tell which components; and a large share at n says nothing
+    about what the network would do with n components only.
 
     Attributes:
         max_degree: how many degrees to keep apart; all by default.
@@ -223,7 +223,8 @@ class Graded:
     @property
     def name(self) -> str:
         """Name it as the command line does."""
-        return "graded" if self.max_degree is None else f"graded:{self.max_degree}"
+        degree = "" if self.max_degree is None else str(self.max_degree)
+        return f"graded:{degree}".rstrip(":") + ("" if self.semiring is Sum else f":{self.semiring.name}")
 
     def on(self, record: Record, loss: Value) -> Degrees:
         """Set up the states for one tape."""

@@ -143,12 +143,12 @@ class Strongest(Ranked):
         out = self.zero((batch, rows, weight.shape[1]), g)
         lists = entries(each(lambda p: p.expand(values.shape), g))
         for b, i, j in tiles(batch, rows, weight.shape[1], inner):
-            heads = values[b, i, None] * size[b, None, j]  # b × i × j × inner
-            at = leading(heads, lists[0][2][b, i, None], self.k)
-            factor = lifted(size[b, None, j].expand(heads.shape).gather(-1, at))
+            products = values[b, i, None] * size[b, None, j]  # b × i × j × inner
+            at = leading(products, lists[0][2][b, i, None], self.k)
+            factor = lifted(size[b, None, j].expand(products.shape).gather(-1, at))
             found = []
             for entry in lists:
-                picked = each(lambda p: p[b, i, None].expand(heads.shape).gather(-1, at), entry)  # noqa: B023
+                picked = each(lambda p: p[b, i, None].expand(products.shape).gather(-1, at), entry)  # noqa: B023
                 found.append(_weighed(factor, picked))
             for plane, part in zip(out, self._best(self._short(found)), strict=True):
                 plane[b, i, j] = part
