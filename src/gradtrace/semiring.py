@@ -116,6 +116,19 @@ class Carrier(ABC):
         del ids
         return g
 
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        """Carry g (batch × rows × n) back through small Jacobians, own on the diagonal and left · right beside it.
+
+        None, as here, leaves it to the kernel, which writes the Jacobians out: n² for each row.
+
+        Args:
+            own: rows × n.
+            left, right: rows × n × rank.
+            g: batch × rows × n elements.
+        """
+        del own, left, right, g
+        return None
+
     def contract(self, weight: Tensor, g: Element) -> Element:
         """Give out[b,i,j] = ⊕_k λ(weight[b,j,k]) ⊗ g[b,i,k], block by block.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import comb
 
 import torch
 from torch import Tensor
 
-from ..errors import GradtraceError
-from ..semiring import Carrier, Element, Linear, Scaled, Semiring, aligned, lifted, multiply, normalised, pow2
+from ..errors import GradtraceError, NotANumber
+from ..semiring import BLOCK, Carrier, Element, Linear, Scaled, Semiring, multiply, normalised
+from ..semiring import pow2 as wide_pow2
 
 FLOW = Scaled(torch.abs)
 
@@ -38,67 +41,153 @@ def root(x: Tensor, p: float) -> Tensor:
     return x
 
 
+def pow2(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give 2^exponent, exactly; 0 below the normal range."""
+    if dtype == torch.float64:
+        return wide_pow2(exponent)
+    return ((exponent.clamp(-127, 127) + 127) << 23).to(torch.int32).view(torch.float32)
+
+
+def aligned(g: Element) -> tuple[Tensor, Tensor]:
+    """Bring the last axis to its largest exponent: (values relative to it, that exponent with size 1)."""
+    top = g[1].amax(-1, keepdim=True)
+    return g[0] * pow2(g[1] - top, g[0].dtype), top
+
+
 @dataclass(frozen=True)
 class Norm(Carrier):
     """Planes (mantissa, exponent) of (Σ |path weight|^p)^(1/p).
 
-    The root is kept, not the power, so exponents stay those of path weights, and an edge only multiplies.
-    In every merge the largest term is 1 before it is raised, so what underflows is too small to count.
+    The root is kept, not the power, so exponents stay those of path weights, and an edge only multiplies. In
+    every merge the largest term is 1 before it is raised, so what underflows is too small to count; a matrix
+    product has no such term in every entry, so the entries in which underflow might count are done again.
+    Mantissas are float64 for a model in float64, and float32 otherwise: all terms are positive, so each call adds
+    about 1e-7 of relative error, and the root divides what it finds by p.
     """
 
     p: float
 
     def one(self, like: Tensor) -> Element:
-        return FLOW.one(like)
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        return normalised(torch.ones_like(like, dtype=dtype))
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
         return FLOW.zero(shape, like)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        return multiply(lifted(weight.abs()), g)
+        return multiply(normalised(sizes(weight, g[0].dtype)), g)
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
             return self.zero(tuple(g[0].shape[:-1]), g)
-        values, top = aligned(g[0], g[1])
+        values, top = aligned(g)
         return normalised(root(raised(values, self.p).sum(-1), self.p), top.squeeze(-1))
 
     def others(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
             return g
-        values, top = aligned(g[0], g[1])
+        values, top = aligned(g)
         largest = values.argmax(-1, keepdim=True)
-        at = torch.zeros_like(values, dtype=torch.bool).scatter_(-1, largest, value=True)
         powers = raised(values, self.p)
         # beside the largest a difference loses one bit at most; the largest is left out of a merge of its own
-        rest = normalised(root((powers.sum(-1, keepdim=True) - powers).clamp_(min=0), self.p), top)
-        infinite = powers.isinf()
-        if infinite.any():  # ∞ - ∞
-            (apart,) = Linear(torch.abs).others((powers,))
-            rest = normalised(root(apart, self.p), top)
-        zero = self.zero((1,), g)
-        without = self.reduce(tuple(torch.where(at, z, p) for z, p in zip(zero, g, strict=True)))
-        return tuple(torch.where(at, w.unsqueeze(-1), r) for w, r in zip(without, rest, strict=True))
+        rest = powers.sum(-1, keepdim=True) - powers
+        if rest.isnan().any():  # ∞ - ∞
+            (rest,) = Linear(torch.abs).others((powers,))
+        out = normalised(root(rest.clamp_(min=0), self.p), top)
+        zero = self.zero((1,) * g[0].dim(), g)
+        without = tuple(p.scatter(-1, largest, z.expand(largest.shape)) for p, z in zip(g, zero, strict=True))
+        alone = tuple(p.unsqueeze(-1) for p in self.reduce(without))
+        return tuple(p.scatter(-1, largest, a) for p, a in zip(out, alone, strict=True))
 
     def segment(self, g: Element, index: Tensor, size: int) -> Element:
         index = index.expand(g[0].shape)
         shape = (*g[0].shape[:-1], size)
         top = self.zero(shape, g)[1].scatter_reduce(-1, index, g[1].contiguous(), "amax")
-        values = g[0] * pow2(g[1] - top.gather(-1, index))
+        values = g[0] * pow2(g[1] - top.gather(-1, index), g[0].dtype)
         total = values.new_zeros(shape).scatter_add_(-1, index, raised(values, self.p))
         return normalised(root(total, self.p), top)
 
     def plus(self, a: Element, b: Element) -> Element:
-        return self.reduce(tuple(torch.stack(planes, -1) for planes in zip(a, b, strict=True)))
+        top = torch.maximum(a[1], b[1])
+        powers = [raised(m * pow2(e - top, m.dtype), self.p) for m, e in (a, b)]
+        return normalised(root(powers[0] + powers[1], self.p), top)
 
     def plain(self, g: Element) -> Tensor:
         return FLOW.plain(g)
 
     def log2(self, g: Element) -> Tensor:
-        return FLOW.log2(g)
+        return g[0].to(torch.float64).log2() + g[1]
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        return super().contract(weight, g)
+        if g[0].shape[-1] == 0:
+            return super().contract(weight, g)
+        values, top = aligned(g)  # b × i × k, at most 1
+        w = sizes(weight, values.dtype)
+        unit = torch.frexp(w.amax(-1, keepdim=True))[1].clamp_(-100, 100)  # b × j × 1
+        total = raised(values, self.p) @ raised(w * pow2(-unit, w.dtype), self.p).transpose(-1, -2)
+        # a row or a column of nothing gives nothing; elsewhere terms may have underflowed
+        some = (values.amax(-1, keepdim=True) > 0) & (w.amax(-1, keepdim=True) > 0).transpose(-1, -2)
+        redo = (some & ~(total > least(total.dtype) * w.shape[-1])) | total.isinf()
+        out = normalised(root(total, self.p), top + unit.transpose(-1, -2))
+        self._again(out, redo, lambda b, i, j: self.weigh(weight[b, j], tuple(p[b, i] for p in g)), w.shape[-1])
+        return out
+
+    def _again(self, out: Element, redo: Tensor, terms: Callable[..., Element], size: int) -> None:
+        """Merge the terms of some entries of an array one entry at a time; `terms` gives entries × size."""
+        for some in redo.nonzero().split(max(1, BLOCK // max(1, size))):
+            at = some.unbind(-1)
+            for plane, values in zip(out, self.reduce(terms(*at)), strict=True):
+                plane[at] = values
+
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        """Σ_i g_i^p (l_i · r_j)^p is a polynomial in r_j, for rank 2 and even p: O(n p) for each row, not n².
+
+        Its terms can cancel, where l_i · r_j is near 0 for all i that matter: those entries are done again.
+        """
+        p = int(self.p)
+        if left.shape[-1] != 2 or p != self.p or p % 2 or p > 16:
+            return None
+        values, top = aligned(g)
+        powers = raised(values.double(), p)  # batch × rows × n
+        unit = left.abs().amax((-1, -2), keepdim=True)
+        unit = torch.where(unit > 0, unit, 1.0).double()
+        ways = torch.tensor([comb(p, k) for k in range(p + 1)], dtype=torch.float64)
+        of_left = _monomials(left.double() / unit, p) * ways  # rows × n × (p + 1)
+        of_right = _monomials(right.double(), p)
+        total, size = (
+            torch.einsum("rjk,brk->brj", r, torch.einsum("bri,rik->brk", powers, s))
+            for r, s in ((of_right, of_left), (of_right.abs(), of_left.abs()))
+        )
+        total = total - powers * (of_left * of_right).sum(-1)
+        scale, shift = normalised(unit.squeeze(-1))
+        rest = normalised((root(total.clamp(min=0), p) * scale).to(values.dtype), top + shift)
+        noise = 1e-6 if values.dtype == torch.float64 else 1e-9
+
+        def terms(b: Tensor, r: Tensor, j: Tensor) -> Element:
+            weight = (left[r] * right[r, j].unsqueeze(-2)).sum(-1).scatter(-1, j.unsqueeze(-1), 0.0)
+            return self.weigh(weight, tuple(plane[b, r] for plane in g))
+
+        self._again(rest, (total <= noise * size) & (size > 0) | ~total.isfinite(), terms, own.shape[-1])
+        return self.plus(self.weigh(own, g), rest)
+
+
+def _monomials(x: Tensor, p: int) -> Tensor:
+    """Give x_0^(p-k) x_1^k for k = 0 … p, x being … × 2."""
+    powers = torch.arange(p + 1)
+    return x[..., :1] ** (p - powers) * x[..., 1:] ** powers
+
+
+def sizes(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give absolute edge weights; a NaN is an error."""
+    if weight.isnan().any():
+        raise NotANumber("a local derivative is NaN")
+    return weight.abs().to(dtype)
+
+
+def least(dtype: torch.dtype) -> float:
+    """Give what a sum has to be above so that a term that underflowed is less than rounding."""
+    kind = torch.finfo(dtype)
+    return kind.tiny / kind.eps
 
 
 def Power(p: float) -> Semiring:  # noqa: N802 - a family of semirings, named as its members are
