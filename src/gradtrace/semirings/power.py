@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from ..errors import GradtraceError, NotANumber
-from ..semiring import BLOCK, Carrier, Element, Linear, Scaled, Semiring, multiply, normalised
+from ..semiring import (
+    BLOCK,
+    INFINITE_EXPONENT,
+    ZERO_EXPONENT,
+    Carrier,
+    Element,
+    Linear,
+    Scaled,
+    Semiring,
+    multiply,
+)
 from ..semiring import pow2 as wide_pow2
 
 FLOW = Scaled(torch.abs)
@@ -22,6 +32,11 @@ def raised(x: Tensor, p: float) -> Tensor:
     if p != int(p) or p > 1024:
         return x.pow(p)
     out, n = None, int(p)
+    if n & (n - 1) == 0 and n > 1:  # squares only: in one piece of memory
+        out = x * x
+        for _ in range(n.bit_length() - 2):
+            out.mul_(out)
+        return out
     while n:
         if n & 1:
             out = x if out is None else out * x
@@ -32,26 +47,36 @@ def raised(x: Tensor, p: float) -> Tensor:
 
 
 def root(x: Tensor, p: float) -> Tensor:
-    """Give x^(1/p) for x ≥ 0, by square roots where p is a power of two."""
+    """Turn x ≥ 0 into x^(1/p), in place where p is a power of two, by square roots."""
     steps = math.log2(p)
     if steps != int(steps):
         return x.pow(1 / p)
     for _ in range(int(steps)):
-        x = x.sqrt()
+        x.sqrt_()
     return x
 
 
 def pow2(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give 2^exponent, exactly; 0 below the normal range."""
+    """Give 2^exponent, exactly; 0 below the normal range. May overwrite the exponents."""
     if dtype == torch.float64:
         return wide_pow2(exponent)
-    return ((exponent.clamp(-127, 127) + 127) << 23).to(torch.int32).view(torch.float32)
+    return exponent.clamp_(-127, 127).add_(127).bitwise_left_shift_(23).view(torch.float32)
 
 
 def aligned(g: Element) -> tuple[Tensor, Tensor]:
     """Bring the last axis to its largest exponent: (values relative to it, that exponent with size 1)."""
     top = g[1].amax(-1, keepdim=True)
-    return g[0] * pow2(g[1] - top, g[0].dtype), top
+    return pow2(g[1] - top, g[0].dtype).mul_(g[0]), top
+
+
+def normalised(value: Tensor, exponent: Tensor | int = 0) -> Element:
+    """Split value · 2^exponent into a mantissa in [½, 1) and an int32 exponent; as `semiring.normalised`, in place."""
+    mantissa, shift = torch.frexp(value)
+    shift += exponent
+    shift.masked_fill_(mantissa == 0, ZERO_EXPONENT)
+    if mantissa.amax() == math.inf if mantissa.numel() else False:
+        shift.masked_fill_(mantissa.isinf(), INFINITE_EXPONENT)
+    return mantissa, shift
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,14 @@ class Norm(Carrier):
         return FLOW.zero(shape, like)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        return multiply(normalised(sizes(weight, g[0].dtype)), g)
+        w = sizes(weight, g[0].dtype)
+        low, high = (1e-30, 1e30) if w.dtype == torch.float32 else (1e-290, 1e290)
+        if bool(((w < low) & (w > 0)).any()) or not bool((w < high).all()):
+            return multiply(normalised(w), g)
+        product = w * g[0]  # beside an infinite mantissa 0 has to stay 0
+        if product.isnan().any():
+            product.nan_to_num_(nan=0.0, posinf=math.inf)
+        return normalised(product, g[1])
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
@@ -140,10 +172,13 @@ class Norm(Carrier):
                 plane[at] = values
 
     def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
-        """Σ_i g_i^p (l_i · r_j)^p is a polynomial in r_j, for rank 2 and even p: O(n p) for each row, not n².
+        """Go back through a softmax (rank 1) or a layer norm (rank 2) without writing its Jacobian out.
 
-        Its terms can cancel, where l_i · r_j is near 0 for all i that matter: those entries are done again.
+        For even p, Σ_i g_i^p (l_i · r_j)^p is a polynomial in r_j: O(n p) for each row, not n². Its terms can
+        cancel, where l_i · r_j is near 0 for all i that matter: those entries are done again.
         """
+        if left.shape[-1] == 1:
+            return self._rank_one(own, left[..., 0], right[..., 0], g)
         p = int(self.p)
         if left.shape[-1] != 2 or p != self.p or p % 2 or p > 16:
             return None
@@ -169,6 +204,36 @@ class Norm(Carrier):
 
         self._again(rest, (total <= noise * size) & (size > 0) | ~total.isfinite(), terms, own.shape[-1])
         return self.plus(self.weigh(own, g), rest)
+
+    def _rank_one(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        """Σ_{i≠j} (l_i g_i)^p is the row's sum without one term; None where plain numbers would underflow."""
+        values, top = aligned(g)
+        near, far, straight = (sizes(w, values.dtype) for w in (left, right, own))
+        if not all(moderate(x) for x in (values, near, far, straight)):
+            return None
+        near = near * values
+        unit = near.amax(-1, keepdim=True)
+        unit = torch.where(unit > 0, unit, 1.0)
+        powers = raised(near.div_(unit), self.p)
+        largest = powers.argmax(-1, keepdim=True)
+        rest = powers.sum(-1, keepdim=True) - powers
+        # what the largest leaves is merged by itself: a difference would cancel
+        without = near.scatter(-1, largest, 0.0)
+        second = without.amax(-1, keepdim=True)
+        tail = raised(without.div_(torch.where(second > 0, second, 1.0)), self.p).sum(-1, keepdim=True)
+        beside = root(rest.clamp_(min=0), self.p)
+        beside.scatter_(-1, largest, root(tail, self.p) * second)
+        beside.mul_(unit).mul_(far)
+        straight = straight * values
+        high = torch.maximum(beside, straight)
+        low = torch.minimum(beside, straight).div_(high).nan_to_num_(nan=0.0)
+        return normalised(root(raised(low, self.p).add_(1), self.p).mul_(high), top)
+
+
+def moderate(x: Tensor) -> bool:
+    """Tell whether products of a few of these numbers stay within their type's range."""
+    reach = 2.0**-40 if x.dtype == torch.float32 else 2.0**-250
+    return bool((x < 1 / reach).all()) and not bool(((x < reach) & (x > 0)).any())
 
 
 def _monomials(x: Tensor, p: int) -> Tensor:
