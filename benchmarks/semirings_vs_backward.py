@@ -100,7 +100,8 @@ def main() -> None:
     seconds = measure(given.shape, given.semirings.split(","), given.repeats)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows = [
-        {"pass": n, "seconds": s, "to_backward": s / medians["backward"], "budget": BUDGET.get(n)} for n, s in medians.items()
+        {"pass": n, "seconds": s, "to_backward": s / medians["backward"], "budget": BUDGET.get(n)}
+        for n, s in medians.items()
     ]
     on = machine()
     table = markdown(rows, on, given.shape, given.repeats)
