@@ -54,6 +54,23 @@ class Spread(Folded):
         entropy = torch.where(_known(total.squeeze(-1)), entropy, 0.0)
         return (*normalised(total.squeeze(-1), top.squeeze(-1)), entropy)
 
+    def others(self, g: Element) -> Element:
+        if g[0].shape[-1] == 0:
+            return g
+        values, top = aligned(g[0], g[1])
+        if not values.isfinite().all():
+            return super().others(g)
+        # Σ z (H - log2 z) without one term: no term is negative, and beside the largest z no total is small
+        largest = values.argmax(-1, keepdim=True)
+        terms = values * g[2] - torch.xlogy(values, values) / LOG2
+        total, rest = ((x.sum(-1, keepdim=True) - x).clamp_(min=0) for x in (values, terms))
+        entropy = torch.where(total > 0, rest / torch.where(total > 0, total, 1.0) + total.log2(), 0.0).clamp_(min=0)
+        out = (*normalised(total, top), entropy)
+        zero = self.zero((1,) * g[0].dim(), g)
+        without = tuple(p.scatter(-1, largest, z.expand(largest.shape)) for p, z in zip(g, zero, strict=True))
+        alone = tuple(p.unsqueeze(-1) for p in self.reduce(without))
+        return tuple(p.scatter(-1, largest, a) for p, a in zip(out, alone, strict=True))
+
     def plus(self, a: Element, b: Element) -> Element:
         return self.reduce(tuple(torch.stack(planes, -1) for planes in zip(a, b, strict=True)))
 
