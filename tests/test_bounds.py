@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from checks import leaf, recorded
 from hypothesis import given, settings
 from programs import programs
 from test_brute_force import record
 
+import gradtrace
 from gradtrace.bounds import Bound
 from gradtrace.semirings import Count, Power
 
@@ -58,3 +60,18 @@ def test_bounds_of_recorded_tensors_and_how_they_print():
     assert str(bound).endswith("by power:2, 1.41× that")
     assert not bound.best
     assert not Bound(bound.path, 2.0, bound.lower_log2 - 1).holds
+
+
+def test_in_float32_rounding_is_allowed_for():
+    x = torch.tensor([0.3, 0.7, 1.1], requires_grad=True)
+    with gradtrace.record(names={"x": x}) as tape:
+        h = x
+        for _ in range(40):
+            h = h.sin()
+        loss = h.sum()
+    trace = tape.trace(loss)
+    for i in range(3):
+        bound = trace.bound("x", i)
+        assert bound.holds
+        assert bound.best
+        assert bound.slack < 1e-3

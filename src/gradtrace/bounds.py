@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .paths import Path
 
-SLACK = 1e-9  # what rounding may take from an upper bound, in bits
+SLACK = 1e-9  # bits that rounding may take from an upper bound, in float64
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Bound:
         path: a concrete path, whose weight is the lower bound.
         p: of the `Power` that gave the upper bound.
         upper_log2: log2 of that bound.
+        slack: bits that rounding may have taken from it.
 
     >>> Bound(Path("w", (0,), "greedy", ()), 8.0, 0.5).gap
     0.5
@@ -32,6 +33,7 @@ class Bound:
     path: Path
     p: float
     upper_log2: float
+    slack: float = SLACK
 
     @property
     def lower_log2(self) -> float:
@@ -46,12 +48,12 @@ class Bound:
     @property
     def holds(self) -> bool:
         """Tell whether the bound is above the path, as mathematics wants it (up to rounding)."""
-        return self.upper_log2 >= self.lower_log2 - SLACK * (1 + abs(self.lower_log2))
+        return self.upper_log2 >= self.lower_log2 - self.slack
 
     @property
     def best(self) -> bool:
         """Tell whether no path is stronger than the concrete one by more than rounding: the bound is as low as it."""
-        return self.gap <= SLACK * (1 + abs(self.lower_log2))
+        return self.gap <= self.slack
 
     def __str__(self) -> str:
         times = 2**self.gap if self.gap < 1000 else math.inf

@@ -376,7 +376,8 @@ class Trace:
         if value.id not in self._norms[float(p)]:
             self._norms[float(p)] |= ask(self.tape.record, self.loss, [value], [Power(p)], log2=True)[0]
         upper = self._norms[float(p)][value.id].flatten()[flat_index(value, index)]
-        return Bound(path, float(p), float(upper))
+        slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
+        return Bound(path, float(p), float(upper), slack)
 
     @alone()
     def influence(

@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import GradtraceError, NotANumber, UnknownName
+from gradtrace.kernels.reference import pull
 from gradtrace.semiring import AbsSum, Count, Element, Max, Semiring, Sum
 from gradtrace.semirings import Entropy, Graded, Power, SignedMax, Through, TopK, make, named
 from gradtrace.semirings.ranked import Ranked
 from gradtrace.semirings.together import Together
+from gradtrace.structure import LowRank
 
 SUMS = make("sums", zero=0.0, one=1.0, plus=torch.add, times=torch.mul, lift=lambda w: w)  # folded, not reduced
 FAMILY: dict[str, Semiring] = {
@@ -166,6 +168,61 @@ def test_powers_of_far_apart_numbers_leave_no_one_out(p):
     g = carrier.weigh(torch.tensor([[1.0, 1e-200, 1e-300]], dtype=torch.float64), carrier.one(torch.ones(1, 3)))
     assert carrier.plain(carrier.others(g)).tolist()[0] == pytest.approx([1e-200, 1.0, 1.0], rel=1e-12)
     assert carrier.plain(carrier.reduce(g)).tolist() == [1.0]
+
+
+def p_norms(jacobian: torch.Tensor, g: torch.Tensor, p: float) -> torch.Tensor:
+    """(Σ_i |J_ij g_i|^p)^(1/p), each column in units of its largest term; rows × i × j."""
+    terms = (jacobian * g.unsqueeze(-1)).abs().double()
+    top = terms.amax(1, keepdim=True).clamp(min=1e-300)
+    return top.squeeze(1) * ((terms / top) ** p).sum(1) ** (1 / p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1, 2, 3.5, 8, 16])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(["any", "norm", "cancelling", "far", "one"]))
+@settings(deadline=None, max_examples=25)
+def test_jacobians_of_low_rank(dtype, p, rank, seed, kind):
+    """A layer norm's has entries 1 + x_i x_j, which vanish; a softmax's may be far apart."""
+    random = torch.Generator().manual_seed(seed)
+    own, g = (torch.randn(2, 6, generator=random, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(2, 6, rank, generator=random, dtype=dtype) for _ in range(2))
+    if kind in ("norm", "cancelling") and rank == 2:
+        left[..., 0] = right[..., 0] = 1
+        right[..., 1] = -1 / left[..., 1] if kind == "cancelling" else left[..., 1]
+    if kind == "far":
+        right *= 10.0 ** -torch.randint(0, 30, right.shape, generator=random)
+        g *= 10.0 ** -torch.randint(0, 30, g.shape, generator=random)
+    if kind == "one":
+        g *= torch.eye(6, dtype=dtype)[:2]
+    jacobian = torch.einsum("rik,rjk->rij", left, right)
+    jacobian.diagonal(0, 1, 2).copy_(own)
+    carrier = Power(p).carrier
+    one = carrier.one(torch.ones(1, 2, 6, dtype=dtype))
+    out = pull(LowRank((2, 6), (1,), lambda: (own, left, right)), carrier, carrier.weigh(g, one))
+    tolerance = 2e-4 if dtype == torch.float32 else 1e-9
+    expected = p_norms(jacobian, g, p)
+    rounding = tolerance * (left.abs().amax() * right.abs().amax(-1) * g.abs().amax()).double()
+    assert ((carrier.plain(out)[0] - expected).abs() <= tolerance * expected + rounding * (rank > 1)).all()
+    assert out[0].dtype == dtype
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5, 8, 16])
+@given(seed=st.integers(0, 10_000), spread=st.integers(0, 30), zeros=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_matrix_products_of_powers_in_float32(p, seed, spread, zeros):
+    """Where all products of a row and a column are small, their powers underflow: those entries are done again."""
+    random = torch.Generator().manual_seed(seed)
+    w = torch.randn(1, 4, 9, generator=random) * 10.0 ** -torch.randint(0, spread + 1, (1, 4, 9), generator=random)
+    g = torch.randn(1, 5, 9, generator=random) * 10.0 ** -torch.randint(0, spread + 1, (1, 5, 9), generator=random)
+    if zeros:
+        w[:, :, 1:5], g[:, :, 5:] = 0, 0
+    carrier = Power(p).carrier
+    out = carrier.contract(w, carrier.weigh(g, carrier.one(torch.ones(1, 5, 9))))
+    found = carrier.plain(out)[0]
+    for i in range(5):
+        exact = p_norms((w[0].double() * g[0, i].double()).t()[None], torch.ones(1, 9), p)[0]
+        assert torch.allclose(found[i], exact, rtol=1e-4, atol=0)
 
 
 def test_entropy_without_the_cancellation_of_large_logarithms():

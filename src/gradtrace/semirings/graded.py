@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..components import Component, Slice, check, expand, matches, name_of, top_level
 from ..errors import GradtraceError
-from ..semiring import AbsSum, Carrier, Element, Scaled, Semiring, Sum
+from ..semiring import AbsSum, Carrier, Element, Scaled, Semiring, Sum, named
 from ..tape import Call, Record, Value
 
 MOST_STATES = 512
@@ -217,6 +217,7 @@ class Graded:
     def __post_init__(self) -> None:
         if self.max_degree is not None and not (isinstance(self.max_degree, int) and self.max_degree >= 0):
             raise GradtraceError(f"Graded(max_degree) needs a whole number from 0, not {self.max_degree!r}")
+        object.__setattr__(self, "semiring", named(self.semiring))
         if self.by is not None:
             object.__setattr__(self, "by", _components(self.by))
 

@@ -184,25 +184,27 @@ class Norm(Carrier):
             return None
         values, top = aligned(g)
         powers = raised(values.double(), p)  # batch × rows × n
-        unit = left.abs().amax((-1, -2), keepdim=True)
-        unit = torch.where(unit > 0, unit, 1.0).double()
+        unit, reach = (w.double().abs().amax(d, keepdim=True) for w, d in ((left, (-1, -2)), (right, -1)))
+        some = (powers.amax(-1, keepdim=True) > 0) & (unit > 0).squeeze(-1) & (reach > 0).squeeze(-1)
+        unit, reach = (torch.where(x > 0, x, 1.0) for x in (unit, reach))
         ways = torch.tensor([comb(p, k) for k in range(p + 1)], dtype=torch.float64)
         of_left = _monomials(left.double() / unit, p) * ways  # rows × n × (p + 1)
-        of_right = _monomials(right.double(), p)
+        of_right = _monomials(right.double() / reach, p)
         total, size = (
             torch.einsum("rjk,brk->brj", r, torch.einsum("bri,rik->brk", powers, s))
             for r, s in ((of_right, of_left), (of_right.abs(), of_left.abs()))
         )
         total = total - powers * (of_left * of_right).sum(-1)
-        scale, shift = normalised(unit.squeeze(-1))
+        scale, shift = normalised((unit * reach).squeeze(-1))
         rest = normalised((root(total.clamp(min=0), p) * scale).to(values.dtype), top + shift)
         noise = 1e-6 if values.dtype == torch.float64 else 1e-9
+        redo = some & ((total <= noise * size) | (size < 1e-250) | ~total.isfinite())
 
         def terms(b: Tensor, r: Tensor, j: Tensor) -> Element:
             weight = (left[r] * right[r, j].unsqueeze(-2)).sum(-1).scatter(-1, j.unsqueeze(-1), 0.0)
             return self.weigh(weight, tuple(plane[b, r] for plane in g))
 
-        self._again(rest, (total <= noise * size) & (size > 0) | ~total.isfinite(), terms, own.shape[-1])
+        self._again(rest, redo, terms, own.shape[-1])
         return self.plus(self.weigh(own, g), rest)
 
     def _rank_one(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
