@@ -2,7 +2,9 @@
 
 Four layers of 768, 12 heads, 50,257 words, batch 4 × 128, random weights, float32. One forward pass is recorded; then
 backward and each semiring's pass over the tape are timed in turn, interleaved in one process so that a slow
-minute of the machine falls on all of them. Medians over the repeats. A pass ends with g of every parameter.
+minute of the machine falls on all of them. Medians over the repeats, of the time on the clock and of the CPU time of
+all threads, which other programs on the machine disturb less. A pass ends with g of every parameter.
+TopK(8) holds eight paths of 22 bytes for each scalar, for which this shape needs tens of gigabytes: try --shape small.
 
     python benchmarks/semirings_vs_backward.py --repeats 5 --out benchmarks/results
 """
@@ -52,26 +54,40 @@ def run_pass(tape: gradtrace.Tape, loss: Tensor, name: str) -> None:
     assert len(kept) >= len(tape.leaves)
 
 
-def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[float]]:
-    """Give the seconds of backward and of each pass."""
+def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Give the seconds, on the clock and of CPU time, of backward and of each pass."""
     torch.manual_seed(0)
     model, ids = gpt2(shape)
     with gradtrace.record(model) as tape:
         loss = model(input_ids=ids, labels=ids).loss
-    seconds: dict[str, list[float]] = {"backward": [], **{name: [] for name in names}}
+    seconds: dict[str, list[tuple[float, float]]] = {"backward": [], **{name: [] for name in names}}
     for repeat in range(repeats + 1):
         for name in seconds:
             model.zero_grad()
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             if name == "backward":
                 loss.backward(retain_graph=True)
             else:
                 run_pass(tape, loss, name)
-            took = time.perf_counter() - start
-            print(f"repeat {repeat} of {repeats}: {name} {took:.2f} s", flush=True)
+            took = time.perf_counter() - start, time.process_time() - cpu
+            print(f"repeat {repeat} of {repeats}: {name} {took[0]:.2f} s, {took[1]:.2f} s of CPU time", flush=True)
             if repeat:  # the first is a warm-up
                 seconds[name].append(took)
     return seconds
+
+
+def row(name: str, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """Give one pass's medians, and their ratios to backward."""
+    clock, cpu = (statistics.median(times) for times in zip(*seconds[name], strict=True))
+    clock0, cpu0 = (statistics.median(times) for times in zip(*seconds["backward"], strict=True))
+    return {
+        "pass": name,
+        "budget": BUDGET.get(name),
+        "seconds": clock,
+        "seconds_to_backward": clock / clock0,
+        "cpu_seconds": cpu,
+        "cpu_seconds_to_backward": cpu / cpu0,
+    }
 
 
 def markdown(rows: list[dict[str, Any]], on: dict[str, Any], shape: str, repeats: int) -> str:
@@ -80,12 +96,13 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], shape: str, repeats
         f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, Python {on['python']}; "
         f"medians of {repeats} interleaved repeats; shape {shape}: {SHAPES[shape]}.",
         "",
-        "| pass | seconds | of backward | asked for |",
-        "|---|--:|--:|--:|",
+        "| pass | seconds | of backward | CPU seconds | of backward | asked for |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
         budget = f"≤ {r['budget']:g}×" if r["budget"] else ""
-        lines.append(f"| {r['pass']} | {r['seconds']:.2f} | {r['to_backward']:.2f}× | {budget} |")
+        clock, cpu = (f"{r[k]:.2f} | {r[k + '_to_backward']:.2f}×" for k in ("seconds", "cpu_seconds"))
+        lines.append(f"| {r['pass']} | {clock} | {cpu} | {budget} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,15 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time passes under semirings next to backpropagation.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shape", choices=SHAPES, default="gpt2")
-    parser.add_argument("--semirings", default=",".join(BUDGET), help="names, with commas (default: %(default)s)")
+    parser.add_argument("--semirings", default="power:8,entropy", help="names, with commas (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     seconds = measure(given.shape, given.semirings.split(","), given.repeats)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rows = [
-        {"pass": n, "seconds": s, "to_backward": s / medians["backward"], "budget": BUDGET.get(n)}
-        for n, s in medians.items()
-    ]
+    rows = [row(name, seconds) for name in seconds]
     on = machine()
     table = markdown(rows, on, given.shape, given.repeats)
     given.out.mkdir(parents=True, exist_ok=True)
