@@ -61,7 +61,7 @@ def near(value: float) -> object:
 @given(both, st.floats(1, 40) | st.integers(1, 32))
 def test_power_is_the_p_norm_of_the_path_weights(drawn, p):
     q = Question(drawn[1])
-    power, total, largest, first = q.ask(Power(p), AbsSum, Max, Power(1))
+    power, higher, total, largest, first = q.ask(Power(p), Power(p + 1.5), AbsSum, Max, Power(1))
     for at, routes in q.routes.items():
         sizes = [weight(r) for r in routes]
         top = max(sizes, default=0.0)
@@ -70,6 +70,7 @@ def test_power_is_the_p_norm_of_the_path_weights(drawn, p):
         if power[at] is not None:
             assert first[at] == [near(total[at][0])]
             assert power[at][0] >= largest[at][0] * (1 - 1e-12)
+            assert power[at][0] >= higher[at][0] * (1 - 1e-12) - 1e-300
             assert power[at][0] <= total[at][0] * (1 + 1e-12) + 1e-300
 
 
