@@ -145,6 +145,8 @@ WRONG = {
     "trace my_model:build --batches 0": "--batches must be at least 1",
     "trace my_model:build --paths -1": "--paths must be at least 0",
     "trace my_model:build --kind worst": "invalid choice: 'worst'",
+    "trace my_model:build --semiring entropie": "unknown semiring 'entropie'; one of sum, abssum, max, count, entropy,",
+    "trace my_model:build --semiring entropy,power:0.5": "semiring 'power:0.5': Power(p) needs a p from 1",
     "trace my_model:build --out short.txt": "cannot write to the folder short.txt",
     "": "the following arguments are required: COMMAND",
     "trance": "invalid choice: 'trance'",
@@ -233,6 +235,28 @@ def test_module_lists_stand_for_their_members(folder, capsys):
     results, _ = trace(capsys, folder, "my_model:layers")
     assert {r["component"] for r in results["influence"]} == {"layers.0", "layers.1"}
     assert "connected" in results
+
+
+def test_several_semirings_in_the_json_and_on_the_terminal(folder, capsys):
+    asked = "entropy,power:8,graded,graded:1:abssum,through,count,topk:4,signedmax"
+    results, out = trace(capsys, folder, "my_model:build", "--semiring", asked, "--batches", "2")
+    found = {(a["batch"], a["semiring"]): a["rows"] for a in results["semirings"]}
+    names = asked.split(",")
+    assert {name for _, name in found} == set(names)
+    assert len(results["semirings"]) == 2 * len(asked.split(","))
+    entropy, power, count = ({r["parameter"]: r for r in found[0, n]} for n in ("entropy", "power:8", "count"))
+    assert set(entropy) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    for name, row in entropy.items():
+        assert 0 <= row["max"] <= count[name]["log2_max"] + 1e-6
+        assert 0 <= power[name]["gap_median"] <= power[name]["gap_max"] <= count[name]["log2_max"] / 8 + 1e-6
+    (through, *_) = [r["components"] for r in found[1, "through"] if r["parameter"] == "0.weight"]
+    assert {c["component"]: c["share"] for c in through} == {"0": 1, "1": 1, "2": 1}
+    (spectrum, *_) = [r["spectrum"] for r in found[0, "graded"] if r["parameter"] == "0.weight"]
+    assert [s > 0 for s in spectrum] == [False, False, False, True, False]  # every path crosses all three
+    weights = [r["log2_weight"] for r in found[0, "topk:4"]]
+    assert (len(weights), weights) == (4, sorted(weights, reverse=True))
+    assert "entropy:" in out
+    assert "3:100.0%" in out
 
 
 def test_interrupted_before_anything_was_done(folder, capsys, monkeypatch):

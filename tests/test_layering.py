@@ -16,25 +16,26 @@ LAYERS = [
     {"semiring", "structure", "tape", "wide", "custom"},
     {"scopes", "storage", "components"},
     {"ways"},
-    {"values", "rules", "kernels", "winners"},
+    {"values", "rules", "kernels", "winners", "semirings"},
     {"capture", "labels"},
     {"split"},
     {"engine"},
     {"best"},
-    {"certificate", "forest"},
+    {"certificate", "forest", "ask"},
     {"paths", "places"},
     {"crossing"},
     {"influence"},
-    {"flow"},
+    {"flow", "kbest", "bounds"},
     {"report"},
     {"trace"},
+    {"answers"},
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "experiments"},
     {"cli"},
     {"__main__"},
 ]
 # What would be downward, and is still not wanted: rules state structure, and know nothing of semirings.
-FORBIDDEN = {("rules", "semiring")}
+FORBIDDEN = {("rules", "semiring"), ("rules", "semirings"), ("kernels", "semirings"), ("semirings", "kernels")}
 
 
 def modules() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__
+from .answers import lines
 from .errors import GradtraceError
 from .experiments.checkpoint import RESULTS, prepare_folder, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
@@ -23,6 +24,7 @@ from .report.document import MEASURED, of_results, peak_memory, read_results
 from .report.page import render
 from .report.show import show
 from .report.terminal import Screen, plain, show_competition, show_trace
+from .semirings import FORMS
 
 REPORT_FILE = "report.html"
 
@@ -82,6 +84,7 @@ examples:
   gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
   gradtrace trace train.py:build --batches 10       average over ten batches
   gradtrace trace train.py:build --check            prove the tape against autograd first
+  gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
 
 Writes results.json and report.html to the folder. The strongest paths shown are always the best ones.
@@ -201,6 +204,8 @@ def _add_trace(commands: Any) -> None:
         help="how many strongest paths to show (default %(default)s)",
     )
     add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
+    add("--semiring", type=names_of, default=(), metavar="A,B,…", help="what else to ask, in one more pass: "
+        + ", ".join(FORMS))  # fmt: skip
     add(
         "--out",
         type=Path,
@@ -296,7 +301,7 @@ def how_to_resume(given: argparse.Namespace) -> str:
 
 def run_trace(given: argparse.Namespace) -> None:
     """Run `gradtrace trace`."""
-    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check)
+    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
     subject = load_subject(given.target)
     prepare_folder(given.out)
@@ -307,4 +312,7 @@ def run_trace(given: argparse.Namespace) -> None:
         )
     write_json(given.out / RESULTS, results)
     show_trace(results, console)
+    for answer in results["semirings"]:
+        for line in lines(answer):
+            plain(console, line)
     _finish(given.out, results, began, console)

@@ -59,6 +59,7 @@ def reverse(
     labels: Labels | None = None,
     track: Callable[[list[Call]], Iterable[Call]] = iter,
     seconds: dict[str, float] | None = None,
+    enter: Callable[[Element, Value, Call | None], Element] | None = None,
 ) -> None:
     """Compute g_v for every value from which the loss can be reached.
 
@@ -73,6 +74,7 @@ def reverse(
             all others, and all values where it is None, have a batch of 1.
         track: wraps the calls that are walked, for a progress bar.
         seconds: where the time spent on each operator is added up.
+        enter: given what reaches a value from one consumer call (None: it is the loss), and what it becomes there.
 
     Raises:
         MissingRule: an operator on the way has no rule.
@@ -81,6 +83,8 @@ def reverse(
     edges = Edges.of(record)
     one = torch.ones((1, *loss.shape), dtype=loss.dtype)
     pending: dict[int, tuple[Value, Element]] = {loss.id: (loss, carrier.one(one))}
+    if enter is not None:
+        pending[loss.id] = loss, enter(pending[loss.id][1], loss, None)
     for call in track(record.calls[::-1]):
         outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
         if not any(outputs):
@@ -90,7 +94,7 @@ def reverse(
                 keep(*found)
         began = perf_counter()
         try:
-            _propagate(call, outputs, carrier, edges.first[call.index], pending, labels)
+            _propagate(call, outputs, carrier, edges.first[call.index], pending, labels, enter)
         except NotANumber as error:
             raise NotANumber(f"{error}: {call.where}") from None
         if seconds is not None:
@@ -106,6 +110,7 @@ def _propagate(
     first_edge: int,
     pending: dict[int, tuple[Value, Element]],
     labels: Labels | None,
+    enter: Callable[[Element, Value, Call | None], Element] | None,
 ) -> None:
     """Carry the cotangents of one call's results to its arguments."""
     starts = offsets(call)
@@ -124,6 +129,7 @@ def _propagate(
         )
         batch = labels.count if labels is not None and labels.free(argument) else 1
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
+        part = part if enter is None else enter(part, argument, call)
         known = pending.get(argument.id)
         pending[argument.id] = argument, part if known is None else carrier.plus(known[1], part)
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]

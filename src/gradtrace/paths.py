@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as File
+from typing import TypeAlias
 
 import torch
 
@@ -96,21 +97,30 @@ def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: 
         index: which scalar of it.
         example: in a per-example forest, which example; the one with the strongest path by default.
     """
-    where = _flat(value, index)
+    where = flat_index(value, index)
+    path = path_of(forest.kind, value, where, walk(forest, value, where, example))
+    return path if path.steps or value is forest.loss else None
+
+
+Move: TypeAlias = tuple[Call, int, int, int, float]  # call, argument, output, flat index in the output, derivative
+
+
+def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
+    """Describe a path, given its steps."""
     start = str(value), tuple(int(i) for i in torch.unravel_index(torch.tensor(where), value.shape))
     steps, total = [], 0.0
-    for call, argument, output, flat, weight in walk(forest, value, where, example):
+    for call, argument, output, flat, weight in moves:
         total += math.log2(abs(weight)) if weight else -math.inf
         made = call.outputs[output]
         assert made is not None
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), made.shape)) if made.shape else ()
         scopes = tuple(map(str, call.scopes))
         steps.append(Step(call.name, argument, call.module, call.source, at, weight, total, scopes))
-    return Path(*start, forest.kind, tuple(steps)) if steps or value is forest.loss else None
+    return Path(*start, kind, tuple(steps))
 
 
-def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[tuple[Call, int, int, int, float]]:
-    """Step along winners: (call, argument, output, flat index in the output, local derivative)."""
+def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[Move]:
+    """Step along winners."""
     if value is forest.loss:
         return
     if value.id not in forest.winners:
@@ -137,7 +147,7 @@ def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
     return float(grad.flatten()[x])
 
 
-def _flat(value: Value, index: tuple[int, ...] | int) -> int:
+def flat_index(value: Value, index: tuple[int, ...] | int) -> int:
     """Give the flat index of a scalar, or say what would have been one."""
     given = tuple(operator.index(i) for i in (index if isinstance(index, (tuple, list)) else (index,)))
     ok = len(given) == len(value.shape) and all(-n <= i < n for i, n in zip(given, value.shape, strict=True))

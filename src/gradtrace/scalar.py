@@ -157,12 +157,13 @@ def forward(graph: networkx.MultiDiGraph, source: Vertex, semiring: Semiring = S
 def _forward_pass(
     outgoing: Outgoing, producers_first: list[Vertex], source: Vertex, k: Semiring
 ) -> dict[Vertex, float]:
+    zero: float = k.zero
     d = {source: k.one}
     for v in producers_first:
         if v in d:  # the source reaches it
             for edge in outgoing[v]:
                 d[edge.consumer] = k.plus(d.get(edge.consumer, k.zero), k.times(d[v], k.lift(edge.weight)))
-    return dict.fromkeys(outgoing, k.zero) | d
+    return dict.fromkeys(outgoing, zero) | d
 
 
 def all_pairs(graph: networkx.MultiDiGraph, semiring: Semiring = Sum) -> dict[Vertex, dict[Vertex, float]]:

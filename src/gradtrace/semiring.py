@@ -20,7 +20,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -105,12 +105,29 @@ class Carrier(ABC):
 
     @abstractmethod
     def plain(self, g: Element) -> Tensor:
-        """Give ordinary numbers."""
+        """Give ordinary numbers: batch × shape, or batch × (what one element consists of) × shape."""
+
+    def log2(self, g: Element) -> Tensor:
+        """Give log2 of the ordinary numbers' absolute values, in float64, also of those that no float can hold."""
+        return self.plain(g).to(torch.float64).abs().log2()
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         """Prepare a consumer's elements: its scalars are where backpointers now point."""
         del ids
         return g
+
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        """Carry g (batch × rows × n) back through small Jacobians, own on the diagonal and left · right beside it.
+
+        None, as here, leaves it to the kernel, which writes the Jacobians out: n² for each row.
+
+        Args:
+            own: rows × n.
+            left, right: rows × n × rank.
+            g: batch × rows × n elements.
+        """
+        del own, left, right, g
+        return None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         """Give out[b,i,j] = ⊕_k λ(weight[b,j,k]) ⊗ g[b,i,k], block by block.
@@ -200,9 +217,15 @@ def narrow(weight: Tensor, g: Element) -> bool:
     return bool(high < bound and (high == 0 or small > 1 / bound) and spread < SAFE_SPREAD)
 
 
+def _as_is(weight: Tensor) -> Tensor:
+    return weight
+
+
 @dataclass(frozen=True)
 class Scaled(Carrier):
-    """Signed values that are added up, with an exponent each, so that nothing underflows."""
+    """Signed values that are added up, with an exponent each, so that nothing underflows. `transform` is λ."""
+
+    transform: Callable[[Tensor], Tensor] = _as_is
 
     def one(self, like: Tensor) -> Element:
         return normalised(torch.ones_like(like, dtype=torch.float64))
@@ -211,7 +234,7 @@ class Scaled(Carrier):
         return like[0].new_zeros(shape), like[1].new_full(shape, ZERO_EXPONENT)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        return multiply(lifted(weight), g)
+        return multiply(lifted(self.transform(weight)), g)
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
@@ -220,6 +243,8 @@ class Scaled(Carrier):
         return normalised(values.sum(-1), top.squeeze(-1))
 
     def others(self, g: Element) -> Element:
+        if g[0].shape[-1] == 0:
+            return g
         values, top = aligned(g[0], g[1])
         (rest,) = Linear(torch.abs).others((values,))
         return normalised(rest, top)
@@ -236,11 +261,15 @@ class Scaled(Carrier):
     def plain(self, g: Element) -> Tensor:
         return g[0] * pow2(g[1] // 2) * pow2(g[1] - g[1] // 2)
 
+    def log2(self, g: Element) -> Tensor:
+        return g[0].abs().log2() + g[1]
+
     def contract(self, weight: Tensor, g: Element) -> Element:
-        if g[0].shape[-1] == 0 or not narrow(weight, g):
+        w = self.transform(weight)
+        if g[0].shape[-1] == 0 or not narrow(w, g):
             return super().contract(weight, g)
         values, top = aligned(g[0], g[1])
-        return normalised(torch.matmul(values, weight.to(torch.float64).transpose(-1, -2)), top)
+        return normalised(torch.matmul(values, w.to(torch.float64).transpose(-1, -2)), top)
 
 
 @dataclass(frozen=True)
@@ -295,6 +324,9 @@ class Extreme(Carrier):
 
     def plain(self, g: Element) -> Tensor:
         return Scaled().plain(g)
+
+    def log2(self, g: Element) -> Tensor:
+        return Scaled().log2(g)
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         if g[0].shape[-1] == 0 or not narrow(weight, g):
@@ -363,23 +395,25 @@ class Semiring:
     """A commutative semiring (K, ⊕, ⊗, 0, 1) with a lift λ from edge weights, on plain numbers.
 
     Backpropagation under it is g_ℓ = 1, g_v = ⊕ over edges (u, v, k) of λ(w(u, v, k)) ⊗ g_u.
-    `carrier` does the same on arrays.
+    `carrier` does the same on arrays. An element is a float, or whatever `plus` and `times` work on.
 
     >>> Max.plus(2.0, Max.times(Max.lift(-3.0), Max.one))
     3.0
     """
 
     name: str
-    zero: float
-    one: float
-    plus: Callable[[float, float], float]
-    times: Callable[[float, float], float]
-    lift: Callable[[float], float]
+    zero: Any
+    one: Any
+    plus: Callable[[Any, Any], Any]
+    times: Callable[[Any, Any], Any]
+    lift: Callable[[float], Any]
     carrier: Carrier
 
 
 def _nonzero(weight: Tensor) -> Tensor:
-    return weight != 0
+    if weight.isnan().any():
+        raise NotANumber("a local derivative is NaN")
+    return (weight != 0).to(torch.float64)
 
 
 Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(lambda w: w))
@@ -391,8 +425,8 @@ AbsSum = Semiring("abssum", 0.0, 1.0, operator.add, operator.mul, abs, Linear(to
 Max = Semiring("max", 0.0, 1.0, max, operator.mul, abs, Extreme())
 """The weight of the strongest path: g_v = max |w| g_u, with backpointers."""
 
-Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Linear(_nonzero))
-"""The number of paths of non-zero weight (exact up to 2^53)."""
+Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Scaled(_nonzero))
+"""The number of paths of non-zero weight: g_v = Σ g_u. Exact up to 2^53; where no float can hold it, take the log2."""
 
 SEMIRINGS = {s.name: s for s in (Sum, AbsSum, Max, Count)}
 

@@ -13,22 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from .alone import alone
+from .ask import ask
+from .bounds import Bound
 from .capture import Capture
 from .certificate import Certificate, certify
 from .components import Component, Slice, select_leaves
-from .engine import reverse
 from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, UnknownName, Unused
 from .flow import Flow, flow
 from .forest import Forest, check_numbers, plant
 from .influence import InfluenceTable, influence
+from .kbest import Ranking, rank
 from .labels import propagate
-from .paths import NoPath, Path, follow
+from .paths import NoPath, Path, flat_index, follow
 from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
 from .report.snapshot import Question
 from .rules import served_by
-from .semiring import Element, Semiring, Sum, named
+from .semiring import Semiring, Sum
+from .semirings import Family, Graded, Power, SignedMax, Through, TopK, named
 from .tape import Call, Record, Value
 
 if TYPE_CHECKING:
@@ -143,39 +146,41 @@ class Tape:
         self,
         loss: Tensor,
         inputs: Tensor | str | Sequence[Tensor | str],
-        semiring: Semiring | str = Sum,
+        semiring: Family | str | Sequence[Family | str] = Sum,
         *,
         allow_unused: bool = False,
-    ) -> tuple[Tensor | None, ...]:
+        log2: bool = False,
+    ) -> tuple[Any, ...]:
         """Run backpropagation under a semiring, in the image of `torch.autograd.grad`.
 
         Args:
             loss: ℓ, a recorded tensor with one element.
             inputs: leaves or other recorded tensors, or names of leaves.
-            semiring: ⊕, ⊗ and λ; `Sum` gives the gradient.
+            semiring: ⊕, ⊗ and λ; `Sum` gives the gradient. One, or its name ("power:8"), or several, which share
+                one walk of the tape.
             allow_unused: give None for an input that the loss does not depend on, instead of an error.
+            log2: give log2 of the absolute numbers, in float64, which reaches where no float does (1e-2000).
 
         Returns:
-            g_v for each input, in its shape.
+            g_v for each input, in its shape; where an element consists of several numbers (`TopK`, `SignedMax`,
+            `Graded`, `Through`), they are in front. For several semirings, one such tuple for each.
 
         Raises:
             NotScalar, NotOnTape, Unused, MissingRule: as their messages say.
         """
         wanted = [inputs] if isinstance(inputs, (Tensor, str)) else list(inputs)
         values = [self.find(i) for i in wanted]
-        ids, found = {v.id for v in values}, {}
-        carrier = named(semiring).carrier
-
-        def keep(value: Value, g: Element) -> None:
-            if value.id in ids:
-                found[value.id] = carrier.plain(g)[0]
-
-        reverse(self.record, self._loss(loss), carrier, keep)
-        unused = [str(v) for v in values if v.id not in found]
+        one = isinstance(semiring, (Semiring, Graded, Through, str))
+        asked = [named(semiring)] if one else [named(k) for k in semiring]
+        if not asked:
+            return ()
+        found = ask(self.record, self._loss(loss), values, asked, log2=log2)
+        unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
-        plain = [found.get(v.id) for v in values]
-        return tuple(_cast(g, v.dtype) for g, v in zip(plain, values, strict=True))
+        kinds = [torch.float64 if log2 else v.dtype for v in values]
+        results = [tuple(_cast(f.get(v.id), kind) for v, kind in zip(values, kinds, strict=True)) for f in found]
+        return results[0] if one else tuple(results)
 
     @alone()
     def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:
@@ -237,6 +242,8 @@ class Trace:
     def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None, *, progress: bool = False) -> None:
         self.tape, self.loss, self.certificate, self._progress = tape, loss, certificate, progress
         self._forests: dict[tuple[str, bool], Forest] = {}
+        self._rankings: dict[str, Ranking] = {}
+        self._norms: dict[float, dict[int, Tensor]] = {}
         self.forest()
 
     @property
@@ -319,6 +326,67 @@ class Trace:
             if log2 > -torch.inf:
                 paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
         return paths
+
+    @alone()
+    def paths(
+        self, of: str | Tensor | Sequence[str] = "*", index: tuple[int, ...] | int | None = None, k: int = 10
+    ) -> list[Path]:
+        """Find the k strongest paths, strongest first: of one scalar, or among all paths of a group of parameters.
+
+        Args:
+            of: a leaf's name or a recorded tensor; without `index`, a glob over parameter names, or several.
+            index: which scalar of it; None for all scalars of the group.
+            k: how many; fewer where there are not so many.
+        """
+        ranking = self._ranking(TopK(k), "best")
+        if index is None:
+            values = [self.tape.find(of)] if isinstance(of, Tensor) else select_leaves(self.tape.record, of)
+            return ranking.strongest(values, k)
+        if not isinstance(of, (str, Tensor)):
+            raise UnknownName(f"an index needs one parameter, not {of!r}")
+        return [path for path in ranking.paths(self.tape.find(of), index) if path is not None]
+
+    @alone()
+    def extremes(self, key: str | Tensor, index: tuple[int, ...] | int) -> tuple[Path, Path]:
+        """Find one scalar's path of most positive weight, and that of most negative (or least positive) weight.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        found = [path for path in self._ranking(SignedMax, "extreme").paths(value, index) if path is not None]
+        if len(found) < 2:
+            raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
+        return found[0], found[1]
+
+    def _ranking(self, semiring: Semiring, kind: str) -> Ranking:
+        if semiring.name not in self._rankings:
+            self._rankings[semiring.name] = rank(self.tape.record, self.loss, semiring, kind)
+        return self._rankings[semiring.name]
+
+    @alone()
+    def bound(
+        self, key: str | Tensor, index: tuple[int, ...] | int, *, p: float = 8, path: Path | None = None
+    ) -> Bound:
+        """Bound one scalar's strongest path: by Power(p) from above, by one concrete path from below.
+
+        Args:
+            p: larger is tighter.
+            path: the concrete path; the greedy one by default.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        path = self.path(key, index, kind="greedy") if path is None else path
+        if float(p) not in self._norms:
+            everywhere = [*self.tape.leaves.values(), value]
+            self._norms[float(p)] = ask(self.tape.record, self.loss, everywhere, [Power(p)], log2=True)[0]
+        if value.id not in self._norms[float(p)]:
+            self._norms[float(p)] |= ask(self.tape.record, self.loss, [value], [Power(p)], log2=True)[0]
+        upper = self._norms[float(p)][value.id].flatten()[flat_index(value, index)]
+        slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
+        return Bound(path, float(p), float(upper), slack)
 
     @alone()
     def influence(

@@ -21,11 +21,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..answers import answers
 from ..errors import GradtraceError
 from ..influence import InfluenceRow, InfluenceTable
 from ..paths import Path
 from ..report.snapshot import Question as Asked
 from ..report.snapshot import graph_of, snapshot
+from ..semirings import named
 from ..trace import Trace, record
 from .options import OptionError
 from .results import SCHEMA, versions
@@ -58,12 +60,15 @@ class Question:
     batches: int = 1
     paths: int = 3
     check: bool = False
+    semirings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise OptionError(f"--batches must be at least 1, not {self.batches}")
         if self.paths < 0:
             raise OptionError(f"--paths must be at least 0, not {self.paths}")
+        for name in self.semirings:
+            named(name)
 
 
 def load_subject(target: str) -> Subject:
@@ -191,11 +196,13 @@ def trace_subject(
     seen: dict[str, Any] = {}
     tables: list[InfluenceTable] = []
     paths: list[tuple[int, Path]] = []
+    said: list[dict[str, Any]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
         trace = _trace_batch(subject, question, batch)
         if not tables:
             seen = take_down(trace, question, subject)
-        table, strongest = _answers(trace, question, subject)
+        table, strongest, answered = _answers(trace, question, subject)
+        said += [{"batch": len(tables)} | answer for answer in answered]
         del trace
         found = [(len(tables), path) for path in strongest]
         paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
@@ -216,6 +223,7 @@ def trace_subject(
         "influence": [{"kind": question.kind} | row for row in rows],
         "connected": sorted({where for t in tables for where in t.connected}),
         "paths": [{"batch": number} | _path(path) for number, path in paths],
+        "semirings": said,
     } | seen
 
 
@@ -255,10 +263,13 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
     return tape.trace(loss, check=question.check)
 
 
-def _answers(trace: Trace, question: Question, subject: Subject) -> tuple[InfluenceTable, list[Path]]:
+def _answers(
+    trace: Trace, question: Question, subject: Subject
+) -> tuple[InfluenceTable, list[Path], list[dict[str, Any]]]:
     components = question.components or default_components(subject.model)
     table = trace.influence(components, question.of, kind=question.kind)
-    return table, trace.strongest(question.paths, question.of) if question.paths else []
+    answered = answers(trace, [named(name) for name in question.semirings], question.of, components)
+    return table, trace.strongest(question.paths, question.of) if question.paths else [], answered
 
 
 def _merge(rows: Sequence[InfluenceRow]) -> dict[str, Any]:

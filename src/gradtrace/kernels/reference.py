@@ -263,7 +263,9 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     right = right.permute([*kept, *s.dims, -1]).reshape(rows, n, rank)
     g = each(g, lambda p: p.reshape(batch, *s.shape).permute(0, *[1 + d for d in (*kept, *s.dims)]))
     g = each(g, lambda p: p.reshape(batch, rows, n))
-    out = (_rank_one if left.shape[-1] == 1 else _dense_rows)(carrier, diagonal, left, right, g)
+    out = carrier.low_rank(diagonal, left, right, g)
+    if out is None:
+        out = (_rank_one if rank == 1 else _dense_rows)(carrier, diagonal, left, right, g)
     shape = [s.shape[d] for d in (*kept, *s.dims)]
     return each(out, lambda p: p.reshape(batch, *shape).permute(back))
 
