@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine
 from torch import Tensor, nn
-from trace_vs_backward import machine
 
 import gradtrace
 from gradtrace.ask import gradings

@@ -1,12 +1,13 @@
-"""What a trace costs next to backpropagation: time and peak memory, model by model.
+"""What a trace costs next to backpropagation: time and peak memory, workload by workload.
 
-For each model four things are measured in turn, interleaved in one process so that a slow minute of the machine
+For each workload four things are measured in turn, interleaved in one process so that a slow minute of the machine
 falls on all of them, and the median over the repeats is reported: the forward pass, `loss.backward()`, the
-recorded forward pass, and `tape.trace(loss)`, the reverse pass under Max that finds every parameter's best path.
-Memory is the growth of the process's resident set at its peak; it includes what the allocator holds on to.
-The models are small: ratios at another size, batch or number of threads are other ratios.
+recorded forward pass, and the whole trace: the strength of every parameter, its backpointers, and for every
+parameter scalar the set of up to 64 components that its best path crosses.
+Memory is the growth of the process's resident set at its peak, of forward and backward together and of recording
+and tracing together; it includes what the allocator holds on to.
 
-    python benchmarks/trace_vs_backward.py --repeats 9 --out benchmarks/results
+    python benchmarks/trace_vs_backward.py --repeats 9
 """
 
 from __future__ import annotations
@@ -14,119 +15,150 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from common import RESULTS, machine, save
 from torch import Tensor, nn
 
 import gradtrace
+from gradtrace.components import select_leaves
+from gradtrace.crossing import AT_ONCE, crossing
 from gradtrace.experiments.competition import Competition, next_word_loss
+from gradtrace.experiments.options import Options
 
 Loss = Callable[[], Tensor]
-PHASES = ("forward", "backward", "recorded forward", "trace")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its loss on one batch, and the tensors that enumerate the batch's examples."""
+    """A model, and its loss on one batch."""
 
     model: nn.Module
     loss: Loss
-    examples: list[Tensor]
-
-
-def mlp() -> Subject:
-    """Four layers of 256, batch 32."""
-    sizes = [(256, 256)] * 4
-    model = nn.Sequential(*(m for a, b in sizes for m in (nn.Linear(a, b), nn.Tanh())))
-    x = torch.randn(32, 256)
-    return Subject(model, lambda: model(x).square().mean(), [x])
-
-
-def recurrent(kind: Callable[..., nn.Module]) -> Subject:
-    """Two bidirectional layers of 64 with dropout, batch 8, 20 steps."""
-    model = kind(64, 64, num_layers=2, bidirectional=True, dropout=0.1, batch_first=True)
-    x = torch.randn(8, 20, 64)
-    return Subject(model, lambda: model(x)[0].square().mean(), [x])
-
-
-def encoder_layer() -> Subject:
-    """Width 128, 4 heads, batch 8, 32 positions."""
-    model = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
-    x = torch.randn(8, 32, 128)
-    return Subject(model, lambda: model(x).square().mean(), [x])
 
 
 def gpt2() -> Subject:
-    """Two layers of 64, 1,000 words, batch 4, 32 positions; random weights."""
+    """GPT-2 shape: 4 layers, d 768, 12 heads, vocabulary 50,257, batch 4 × 128 tokens; random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=1000, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(n_layer=4, n_positions=128, use_cache=False)
     model = GPT2LMHeadModel(config)
-    ids = torch.randint(1000, (4, 32))
-    return Subject(model, lambda: model(input_ids=ids, labels=ids).loss, [ids])
+    ids = torch.randint(config.vocab_size, (4, 128))
+    return Subject(model, lambda: model(input_ids=ids, labels=ids).loss)
 
 
-def bert() -> Subject:
-    """Two layers of 64, 1,000 words, batch 4, 32 positions; random weights."""
-    from transformers import BertConfig, BertForMaskedLM
+class LanguageModel(nn.Module):
+    """Embedding, LSTM, output layer."""
 
-    config = BertConfig(
-        vocab_size=1000,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=64,
-    )
-    model = BertForMaskedLM(config)
-    ids = torch.randint(1000, (4, 32))
-    return Subject(model, lambda: model(input_ids=ids, labels=ids).loss, [ids])
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width, layers)
+        self.output = nn.Linear(width, vocabulary)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Score the next word at every position: time × batch → time × batch × vocabulary."""
+        return self.output(self.lstm(self.embedding(words))[0])
+
+
+def lstm() -> Subject:
+    """LSTM language model: 2 × 650, vocabulary 10,000, batch 20 × 35."""
+    model, words = LanguageModel(10_000, 650, 2), torch.randint(10_000, (35, 20))
+    return Subject(model, lambda: F.cross_entropy(model(words).flatten(0, 1), words.flatten()))
 
 
 def competition() -> Subject:
-    """RNN, LSTM and GRU of 64 on 4,500 words, batch 8, 20 steps: what `gradtrace compete` traces."""
-    model = Competition(("rnn", "lstm", "gru"), 4500, 64, 1)
-    words = torch.randint(4500, (8, 20))
-    return Subject(model, lambda: next_word_loss(model, words, words), [words])
+    """The default `gradtrace compete` model and batch."""
+    given = Options()
+    model = Competition(given.components, given.vocabulary, given.hidden, given.seed)
+    words = torch.randint(given.vocabulary, (given.batch, given.bptt))
+    return Subject(model, lambda: next_word_loss(model, words, words))
 
 
-SUBJECTS: dict[str, Callable[[], Subject]] = {
-    "MLP": mlp,
-    "RNN": partial(recurrent, nn.RNN),
-    "LSTM": partial(recurrent, nn.LSTM),
-    "GRU": partial(recurrent, nn.GRU),
-    "TransformerEncoderLayer": encoder_layer,
-    "GPT-2": gpt2,
-    "BERT": bert,
-    "competition": competition,
+class Block(nn.Module):
+    """Two 3 × 3 convolutions with batch norm, and a skip connection."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out)
+        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out)
+        project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.skip = nn.Identity() if channels == out and stride == 1 else project
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what two convolutions make of x to x."""
+        inner = self.norm2(self.second(F.relu(self.norm1(self.first(x)))))
+        return F.relu(inner + self.skip(x))
+
+
+def resnet() -> Subject:
+    """ResNet shape: 64-128-256 channels, batch 16 × 32 × 32."""
+    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    blocks = [Block(64, 64, 1), Block(64, 128, 2), Block(128, 256, 2)]
+    model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    return Subject(model, lambda: F.cross_entropy(model(x), y))
+
+
+def layers(width: int, depth: int, activation: type[nn.Module], batch: int) -> Subject:
+    """Stack linear layers and activations."""
+    model = nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(width, width), activation())))
+    x = torch.randn(batch, width)
+    return Subject(model, lambda: model(x).square().mean())
+
+
+def mlp() -> Subject:
+    """MLP 4 × 2048, batch 512, ReLU."""
+    return layers(2048, 4, nn.ReLU, 512)
+
+
+def tiny() -> Subject:
+    """MLP 20 × 20 units, batch 1, tanh: all overhead."""
+    return layers(20, 20, nn.Tanh, 1)
+
+
+# what a workload is, and what the whole trace may cost as a multiple of backward: the goal, and what it must not exceed
+SUBJECTS: dict[str, tuple[Callable[[], Subject], float, float]] = {
+    "GPT-2": (gpt2, 1.0, 2.0),
+    "LSTM": (lstm, 1.5, 3.0),
+    "competition": (competition, 2.0, 4.0),
+    "ResNet": (resnet, 1.5, 3.0),
+    "MLP": (mlp, 0.8, 1.2),
+    "tiny MLP": (tiny, 10.0, 25.0),
 }
 
 
 class Meter:
-    """Seconds and bytes of each phase, one number a repeat."""
+    """Seconds of each phase and bytes of each part, one number a repeat."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        self.bytes: dict[str, list[int]] = {phase: [] for phase in PHASES}
+        self.seconds: dict[str, list[float]] = {}
+        self.bytes: dict[str, list[int]] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the block."""
-        before = reset_peak()
+        """Time the block."""
         start = time.perf_counter()
         yield
-        self.seconds[name].append(time.perf_counter() - start)
-        self.bytes[name].append(resident("VmHWM") - before)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+
+    @contextmanager
+    def peak(self, name: str) -> Iterator[None]:
+        """Measure how far the resident set grows in the block."""
+        before = reset_peak()
+        yield
+        self.bytes.setdefault(name, []).append(resident("VmHWM") - before)
 
 
 def reset_peak() -> int:
@@ -151,67 +183,66 @@ def resident(field: str) -> int:
 def measure(subject: Subject, meter: Meter) -> int:
     """Measure each phase once; give the number of recorded operator calls."""
     subject.model.zero_grad()
-    with meter.phase("forward"):
-        loss = subject.loss()
-    with meter.phase("backward"):
-        loss.backward()
-    with (
-        meter.phase("recorded forward"),
-        gradtrace.record(subject.model, examples=subject.examples) as tape,
-    ):
-        loss = subject.loss()
-    with meter.phase("trace"):
-        trace = tape.trace(loss)
-    assert trace.strength
+    with meter.peak("forward and backward"):
+        with meter.phase("forward"):
+            loss = subject.loss()
+        with meter.phase("backward"):
+            loss.backward()
+    del loss
+    subject.model.zero_grad()
+    with meter.peak("recording and trace"):
+        with meter.phase("recorded forward"), gradtrace.record(subject.model) as tape:
+            loss = subject.loss()
+        with meter.phase("trace"):
+            everything(tape, loss)
     return len(tape.calls)
 
 
+def everything(tape: gradtrace.Tape, loss: Tensor) -> int:
+    """Trace: strengths and backpointers of all parameters, and the sets of components that they cross."""
+    forest = tape.trace(loss).forest()
+    components = [name for name in tape.record.modules if name][:AT_ONCE]
+    seen = 0
+    for crossed in crossing(forest, components, select_leaves(tape.record, "*")):
+        for row in range(len(crossed.rows or ())):
+            for _, _, bits in crossed.parts(row):
+                seen += len(bits)
+    return seen
+
+
 def run(names: list[str], repeats: int) -> list[dict[str, Any]]:
-    """Measure every model `repeats` times, after a warm-up, in turn."""
-    torch.manual_seed(0)
-    subjects = {name: SUBJECTS[name]() for name in names}
-    meters = {name: Meter() for name in names}
-    calls = {name: measure(subject, Meter()) for name, subject in subjects.items()}
-    for i in range(repeats):
-        print(f"repeat {i + 1} of {repeats}", flush=True)
-        for name, subject in subjects.items():
-            measure(subject, meters[name])
-    return [row(name, subjects[name], calls[name], meters[name]) for name in names]
+    """Measure every workload `repeats` times after a warm-up, one workload after the other, its phases in turn."""
+    rows = []
+    for name in names:
+        torch.manual_seed(0)
+        subject, meter = SUBJECTS[name][0](), Meter()
+        calls = measure(subject, Meter())
+        measure(subject, Meter())
+        for i in range(repeats):
+            print(f"{name}: {i + 1} of {repeats}", end="\r", flush=True)
+            measure(subject, meter)
+        rows.append(row(name, subject, calls, meter))
+    return rows
 
 
 def row(name: str, subject: Subject, calls: int, meter: Meter) -> dict[str, Any]:
-    """Give one model's medians, and their ratios to backward."""
-    seconds = {phase: statistics.median(meter.seconds[phase]) for phase in PHASES}
-    peak = {phase: statistics.median(meter.bytes[phase]) for phase in PHASES}
+    """Give one workload's medians, and their ratios."""
+    seconds = {phase: statistics.median(taken) for phase, taken in meter.seconds.items()}
+    peak = {part: statistics.median(taken) for part, taken in meter.bytes.items()}
+    make, goal, must = SUBJECTS[name]
     return {
-        "model": name,
-        "what": (getattr(SUBJECTS[name], "func", SUBJECTS[name]).__doc__ or "").strip(),
+        "workload": name,
+        "what": (make.__doc__ or "").strip(),
         "parameters": sum(p.numel() for p in subject.model.parameters()),
         "calls": calls,
         "seconds": seconds,
         "peak_bytes": peak,
-        "to_backward": {phase: seconds[phase] / seconds["backward"] for phase in PHASES},
+        "trace_to_backward": seconds["trace"] / seconds["backward"],
+        "goal": goal,
+        "must": must,
+        "recorded_to_forward": seconds["recorded forward"] / seconds["forward"],
+        "memory_ratio": peak["recording and trace"] / max(1, peak["forward and backward"]),
     }
-
-
-def machine() -> dict[str, Any]:
-    """Name what the numbers were measured on."""
-    return {
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "gradtrace": gradtrace.__version__,
-    }
-
-
-def cpu_model() -> str:
-    """Read the CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> str:
@@ -220,32 +251,31 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> st
         f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, Python {on['python']}; "
         f"medians of {repeats} interleaved repeats.",
         "",
-        "| model | operator calls | backward, ms | forward | recorded forward | trace | peak of trace, MiB |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| workload | calls | backward, ms | trace, ms | trace / backward | goal | must "
+        "| recorded / plain forward | µs a call, trace | peak memory / forward and backward |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
-        ratios = " | ".join(f"{r['to_backward'][p]:.1f}×" for p in ("forward", "recorded forward", "trace"))
-        backward, peak = r["seconds"]["backward"] * 1000, r["peak_bytes"]["trace"] / 2**20
-        lines.append(f"| {r['model']} | {r['calls']} | {backward:.1f} | {ratios} | {peak:.0f} |")
-    what = " ".join(f"{r['model']}: {r['what']}" for r in rows)
-    lines += ["", f"Times other than backward's are multiples of it. {what}"]
+        backward, trace = r["seconds"]["backward"] * 1000, r["seconds"]["trace"] * 1000
+        memory = f"{r['memory_ratio']:.2f} × {r['peak_bytes']['forward and backward'] / 2**20:.0f} MiB"
+        lines.append(
+            f"| {r['what'].split(';')[0].rstrip('.')} | {r['calls']} | {backward:.1f} | {trace:.1f} "
+            f"| **{r['trace_to_backward']:.2f}×** | {r['goal']}× | {r['must']}× | {r['recorded_to_forward']:.2f}× "
+            f"| {1000 * trace / r['calls']:.0f} | {memory} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, print the table, write it as Markdown and JSON."""
-    parser = argparse.ArgumentParser(description="Time a trace next to backpropagation.")
+    parser = argparse.ArgumentParser(description="Time a whole trace next to backpropagation.")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--models", default=",".join(SUBJECTS), help="names, with commas (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--workloads", default=",".join(SUBJECTS), help="names, with commas (default: all)")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    rows, on = run(given.models.split(","), given.repeats), machine()
+    rows, on = run(given.workloads.split(","), given.repeats), machine()
     table = markdown(rows, on, given.repeats)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "trace_vs_backward.md").write_text(table, encoding="utf-8")
-    content = json.dumps({"machine": on, "repeats": given.repeats, "rows": rows}, indent=1)
-    (given.out / "trace_vs_backward.json").write_text(content + "\n", encoding="utf-8")
-    print(table)
+    save(given.out, "trace_vs_backward", table, {"machine": on, "repeats": given.repeats, "rows": rows})
 
 
 if __name__ == "__main__":

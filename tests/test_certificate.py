@@ -19,7 +19,7 @@ from gradtrace.certificate import difference
 from gradtrace.errors import CertificateError, MissingRule
 from gradtrace.rules import pointwise
 from gradtrace.rules.table import TABLE, Edge
-from gradtrace.structure import Contraction
+from gradtrace.structure import Chain, Contraction, Structure
 from gradtrace.tape import Call
 
 Rule = Callable[[Call], Iterator[Edge]]
@@ -28,14 +28,14 @@ Rule = Callable[[Call], Iterator[Edge]]
 def scaled(rule: Rule, factor: float) -> Rule:
     """Give a rule whose weights are off by a factor."""
 
-    def broken(call: Call) -> Iterator[Edge]:
-        for position, number, s in rule(call):
-            if isinstance(s, Contraction) and s.weight is not None:
-                yield position, number, dataclasses.replace(s, weight=lambda w=s.weight: factor * w())
-            else:
-                yield position, number, s
+    def off(s: Structure) -> Structure:
+        if isinstance(s, Chain):
+            return dataclasses.replace(s, first=off(s.first))
+        if isinstance(s, Contraction) and s.weight is not None:
+            return dataclasses.replace(s, weight=lambda w=s.weight: factor * w())
+        return s
 
-    return broken
+    return lambda call: ((position, number, off(s)) for position, number, s in rule(call))
 
 
 def silent(rule: Rule, argument: int) -> Rule:

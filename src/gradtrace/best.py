@@ -155,7 +155,7 @@ class _Pass:
         if found is None or tuple(got.value.shape[d] for d in found[0]) != structure.x_shape:
             return None
         product, (order, way) = got.terms[0], found
-        unused = Unused(got.value.shape, got.winners.edges, product=product)
+        unused = Unused(got.value.shape, got.winners.edges)
         self.found.winners[got.value.id] = unused
         passed = product.turned(order)
         self.owners[id(passed)] = [(unused, order), *((u, _after(o, order)) for u, o in self.owners.pop(id(product), ()))]
@@ -177,8 +177,8 @@ class _Pass:
             known.winners.edges.append(edge)
         else:
             self._compute(known)
-            part = self._realised(part) if isinstance(part, Product) else part
-            self._merge(known, edge, part)
+            self._merge(known, edge, self._realised(part) if isinstance(part, Product) else part)
+            self._lend(part, known.winners, len(known.winners.edges) - 1)
         left = self.uses.get(argument.id)
         if left is not None:
             self.uses[argument.id] = left - 1
@@ -206,8 +206,7 @@ class _Pass:
             return
         known.terms = []
         for ordinal, term in enumerate(terms):
-            for unused, order in self.owners.pop(id(term), ()):
-                unused.borrow(winners, ordinal, order)
+            self._lend(term, winners, ordinal)
         if len(terms) == 1:
             found = self._realised(terms[0])
             known.plane, winners.index = found.plane, found.raw
@@ -223,6 +222,11 @@ class _Pass:
         ordinal = torch.repeat_interleave(torch.tensor(order), torch.tensor(sizes))
         winners.terms = ordinal, torch.cat([torch.arange(n) for n in sizes])
         self._reshape(known)
+
+    def _lend(self, part: object, winners: Winners, ordinal: int) -> None:
+        """Let values whose product went on to another borrow that one's winners."""
+        for unused, order in self.owners.pop(id(part), ()):
+            unused.borrow(winners, ordinal, order)
 
     def _reshape(self, known: Arrivals) -> None:
         """See what a product gave, in the shape of its structure, in the value's."""

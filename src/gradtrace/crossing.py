@@ -283,7 +283,7 @@ def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) ->
     """Read sets through a way that no strides describe: look every scalar's place up first."""
     numel = prod(winners.shape)
     positions = torch.arange(numel)
-    raw = winners.bulk(row, positions)[1] if edge.way.stored else None
+    raw = winners.at(row, positions)[1] if edge.way.stored else None
     flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw)
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)]
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))

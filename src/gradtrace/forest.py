@@ -23,7 +23,7 @@ from .kernels import native
 from .labels import Labels
 from .semiring import NO_ID, Element, Extreme, Greedy
 from .tape import Call, Record, Value
-from .winners import pick
+from .winners import Unused, pick
 
 NONE = -1  # in `winners`: no path
 KINDS = ("best", "greedy")
@@ -59,8 +59,9 @@ class Forest:
 
     def pointer(self, value: Value, row: int, flat: int) -> int:
         """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
-        if self.compact is not None and value.id in self.compact.winners:
-            return int(self.compact.winners[value.id].pointers(row, torch.tensor([flat])))
+        compact = self.compact.winners.get(value.id) if self.compact is not None else None
+        if compact is not None and (not isinstance(compact, Unused) or compact.knows(row, flat)):
+            return int(compact.pointers(row, torch.tensor([flat])))
         winners = self.winners[value.id]
         return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])
 
@@ -114,7 +115,7 @@ def plant(
             pass
         else:
             forest.compact, forest.seconds = found, found.seconds
-            lazy = _Lazy(forest)
+            lazy = _Lazy(record, loss, labels, found)
             forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
             return forest
     return _planted(forest, track)
@@ -139,37 +140,37 @@ def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> F
     carrier = Extreme() if forest.kind == "best" else Greedy()
     reverse(forest.record, forest.loss, carrier, keep, forest.labels, track, forest.seconds)
     for value in (forest.loss, *forest.record.leaves.values()):
-        log2.setdefault(value.id, _nowhere(forest, value))
+        log2.setdefault(value.id, _nowhere(forest.labels, value))
         winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))
     forest.winners, forest.log2 = winners, log2
     return forest
 
 
-def _nowhere(forest: Forest, value: Value) -> Tensor:
-    return torch.full((forest.batch(value), *value.shape), -torch.inf, dtype=torch.float64)
+def _nowhere(labels: Labels | None, value: Value) -> Tensor:
+    batch = labels.count if labels is not None and labels.free(value) else 1
+    return torch.full((batch, *value.shape), -torch.inf, dtype=torch.float64)
 
 
 class _Lazy:
     """Backpointers and log2 weights, worked out of the compact ones when they are asked for."""
 
-    def __init__(self, forest: Forest) -> None:
-        self.forest = forest
-        assert forest.compact is not None
-        self.compact = forest.compact
-        self.leaves = {v.id: v for v in (forest.loss, *forest.record.leaves.values())}
+    def __init__(self, record: Record, loss: Value, labels: Labels | None, compact: Best) -> None:
+        # the parts of a forest, not the forest, which holds this: memory should go with it, without a collector
+        self.record, self.loss, self.labels, self.compact = record, loss, labels, compact
+        self.leaves = {v.id: v for v in (loss, *record.leaves.values())}
         self.ids = [*self.leaves, *(i for i in self.compact.winners if i not in self.leaves)]
 
     @cached_property
     def whole(self) -> Best:
         """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
-        return best(self.forest.record, self.forest.loss, self.forest.labels, everything=True)
+        return best(self.record, self.loss, self.labels, everything=True)
 
     def of(self, key: int) -> Best:
         return self.compact if key in self.compact.planes else self.whole
 
     def log2(self, key: int) -> Tensor:
         if key in self.leaves and key not in self.compact.planes:
-            return _nowhere(self.forest, self.leaves[key])
+            return _nowhere(self.labels, self.leaves[key])
         plane = self.of(key).planes[key]
         return plane.data.to(torch.float64).log2() + plane.exponent
 

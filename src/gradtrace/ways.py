@@ -74,6 +74,25 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Sought:
+    """The result reads rows of `width` scalars, no row twice: a scalar's row is sought among those that are read.
+
+    Attributes:
+        rows: the number of the row that each row of the result reads, in rising order; order: which of the result it is.
+    """
+
+    rows: Tensor
+    order: Tensor
+    width: int
+    stored: bool = False
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        del raw
+        found = torch.searchsorted(self.rows, positions // self.width).clamp_(max=len(self.rows) - 1)
+        return self.order[found] * self.width + positions % self.width
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Raw:
     """The raw winner is the result's position."""
 
@@ -119,7 +138,7 @@ class Reordered:
         return self.order()[self.way.flat(positions, raw)]
 
 
-Way: TypeAlias = Affine | Table | Raw | Composed | Reordered
+Way: TypeAlias = Affine | Table | Sought | Raw | Composed | Reordered
 
 
 def identity(shape: Shape) -> Affine:

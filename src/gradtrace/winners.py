@@ -75,10 +75,6 @@ class Winners:
             return torch.zeros_like(positions), raw
         return pick(self.choice, row, positions, self.shape).to(torch.int64), raw
 
-    def bulk(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give the same as `at`; what it says of scalars on no leaf's path need not be true."""
-        return self.at(row, positions)
-
     def pointers(self, row: int, positions: Tensor) -> Tensor:
         """Give the backpointers of some scalars, which have to have a path."""
         chosen, raw = self.at(row, positions)
@@ -94,18 +90,13 @@ class Winners:
 class Unused(Winners):
     """Winners of a value whose product went on, uncomputed, through a transposition to another value.
 
-    That value's winners say all about the scalars that it chose to come from here. For any others, which are on no
-    leaf's path, the product is computed when somebody asks.
-
-    Args:
-        product: gives what its kernel stores, by `realise().raw`.
+    That value's winners say all about the scalars that it chose to come from here. All others are on no leaf's path.
     """
 
-    __slots__ = ("_link", "_product")
+    __slots__ = ("_link",)
 
-    def __init__(self, shape: tuple[int, ...], edges: list[Edge], product: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], edges: list[Edge]) -> None:
         super().__init__(shape, edges)
-        self._product = product
         self._link: tuple[Winners, int, Affine] | None = None
 
     def borrow(self, winners: Winners, ordinal: int, order: tuple[int, ...]) -> None:
@@ -115,26 +106,17 @@ class Unused(Winners):
             stride[d] = step
         self._link = winners, ordinal, Affine(self.shape, tuple(stride))
 
-    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        if self.index is None:
-            self.index = self._product.realise().raw
-        return None, self.index, None
-
-    def bulk(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._link is None:
-            return self.at(row, positions)
-        winners, _, way = self._link
-        return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
+    def knows(self, row: int, position: int) -> bool:
+        """Tell whether a scalar was chosen, so that its winner is known."""
+        assert self._link is not None
+        winners, ordinal, way = self._link
+        there = way.flat(torch.tensor([position]), None)
+        return int(winners.at(row, there)[0]) == ordinal
 
     def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.index is None and self._link is not None:
-            winners, ordinal, way = self._link
-            chosen, raw = winners.at(row, way.flat(positions, None))
-            if bool((chosen == ordinal).all()):
-                return torch.zeros_like(positions), raw
-        if self.index is None:
-            self.index = self._product.realise().raw
-        return super().at(row, positions)
+        assert self._link is not None
+        winners, _, way = self._link
+        return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
 
 
 def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:

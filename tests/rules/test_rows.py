@@ -52,6 +52,16 @@ triu unbind_copy unfold_copy unsqueeze_copy var var_mean vdot view_copy
 
 # rule → the operator of the database that comes down to it
 DATABASE = {
+    "add": "add",
+    "div": "div.no_rounding_mode",
+    "mean": "mean",
+    "mul": "mul",
+    "neg": "neg",
+    "pow": "pow",
+    "relu": "nn.functional.relu",
+    "sigmoid": "sigmoid",
+    "sub": "sub",
+    "tanh": "tanh",
     **{name: name for name in SAME.split()},
     "_adaptive_avg_pool2d": "nn.functional.adaptive_avg_pool2d",
     "_adaptive_avg_pool3d": "nn.functional.adaptive_avg_pool3d",

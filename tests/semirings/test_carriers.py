@@ -199,7 +199,7 @@ def test_jacobians_of_low_rank(dtype, p, rank, seed, kind):
     jacobian.diagonal(0, 1, 2).copy_(own)
     carrier = Power(p).carrier
     one = carrier.one(torch.ones(1, 2, 6, dtype=dtype))
-    out = pull(LowRank((2, 6), (1,), lambda: (own, left, right)), carrier, carrier.weigh(g, one))
+    out = pull(LowRank((2, 6), (1,), lambda: (own, left.unbind(-1), right.unbind(-1))), carrier, carrier.weigh(g, one))
     tolerance = 2e-4 if dtype == torch.float32 else 1e-9
     expected = p_norms(jacobian, g, p)
     rounding = tolerance * (left.abs().amax() * right.abs().amax(-1) * g.abs().amax()).double()

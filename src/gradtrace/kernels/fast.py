@@ -37,7 +37,7 @@ from ..structure import (
     Strided,
     positions,
 )
-from ..ways import Affine, Composed, Raw, Table, Way, contiguous, identity
+from ..ways import Affine, Composed, Raw, Sought, Table, Way, contiguous, identity
 from . import native, reference
 from .native import LOST, NAN, Range
 
@@ -414,6 +414,8 @@ def multiply(a: Plane, w: Tensor, prepared: Any = None) -> tuple[Plane, Tensor]:
 def _contraction(s: Contraction, g: Plane) -> Pulled | Product:
     p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
     batch = g.data.shape[0]
+    if 0 in s.y_shape or 0 in s.x_shape:
+        return _by_reference(s, g)
     if g.data.shape[1:] != s.y_shape:
         g = _again(g, g.data.reshape(batch, *s.y_shape))
     if p.kind == "scale":
@@ -522,6 +524,11 @@ def _gather(s: Gather, g: Plane) -> Pulled:
     batch, numel = g.data.shape[0], prod(s.x_shape)
     index = s.index().reshape(-1).to(torch.int64).contiguous()
     data = g.data.reshape(batch, len(index), s.width)
+    rows, order = index.sort()
+    if len(index) and 0 <= int(rows[0]) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+        out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, index, data)
+        plane = Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True)
+        return Pulled(plane, None, Sought(rows, order, s.width))
     return _segments(_again(g, data), index, numel // s.width if s.width else 0, s.x_shape)
 
 
