@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEPENDENCIES := $(VENV)/.dependencies
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+SANITIZED := build/sanitized
 
-.PHONY: demo test test-full lint web web-check clean
+.PHONY: demo test test-full sanitize lint web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -16,6 +19,16 @@ test: $(INSTALLED) browser
 # Every sample of PyTorch's own test database instead of a few of each operator.
 test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+
+# The C++ kernels once more, in a build that stops at the first access out of bounds or undefined operation. Python
+# itself leaks, so leaks aren't looked for.
+sanitize: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGRADTRACE_SANITIZE=ON -DGRADTRACE_OUTPUT=$(CURDIR)/$(SANITIZED)
+	$(BIN)/cmake --build $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 GRADTRACE_NATIVE=$(SANITIZED) \
+		$(BIN)/python -m pytest $(wildcard tests/kernels/test_native_*.py) $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -43,11 +56,16 @@ browser:
 	  echo "Chromium is missing (apt-get install chromium): the report's browser tests cannot run"
 
 clean:
-	rm -rf $(VENV) web/node_modules demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis
+
+# The package is built again when its C++ changes, without setting up everything else again.
+$(INSTALLED): $(DEPENDENCIES) CMakeLists.txt $(wildcard cpp/*)
+	$(PIP) --no-build-isolation --no-deps -e .
+	touch $@
 
 # The build tools come first, from the same pins, so that installing the package itself fetches nothing unpinned.
-$(INSTALLED): pyproject.toml constraints.txt
+$(DEPENDENCIES): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,dev]'
+	$(PIP) scikit-build-core nanobind cmake ninja
+	$(PIP) --no-build-isolation -e '.[test,dev]'
 	touch $@

@@ -24,7 +24,7 @@ int team(int64_t elements, int threads) {
 // One way from a scalar to the scalar of a result that it won through, and that result's sets.
 struct Source {
     const int64_t *bits;  // null: `also` is the whole set
-    int64_t also, offset, step;
+    int64_t size, also, offset, step;
     const int64_t *table;  // null: step times the stored number
     std::vector<int64_t> stride;
 };
@@ -39,8 +39,8 @@ struct Walk {
     int64_t *out;
 };
 
-// The sets of `count` scalars from flat position `begin` on. Coordinates are kept, not divided out.
-void walk_part(const Walk &w, int64_t begin, int64_t count) {
+// Writes the sets of `count` scalars from flat position `begin` on to w.out + shift. Coordinates are kept, not divided out.
+void walk_part(const Walk &w, int64_t begin, int64_t count, int64_t shift) {
     const int dims = int(w.shape.size());
     std::vector<int64_t> at(size_t(dims), 0);
     for (int64_t rest = begin, d = dims - 1; d >= 0; d--) {
@@ -77,9 +77,11 @@ void walk_part(const Walk &w, int64_t begin, int64_t count) {
             int64_t set = s.also;
             if (s.bits) {
                 const int64_t along = dims ? s.stride[size_t(dims - 1)] * i : 0;
-                set |= s.bits[base[chosen] + along + (s.table ? s.table[stored] : s.step * stored)];
+                // of a scalar without a path the stored number means nothing
+                const int64_t place = base[chosen] + along + (s.table ? s.table[stored] : s.step * stored);
+                if (place >= 0 && place < s.size) set |= s.bits[place];
             }
-            w.out[begin + done + i] = set;
+            w.out[shift + done + i] = set;
         }
         done += n;
         for (int d = dims - 2, carry = 1; d >= 0 && carry; d--) {
@@ -90,25 +92,24 @@ void walk_part(const Walk &w, int64_t begin, int64_t count) {
     }
 }
 
-// sources: (bits, also, offset, step, table, stride of each axis).
+// Of the scalars begin … end. sources: (bits, their number, also, offset, step, table, stride of each axis).
 void inherit(std::vector<int64_t> shape, Pointer raw, std::vector<int64_t> raw_stride, Pointer choice, std::vector<int64_t> choice_stride,
-             bool wide_choice, Pointer ordinal, Pointer local, nb::list sources, Pointer out, int threads) {
+             bool wide_choice, Pointer ordinal, Pointer local, nb::list sources, int64_t begin, int64_t end,
+             Pointer out, int threads) {
     Walk w{std::move(shape), std::move(raw_stride), std::move(choice_stride), reinterpret_cast<const int32_t *>(raw),
            wide_choice ? nullptr : reinterpret_cast<const uint8_t *>(choice), wide_choice ? reinterpret_cast<const int32_t *>(choice) : nullptr,
            reinterpret_cast<const int64_t *>(ordinal), reinterpret_cast<const int64_t *>(local), {}, reinterpret_cast<int64_t *>(out)};
     for (nb::handle h : sources) {
         nb::tuple t = nb::cast<nb::tuple>(h);
         w.sources.push_back({reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[0])), nb::cast<int64_t>(t[1]), nb::cast<int64_t>(t[2]),
-                             nb::cast<int64_t>(t[3]), reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[4])),
-                             nb::cast<std::vector<int64_t>>(t[5])});
+                             nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[5])),
+                             nb::cast<std::vector<int64_t>>(t[6])});
     }
     nb::gil_scoped_release unlocked;
-    int64_t numel = 1;
-    for (int64_t n : w.shape) numel *= n;
-    const int64_t block = 16384, blocks = (numel + block - 1) / block;
+    const int64_t numel = end - begin, block = 16384, blocks = (numel + block - 1) / block;
     [[maybe_unused]] const int crew = team(numel, threads);
 #pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1)
-    for (int64_t b = 0; b < blocks; b++) walk_part(w, b * block, std::min(block, numel - b * block));
+    for (int64_t b = 0; b < blocks; b++) walk_part(w, begin + b * block, std::min(block, numel - b * block), b * block);
 }
 
 template <class T> std::pair<int64_t, double> measured(const T *data, int64_t n, int threads) {
@@ -169,7 +170,7 @@ void bind_crossing(nb::module_ &m);
 void bind_crossing(nb::module_ &m) {
     using nb::arg;
     m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
-          arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
+          arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("begin"), arg("end"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
     m.def("measure", &measure, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "(how many are above zero, their sum)");
     m.def("first_nan", &first_nan, arg("double_"), arg("tensors"), arg("threads"), "Index of the first (pointer, n) with a NaN, or -1");
 }

@@ -195,7 +195,7 @@ template <class T> class SlabRun {
         tile.steps = phase.steps;
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECTORS; v++) tile.best[r][v] = Vec<T>{}, tile.block[r][v] = all_int<T>(-1);
-        gradtrace::GRADTRACE_ISA::run(tile);
+        gradtrace::GRADTRACE_ISA::run(tile, phase.to - p * WIDTH<T>);
         for (int v = 0; v < VECTORS && p * WIDTH<T> + v * LANES<T> < phase.to; v++)
             for (int r = 0; r < filled; r++) {
                 store(values[from + r] + v * LANES<T>, tile.best[r][v]);

@@ -23,31 +23,48 @@ template <class T> struct Tile {
     Int<T> block[ROWS][VECTORS];  // the block that won, -1 if none did
 };
 
-// Not inlined: gcc spills the maxima to memory otherwise.
-template <class T> __attribute__((noinline)) void run_block(Tile<T> &tile, int64_t begin, int64_t end) {
-    Vec<T> best[ROWS][VECTORS];
+// The loops over rows and registers are unrolled before gcc decides what lives in memory; and not inlined, or it
+// spills the maxima. V: registers of b in use.
+template <int V, class T> __attribute__((noinline)) void run_block(Tile<T> &tile, int64_t begin, int64_t end) {
+    Vec<T> best[ROWS][V];
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) best[r][v] = tile.best[r][v];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) best[r][v] = tile.best[r][v];
     const T *a0 = tile.a[0], *a1 = tile.a[1], *a2 = tile.a[2], *a3 = tile.a[3], *a4 = tile.a[4], *a5 = tile.a[5];
     for (int64_t k = begin; k < end; k++) {
         const T *from = tile.b + tile.b_at[k];
-        Vec<T> b[VECTORS];
-        for (int v = 0; v < VECTORS; v++) b[v] = load(from + v * LANES<T>);
         const int64_t at = tile.a_at[k];
         const T a[ROWS] = {a0[at], a1[at], a2[at], a3[at], a4[at], a5[at]};
+        Vec<T> b[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) b[v] = load(from + v * LANES<T>);
+#pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) best[r][v] = larger(a[r] * b[v], best[r][v]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) best[r][v] = larger(a[r] * b[v], best[r][v]);
     }
     const Int<T> here = all_int<T>(begin / BLOCK);
+#pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
             tile.block[r][v] = best[r][v] > tile.best[r][v] ? here : tile.block[r][v];
             tile.best[r][v] = best[r][v];
         }
 }
 
-template <class T> void run(Tile<T> &tile) {
-    for (int64_t k = 0; k < tile.steps; k += BLOCK) run_block(tile, k, std::min(tile.steps, k + BLOCK));
+template <int V, class T> void run_blocks(Tile<T> &tile) {
+    for (int64_t k = 0; k < tile.steps; k += BLOCK) run_block<V>(tile, k, std::min(tile.steps, k + BLOCK));
+}
+// `columns`: numbers of b that matter.
+template <class T> void run(Tile<T> &tile, int64_t columns) {
+    if (columns <= LANES<T>)
+        run_blocks<1>(tile);
+    else if (columns <= 2 * LANES<T>)
+        run_blocks<2>(tile);
+    else
+        run_blocks<VECTORS>(tile);
 }
 
 // The first step that reached the best, lane by lane; -1 where no step of this tile did.

@@ -1,8 +1,9 @@
 // Convolution under max, towards the kernel: out[o, c, tap] = max over examples and positions l of
 // |small[o, l]|·|large[c, place(l, tap)]|, where one side is the cotangent and the other the input.
 //
-// The reduced axis is cut into pieces, so that what is packed of both sides stays in the cache; results keep
-// their best from one piece to the next, and a later piece has to be strictly better.
+// The reduced axis is cut into pieces, so that what is packed of both sides stays small, and a piece into groups of
+// examples that stay in the cache; results keep their best from one to the next, and a later one has to be strictly
+// better. Threads share the results, so they meet only twice a piece: after packing, and at its end.
 #include <vector>
 
 #include "conv.hpp"
@@ -11,7 +12,7 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int64_t CACHE = 384 << 10;  // bytes of one panel of the large side in a piece
+constexpr int64_t CACHE = 384 << 10;  // bytes of one panel of the large side that are gone through at a time
 constexpr int64_t ROOM = 8 << 20;     // bytes of both sides in a piece
 
 int64_t volume(const int64_t *size) { return size[0] * size[1] * size[2]; }
@@ -36,7 +37,8 @@ template <class T> class Pieces {
         const int64_t whole = volume(s.large) * int64_t(sizeof(T)) *
                               std::max<int64_t>(1, s.groups * (panels * WIDTH<T> + s.small_channels));
         const int64_t image = volume(s.large) * WIDTH<T> * int64_t(sizeof(T));
-        const int64_t examples = std::max<int64_t>(1, std::min(CACHE / std::max<int64_t>(1, image), ROOM / whole));
+        const int64_t examples = std::max<int64_t>(1, ROOM / whole);
+        together = std::max<int64_t>(1, CACHE / image);
         const int64_t rows = whole > ROOM ? std::max<int64_t>(1, CACHE / std::max<int64_t>(1, row)) : s.small[cut];
         for (int64_t n = 0; n < s.batch; n += examples)
             for (int64_t begin = 0; begin < s.small[cut]; begin += rows)
@@ -120,13 +122,13 @@ template <class T> class Pieces {
         std::vector<int32_t> small, large;
         std::vector<int64_t> g;
     };
-    Steps steps_of(int64_t tap) const {
+    Steps steps_of(int64_t tap, int64_t from, int64_t to) const {
         const int64_t k[3] = {tap / (s.taps[1] * s.taps[2]), tap / s.taps[2] % s.taps[1], tap % s.taps[2]};
         const int64_t channels = s.groups * (job.transposed ? s.large_channels : s.small_channels);
         Steps out;
         int64_t begin[3] = {0, 0, 0}, end[3] = {s.small[0], s.small[1], s.small[2]}, l[3];
         begin[cut] = now.begin, end[cut] = now.end;
-        for (int64_t e = 0; e < now.examples; e++)
+        for (int64_t e = from; e < to; e++)
             for (l[0] = begin[0]; l[0] < end[0]; l[0]++)
                 for (l[1] = begin[1]; l[1] < end[1]; l[1]++)
                     for (l[2] = begin[2]; l[2] < end[2]; l[2]++) {
@@ -148,14 +150,16 @@ template <class T> class Pieces {
     }
 
     Summary run_tasks(int64_t begin, int64_t end, int64_t tiles) {
-        Steps steps;
-        int64_t steps_tap = -1;
         bool lost = false;
-        for (int64_t x = begin; x < end; x++) {
-            const int64_t tile = x % tiles, panel = x / tiles % panels, rest_of_x = x / tiles / panels;
-            const int64_t group = rest_of_x % s.groups, tap = rest_of_x / s.groups;
-            if (tap != steps_tap) steps = steps_of(tap), steps_tap = tap;
-            run_tile(group, tap, panel, tile * ROWS, steps, lost);
+        for (int64_t from = 0; from < now.examples; from += together) {
+            Steps steps;
+            int64_t steps_tap = -1;
+            for (int64_t x = begin; x < end; x++) {
+                const int64_t tile = x % tiles, panel = x / tiles % panels, rest_of_x = x / tiles / panels;
+                const int64_t group = rest_of_x % s.groups, tap = rest_of_x / s.groups;
+                if (tap != steps_tap) steps = steps_of(tap, from, std::min(from + together, now.examples)), steps_tap = tap;
+                run_tile(group, tap, panel, tile * ROWS, steps, lost);
+            }
         }
         Summary out = nothing_seen();
         out.flags = lost ? LOST : 0;
@@ -180,7 +184,7 @@ template <class T> class Pieces {
             for (int64_t c = 0; r < filled && c < count; c++) best[c] = job.out[result(r, c)];
             for (int v = 0; v < VECTORS; v++) tile.best[r][v] = load(best + v * LANES<T>), tile.block[r][v] = all_int<T>(-1);
         }
-        gradtrace::GRADTRACE_ISA::run(tile);
+        gradtrace::GRADTRACE_ISA::run(tile, count);
         const int64_t size = volume(job.transposed ? s.large : s.small);
         for (int r = 0; r < filled; r++)
             for (int v = 0; v * LANES<T> < count; v++) {
@@ -203,6 +207,7 @@ template <class T> class Pieces {
     const int threads;
     int cut = 0;
     int64_t panels, rest, large_rest;  // rest: scalars per row along the axis that is cut
+    int64_t together = 1;              // examples gone through at a time
     Piece now{};
     int64_t small_from = 0, small_size = 0, large_from = 0, large_size = 0;
     std::vector<T> small, large;

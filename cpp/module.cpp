@@ -18,7 +18,10 @@ NB_MODULE(_native, m) {
     m.def(
         "use_instruction_set",
         [](const std::string &name) {
-            if (!gradtrace::use_instruction_set(name)) throw nb::value_error("no such instruction set here");
+            if (gradtrace::use_instruction_set(name)) return;
+            std::string valid;
+            for (const std::string &set : gradtrace::instruction_sets()) valid += (valid.empty() ? "" : ", ") + set;
+            throw nb::value_error(("one of " + valid).c_str());
         },
         nb::arg("name"), "Use one of `instruction_sets()` from now on");
     bind_product(m);

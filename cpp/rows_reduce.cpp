@@ -3,6 +3,7 @@
 // Two ways through memory. Columns: neighbouring results sit in the lanes of a register, and the reduced
 // axes are walked in order with a strict >. Lines: one result at a time, lanes along n2; the maximum of a
 // stretch comes first, and only the best stretch is looked through for the index.
+#include <cmath>
 #include <memory>
 
 #include "rows.hpp"
@@ -11,7 +12,9 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int64_t STRETCH = 1024;
+constexpr int64_t STRETCH = 1024;   // places of a line whose maximum is taken at once
+constexpr int64_t FEW = 16;
+constexpr int64_t COLUMNS = 4096;  // neighbouring results whose best stay in the cache
 
 template <class T> struct Job {
     Reduce<T> r;
@@ -36,7 +39,7 @@ template <class T>
 void reduce_columns(const Job<T> &job, int64_t o, int64_t i0, int64_t width, int64_t begin, int64_t end, Part<T> to,
                     Watch<T> &watch) {
     const Reduce<T> &r = job.r;
-    constexpr int64_t COUNT = STRETCH / LANES<T>;
+    constexpr int64_t COUNT = COLUMNS / LANES<T>;
     Vec<T> best[COUNT];
     Int<T> index[COUNT], seen[COUNT];
     const int64_t vectors = (width + LANES<T> - 1) / LANES<T>;
@@ -104,6 +107,29 @@ template <class T> int64_t place_of(const Job<T> &job, const Stretch<T> &s, T va
     return -1;
 }
 
+// The same for so few places that lanes would stay empty.
+template <class T> void reduce_few(const Job<T> &job, int64_t o, int64_t i, int64_t begin, int64_t end, Part<T> to, Watch<T> &watch) {
+    const Reduce<T> &r = job.r;
+    const T f = job.f[0], *g0 = r.g.data + o * r.g.outer + i * r.g.inner;
+    const T *w0 = r.w.data ? r.w.data + o * r.w.outer + i * r.w.inner : nullptr;
+    T best = 0, total = 0;
+    int32_t index = -1;
+    bool seen = false;
+    for (int64_t k = begin; k < end; k++) {
+        const int64_t k1 = r.n1 == 1 ? 0 : k / r.n2, k2 = k - k1 * r.n2;
+        const T g = g0[k1 * r.g.n1 + k2 * r.g.n2], w = w0 ? std::abs(w0[k1 * r.w.n1 + k2 * r.w.n2]) : T(1);
+        const T p = w0 ? w * (g * f) : g * f;
+        index = p > best ? int32_t(k) : index;
+        best = p > best ? p : best;
+        seen |= g != 0 && w != 0;
+        total += g + w;  // neither is negative, so only a NaN makes it one
+    }
+    *to.best = best;
+    *to.index = index;
+    if (total != total) watch.invalid();
+    if (best < TINY<T> && seen) watch.lost = ~Int<T>{};
+}
+
 template <class T>
 void reduce_line(const Job<T> &job, int64_t o, int64_t i, int64_t begin, int64_t end, Part<T> to, Watch<T> &watch) {
     const Reduce<T> &r = job.r;
@@ -138,7 +164,7 @@ template <class T> Plan<T> plan(const Reduce<T> &r, int threads) {
     Plan<T> out;
     const bool lines = r.g.n2 == 1 && (!r.w.data || r.w.n2 == 1) && r.n2 >= LANES<T>;
     out.columns = r.inner >= LANES<T> / 2 && !(lines && r.g.inner != 1);
-    out.width = out.columns ? std::min<int64_t>(STRETCH, std::max<int64_t>(r.inner, 1)) : 1;
+    out.width = out.columns ? std::min<int64_t>(COLUMNS, std::max<int64_t>(r.inner, 1)) : 1;
     if (out.columns && elements >= SERIAL)  // enough blocks for every thread, none narrower than a cache line
         while (out.width > 4 * LANES<T> && r.outer * ((r.inner + out.width - 1) / out.width) < threads)
             out.width = (out.width / 2 + LANES<T> - 1) / LANES<T> * LANES<T>;
@@ -156,6 +182,8 @@ void reduce_blocks(const Job<T> &job, const Plan<T> &p, int64_t from, int64_t to
         const Part<T> here{out.best + at, out.index + at};
         if (p.columns)
             reduce_columns(job, o, i, std::min(p.width, job.r.inner - i), begin, end, here, watch);
+        else if (end - begin <= FEW)
+            reduce_few(job, o, i, begin, end, here, watch);
         else
             reduce_line(job, o, i, begin, end, here, watch);
     }

@@ -85,7 +85,39 @@ inline void one_number(const Segment<T> &s, int64_t batch, int64_t r, int64_t to
     lost |= s.out[at] < TINY<T> && g != 0;
 }
 
+// The same for all rows at once where nothing else is to be kept. Whether a row wins can't be foretold, so there
+// is no branch on it: what doesn't win is stored again.
+template <class T> void plain_numbers(const Segment<T> &s, const Share &mine, bool &nan, bool &lost) {
+    constexpr int64_t AHEAD = 24;
+    const T f = T(s.f), *g0 = s.g + mine.batch * s.rows;
+    T *out = s.out + mine.batch * s.size, total = 0;
+    int32_t *arg = s.arg + mine.batch * s.size;
+    int small = 0;
+    for (int64_t r = 0; r < s.rows; r++) {
+        const int64_t to = s.index[r], next = s.index[std::min(r + AHEAD, s.rows - 1)];
+        if (next >= 0) {
+            __builtin_prefetch(out + next, 1);
+            __builtin_prefetch(arg + next, 1);
+        }
+        if (to < mine.low || to >= mine.high) continue;
+        const T g = g0[r], v = g * f, have = out[to], best = v > have ? v : have;
+        const int32_t wins = -int32_t(v > have);
+        out[to] = best;
+        arg[to] = (int32_t(r) & wins) | (arg[to] & ~wins);
+        total += g;
+        small |= int(best < TINY<T>) & int(g != 0);
+    }
+    nan |= total != total;
+    lost |= small != 0;
+}
+
 template <class T> void clear(const Segment<T> &s, const Share &mine) {
+    if (mine.columns == s.inner) {
+        const int64_t at = (mine.batch * s.size + mine.low) * s.inner, n = (mine.high - mine.low) * s.inner;
+        std::fill_n(s.out + at, n, T(0));
+        std::fill_n(s.arg + at, n, -1);
+        return;
+    }
     for (int64_t to = mine.low; to < mine.high; to++) {
         const int64_t at = (mine.batch * s.size + to) * s.inner + mine.column;
         std::fill_n(s.out + at, mine.columns, T(0));
@@ -97,8 +129,10 @@ template <class T> Summary segment_share(const Segment<T> &s, const Share &mine)
     Watch<T> watch;
     bool nan = false, lost = false;
     if (s.init) clear(s, mine);
+    const bool plain = s.inner == 1 && s.init && !s.choice && !s.choice32;
+    if (plain) plain_numbers(s, mine, nan, lost);
     Written written(!s.init, mine);
-    for (int64_t r = 0; r < s.rows; r++) {
+    for (int64_t r = 0; r < s.rows && !plain; r++) {
         const int64_t to = s.index[r];
         if (to < mine.low || to >= mine.high) continue;
         if (s.inner == 1)

@@ -1,11 +1,28 @@
-"""Markers, and where the tests' own helpers are."""
+"""Markers, where the tests' own helpers are, and which build of the C++ kernels is tested."""
 
+import os
 import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode does not
+
+
+def use_native(folder: Path) -> None:
+    """Take gradtrace._native from another folder, such as the sanitized build's."""
+    (path,) = folder.glob("_native*.so")
+    loader = ExtensionFileLoader("gradtrace._native", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    sys.modules[loader.name] = module_from_spec(spec)
+    loader.exec_module(sys.modules[loader.name])
+
+
+if "GRADTRACE_NATIVE" in os.environ:
+    use_native(Path(os.environ["GRADTRACE_NATIVE"]))
 
 
 def pytest_configure(config: pytest.Config) -> None:

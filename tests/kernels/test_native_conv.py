@@ -32,8 +32,24 @@ Sizes = tuple[int, ...]
 class Geometry:
     """Shapes of one convolution, and its edges (y scalar, kernel entry, x scalar) within one example."""
 
-    def __init__(self, transposed: bool, groups: int, channels: tuple[int, int], x: Sizes, taps: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> None:
-        self.transposed, self.groups, self.stride, self.padding, self.dilation = transposed, groups, stride, padding, dilation
+    def __init__(
+        self,
+        transposed: bool,
+        groups: int,
+        channels: tuple[int, int],
+        x: Sizes,
+        taps: Sizes,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+    ) -> None:
+        self.transposed, self.groups, self.stride, self.padding, self.dilation = (
+            transposed,
+            groups,
+            stride,
+            padding,
+            dilation,
+        )
         self.taps = taps
         axes = range(len(x))
         reach = [dilation[d] * (taps[d] - 1) for d in axes]
@@ -52,7 +68,10 @@ class Geometry:
         out = []
         for place in product(*map(range, small[1:])):
             for tap in product(*map(range, self.taps)):
-                at = tuple(p * s + k * d - q for p, s, k, d, q in zip(place, self.stride, tap, self.dilation, self.padding, strict=True))
+                at = tuple(
+                    p * s + k * d - q
+                    for p, s, k, d, q in zip(place, self.stride, tap, self.dilation, self.padding, strict=True)
+                )
                 if any(a < 0 or a >= n for a, n in zip(at, large[1:], strict=True)):
                     continue
                 for g, i, j in product(range(self.groups), range(cs), range(cl)):
@@ -62,11 +81,14 @@ class Geometry:
                     out.append((other, entry, one) if self.transposed else (one, entry, other))
         return [(int(a), int(b), int(c)) for a, b, c in out]
 
-    def run(self, call: Call, what: str, batch: int, first: Array, g: Array, out: Array, arg: Array) -> tuple[float, float, int]:
+    def run(
+        self, call: Call, what: str, batch: int, first: Array, g: Array, out: Array, arg: Array
+    ) -> tuple[float, float, int]:
         with instruction_set(call["isa"]):
             return getattr(native, what)(
                 call["double"], self.transposed, (batch, *self.x), self.w, (batch, *self.y), self.groups, self.stride,
-                self.padding, self.dilation, address(first), address(g), call["f"], address(out), address(arg), call["threads"],
+                self.padding, self.dilation, address(first), address(g), call["f"], address(out), address(arg),
+                call["threads"],
             )  # fmt: skip
 
 
@@ -80,7 +102,14 @@ def geometries(draw: st.DrawFn) -> Geometry:
     largest = {1: 9, 2: 5, 3: 3}[axes]
     channels = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     return Geometry(
-        draw(st.booleans()), draw(st.integers(1, 2)), channels, sizes(1, largest), sizes(1, 3), sizes(1, 3), sizes(0, 2), sizes(1, 2)
+        draw(st.booleans()),
+        draw(st.integers(1, 2)),
+        channels,
+        sizes(1, largest),
+        sizes(1, 3),
+        sizes(1, 3),
+        sizes(0, 2),
+        sizes(1, 2),
     )
 
 

@@ -36,10 +36,7 @@ some = settings(max_examples=150, deadline=None)
 def operands(call: Call, *shapes: tuple[int, ...]) -> tuple[np.random.Generator, list[Array]]:
     """Draw operands; the first are cotangents, so they are not negative."""
     rng = np.random.default_rng(call["seed"])
-    drawn = [
-        numbers(rng, call["pools"][min(i, 2)], s, call["double"])
-        for i, s in enumerate(shapes)
-    ]
+    drawn = [numbers(rng, call["pools"][min(i, 2)], s, call["double"]) for i, s in enumerate(shapes)]
     drawn[0] = np.abs(drawn[0])
     return rng, drawn
 
@@ -71,7 +68,9 @@ def pointwise_weight(kind: int, w: Array, c: float) -> Array:
 
 
 @some
-@given(settings_of_a_call, st.lists(st.integers(0, 5), max_size=4), st.integers(0, 5), st.integers(0, 15), st.booleans())
+@given(
+    settings_of_a_call, st.lists(st.integers(0, 5), max_size=4), st.integers(0, 5), st.integers(0, 15), st.booleans()
+)
 def test_scale(call: Call, shape: list[int], kind: int, broadcast: int, large: bool) -> None:
     full = (*shape, 17) if large else tuple(shape)
     narrow = tuple(1 if broadcast >> d & 1 else n for d, n in enumerate(full))
@@ -156,14 +155,24 @@ def test_reduce_max_shares_the_work(shape: tuple[int, int, int]) -> None:
     g = np.asarray(rng.integers(0, 1000, shape), np.float32)
     out, index = np.empty((outer, inner), np.float32), np.empty((outer, inner), np.int32)
     for threads in (1, 2, 3):
-        native.reduce_max(False, outer, n, inner, address(g), steps(g), 0, (0, 0, 0), 1.0, address(out), address(index), threads)
+        native.reduce_max(
+            False, outer, n, inner, address(g), steps(g), 0, (0, 0, 0), 1.0, address(out), address(index), threads
+        )
         same(out, g.max(1))
         same(index, np.where(out > 0, g.argmax(1), -1))
 
 
 @some
-@given(settings_of_a_call, st.integers(0, 3), sizes, st.sampled_from([0, 1, 2, 15, 70, 300]), st.integers(1, 12), st.booleans(), st.booleans())
-def test_segment_max(call: Call, batch: int, rows: int, inner: int, size: int, init: bool, wide: bool) -> None:
+@given(
+    settings_of_a_call,
+    st.integers(0, 3),
+    sizes,
+    st.sampled_from([0, 1, 2, 15, 70, 300]),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from([True, False, None]),
+)
+def test_segment_max(call: Call, batch: int, rows: int, inner: int, size: int, init: bool, wide: bool | None) -> None:
     rng, (g, before) = operands(call, (batch, rows, inner), (batch, size, inner))
     index = rng.integers(-1, size, rows)
     before = np.abs(before)
@@ -172,7 +181,7 @@ def test_segment_max(call: Call, batch: int, rows: int, inner: int, size: int, i
     with instruction_set(call["isa"]):
         found = native.segment_max(
             call["double"], batch, rows, inner, size, address(g), address(index), call["f"], address(out), address(arg),
-            init, address(choice), 9, wide, call["threads"],
+            init, 0 if wide is None else address(choice), 9, bool(wide), call["threads"],
         )  # fmt: skip
     scaled = weighed(np.ones((), g.dtype), g, call["f"])
     # batch × size × inner × rows
@@ -183,7 +192,7 @@ def test_segment_max(call: Call, batch: int, rows: int, inner: int, size: int, i
     take = (value > 0) & (value >= start)
     same(out, np.where(take, value, start))
     same(arg, np.where(take, r, -1 if init else 5))
-    same(choice, np.where(take, 9, 0))
+    same(choice, np.where(take & (wide is not None), 9, 0))
     reached = (here & (np.moveaxis(g, 1, -1)[:, None] != 0)).any(-1)
     if rows >= size or init:
         check_extent(found, out, reached, reached)
@@ -200,7 +209,23 @@ def test_segment_max_shares_the_work(rows: int, inner: int, size: int) -> None:
         better = g[r] > want[index[r]]
         want[index[r]][better], where[index[r]][better] = g[r][better], r
     for threads in (1, 2):
-        native.segment_max(False, 1, rows, inner, size, address(g), address(index), 1.0, address(out), address(arg), True, 0, 0, False, threads)
+        native.segment_max(
+            False,
+            1,
+            rows,
+            inner,
+            size,
+            address(g),
+            address(index),
+            1.0,
+            address(out),
+            address(arg),
+            True,
+            0,
+            0,
+            False,
+            threads,
+        )
         same(out, want)
         same(arg, where)
 
@@ -244,7 +269,8 @@ def test_rank_one(call: Call, shape: tuple[int, int, int], layout: int, kind: in
     with instruction_set(call["isa"]):
         found = native.rank_one(
             call["double"], kind, rows, n1, n2, address(g), steps(g), address(own), steps(own), address(left),
-            steps(left), address(right), steps(right), call["f"], address(out), steps(out), address(arg), call["threads"],
+            steps(left), address(right), steps(right), call["f"], address(out), steps(out), address(arg),
+            call["threads"],
         )  # fmt: skip
     flat = [x.reshape(rows, n) for x in (g, own, left, right)]
     v = weighed(flat[2], flat[0], call["f"])
@@ -386,14 +412,23 @@ def test_standard_is_rank_two_with_the_factors_of_torch(call: Call, rows: int, n
     with instruction_set(call["isa"]):
         native.standard(
             call["double"], rows, 1, n, address(g), steps(g), address(hat), steps(hat), address(weight) if gamma else 0,
-            steps(weight), address(scale), steps(scale), float(n), call["f"], address(out), steps(out), address(arg), call["threads"],
+            steps(weight), address(scale), steps(scale), float(n), call["f"], address(out), steps(out), address(arg),
+            call["threads"],
         )  # fmt: skip
     same(out, want)
     same(arg, where)
 
 
 @some
-@given(settings_of_a_call, st.integers(0, 3), st.integers(1, 9), st.integers(0, 9), st.sampled_from([0, 1, 2, 19]), st.integers(0, 40), st.booleans())
+@given(
+    settings_of_a_call,
+    st.integers(0, 3),
+    st.integers(1, 9),
+    st.integers(0, 9),
+    st.sampled_from([0, 1, 2, 19]),
+    st.integers(0, 40),
+    st.booleans(),
+)
 def test_sparse_max(call: Call, outer: int, m: int, n: int, inner: int, count: int, weights: bool) -> None:
     count = min(count, m * n)
     rng, (g, w) = operands(call, (outer, m, inner), (count,))
@@ -423,7 +458,9 @@ def test_tally(call: Call, batch: int, n: int, kinds: int, weighted: bool) -> No
     rng, (strength,) = operands(call, (batch, n))
     strength = np.where(strength < 1e30, strength, 1)
     bits = rng.integers(0, 1 << 63, kinds, dtype=np.uint64)[rng.integers(0, kinds, (batch, n))]
-    found = native.tally_rows(call["double"], address(bits), address(strength) if weighted else 0, batch, n, call["threads"])
+    found = native.tally_rows(
+        call["double"], address(bits), address(strength) if weighted else 0, batch, n, call["threads"]
+    )
     assert len(found) == batch
     for row, (b, s) in zip(found, zip(bits, strength, strict=True), strict=True):
         live = s > 0 if weighted else np.ones(n, bool)
@@ -440,7 +477,9 @@ def test_tally_gives_up_on_too_many_sets_and_threads_agree() -> None:
     assert native.tally(False, address(bits), 0, len(bits), 1) is None
     assert native.tally(False, address(bits), 0, len(bits), 2) is None
     bits = (np.arange(100_000, dtype=np.uint64) ** 2) % 1013
-    assert sorted(native.tally(False, address(bits), 0, len(bits), 2)) == sorted(native.tally(False, address(bits), 0, len(bits), 1))
+    assert sorted(native.tally(False, address(bits), 0, len(bits), 2)) == sorted(
+        native.tally(False, address(bits), 0, len(bits), 1)
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -463,6 +502,10 @@ def test_a_nan_in_any_operand_is_reported(isa: str, where: int) -> None:
     index, line, s3 = np.zeros(n, np.int64), [n, n, 1], (0, 1, 0)
     start = np.array([0, n])
     five = [[q if x == y else p for y in range(5)] for x in range(5)]
+
+    def lines(pointers: list[int]) -> list[Any]:
+        return [v for x in pointers for v in (x, line)]
+
     with instruction_set(isa):
         flags = [
             native.scale(False, 1, [n], q, [1], p, [1], 1.0, 1.0, o, 1)[2],
@@ -475,8 +518,8 @@ def test_a_nan_in_any_operand_is_reported(isa: str, where: int) -> None:
             native.segment_max(False, 1, n, 1, 1, q, address(index), 1.0, o, i, True, 0, 0, False, 1)[2],
             native.sparse_max(False, 1, n, 1, 1, address(start), address(np.arange(n)), p, q, 1.0, o, i, 1)[2],
             native.sparse_max(False, 1, n, 1, 1, address(start), address(np.arange(n)), q, p, 1.0, o, i, 1)[2],
-            *[native.rank_one(False, 0, 1, 1, n, a, line, b, line, c, line, d, line, 1.0, o, line, i, 1)[2] for a, b, c, d, _ in five[:4]],
-            *[native.rank_two(False, 1, 1, n, *[v for x in row for v in (x, line)], 1.0, o, line, i, 1)[2] for row in five],
+            *[native.rank_one(False, 0, 1, 1, n, *lines(row[:4]), 1.0, o, line, i, 1)[2] for row in five[:4]],
+            *[native.rank_two(False, 1, 1, n, *lines(row), 1.0, o, line, i, 1)[2] for row in five],
         ]  # fmt: skip
     assert all(flag & NAN_SEEN for flag in flags), flags
 
@@ -489,4 +532,9 @@ def test_a_result_that_underflows_is_reported() -> None:
     flags = native.merge(False, 3, address(out), 1.0, address(small), 1.0, 0, 0, 0, 0, False, 1)[2]
     assert flags == 0  # what is rounded loses to a normal number
     same(out, small)
-    assert native.reduce_max(False, 1, 3, 1, address(small), (0, 1, 0), address(small), (0, 1, 0), 1.0, address(out), address(arg), 1)[2] == LOST
+    assert (
+        native.reduce_max(
+            False, 1, 3, 1, address(small), (0, 1, 0), address(small), (0, 1, 0), 1.0, address(out), address(arg), 1
+        )[2]
+        == LOST
+    )

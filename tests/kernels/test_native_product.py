@@ -1,0 +1,233 @@
+"""The native (max, ×) product against brute force in the same precision, bit for bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+_native = pytest.importorskip("gradtrace._native", reason="built without a compiler")
+NAN_SEEN, LOST = 1, 2
+SETS = _native.instruction_sets()
+VARIANTS = ["automatic", "direct", "pruned", "pruned_swapped"]
+CONTENTS = ["gauss", "heavy", "integers", "sparse", "denormal", "wide", "infinite", "equal", "dead"]
+LAYOUTS = ["rows", "columns", "stepped", "reversed", "repeated"]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    before = _native.instruction_set()
+    yield
+    _native.use_instruction_set(before)
+    _native.use_variant("automatic")
+
+
+def brute_force(a, w):
+    """Products rounded to the operands' type, an edge with a zero end left out, the smallest k that wins."""
+    best = np.zeros((a.shape[0], a.shape[1], w.shape[1]), a.dtype)
+    arg = np.full(best.shape, -1, np.int32)
+    lost = np.zeros(best.shape, bool)
+    with np.errstate(all="ignore"):
+        for k in range(a.shape[2]):
+            x, y = a[:, :, None, k], np.abs(w)[:, None, :, k]
+            edge = (x != 0) & (y != 0)
+            p = np.where(edge, x * y, 0).astype(a.dtype)
+            arg[p > best] = k
+            best = np.maximum(best, p)
+            lost |= edge
+    lost &= best < np.finfo(a.dtype).tiny
+    positive = best[best > 0]
+    summary = (best.max(initial=0), positive.min(initial=np.inf), LOST if lost.any() else 0)
+    return best, arg, summary
+
+
+def native(a, w, prepared=False, threads=1, values_only=False):
+    is_double = a.dtype == np.float64
+    (batch, m, k), n = a.shape, w.shape[1]
+    a_strides, w_strides = ([s // x.itemsize for s in x.strides] for x in (a, w))
+    out = np.full((batch, m, n), -7, a.dtype)
+    arg = np.full((batch, m, n), -9, np.int32)
+    packed = _native.prepare(is_double, batch, n, k, w.ctypes.data, *w_strides) if prepared else None
+    summary = _native.max_product(
+        is_double, batch, m, n, k, a.ctypes.data, *a_strides, w.ctypes.data, *w_strides,
+        out.ctypes.data, 0 if values_only else arg.ctypes.data, packed, threads,
+    )  # fmt: skip
+    return out, arg, summary
+
+
+def check(a, w, **how):
+    best, arg, (largest, smallest, flags) = brute_force(a, w)
+    out, out_arg, summary = native(a, w, **how)
+    np.testing.assert_array_equal(out, best)
+    np.testing.assert_array_equal(out_arg, -9 if how.get("values_only") else arg)
+    assert summary == (largest, smallest, flags)
+
+
+def contents(kind, rng, shape, dtype):
+    x = rng.standard_normal(shape)
+    if kind == "heavy":
+        x *= np.exp(2 * rng.standard_normal(shape))
+    elif kind == "integers":
+        x = rng.integers(-3, 4, shape)
+    elif kind == "sparse":
+        x *= rng.random(shape) < 0.05
+    elif kind == "denormal":
+        x *= float(np.finfo(dtype).tiny) ** 0.5
+    elif kind == "wide":  # products overflow here and underflow there
+        x *= np.exp2(rng.uniform(-1, 1, shape) * np.finfo(dtype).maxexp * 0.95)
+    elif kind == "infinite":
+        x = np.where(rng.random(shape) < 0.02, np.inf, np.where(rng.random(shape) < 0.3, 0, x))
+    elif kind == "equal":
+        x = np.ones(shape)
+    elif kind == "dead":  # whole rows and whole k's of zeros
+        x *= (rng.random((*shape[:2], 1)) < 0.7) & (rng.random((*shape[:1], 1, shape[2])) < 0.7)
+    return x.astype(dtype)
+
+
+def laid_out(x, layout):
+    """The same numbers at other strides; `repeated` is other numbers: its rows are one row."""
+    if layout == "columns":
+        return np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+    if layout == "stepped":
+        room = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan, x.dtype)  # what lies between isn't to be read
+        room[..., ::2] = x
+        return room[..., ::2]
+    if layout == "reversed":
+        return np.ascontiguousarray(x[:, ::-1, ::-1])[:, ::-1, ::-1]
+    if layout == "repeated" and x.shape[1]:
+        return np.broadcast_to(x[:, :1], x.shape)
+    return np.ascontiguousarray(x)
+
+
+def operands(seed, shape, dtype, a_kind, w_kind, a_layout="rows", w_layout="rows"):
+    batch, m, n, k = shape
+    rng = np.random.default_rng(seed)
+    a = laid_out(np.abs(contents(a_kind, rng, (batch, m, k), dtype)), a_layout)
+    return a, laid_out(contents(w_kind, rng, (batch, n, k), dtype), w_layout)
+
+
+shapes = st.tuples(
+    st.sampled_from([1, 1, 2, 5]),
+    st.sampled_from([0, 1, 3, 16, 17, 40]),
+    st.sampled_from([0, 1, 2, 15, 33, 64, 70, 130]),
+    st.sampled_from([0, 1, 5, 16, 63, 128, 130, 300]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32), shapes, st.sampled_from([np.float32, np.float64]), st.sampled_from(CONTENTS),
+    st.sampled_from(CONTENTS), st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
+)  # fmt: skip
+@example(0, (1, 40, 70, 300), np.float32, "wide", "wide", "rows", "rows")
+@example(0, (1, 40, 70, 300), np.float32, "integers", "integers", "columns", "columns")
+@example(0, (1, 17, 33, 300), np.float64, "denormal", "sparse", "stepped", "reversed")
+def test_every_way_gives_what_brute_force_gives(seed, shape, dtype, a_kind, w_kind, a_layout, w_layout):
+    a, w = operands(seed, shape, dtype, a_kind, w_kind, a_layout, w_layout)
+    expected = brute_force(a, w)
+    for instruction_set, variant in itertools.product(SETS, VARIANTS):
+        _native.use_instruction_set(instruction_set)
+        _native.use_variant(variant)
+        for how in ({"threads": 1}, {"threads": 3}, {"threads": 2, "prepared": True}):
+            best, arg, summary = native(a, w, **how)
+            where = f"{instruction_set} {variant} {how}"
+            np.testing.assert_array_equal(best, expected[0], where)
+            np.testing.assert_array_equal(arg, expected[1], where)
+            assert summary == expected[2], where
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize(("a_kind", "w_kind"), [("gauss", "gauss"), ("integers", "heavy"), ("sparse", "equal")])
+def test_several_chunks_of_k_and_strips_of_rows(instruction_set, variant, a_kind, w_kind):
+    _native.use_instruction_set(instruction_set)
+    _native.use_variant(variant)
+    a, w = operands(1, (1, 50, 140, 4500), np.float32, a_kind, w_kind, "columns")
+    check(a, w, threads=2)
+    check(a, w, threads=1, prepared=True)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("w_kind", ["gauss", "heavy", "equal"])
+def test_large_enough_to_be_tried_out(instruction_set, w_kind):
+    _native.use_instruction_set(instruction_set)
+    a, w = operands(2, (1, 400, 500, 400), np.float32, "gauss", w_kind)
+    check(a, w, threads=2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_batches_are_shared_among_threads(threads):
+    a, w = operands(3, (24, 32, 64, 130), np.float32, "gauss", "gauss")
+    check(a, w, threads=threads)
+    check(a, w, threads=threads, prepared=True)
+
+
+def test_values_only_leaves_the_indices_alone():
+    a, w = operands(4, (2, 20, 70, 300), np.float32, "gauss", "gauss")
+    check(a, w, values_only=True)
+
+
+def test_the_smallest_k_wins_a_tie():
+    a, w = np.ones((1, 20, 400), np.float32), np.ones((1, 70, 400), np.float32)
+    a[..., 0] = 0.5
+    for variant in VARIANTS:
+        _native.use_variant(variant)
+        assert (native(a, w)[1] == 1).all()
+
+
+def test_a_product_that_overflows_ties_with_one_that_is_infinite():
+    big = np.float32(3e38)
+    a, w = np.ones((1, 16, 200), np.float32), np.ones((1, 64, 200), np.float32)
+    a[..., 100], w[..., 100] = big, big
+    a[..., 150] = np.inf
+    for variant in VARIANTS:
+        _native.use_variant(variant)
+        best, arg, _ = native(a, w)
+        assert np.isinf(best).all()
+        assert (arg == 100).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_nan_anywhere_is_flagged(instruction_set, variant, dtype):
+    _native.use_instruction_set(instruction_set)
+    _native.use_variant(variant)
+    for where, at in itertools.product("aw", [(0, 0, 0), (0, -1, -1), (0, 7, 131)]):
+        a, w = operands(5, (1, 20, 70, 150), dtype, "gauss", "gauss")
+        assert native(a, w)[2][2] & NAN_SEEN == 0
+        (a if where == "a" else w)[at] = np.nan
+        for prepared in (False, True):
+            assert native(a, w, prepared=prepared)[2][2] & NAN_SEEN
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("instruction_set", SETS)
+def test_only_an_edge_that_exists_can_be_lost(instruction_set, variant):
+    _native.use_instruction_set(instruction_set)
+    _native.use_variant(variant)
+    # rows and columns that share no k: all zero, nothing lost
+    a, w = np.zeros((1, 20, 200), np.float32), np.zeros((1, 70, 200), np.float32)
+    a[..., :100], w[..., 100:] = 1, 1
+    assert native(a, w)[2] == (0, np.inf, 0)
+    # one meeting whose product rounds to zero, beside many that are fine elsewhere
+    a[0, 3, 100], w[0, 5, 100] = 1e-30, 1e-30
+    w[0, [j for j in range(70) if j != 5], 100] = 1
+    assert native(a, w)[2][2] == LOST
+    a[0, 3, 100] = 1e-7  # 1e-37: small, yet normal
+    assert native(a, w)[2][2] == 0
+
+
+def test_prepared_for_other_sizes_is_refused():
+    a, w = operands(6, (1, 4, 6, 20), np.float32, "gauss", "gauss")
+    packed = _native.prepare(False, 1, 6, 19, w.ctypes.data, 0, 20, 1)
+    with pytest.raises(ValueError, match="prepared for"):
+        _native.max_product(False, 1, 4, 6, 20, a.ctypes.data, 0, 20, 1, w.ctypes.data, 0, 20, 1, 0, 0, packed, 1)
+
+
+def test_unknown_names_list_the_valid_ones():
+    with pytest.raises(ValueError, match="portable"):
+        _native.use_instruction_set("z80")
+    with pytest.raises(ValueError, match="automatic, direct, pruned, pruned_swapped"):
+        _native.use_variant("guess")
