@@ -120,7 +120,8 @@ class _Pass:
         planes: list[Plane | None] = [None] * len(arrived)
         covered = set()
         edges = rules.structures(call)
-        edges.sort(key=_position, reverse=True)
+        if len(edges) > 1:
+            edges.sort(key=_position, reverse=True)
         for position, output, structure in edges:
             covered.add(output)
             argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
@@ -186,7 +187,7 @@ class _Pass:
                 self._compute(known)
 
     def _realised(self, product: Product) -> Pulled:
-        return product.realise(self._packed(product.w))
+        return product.realise(None if product.w is None else self._packed(product.w))
 
     def _packed(self, w: Tensor) -> Any:
         """Give the packed form of a weight that comes again and again."""
@@ -214,9 +215,9 @@ class _Pass:
             return
         # the program's order: the last to arrive first
         order = list(range(len(terms)))[::-1]
-        a, sizes = _joined([terms[i].a for i in order])
-        w = torch.cat([terms[i].w for i in order], -1)
-        plane, raw = multiply(a, w)
+        weights = [w for i in order if (w := terms[i].w) is not None]
+        a, sizes = _joined([terms[i].a for i in order], -1 if weights else -2)
+        plane, raw = multiply(a, torch.cat(weights, -1) if weights else None)
         known.plane = terms[0].placed(plane)
         winners.index = terms[0].arranged(raw)
         ordinal = torch.repeat_interleave(torch.tensor(order), torch.tensor(sizes))
@@ -243,10 +244,12 @@ class _Pass:
         batch = self._batch(known.value)
         plane = part.plane
         if part.window is None:
-            shape = (batch, *known.value.shape)
-            data = plane.data.reshape(plane.data.shape[0], *known.value.shape).expand(shape)
-            raw = None if part.raw is None else part.raw.reshape(part.raw.shape[0], *known.value.shape).expand(shape)
-            plane = Plane(data, plane.exponent, plane.high, plane.low, plane.owned and len(part.plane.data) == batch)
+            shape, raw = (batch, *known.value.shape), part.raw
+            if plane.shape != shape:
+                rows = plane.shape[0]
+                data = plane.data.reshape(rows, *known.value.shape).expand(shape)
+                raw = None if raw is None else raw.reshape(raw.shape[0], *known.value.shape).expand(shape)
+                plane = Plane(data, plane.exponent, plane.high, plane.low, plane.owned and rows == batch)
             if known.plane is None:
                 known.plane, winners.index = plane, raw
                 return
@@ -255,11 +258,13 @@ class _Pass:
                 self._paste(known, part)
                 return
             plane, raw = _whole(known.value, batch, part)
-        known.covered = None
+        if known.covered is not None:
+            known.winners.settle()
+            known.covered = None
         _strongest(known, plane, raw)
 
     def _batch(self, value: Value) -> int:
-        return self.labels.count if self.labels is not None and self.labels.free(value) else 1
+        return 1 if self.labels is None or not self.labels.free(value) else self.labels.count
 
     def _paste(self, known: Arrivals, part: Pulled) -> None:
         """Write a window where nothing has arrived yet."""
@@ -268,26 +273,33 @@ class _Pass:
         if known.plane is None:
             data = torch.zeros((batch, *known.value.shape), dtype=plane.data.dtype)
             known.plane, known.covered = Plane(data, plane.exponent, plane.high, plane.low, owned=True), []
+        assert known.covered is not None
         old = known.plane
+        if old.exponent == plane.exponent and old.data.dtype is plane.data.dtype:
+            window(old.data.view(batch, -1), part.window).copy_(plane.data)
+            old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
+        else:
+            self._paste_scaled(known, part)
+        known.covered.append(part.window)
+        if len(winners.edges) > 1:
+            winners.windows = known.covered
+        if part.raw is not None:
+            if winners.index is None:
+                winners.index = torch.zeros((batch, *known.value.shape), dtype=torch.int32)
+            window(winners.index.view(batch, -1), part.window).copy_(part.raw)
+
+    def _paste_scaled(self, known: Arrivals, part: Pulled) -> None:
+        """Write a window that is in another unit."""
+        old, plane = known.plane, part.plane
+        assert old is not None
+        assert part.window is not None
         factor, other, exponent, double = aligned(old, plane)
         data = old.data.to(torch.float64) if double else old.data
         if factor != 1:
             data.mul_(factor)
-        there = window(data.reshape(batch, -1), part.window)
-        torch.mul(plane.data, other, out=there) if other != 1 and not double else there.copy_(plane.data * other)
+        window(data.view(len(data), -1), part.window).copy_(plane.data * other)
         high, low = max(old.high * factor, plane.high * other), min(old.low * factor, plane.low * other)
         known.plane = Plane(data, exponent, high, low, owned=True)
-        assert known.covered is not None
-        known.covered.append(part.window)
-        mark = len(winners.edges) - 1
-        if mark:
-            _chosen(winners, data.shape, mark)
-            assert winners.choice is not None
-            window(winners.choice.reshape(batch, -1), part.window).fill_(mark)
-        if part.raw is not None:
-            if winners.index is None:
-                winners.index = torch.zeros(data.shape, dtype=torch.int32)
-            window(winners.index.reshape(batch, -1), part.window).copy_(part.raw)
 
     # ------------------------------------------------------------ leaving
 
@@ -326,7 +338,7 @@ def _uses(record: Record, loss: Value) -> dict[int, int]:
     return out
 
 
-def _joined(parts: list[Plane]) -> tuple[Plane, list[int]]:
+def _joined(parts: list[Plane], dim: int) -> tuple[Plane, list[int]]:
     """Put the values of several products side by side, in one unit: (all of them, the size of each)."""
     exponent = max((p.exponent + (math.frexp(p.high)[1] if p.high > 0 else 0) for p in parts))
     factors = [2.0 ** max(-2000, p.exponent - exponent) if p.high else 1.0 for p in parts]
@@ -338,7 +350,7 @@ def _joined(parts: list[Plane]) -> tuple[Plane, list[int]]:
         raise OutOfRange
     scaled = [p.data.to(kind) if f == 1 else p.data.to(kind) * f for p, f in zip(parts, factors, strict=True)]
     high = max(p.high * f for p, f in zip(parts, factors, strict=True))
-    return Plane(torch.cat(scaled, -1), exponent, high, low, owned=True), [p.data.shape[-1] for p in parts]
+    return Plane(torch.cat(scaled, dim), exponent, high, low, owned=True), [p.data.shape[dim] for p in parts]
 
 
 def aligned(a: Plane, b: Plane) -> tuple[float, float, int, bool]:

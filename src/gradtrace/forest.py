@@ -206,29 +206,32 @@ def check_numbers(record: Record, loss: Value) -> None:
     Raises:
         NotANumber: names the first operator that made one.
     """
-    checked: dict[int, tuple[Value, Tensor]] = {}
-    for call in record.before(loss):
+    if not any(_suspect(group) for group in _forward(record.calls)):
+        return
+    for group in _forward(record.before(loss)):
+        for value, data in group:
+            if data.isnan().any():
+                what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
+                raise NotANumber(f"NaN in {what}")
+
+
+def _forward(calls: Iterable[Call]) -> Iterable[list[tuple[Value, Tensor]]]:
+    """Give the forward values that calls take, each once, by dtype and device."""
+    seen: set[int] = set()
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[Value, Tensor]]] = {}
+    for call in calls:
         for given in call.inputs:
-            if given.value is None or given.saved is None or not given.dtype.is_floating_point:
+            value = given.value
+            if value is None or value.id in seen or given.saved is None or not given.dtype.is_floating_point:
                 continue
-            if given.value.id not in checked:
-                checked[given.value.id] = given.value, given.tensor()
-    for value, data in _suspects(list(checked.values())):
-        if data.isnan().any():
-            what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
-            raise NotANumber(f"NaN in {what}")
+            seen.add(value.id)
+            groups.setdefault((given.dtype, given.device), []).append((value, given.tensor()))
+    return groups.values()
 
 
-def _suspects(checked: list[tuple[Value, Tensor]]) -> list[tuple[Value, Tensor]]:
-    """Leave out tensors, all of a dtype at once, that the compiled kernels found to be free of NaN."""
-    if not native.available():
-        return checked
-    groups: dict[torch.dtype, list[tuple[Value, Tensor]]] = {}
-    for value, data in checked:
-        groups.setdefault(data.dtype if data.device.type == "cpu" else torch.half, []).append((value, data))
-    left = []
-    for kind, group in groups.items():
-        known = kind in (torch.float32, torch.float64)
-        if not known or native.first_nan([data for _, data in group]) >= 0:
-            left += group
-    return left
+def _suspect(group: list[tuple[Value, Tensor]]) -> bool:
+    """Tell whether any of some tensors may hold a NaN."""
+    first = group[0][1]
+    if native.available() and first.dtype in (torch.float32, torch.float64) and first.device.type == "cpu":
+        return native.any_nan([data for _, data in group])
+    return any(bool(data.isnan().any()) for _, data in group)

@@ -93,6 +93,19 @@ class Sought:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Shared:
+    """All scalars of a row (of `width`) won through one scalar of the result: `place`, by row."""
+
+    place: Tensor
+    width: int
+    stored: bool = False
+
+    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+        del raw
+        return self.place[positions // self.width]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Raw:
     """The raw winner is the result's position."""
 
@@ -138,7 +151,7 @@ class Reordered:
         return self.order()[self.way.flat(positions, raw)]
 
 
-Way: TypeAlias = Affine | Table | Sought | Raw | Composed | Reordered
+Way: TypeAlias = Affine | Table | Sought | Shared | Raw | Composed | Reordered
 
 
 def identity(shape: Shape) -> Affine:

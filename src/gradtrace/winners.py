@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .structure import Layout
 from .tape import Value
 from .ways import Affine, Way, contiguous
 
@@ -43,6 +44,7 @@ class Winners:
         edges: by ordinal; of equals the last came first in the program.
         choice: the ordinal of each scalar's edge, None where there is one edge.
         index: what the kernels stored; None where every way is arithmetic.
+        windows: where every edge has a window of its own, by ordinal, instead of `choice`.
         terms: where several products were put into one, (ordinal, number within the product) of each stored number.
     """
 
@@ -51,9 +53,16 @@ class Winners:
     choice: Tensor | None = None
     index: Tensor | None = None
     terms: tuple[Tensor, Tensor] | None = None
+    windows: list[Layout] | None = None
 
     def settle(self) -> None:
-        """Write out choices that are implied by the stored numbers."""
+        """Write out choices that are implied by windows, or by the stored numbers."""
+        if self.windows is not None:
+            self.choice = torch.zeros((1, prod(self.shape)), dtype=torch.int32)
+            for mark, at in enumerate(self.windows):
+                self.choice.as_strided((1, *at.size), (0, *at.stride), at.offset).fill_(mark)
+            kind = torch.uint8 if len(self.edges) < 256 else torch.int32
+            self.choice, self.windows = self.choice.reshape(1, *self.shape).to(kind), None
         if self.terms is None or self.index is None:
             return
         raw = self.index.clamp(min=0).to(torch.int64)
@@ -63,10 +72,14 @@ class Winners:
 
     def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         """Give (choice, index, terms)."""
+        if self.windows is not None:
+            self.settle()
         return self.choice, self.index, self.terms
 
     def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Give (the ordinal of the edge, what is stored) of some scalars."""
+        if self.windows is not None:
+            self.settle()
         raw = None if self.index is None else pick(self.index, row, positions, self.shape)
         if self.terms is not None and raw is not None:
             raw = raw.clamp(min=0).to(torch.int64)

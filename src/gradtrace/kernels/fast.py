@@ -37,7 +37,7 @@ from ..structure import (
     Strided,
     positions,
 )
-from ..ways import Affine, Composed, Raw, Sought, Table, Way, contiguous, identity
+from ..ways import Affine, Composed, Raw, Shared, Sought, Table, Way, contiguous, identity
 from . import native, reference
 from .native import LOST, NAN, Range
 
@@ -65,6 +65,16 @@ class Plane:
     low: float
     owned: bool = False
 
+    @property
+    def shape(self) -> torch.Size:
+        """Batch × shape."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of `data`."""
+        return self.data.dtype
+
     def view(self, data: Tensor) -> Plane:
         """Give other scalars of the same range: a view, or some of them."""
         return Plane(data, self.exponent, self.high, self.low)
@@ -79,6 +89,36 @@ class Plane:
         if 2.0**-EDGE <= self.high <= 2.0**EDGE or self.high == 0 or math.isinf(self.high):
             return 0
         return -math.frexp(self.high)[1]
+
+
+class Spikes(Plane):
+    """Values at a few places, laid out in full only if somebody needs that: what a loss reads of the logits.
+
+    Args:
+        places: flat positions, rising; values: of those scalars.
+        shape: batch × shape, the batch being 1.
+    """
+
+    __slots__ = ("_full", "_shape", "places", "values")
+
+    def __init__(self, places: Tensor, values: Tensor, shape: Shape, like: Plane) -> None:
+        self.places, self.values, self._shape, self._full = places, values, torch.Size(shape), None
+        self.exponent, self.high, self.low, self.owned = like.exponent, like.high, like.low, False
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        if self._full is None:
+            flat = self.values.new_zeros(prod(self._shape))
+            self._full = flat.index_copy_(0, self.places, self.values).reshape(self._shape)
+        return self._full
 
 
 @dataclass(eq=False, slots=True)
@@ -96,7 +136,7 @@ class Pulled:
 
 def fits(g: Plane, kind: torch.dtype) -> Plane:
     """Give values in float32 again, where that is the `kind` a pass works in and they have come back into its range."""
-    if kind is not torch.float64 and g.data.dtype is torch.float64 and g.low > 0 and g.high / g.low < 2.0**60:
+    if kind is not torch.float64 and g.dtype is torch.float64 and g.low > 0 and g.high / g.low < 2.0**60:
         data = torch.ldexp(g.data, torch.tensor(g.shift)).to(torch.float32)
         factor = 2.0**g.shift
         return Plane(data, g.exponent - g.shift, g.high * factor, g.low * factor, owned=True)
@@ -323,17 +363,17 @@ def _reduced(p: Plan, weight: Any, g: Plane) -> Pulled:
 
 @dataclass(eq=False)
 class Product:
-    """A (max, ×) product that has not been computed: whoever needs it may put several into one.
+    """A (max, ×) product, or a maximum, that has not been computed: whoever needs it may put several into one.
 
     Attributes:
-        a: b × i × k values; w: b × j × k weights.
+        a: b × i × k values; w: b × j × k weights. Without weights a is 1 × k × i, and k is merged.
         order: axes of x (with the batch in front) among (both, batch, rows, columns), sizes `full`.
     """
 
     plan: Plan
     batch: int
     a: Plane
-    w: Tensor
+    w: Tensor | None
     turn: tuple[int, ...] | None = None  # the axes of x as a view of it has them
     split: bool = False  # whether x's first axis is the batch of examples
     _found: Pulled | None = None
@@ -343,7 +383,8 @@ class Product:
         """What two products have in common that can be put into one."""
         p = self.plan
         sizes = tuple(p.size[c] for c in p.x)
-        return p.x, p.both, p.rows, p.columns, sizes, self.batch, self.turn, self.split, self.w.shape[:2], self.a.data.shape[:2]
+        outer = self.a.data.shape[2:] if self.w is None else (*self.w.shape[:2], *self.a.data.shape[:2])
+        return p.x, p.both, p.rows, p.columns, sizes, self.batch, self.turn, self.split, self.w is None, outer
 
     @property
     def shape(self) -> Shape:
@@ -396,24 +437,27 @@ def _product(p: Plan, weight: Any, g: Plane) -> Product:
     return Product(p, batch, _again(g, data), w)
 
 
-def multiply(a: Plane, w: Tensor, prepared: Any = None) -> tuple[Plane, Tensor]:
-    """Run the product kernel: b × i × k values, b × j × k weights."""
+def multiply(a: Plane, w: Tensor | None, prepared: Any = None) -> tuple[Plane, Tensor]:
+    """Run the product kernel: b × i × k values, b × j × k weights; without weights, 1 × k × i values."""
     if a.shift:
         factor = 2.0**a.shift
         a = Plane(a.data * factor, a.exponent - a.shift, a.high * factor, a.low * factor)
 
     def run(a: Plane) -> tuple[Plane, Tensor]:
+        if w is None:
+            out, arg, found = native.reduce_max(a.data)
+            return made(out, a.exponent, found), arg
         same = w.dtype is a.data.dtype
         out, arg, found = native.max_product(a.data, w if same else w.to(a.data.dtype), prepared if same else None)
         return made(out, a.exponent, found), arg
 
-    return precisely(run, a, double=w.dtype is torch.float64)
+    return precisely(run, a, double=w is not None and w.dtype is torch.float64)
 
 
 @pull.register
 def _contraction(s: Contraction, g: Plane) -> Pulled | Product:
     p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
-    batch = g.data.shape[0]
+    batch = g.shape[0]
     if 0 in s.y_shape or 0 in s.x_shape:
         return _by_reference(s, g)
     if g.data.shape[1:] != s.y_shape:
@@ -426,6 +470,9 @@ def _contraction(s: Contraction, g: Plane) -> Pulled | Product:
         return _product(p, s.weight, g)
     if p.kind == "reduce":
         return _reduced(p, s.weight, g)
+    if s.weight is None and batch == 1 and p.y.startswith(p.merged):
+        data = g.data.reshape(1, p.count(p.merged), p.count(p.y[len(p.merged) :]))
+        return Product(p, batch, _again(g, data), None)
     plane, raw = _merged(p, g)
     left = "".join(c for c in p.y if c not in p.merged)
     plane = plane.view(_spread(plane.data, left, p)) if s.weight is None else _scaled(p, s.weight, plane, left)
@@ -526,6 +573,8 @@ def _gather(s: Gather, g: Plane) -> Pulled:
     data = g.data.reshape(batch, len(index), s.width)
     rows, order = index.sort()
     if len(index) and 0 <= int(rows[0]) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+        if batch == s.width == 1:
+            return Pulled(Spikes(rows, data.reshape(-1)[order], (1, *s.x_shape), g), None, Sought(rows, order, 1))
         out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, index, data)
         plane = Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True)
         return Pulled(plane, None, Sought(rows, order, s.width))
@@ -591,6 +640,10 @@ def _convolved(s: Convolved, g: Plane) -> Pulled:
 def _low_rank(s: LowRank, g: Plane) -> Pulled:
     if 0 in s.shape or not s.dims:
         return _by_reference(s, g)
+    if isinstance(g, Spikes):
+        found = _spiked(s, g)
+        if found is not None:
+            return found
     closed, factors, count = _factors(s)
     if closed == "":
         return _by_reference(s, g)
@@ -612,6 +665,29 @@ def _low_rank(s: LowRank, g: Plane) -> Pulled:
     double = any(t is not None and t.dtype is torch.float64 for t in factors)
     plane, raw = precisely(run, g, double=double)
     return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
+
+
+def _spiked(s: LowRank, g: Spikes) -> Pulled | None:
+    """Carry one value a row through a log-softmax: everything in its row has won through it."""
+    width = s.shape[-1]
+    rows = g.places // width
+    one_each = len(rows) == prod(s.shape[:-1]) and bool((rows[1:] > rows[:-1]).all())
+    form = s.factors.form if type(s.factors) is ClosedRows else ""
+    if form != "log_softmax" or tuple(s.dims) != (len(s.shape) - 1,) or not one_each:
+        return None
+    assert isinstance(s.factors, ClosedRows)
+    (p,) = s.factors.of()
+    if p.dtype is not g.dtype or not p.is_contiguous():
+        return None
+    p = p.reshape(-1, width)
+    targets = (g.places % width).unsqueeze(1)
+    values = (g.values * 2.0**g.shift).unsqueeze(1)
+    own = (1 - p.gather(1, targets)) * values
+    out, found = native.scale(values, p.shape, "given", p, out=p)  # p was made for this
+    out.scatter_(1, targets, own)
+    low = min(found.low, float(torch.where(own > 0, own, math.inf).min()))
+    plane = made(out.reshape(1, *s.shape), g.exponent - g.shift, Range(max(found.high, float(own.max())), low, found.flags))
+    return Pulled(plane, None, Shared(g.places, width)) if _kept(plane, g) else None
 
 
 def _factors(s: LowRank) -> tuple[str, list[Any], int]:

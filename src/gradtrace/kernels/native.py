@@ -115,10 +115,19 @@ def prepare(w: Tensor) -> Any:
 
 
 def scale(
-    g: Tensor, shape: Sequence[int], form: str = "one", w: Tensor | None = None, constant: float = 1.0, f: float = 1.0
+    g: Tensor,
+    shape: Sequence[int],
+    form: str = "one",
+    w: Tensor | None = None,
+    constant: float = 1.0,
+    f: float = 1.0,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Range]:
-    """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`)."""
-    out = g.new_empty(shape)
+    """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`).
+
+    `out` is where it is written, if it is there already: it may be w itself.
+    """
+    out = g.new_empty(shape) if out is None else out
     if g.is_contiguous() and g.numel() == out.numel() and (w is None or (w.is_contiguous() and w.numel() == g.numel())):
         size, of_g, of_w = [out.numel()], [1], [1]
     else:
@@ -302,8 +311,14 @@ def measure(weight: Tensor) -> tuple[int, float]:
     return lib.measure(weight.dtype is torch.float64, weight.data_ptr(), weight.numel(), torch.get_num_threads())
 
 
-def first_nan(tensors: Sequence[Tensor]) -> int:
-    """Give the first of some float32 or float64 tensors (all of one dtype) that holds a NaN; -1 if none does."""
-    given = [t if t.is_contiguous() else t.contiguous() for t in tensors]
-    double = bool(given) and given[0].dtype is torch.float64
-    return lib.first_nan(double, [(t.data_ptr(), t.numel()) for t in given], torch.get_num_threads())
+def any_nan(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether one of some tensors, all float32 or all float64, holds a NaN; memory that several share is read once."""
+    given: dict[int, int] = {}
+    kept = []  # copies live until they have been read
+    for t in tensors:
+        if not (t.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(t)):
+            kept.append(t := t.contiguous())
+        pointer = t.data_ptr()
+        given[pointer] = max(t.numel(), given.get(pointer, 0))
+    double = bool(tensors) and tensors[0].dtype is torch.float64
+    return lib.first_nan(double, list(given.items()), torch.get_num_threads()) >= 0

@@ -7,6 +7,8 @@ in the file of their family; operators that PyTorch tags as pointwise, or marks 
 
 from __future__ import annotations
 
+from functools import cache
+
 from ..tape import Call
 from . import (
     constant,
@@ -35,8 +37,13 @@ _FAMILIES = (
 
 def key(call: Call) -> str:
     """Name the row of a call: the bare name for PyTorch's own operators, "library.name" for all others."""
-    names = call.name.split(".")
-    return call.base if names[0] == "aten" else ".".join(names[:2])
+    return _key(call.name, call.base)
+
+
+@cache
+def _key(name: str, base: str) -> str:
+    names = name.split(".")
+    return base if names[0] == "aten" else ".".join(names[:2])
 
 
 def generic(call: Call) -> bool:
