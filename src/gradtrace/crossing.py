@@ -67,7 +67,8 @@ class Crossed:
         assert self.rows is not None
         for begin in range(0, self.leaf.numel, BLOCK):
             end = min(self.leaf.numel, begin + BLOCK)
-            yield begin, end, self.rows[row if len(self.rows) > 1 else 0](begin, end) | self.also
+            bits = self.rows[row if len(self.rows) > 1 else 0](begin, end)
+            yield begin, end, bits | self.also if self.also else bits
 
     def whole(self) -> Tensor:
         """Give all sets: batch × shape."""

@@ -571,13 +571,14 @@ def _gather(s: Gather, g: Plane) -> Pulled:
     batch, numel = g.data.shape[0], prod(s.x_shape)
     index = s.index().reshape(-1).to(torch.int64).contiguous()
     data = g.data.reshape(batch, len(index), s.width)
-    rows, order = index.sort()
-    if len(index) and 0 <= int(rows[0]) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+    live = (index >= 0).nonzero().squeeze(-1)
+    rows, order = index[live].sort()
+    if len(rows) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+        way = Sought(rows, live[order], s.width)
         if batch == s.width == 1:
-            return Pulled(Spikes(rows, data.reshape(-1)[order], (1, *s.x_shape), g), None, Sought(rows, order, 1))
-        out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, index, data)
-        plane = Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True)
-        return Pulled(plane, None, Sought(rows, order, s.width))
+            return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
+        out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, rows, data[:, way.order])
+        return Pulled(Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True), None, way)
     return _segments(_again(g, data), index, numel // s.width if s.width else 0, s.x_shape)
 
 
@@ -668,26 +669,26 @@ def _low_rank(s: LowRank, g: Plane) -> Pulled:
 
 
 def _spiked(s: LowRank, g: Spikes) -> Pulled | None:
-    """Carry one value a row through a log-softmax: everything in its row has won through it."""
-    width = s.shape[-1]
-    rows = g.places // width
-    one_each = len(rows) == prod(s.shape[:-1]) and bool((rows[1:] > rows[:-1]).all())
+    """Carry at most one value a row through a log-softmax: everything in its row has won through it."""
+    width, rows = s.shape[-1], g.places // s.shape[-1]
     form = s.factors.form if type(s.factors) is ClosedRows else ""
-    if form != "log_softmax" or tuple(s.dims) != (len(s.shape) - 1,) or not one_each:
+    if form != "log_softmax" or tuple(s.dims) != (len(s.shape) - 1,) or bool((rows[1:] == rows[:-1]).any()):
         return None
     assert isinstance(s.factors, ClosedRows)
     (p,) = s.factors.of()
     if p.dtype is not g.dtype or not p.is_contiguous():
         return None
     p = p.reshape(-1, width)
-    targets = (g.places % width).unsqueeze(1)
-    values = (g.values * 2.0**g.shift).unsqueeze(1)
+    values, place = p.new_zeros(len(p), 1), torch.zeros(len(p), dtype=torch.int64)
+    values[rows, 0], place[rows] = g.values * 2.0**g.shift, g.places
+    targets = (place % width).unsqueeze(1)
     own = (1 - p.gather(1, targets)) * values
     out, found = native.scale(values, p.shape, "given", p, out=p)  # p was made for this
     out.scatter_(1, targets, own)
     low = min(found.low, float(torch.where(own > 0, own, math.inf).min()))
-    plane = made(out.reshape(1, *s.shape), g.exponent - g.shift, Range(max(found.high, float(own.max())), low, found.flags))
-    return Pulled(plane, None, Shared(g.places, width)) if _kept(plane, g) else None
+    found = Range(max(found.high, float(own.max())), low, found.flags)
+    plane = made(out.reshape(1, *s.shape), g.exponent - g.shift, found)
+    return Pulled(plane, None, Shared(place, width)) if _kept(plane, g) else None
 
 
 def _factors(s: LowRank) -> tuple[str, list[Any], int]:
