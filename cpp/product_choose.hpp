@@ -24,7 +24,7 @@ struct Plan {
 constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large part of all k's
 constexpr int64_t PRUNED_ROWS = 16;         // below, finding the bounds costs more than they save
 constexpr double WORTH_A_TRIAL = 1 << 26;   // products: about 1.5 ms, of which a trial takes a tenth
-constexpr double PRODUCTS_PER_THREAD = 1 << 18;  // fewer are done before a second thread has woken up
+constexpr double PRODUCTS_PER_THREAD = 1 << 21;  // fewer are done before a second thread has woken up and packed its part
 constexpr int TRIED_ROWS = 8;
 constexpr double DIRECT = 1.3, SEED = 1.5, SURVIVOR = 1.7, SCAN = 4, PACK = 0.6, BOUND = 20;
 

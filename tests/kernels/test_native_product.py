@@ -224,7 +224,7 @@ def test_unknown_names_list_the_valid_ones():
 
 
 def test_weights_that_vanish_when_scaled_still_win():
-    """A column's scale can take a weight below the smallest number; beside a huge element of `a` it may be the winner."""
+    """A column's scale can take a weight below the smallest number; beside a huge element of `a` it may win."""
     a, w = np.zeros((1, 16, 200), np.float32), np.zeros((1, 64, 200), np.float32)
     w[..., 0] = 2.0**75  # sets the columns' scale; no row has an edge there
     a[..., 50], w[..., 50] = 4, 1
