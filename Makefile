@@ -21,14 +21,14 @@ test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
 
 # The C++ kernels once more, in a build that stops at the first access out of bounds or undefined operation. Python
-# itself leaks, so leaks aren't looked for.
+# itself leaks, so leaks aren't looked for; capturing file descriptors would swallow the report.
 sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGRADTRACE_SANITIZE=ON -DGRADTRACE_OUTPUT=$(CURDIR)/$(SANITIZED)
 	$(BIN)/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 GRADTRACE_NATIVE=$(SANITIZED) \
-		$(BIN)/python -m pytest $(wildcard tests/kernels/test_native_*.py) $(PYTEST_ARGS)
+		$(BIN)/python -m pytest --capture=sys $(wildcard tests/kernels/test_native_*.py) $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

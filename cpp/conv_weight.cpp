@@ -25,7 +25,7 @@ struct Piece {
 template <class T> class Pieces {
   public:
     Pieces(const ConvWeight<T> &job, int threads) : job(job), s(job.shape), threads(threads) {
-        while (cut < 2 && s.small[cut] == 1) cut++;
+        while (cut < 2 && s.small[cut] == 1 && s.large[cut] == 1) cut++;
         panels = (s.large_channels + WIDTH<T> - 1) / WIDTH<T>;
         rest = volume(s.small) / std::max<int64_t>(1, s.small[cut]);
         large_rest = volume(s.large) / std::max<int64_t>(1, s.large[cut]);

@@ -74,22 +74,6 @@ template <class T> struct Cuts {
     }
 };
 
-// Cuts one piece of memory into arrays on cache lines; with no memory it only counts.
-class Carver {
-  public:
-    explicit Carver(char *memory) : memory_(memory) {}
-    template <class U> U *take(int64_t count) {
-        U *out = memory_ ? reinterpret_cast<U *>(memory_ + used_) : nullptr;
-        used_ += (static_cast<size_t>(count) * sizeof(U) + 63) / 64 * 64;
-        return out;
-    }
-    size_t used() const { return used_; }
-
-  private:
-    char *memory_;
-    size_t used_ = 0;
-};
-
 template <class T> struct Outcome {
     T max = 0, min = std::numeric_limits<T>::infinity();
     bool nan = false;   // a NaN in an operand

@@ -24,7 +24,7 @@ struct Plan {
 constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large part of all k's
 constexpr int64_t PRUNED_ROWS = 16;         // below, finding the bounds costs more than they save
 constexpr double WORTH_A_TRIAL = 1 << 26;   // products: about 1.5 ms, of which a trial takes a tenth
-constexpr double PRODUCTS_PER_THREAD = 1 << 18;  // fewer are done before a second thread has woken up
+constexpr double PRODUCTS_PER_THREAD = 1 << 21;  // fewer are done before a second thread has woken up and packed its part
 constexpr int TRIED_ROWS = 8;
 constexpr double DIRECT = 1.3, SEED = 1.5, SURVIVOR = 1.7, SCAN = 4, PACK = 0.6, BOUND = 20;
 
@@ -54,27 +54,37 @@ void expect_from_elsewhere(const T *row, int64_t k_stride, const Side<T> &column
         tile.best[0][lane] = absolute(row[strongest]) * absolute(columns.data[lane * columns.row_stride + strongest * columns.k_stride]);
 }
 
+template <class T> struct Trial {
+    Panel<T> panel;  // of one block
+    T *row, *column_limit;
+    uint16_t *list;
+
+    Trial(Carver &carve, int64_t depth, int64_t padded)
+        : panel{depth, padded, carve.take<T>(depth * LANES<T>), carve.take<T>(padded), carve.take<T>(LANES<T>),
+                carve.take<T>(LANES<T>), carve.take<T>(1), carve.take<T>(padded)},
+          row(carve.take<T>(padded)), column_limit(carve.take<T>(LANES<T>)), list(carve.take<uint16_t>(padded + 64)) {}
+};
+
 // Tries some of `rows` on a block from the middle of `columns`.
 template <class T> double trial(const Side<T> &rows, const Side<T> &columns, int64_t k) {
     const int64_t depth = chunk_depth(k), padded = padded_to(depth, 64), count = least(LANES<T>, columns.rows);
-    T *memory = scratch().get<T>(depth * LANES<T> + 3 * padded + 3 * LANES<T> + 64 + padded);
-    T *score = memory + depth * LANES<T>, *bound = score + padded, *row = bound + padded, *scale = row + padded;
-    T *dead = scale + LANES<T>, *limit = dead + LANES<T>, *reach = limit + LANES<T>;
-    auto *list = reinterpret_cast<uint16_t *>(reach + 1);
-    const Panel<T> panel{depth, padded, memory, bound, scale, dead, reach, score};
+    Carver sizes(nullptr);
+    Trial<T> needed(sizes, depth, padded);
+    Carver carve(scratch().get<char>(static_cast<int64_t>(sizes.used())));
+    const Trial<T> room(carve, depth, padded);
     const int64_t first = (columns.rows - count) / 2;
     const Side<T> some{columns.data + first * columns.row_stride, columns.row_stride, columns.k_stride, count, columns.positive};
-    pack_block(some, 0, 0, 0, panel, true, limit);
-    find_score(panel, 1);
+    pack_block(some, 0, 0, 0, room.panel, true, room.column_limit);
+    find_score(room.panel, 1);
     double survived = 0;
     for (int i = 0; i < TRIED_ROWS; i++) {
         Tile<T> tile;
         RowFacts<T> facts;
         const T *source = rows.data + (2 * i + 1) * rows.rows / (2 * TRIED_ROWS) * rows.row_stride;
         expect_from_elsewhere(source, rows.k_stride, some, k, depth, tile);
-        copy_absolute(source, rows.row_stride, rows.k_stride, 1, depth, row, padded);
-        find_seeds(row, score, depth, facts);
-        survived += pruned_row(row, row, facts, memory, panel.bounds(0), depth, 0, tile.best[0], tile.arg[0], list);
+        copy_absolute(source, rows.row_stride, rows.k_stride, 1, depth, room.row, padded);
+        find_seeds(room.row, room.panel.score, depth, facts);
+        survived += pruned_row(room.row, room.row, facts, room.panel.w, room.panel.bounds(0), depth, 0, tile.best[0], tile.arg[0], room.list);
     }
     return share<T>(survived / TRIED_ROWS, static_cast<double>(depth), static_cast<double>(rows.rows));
 }

@@ -9,6 +9,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include "product.hpp"
 #include "simd.hpp"
@@ -31,26 +34,30 @@ class Scratch {
     Scratch() = default;
     Scratch(const Scratch &) = delete;
     Scratch &operator=(const Scratch &) = delete;
-    ~Scratch() { std::free(memory_); }
+    ~Scratch() { drop(); }
 
     template <class T> T *get(int64_t count) {
         const size_t bytes = static_cast<size_t>(most(count, 1)) * sizeof(T);
         if (bytes > size_) grow(bytes);
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_unpoison_memory_region(memory_, size_);
+#endif
         return static_cast<T *>(memory_);
     }
     // Keeps at most this much for the next call.
     void trim(size_t limit) {
-        if (size_ <= limit) return;
-        std::free(memory_);
-        memory_ = nullptr, size_ = 0;
+        if (size_ > limit) drop();
     }
 
   private:
     static constexpr size_t HUGE = size_t(1) << 21;
 
-    void grow(size_t bytes) {
+    void drop() {
         std::free(memory_);
         memory_ = nullptr, size_ = 0;
+    }
+    void grow(size_t bytes) {
+        drop();
         const size_t unit = bytes >= HUGE ? HUGE : 4096;
         const size_t rounded = (bytes + unit - 1) / unit * unit;
         memory_ = std::aligned_alloc(unit, rounded);
@@ -66,6 +73,27 @@ class Scratch {
 
 inline float absolute(float x) { return __builtin_fabsf(x); }
 inline double absolute(double x) { return __builtin_fabs(x); }
+
+// Cuts one piece of memory into arrays on cache lines; with no memory it only counts. Under a sanitizer nobody may
+// touch what lies between them.
+class Carver {
+  public:
+    explicit Carver(char *memory) : memory_(memory) {}
+    template <class U> U *take(int64_t count) {
+        U *out = memory_ ? reinterpret_cast<U *>(memory_ + used_) : nullptr;
+        used_ += (static_cast<size_t>(count) * sizeof(U) + 63) / 64 * 64;
+#if defined(__SANITIZE_ADDRESS__)
+        if (memory_) __asan_poison_memory_region(memory_ + used_, 64);
+        used_ += 64;
+#endif
+        return out;
+    }
+    size_t used() const { return used_; }
+
+  private:
+    char *memory_;
+    size_t used_ = 0;
+};
 
 // Square blocks of 16-byte vectors, to turn rows into columns.
 template <class T, int size = 16 / sizeof(T)> struct Square;

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,6 +20,11 @@ Array = NDArray[Any]
 NAN_SEEN, LOST = 1, 2
 DTYPES = {False: np.float32, True: np.float64}
 POOLS = ("integers", "normal", "lognormal", "sparse", "denormal", "huge", "infinite", "constant", "zero")
+
+
+def examples(count: int) -> settings:
+    """Try so many examples; a tenth under sanitizers, which are ten times slower."""
+    return settings(max_examples=count // 10 if "GRADTRACE_NATIVE" in os.environ else count, deadline=None)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from native_operands import (
     DTYPES,
@@ -17,6 +17,7 @@ from native_operands import (
     address,
     best,
     check_extent,
+    examples,
     instruction_set,
     native,
     numbers,
@@ -113,7 +114,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     )
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(settings_of_a_call, geometries(), st.integers(0, 3))
 def test_conv(call: Call, geo: Geometry, batch: int) -> None:
     rng = np.random.default_rng(call["seed"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from native_operands import (
     DTYPES,
@@ -18,6 +18,7 @@ from native_operands import (
     address,
     best,
     check_extent,
+    examples,
     instruction_set,
     native,
     numbers,
@@ -30,7 +31,7 @@ from native_operands import (
 
 Call = dict[str, Any]
 sizes = st.integers(0, 40)
-some = settings(max_examples=150, deadline=None)
+some = examples(150)
 
 
 def operands(call: Call, *shapes: tuple[int, ...]) -> tuple[np.random.Generator, list[Array]]:
@@ -348,7 +349,7 @@ def places(rng: np.random.Generator, kind: str, n: int) -> Array:
     }[kind]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     settings_of_a_call,
     st.sampled_from([129, 200, 333, 700]),
