@@ -15,7 +15,7 @@ namespace nb = nanobind;
 namespace {
 
 using Pointer = uintptr_t;
-constexpr int64_t SERIAL = 65536;  // elements below which waking a thread costs more than it saves
+constexpr int64_t SERIAL = 1 << 18;  // elements below which waking a thread costs more than it saves
 
 int team(int64_t elements, int threads) {
     return elements < SERIAL ? 1 : threads;
@@ -143,25 +143,25 @@ template <class T> bool has_nan(const T *data, int64_t n) {
     return found;
 }
 
-template <class T> bool any_nan_in(const T *data, int64_t n, int threads) {
-    if (n < SERIAL) return has_nan(data, n);
-    bool found = false;
-    const int64_t block = 16384, blocks = (n + block - 1) / block;
-    [[maybe_unused]] const int crew = team(n, threads);
-#pragma omp parallel for num_threads(crew) schedule(static) reduction(|| : found)
-    for (int64_t b = 0; b < blocks; b++) found = has_nan(data + b * block, std::min(block, n - b * block)) || found;
-    return found;
-}
-
-// The first of several contiguous tensors that holds a NaN, -1 if none does.
-int64_t first_nan(bool is_double, const std::vector<std::pair<Pointer, int64_t>> &tensors, int threads) {
+// Whether any of several contiguous tensors holds a NaN. All of them are one loop: waking threads for each costs more.
+bool any_nan(bool is_double, const std::vector<std::pair<Pointer, int64_t>> &tensors, int threads) {
     nb::gil_scoped_release unlocked;
-    for (size_t t = 0; t < tensors.size(); t++) {
-        const auto [data, n] = tensors[t];
-        if (is_double ? any_nan_in(reinterpret_cast<const double *>(data), n, threads) : any_nan_in(reinterpret_cast<const float *>(data), n, threads))
-            return int64_t(t);
+    constexpr int64_t BLOCK = 16384;
+    std::vector<std::pair<Pointer, int64_t>> blocks;
+    int64_t total = 0;
+    for (const auto &[data, n] : tensors) {
+        total += n;
+        for (int64_t at = 0; at < n; at += BLOCK)
+            blocks.emplace_back(data + Pointer(at) * (is_double ? sizeof(double) : sizeof(float)), std::min(BLOCK, n - at));
     }
-    return -1;
+    bool found = false;
+    [[maybe_unused]] const int crew = team(total, threads);
+#pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1) reduction(|| : found)
+    for (size_t b = 0; b < blocks.size(); b++) {
+        const auto [data, n] = blocks[b];
+        found = found || (is_double ? has_nan(reinterpret_cast<const double *>(data), n) : has_nan(reinterpret_cast<const float *>(data), n));
+    }
+    return found;
 }
 
 }  // namespace
@@ -172,5 +172,5 @@ void bind_crossing(nb::module_ &m) {
     m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
           arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("begin"), arg("end"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
     m.def("measure", &measure, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "(how many are above zero, their sum)");
-    m.def("first_nan", &first_nan, arg("double_"), arg("tensors"), arg("threads"), "Index of the first (pointer, n) with a NaN, or -1");
+    m.def("any_nan", &any_nan, arg("double_"), arg("tensors"), arg("threads"), "Whether one of some (pointer, n) holds a NaN");
 }

@@ -159,7 +159,10 @@ class _Pass:
         unused = Unused(got.value.shape, got.winners.edges)
         self.found.winners[got.value.id] = unused
         passed = product.turned(order)
-        self.owners[id(passed)] = [(unused, order), *((u, _after(o, order)) for u, o in self.owners.pop(id(product), ()))]
+        self.owners[id(passed)] = [
+            (unused, order),
+            *((u, _after(o, order)) for u, o in self.owners.pop(id(product), ())),
+        ]
         return passed, way
 
     def _pulled(self, structure: Any, g: Plane, y: Value, x: Value) -> tuple[Pulled | Product, bool]:
@@ -312,6 +315,7 @@ class _Pass:
         if self.everything or got.value.call is None or got.value is self.loss:
             self.found.planes[got.value.id] = got.plane
         return got.plane
+
 
 def _after(first: tuple[int, ...], then: tuple[int, ...]) -> tuple[int, ...]:
     """Compose two orders of axes."""

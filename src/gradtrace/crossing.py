@@ -161,7 +161,9 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
         for value in call.outputs:
             if value is None or (value.id not in found.winners and value is not forest.loss):
                 continue
-            inherited = sets[value.id] if value is forest.loss else _of(found.winners[value.id], sets, forest.batch(value))
+            inherited = (
+                sets[value.id] if value is forest.loss else _of(found.winners[value.id], sets, forest.batch(value))
+            )
             here = own.of(call, value.shape)
             if isinstance(here, Tensor) and inherited.edge is not None:
                 inherited = _looked_up(found.winners[value.id], sets, forest.batch(value))
@@ -255,9 +257,16 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
     if _shared(winners, sets) is not None:
         return None
     choice, raw, terms = winners.planes()
-    return [native.Walk(list(winners.shape), _row(raw, row), _row(choice, row), terms, [
-        _source(winners, edge, sets[edge.target.id], row) for edge in winners.edges
-    ]) for row in range(batch)]
+    return [
+        native.Walk(
+            list(winners.shape),
+            _row(raw, row),
+            _row(choice, row),
+            terms,
+            [_source(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+        )
+        for row in range(batch)
+    ]
 
 
 def _row(plane: Tensor | None, row: int) -> Tensor | None:

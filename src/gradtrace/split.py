@@ -112,7 +112,9 @@ def divide(s: Contraction, label: Tensor, count: int) -> Division | None:
     return Division(Contraction(y, new + s.x, y_shape, (count, *s.x_shape), w, given), axis, order)
 
 
-def plane_by_example(structure: Structure, g: Plane, y: Value, x: Value, labels: Labels) -> tuple[Pulled | Product, bool]:
+def plane_by_example(
+    structure: Structure, g: Plane, y: Value, x: Value, labels: Labels
+) -> tuple[Pulled | Product, bool]:
     """The same for the planes of the compiled kernels: (what the argument gets, whether examples were told apart)."""
     label = labels.of.get(y.id)
     if not labels.free(x) or label is None:

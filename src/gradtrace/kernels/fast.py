@@ -257,9 +257,7 @@ def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool)
     return Plan(kind, y, w, x, both, rows, columns, merged, size, Affine(x_shape, stride, 0, step, table))
 
 
-def _winners_of(
-    merged: str, of_y: dict[str, int], size: dict[str, int]
-) -> tuple[int, Callable[[], Tensor] | None]:
+def _winners_of(merged: str, of_y: dict[str, int], size: dict[str, int]) -> tuple[int, Callable[[], Tensor] | None]:
     """Say what the number of a scalar among the merged ones adds to its flat position."""
     if not merged:
         return 0, None
@@ -423,9 +421,9 @@ def _product(p: Plan, weight: Any, g: Plane) -> Product:
     """Bring a contraction into the form of a batched product."""
     batch = g.data.shape[0]
     at = {c: 1 + i for i, c in enumerate(p.y)}
-    data = g.data.permute(
-        [at[c] for c in p.both] + [0] + [at[c] for c in p.rows] + [at[c] for c in p.merged]
-    ).reshape(p.count(p.both), batch * p.count(p.rows), p.count(p.merged))
+    data = g.data.permute([at[c] for c in p.both] + [0] + [at[c] for c in p.rows] + [at[c] for c in p.merged]).reshape(
+        p.count(p.both), batch * p.count(p.rows), p.count(p.merged)
+    )
     w = wide(weight()).reshape(p.shape(p.w))
     lacking = [c for c in p.merged if c not in p.w]
     names = p.w + "".join(lacking)
@@ -546,9 +544,7 @@ def _expanded(s: Strided, g: Plane) -> Pulled:
     kept = "".join(c for c, n, step in zip(names, at.size, at.stride, strict=True) if step != 0 or n == 1)
     p = plan(names, kept, "", at.size, tuple(n for c, n in zip(names, at.size, strict=True) if c in kept), False)
     plane, raw = _merged(p, g)
-    left = Layout(
-        tuple(p.shape(kept)), tuple(t for c, t in zip(names, at.stride, strict=True) if c in kept), at.offset
-    )
+    left = Layout(tuple(p.shape(kept)), tuple(t for c, t in zip(names, at.stride, strict=True) if c in kept), at.offset)
     rest = _strided(Strided(left, s.x_shape), plane)
     if rest.raw is not None:
         return Pulled(rest.plane, rest.raw, Composed(rest.way, p.way, raw))
@@ -623,9 +619,7 @@ def _convolved(s: Convolved, g: Plane) -> Pulled:
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
         kind = g.data.dtype
-        parts = [
-            native.convolved(x.to(kind), other.to(kind), s.sizes, 2.0**shift, to_input=s.to_input) for x in data
-        ]
+        parts = [native.convolved(x.to(kind), other.to(kind), s.sizes, 2.0**shift, to_input=s.to_input) for x in data]
         out, arg = (torch.stack([part[i] for part in parts]) if len(parts) > 1 else parts[0][i][None] for i in (0, 1))
         return made(out, g.exponent - shift, native.together([part[2] for part in parts])), arg
 

@@ -202,7 +202,9 @@ def segment_max(g: Tensor, index: Tensor, size: int, f: float = 1.0) -> tuple[Te
 KINDS = {"softmax": 1, "log_softmax": 2}
 
 
-def low_rank(form: str, g: Tensor, factors: Sequence[Tensor | None], count: int, out: Tensor, arg: Tensor, f: float) -> Range:
+def low_rank(
+    form: str, g: Tensor, factors: Sequence[Tensor | None], count: int, out: Tensor, arg: Tensor, f: float
+) -> Range:
     """Write out_j = max(|own_j| g_j, max over i≠j of |Σ_r left_r,i right_r,j| g_i)·f, all of rows × n1 × n2.
 
     Args:
@@ -321,4 +323,4 @@ def any_nan(tensors: Sequence[Tensor]) -> bool:
         pointer = t.data_ptr()
         given[pointer] = max(t.numel(), given.get(pointer, 0))
     double = bool(tensors) and tensors[0].dtype is torch.float64
-    return lib.first_nan(double, list(given.items()), torch.get_num_threads()) >= 0
+    return lib.any_nan(double, list(given.items()), torch.get_num_threads())
