@@ -20,6 +20,7 @@ LAYERS = [
     {"capture", "labels"},
     {"split"},
     {"engine"},
+    {"arrivals"},
     {"best"},
     {"certificate", "forest", "ask"},
     {"paths", "places"},

@@ -22,7 +22,7 @@ from .forest import Forest
 from .kernels import native
 from .places import Places
 from .tape import Call, Record, Value
-from .ways import Affine, Way, contiguous
+from .ways import Affine, contiguous
 from .winners import Edge, Unused, Winners
 
 AT_ONCE = 64  # components in one integer

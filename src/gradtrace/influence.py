@@ -165,7 +165,7 @@ def _members(bits: int) -> list[int]:
     return [i for i in range(AT_ONCE) if bits >> i & 1]
 
 
-def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> list[tuple[int, float, float]]:
+def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequence[tuple[int, float, float]]:
     """Give for each distinct set among live scalars (the set, how many have it, their weights' sum)."""
     if compiled:
         found = native.tally(bits, weight)

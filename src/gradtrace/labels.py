@@ -221,35 +221,50 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
         case Contraction():
             return _push_contraction(structure, label, x_shape, y_shape)
         case LowRank():
-            label = compress(refit(label, x_shape, structure.shape))
-            across = any(label.shape[d] > 1 for d in structure.dims)
-            return refit(label, structure.shape, y_shape), across
+            return _push_low_rank(structure, label, x_shape, y_shape)
         case Strided():
             return _push_strided(structure, label), False
-        case Placed():
-            out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
-            at = structure.layout
-            out.as_strided(at.size, at.stride, at.offset).copy_(label.expand(x_shape).reshape(at.size))
-            return out.reshape(y_shape), False
+        case Placed() | Scatter():
+            return _push_written(structure, label, x_shape, y_shape), False
         case Gather():
             index = structure.scalars()
             out = label.expand(x_shape).reshape(-1)[index.clamp(min=0)]
             return out.masked_fill(index < 0, UNKNOWN).reshape(y_shape), False
-        case Scatter():
-            index = structure.index().flatten()
-            out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
-            out[index[index >= 0]] = label.expand(x_shape).flatten()[index >= 0]
-            return out.reshape(y_shape), False
         case Sparse():
             return _push_sparse(structure, label, x_shape, y_shape)
         case Convolved():
-            pushed = [push(part, label, x_shape, y_shape) for part in structure.parts()]
-            return next((p for p in pushed if p[0] is MIXED), pushed[0])
+            return _push_parts(structure, label, x_shape, y_shape)
         case Chain():
             between = result_shape(structure.second)
             inner, connected = push(structure.second, label, x_shape, between)
             out, also = push(structure.first, inner, between, y_shape)
             return out, connected or also
+
+
+def _push_written(s: Placed | Scatter, label: Tensor, x_shape: Shape, y_shape: Shape) -> Tensor:
+    """Write a label where the argument is written; the rest of the result is UNKNOWN."""
+    out = torch.full((prod(y_shape),), UNKNOWN, dtype=label.dtype)
+    if isinstance(s, Placed):
+        out.as_strided(s.layout.size, s.layout.stride, s.layout.offset).copy_(
+            label.expand(x_shape).reshape(s.layout.size)
+        )
+    else:
+        index = s.index().flatten()
+        out[index[index >= 0]] = label.expand(x_shape).flatten()[index >= 0]
+    return out.reshape(y_shape)
+
+
+def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
+    """Keep a label: the scalars of a row are connected, which only matters where they are of several examples."""
+    label = compress(refit(label, x_shape, s.shape))
+    across = any(label.shape[d] > 1 for d in s.dims)
+    return refit(label, s.shape, y_shape), across
+
+
+def _push_parts(s: Convolved, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
+    """Carry a label through a convolution: its parts agree, unless one of them mixes examples."""
+    pushed = [push(part, label, x_shape, y_shape) for part in s.parts()]
+    return next((p for p in pushed if p[0] is MIXED), pushed[0])
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:

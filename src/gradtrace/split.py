@@ -13,8 +13,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .kernels.fast import Plane, Product, Pulled
 from .kernels.fast import pull as fast_pull
+from .kernels.plane import Plane, Pulled
+from .kernels.product import Product
 from .kernels.reference import each, pull
 from .labels import UNKNOWN, Labels, refit
 from .semiring import Carrier, Element

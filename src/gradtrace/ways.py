@@ -78,7 +78,8 @@ class Sought:
     """The result reads rows of `width` scalars, no row twice: a scalar's row is sought among those that are read.
 
     Attributes:
-        rows: the number of the row that each row of the result reads, in rising order; order: which of the result it is.
+        rows: the number of the row that each row of the result reads, in rising order.
+        order: which row of the result it is.
     """
 
     rows: Tensor

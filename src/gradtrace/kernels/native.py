@@ -314,7 +314,10 @@ def measure(weight: Tensor) -> tuple[int, float]:
 
 
 def any_nan(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether one of some tensors, all float32 or all float64, holds a NaN; memory that several share is read once."""
+    """Tell whether one of some tensors, all float32 or all float64, holds a NaN.
+
+    Memory that several share is read once.
+    """
     given: dict[int, int] = {}
     kept = []  # copies live until they have been read
     for t in tensors:

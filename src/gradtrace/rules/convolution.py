@@ -37,9 +37,11 @@ class Geometry:
 
     def sliding(self) -> Sliding:
         """Give the sizes as the operator takes them."""
-        x, w, y, dims = *(i.shape for i in self.call.inputs[:2]), result(self.call).shape, len(self.large)
-        spread = [tuple(_spread(argument(self.call, n), dims)) for n in ("stride", "padding", "dilation")]
-        return Sliding(x, w, y, *spread, argument(self.call, "groups"), self.transposed)
+        (x, w), y, dims = (i.shape for i in self.call.inputs[:2]), result(self.call).shape, len(self.large)
+        stride, padding, dilation = (
+            tuple(_spread(argument(self.call, n), dims)) for n in ("stride", "padding", "dilation")
+        )
+        return Sliding(x, w, y, stride, padding, dilation, argument(self.call, "groups"), self.transposed)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -78,7 +78,7 @@ def constant(call: Call, value: float) -> Weight | None:
 
 
 def added(call: Call, sign: float = 1) -> Iterator[Edge]:
-    """y = a ± alpha · b."""
+    """Give the edges of y = a ± alpha · b."""
     if _promotes(call):
         yield from pointwise(call)
         return
@@ -89,7 +89,7 @@ def added(call: Call, sign: float = 1) -> Iterator[Edge]:
 
 
 def multiplied(call: Call) -> Iterator[Edge]:
-    """y = a · b: each is the other's derivative."""
+    """Give the edges of y = a · b: each is the other's derivative."""
     if _promotes(call):
         yield from pointwise(call)
         return
@@ -103,7 +103,7 @@ def multiplied(call: Call) -> Iterator[Edge]:
 
 
 def divided(call: Call) -> Iterator[Edge]:
-    """y = a / b."""
+    """Give the edges of y = a / b."""
     simple = not _promotes(call) and call.kwargs.get("rounding_mode") is None
     if simple and len(call.inputs) == 1 and not isinstance(call.args[0], Slot):
         simple = False  # a number over a tensor
@@ -115,7 +115,7 @@ def divided(call: Call) -> Iterator[Edge]:
 
 
 def power(call: Call) -> Iterator[Edge]:
-    """y = x^n for a number n."""
+    """Give the edges of y = x^n for a number n."""
     n = call.args[1]
     if _promotes(call) or isinstance(n, (Slot, complex)) or not isinstance(call.args[0], Slot) or n in (0, 1):
         yield from pointwise(call)
@@ -125,12 +125,12 @@ def power(call: Call) -> Iterator[Edge]:
 
 
 def negated(call: Call) -> Iterator[Edge]:
-    """y = -x."""
+    """Give the edges of y = -x."""
     yield 0, 0, diagonal(result(call).shape, call.inputs[0].shape, constant(call, -1))
 
 
 def same(call: Call) -> Iterator[Edge]:
-    """y = x, perhaps in another precision."""
+    """Give the edges of y = x, perhaps in another precision."""
     yield 0, 0, diagonal(result(call).shape, call.inputs[0].shape, None)
 
 

@@ -1,0 +1,164 @@
+"""Arrivals: what has come to a value so far in a pass of the compiled kernels, from those of its consumers seen.
+
+Of equally strong ones the last to arrive wins. Windows that do not overlap are pasted next to each other, since where
+only one has arrived there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .kernels import native
+from .kernels.plane import Plane, Pulled, aligned
+from .kernels.product import Product
+from .kernels.reference import window
+from .storage import disjoint
+from .structure import Layout
+from .tape import Value
+from .winners import Edge, Winners
+
+
+@dataclass(eq=False, slots=True)
+class Arrivals:
+    """What has arrived at one value so far.
+
+    Attributes:
+        terms: products that have not been computed, of one key; nothing else has arrived while there are any.
+        covered: the windows that have arrived, where only windows have and no two overlap.
+    """
+
+    value: Value
+    winners: Winners
+    plane: Plane | None = None
+    terms: list[Product] = field(default_factory=list)
+    covered: list[Layout] | None = None
+
+    def merge(self, edge: Edge, part: Pulled, batch: int) -> None:
+        """Take in what comes through one more edge, for that many batch entries."""
+        self.winners.edges.append(edge)
+        if part.window is None:
+            plane, raw = part.plane, part.raw
+            if plane.shape != (batch, *self.value.shape):
+                plane, raw = self._refit(plane, raw, batch)
+            if self.plane is None:
+                self.plane, self.winners.index = plane, raw
+                return
+        elif self.plane is None or (self.covered is not None and _apart(self.covered, part.window)):
+            self._paste(part, batch)
+            return
+        else:
+            plane, raw = _whole(self.value, batch, part)
+        if self.covered is not None:
+            self.winners.settle()
+            self.covered = None
+        self._strongest(plane, raw)
+
+    def _refit(self, plane: Plane, raw: Tensor | None, batch: int) -> tuple[Plane, Tensor | None]:
+        """See what came in the value's own shape, once for each batch entry."""
+        shape, rows = (batch, *self.value.shape), plane.shape[0]
+        data = plane.data.reshape(rows, *self.value.shape).expand(shape)
+        raw = None if raw is None else raw.reshape(raw.shape[0], *self.value.shape).expand(shape)
+        return Plane(data, plane.exponent, plane.high, plane.low, plane.owned and rows == batch), raw
+
+    def reshape(self) -> None:
+        """See what a product gave, in the shape of its structure, in the value's."""
+        plane, index, shape = self.plane, self.winners.index, self.value.shape
+        assert plane is not None
+        assert index is not None
+        if plane.data.shape[1:] != shape:
+            plane.data = plane.data.reshape(len(plane.data), *shape)
+            self.winners.index = index.reshape(len(index), *shape)
+
+    def _paste(self, part: Pulled, batch: int) -> None:
+        """Write a window where nothing has arrived yet."""
+        assert part.window is not None
+        winners, plane = self.winners, part.plane
+        if self.plane is None:
+            data = torch.zeros((batch, *self.value.shape), dtype=plane.data.dtype)
+            self.plane, self.covered = Plane(data, plane.exponent, plane.high, plane.low, owned=True), []
+        assert self.covered is not None
+        old = self.plane
+        if old.exponent == plane.exponent and old.data.dtype is plane.data.dtype:
+            window(old.data.view(batch, -1), part.window).copy_(plane.data)
+            old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
+        else:
+            self._paste_scaled(part)
+        self.covered.append(part.window)
+        if len(winners.edges) > 1:
+            winners.windows = self.covered
+        if part.raw is not None:
+            if winners.index is None:
+                winners.index = torch.zeros((batch, *self.value.shape), dtype=torch.int32)
+            window(winners.index.view(batch, -1), part.window).copy_(part.raw)
+
+    def _paste_scaled(self, part: Pulled) -> None:
+        """Write a window that is in another unit."""
+        old, plane = self.plane, part.plane
+        assert old is not None
+        assert part.window is not None
+        factor, other, exponent, double = aligned(old, plane)
+        data = old.data.to(torch.float64) if double else old.data
+        if factor != 1:
+            data.mul_(factor)
+        window(data.view(len(data), -1), part.window).copy_(plane.data * other)
+        high, low = max(old.high * factor, plane.high * other), min(old.low * factor, plane.low * other)
+        self.plane = Plane(data, exponent, high, low, owned=True)
+
+    def _strongest(self, new: Plane, raw: Tensor | None) -> None:
+        """Keep the stronger of what was there and what has arrived, scalar by scalar."""
+        old, winners = self.plane, self.winners
+        assert old is not None
+        winners.edges, last = winners.edges[:-1], winners.edges[-1]
+        winners.settle()
+        winners.edges.append(last)
+        fa, fb, exponent, double = aligned(old, new)
+        kind = torch.float64 if double else torch.float32
+        a, b = _mine(old, kind), new.data.to(kind).contiguous()
+        mark = len(winners.edges) - 1
+        _chosen(winners, a.shape, mark)
+        indices = None
+        if raw is not None or winners.index is not None:
+            mine = torch.zeros(a.shape, dtype=torch.int32) if winners.index is None else _own(winners.index)
+            winners.index = mine
+            indices = None if raw is None else (mine, raw.contiguous())
+        native.merge(a, fa, b, fb, indices, winners.choice, mark)
+        self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
+
+
+def _apart(covered: list[Layout], new: Layout) -> bool:
+    return all(disjoint(old, new) for old in covered)
+
+
+def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None]:
+    """Give a window's values and winners the shape of the value."""
+    assert part.window is not None
+    data = torch.zeros((batch, *value.shape), dtype=part.plane.data.dtype)
+    window(data.reshape(batch, -1), part.window).copy_(part.plane.data)
+    plane = Plane(data, part.plane.exponent, part.plane.high, part.plane.low, owned=True)
+    if part.raw is None:
+        return plane, None
+    raw = torch.full(data.shape, -1, dtype=torch.int32)
+    window(raw.reshape(batch, -1), part.window).copy_(part.raw)
+    return plane, raw
+
+
+def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
+    """Make room for choices, wide enough for this one."""
+    if winners.choice is None:
+        winners.choice = torch.zeros(shape, dtype=torch.uint8)
+    if mark == 256:
+        winners.choice = winners.choice.to(torch.int32)
+
+
+def _mine(plane: Plane, kind: torch.dtype) -> Tensor:
+    """Give data that may be written to."""
+    data = plane.data.to(kind).contiguous()
+    return data if plane.owned or data is not plane.data else data.clone()
+
+
+def _own(index: Tensor) -> Tensor:
+    # winners of one value are nobody else's, but an expanded or transposed plane has to be laid out anew
+    return index if index.is_contiguous() else index.contiguous()

@@ -1,0 +1,138 @@
+"""Index maps: views, windows, gathers and scatters. Most cost a view and store no winner."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..structure import Gather, Layout, Placed, Scatter, Shape, Strided, positions
+from ..ways import Affine, Composed, Sought, Table, Way, contiguous, identity
+from . import native, reference
+from .contraction import merged
+from .plane import Plane, Pulled, Spikes, made, precisely
+from .product import plan
+
+
+@lru_cache(maxsize=4096)
+def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine] | None:
+    """See a layout as x with its axes in another order: (that order's inverse on y's axes, the way); None if not."""
+    size, stride = layout.size, layout.stride
+    if layout.offset or prod(size) != prod(x_shape) or 0 in size:
+        return None
+    order = sorted(range(len(size)), key=lambda d: (-stride[d], size[d] != 1))
+    real = [d for d in order if size[d] != 1]
+    if [stride[d] for d in real] != list(contiguous([size[d] for d in real])):
+        return None
+    order = real + [d for d in order if size[d] == 1]
+    of_y = contiguous(size)
+    return tuple(order), Affine(tuple(size[d] for d in order), tuple(of_y[d] for d in order))
+
+
+def strided(s: Strided, g: Plane) -> Pulled:
+    """Carry values from a view to what it shows."""
+    batch, at = g.data.shape[0], s.layout
+    data = g.data if g.data.shape[1:] == at.size else g.data.reshape(batch, *at.size)
+    found = turned(at, s.x_shape)
+    if found is not None:
+        order, way = found
+        return Pulled(g.view(data.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape)), None, way)
+    if any(step == 0 and n > 1 for n, step in zip(at.size, at.stride, strict=True)):
+        return _expanded(s, g.view(data))
+    if not reference._injective(list(at.size), list(at.stride)):
+        index = positions(at).flatten()
+        return _segments(g.view(data.reshape(batch, -1, 1)), index, prod(s.x_shape), s.x_shape)
+    return Pulled(g.view(data), None, _through_window(at, s.x_shape), at)
+
+
+@lru_cache(maxsize=4096)
+def _through_window(layout: Layout, x_shape: Shape) -> Way:
+    """Give the way from x to a window of it: by strides where the window is a box of x's own axes."""
+    axes = {step: d for d, step in enumerate(contiguous(x_shape)) if x_shape[d] != 1}
+    stride, reach, start, rest = [0] * len(x_shape), [1] * len(x_shape), [], layout.offset
+    for n, step, to in zip(layout.size, layout.stride, contiguous(layout.size), strict=True):
+        if n != 1 and step in axes:
+            stride[axes[step]], reach[axes[step]] = to, n
+        elif n != 1:
+            return Table(lambda: _inverse(layout, prod(x_shape)))
+    for step in contiguous(x_shape):
+        first, rest = divmod(rest, step) if step else (0, rest)
+        start.append(first)
+    if any(first + n > whole for first, n, whole in zip(start, reach, x_shape, strict=True)):  # it wraps around
+        return Table(lambda: _inverse(layout, prod(x_shape)))
+    return Affine(x_shape, tuple(stride), -sum(first * to for first, to in zip(start, stride, strict=True)))
+
+
+@lru_cache(maxsize=256)
+def _inverse(layout: Layout, numel: int) -> Tensor:
+    """Give for each position of x the place in a window that shows it, 0 where none does."""
+    out = torch.zeros(numel, dtype=torch.int64)
+    at = positions(layout).flatten()
+    out[at] = torch.arange(len(at))
+    return out
+
+
+def _expanded(s: Strided, g: Plane) -> Pulled:
+    """Take the maximum along axes that repeat, then go on with a view that has none."""
+    at, names = s.layout, "abcdefghijklmnopqrstuvwxyz"[: len(s.layout.size)]
+    kept = "".join(c for c, n, step in zip(names, at.size, at.stride, strict=True) if step != 0 or n == 1)
+    p = plan(names, kept, "", at.size, tuple(n for c, n in zip(names, at.size, strict=True) if c in kept), False)
+    plane, raw = merged(p, g)
+    left = Layout(tuple(p.shape(kept)), tuple(t for c, t in zip(names, at.stride, strict=True) if c in kept), at.offset)
+    rest = strided(Strided(left, s.x_shape), plane)
+    if rest.raw is not None:
+        return Pulled(rest.plane, rest.raw, Composed(rest.way, p.way, raw))
+    return Pulled(rest.plane, None, Composed(rest.way, p.way, raw), rest.window)
+
+
+def placed(s: Placed, g: Plane) -> Pulled:
+    """Carry values to what was written into a tensor."""
+    batch = g.data.shape[0]
+    flat = g.data.reshape(batch, -1)
+    flat = flat.clone() if s.hidden else flat.contiguous()
+    for hidden in s.hidden:
+        reference.window(flat, hidden).zero_()
+    way = Affine(s.layout.size, s.layout.stride, s.layout.offset)
+    return Pulled(g.view(reference.window(flat, s.layout)), None, way)
+
+
+def gather(s: Gather, g: Plane) -> Pulled:
+    """Carry values to the rows that were read."""
+    batch, numel = g.data.shape[0], prod(s.x_shape)
+    index = s.index().reshape(-1).to(torch.int64).contiguous()
+    data = g.data.reshape(batch, len(index), s.width)
+    live = (index >= 0).nonzero().squeeze(-1)
+    rows, order = index[live].sort()
+    if len(rows) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+        way = Sought(rows, live[order], s.width)
+        if batch == s.width == 1:
+            return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
+        out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, rows, data[:, way.order])
+        return Pulled(Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True), None, way)
+    return _segments(g.view(data), index, numel // s.width if s.width else 0, s.x_shape)
+
+
+def _segments(g: Plane, index: Tensor, size: int, x_shape: Shape) -> Pulled:
+    """Merge rows (batch × rows × width) by the index of each."""
+    batch, _, width = g.data.shape
+    shift = g.shift
+
+    def run(g: Plane) -> tuple[Plane, Tensor]:
+        out, arg, found = native.segment_max(g.data, index, size, 2.0**shift)
+        return made(out.reshape(batch, *x_shape), g.exponent - shift, found), arg.reshape(batch, *x_shape)
+
+    plane, raw = precisely(run, g)
+    return Pulled(plane, raw, Affine((size, width), (0, 1), 0, width))
+
+
+def scatter(s: Scatter, g: Plane) -> Pulled:
+    """Carry values to scalars that each went to one place."""
+    batch, index = g.data.shape[0], s.index().reshape(-1)
+    flat, live = g.data.reshape(batch, -1), index.clamp(min=0)
+    if flat.shape[1] == 0:
+        return Pulled(Plane(flat.new_zeros(batch, *s.x_shape), 0, 0.0, math.inf, owned=True), None, identity(s.x_shape))
+    data = flat.index_select(1, live).masked_fill_(index < 0, 0)
+    return Pulled(g.view(data.reshape(batch, *s.x_shape)), None, Table(lambda: live))
