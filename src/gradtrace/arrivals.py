@@ -146,9 +146,10 @@ def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None
 
 
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
-    """Make room for choices, wide enough for this one."""
+    """Make room for choices, wide enough for this one, and laid out as kernels write them."""
     if winners.choice is None:
         winners.choice = torch.zeros(shape, dtype=torch.uint8)
+    winners.choice = winners.choice.expand(shape).contiguous()
     if mark == 256:
         winners.choice = winners.choice.to(torch.int32)
 
