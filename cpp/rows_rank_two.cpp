@@ -46,6 +46,14 @@ template <class T> struct Candidates {
     int64_t count;
 };
 
+// Signed values at one t of the candidates i, i + 1, ….
+template <class T> struct Block {
+    Vec<T> left0, left1, g;
+    Block(const Candidates<T> &c, int64_t i)
+        : left0(load(c.left0 + i, c.count - i)), left1(load(c.left1 + i, c.count - i)), g(load(c.g + i, c.count - i)) {}
+    Vec<T> at(T t) const { return (left0 + left1 * t) * g; }
+};
+
 // Memory for candidates that a sieve keeps.
 template <class T> struct Sieved {
     T *left0, *left1, *g;
@@ -58,6 +66,22 @@ template <class T> struct Sieved {
         g[count] = from.g[i];
         place[count++] = from.place[i];
     }
+    // Those of the candidates i, i + 1, … whose bit is set; they may lie in this memory, not before where it is full.
+    void keep(const Candidates<T> &from, int64_t i, [[maybe_unused]] const Block<T> &block, uint32_t bits) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4) {
+            const auto mask = __mmask16(bits);
+            const __m512i at = (__m512i)load_index<T>(from.place + i, from.count - i);
+            _mm512_storeu_ps(left0 + count, _mm512_maskz_compress_ps(mask, (__m512)block.left0));
+            _mm512_storeu_ps(left1 + count, _mm512_maskz_compress_ps(mask, (__m512)block.left1));
+            _mm512_storeu_ps(g + count, _mm512_maskz_compress_ps(mask, (__m512)block.g));
+            _mm512_storeu_si512(place + count, _mm512_maskz_compress_epi32(mask, at));
+            count += __builtin_popcount(bits);
+            return;
+        }
+#endif
+        for (; bits; bits &= bits - 1) keep(from, i + __builtin_ctz(bits));
+    }
     Candidates<T> view() const { return {left0, left1, g, place, count}; }
 };
 
@@ -65,8 +89,8 @@ template <class T> struct Memory {
     std::vector<T> left0, left1, g;
     std::vector<int32_t> place;
     Sieved<T> kept;
-    explicit Memory(int64_t n)
-        : left0(n), left1(n), g(n), place(n), kept{left0.data(), left1.data(), g.data(), place.data()} {}
+    explicit Memory(int64_t n)  // whole registers are written
+        : left0(n + LANES<T>), left1(n + LANES<T>), g(n + LANES<T>), place(n + LANES<T>), kept{left0.data(), left1.data(), g.data(), place.data()} {}
 };
 
 // Room for the candidates of each depth of a recursion, kept from row to row.
@@ -74,20 +98,12 @@ template <class T> class Stack {
   public:
     Sieved<T> &at(size_t depth, int64_t count) {
         while (levels.size() <= depth) levels.emplace_back();
-        if (!levels[depth] || int64_t(levels[depth]->g.size()) < count) levels[depth].reset(new Memory<T>(count));
+        if (!levels[depth] || int64_t(levels[depth]->g.size()) < count + LANES<T>) levels[depth].reset(new Memory<T>(count));
         return levels[depth]->kept;
     }
 
   private:
     std::vector<std::unique_ptr<Memory<T>>> levels;
-};
-
-// Signed values at one t of the candidates i, i + 1, ….
-template <class T> struct Block {
-    Vec<T> left0, left1, g;
-    Block(const Candidates<T> &c, int64_t i)
-        : left0(load(c.left0 + i, c.count - i)), left1(load(c.left1 + i, c.count - i)), g(load(c.g + i, c.count - i)) {}
-    Vec<T> at(T t) const { return (left0 + left1 * t) * g; }
 };
 
 // Of a function that lies between a and b: how small and how large its magnitude can be.
@@ -125,7 +141,7 @@ bool keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *l
             live |= (most >= level[k]) & (most > T(0));
             before = after;
         }
-        for (uint32_t bits = lane_bits<T>(live); bits; bits &= bits - 1) kept.keep(c, i + __builtin_ctz(bits));
+        if (const uint32_t bits = lane_bits<T>(live)) kept.keep(c, i, block, bits);
         if (most_stay && i == TRIED * LANES<T> && kept.count > i / 2) return false;
     }
     return true;
