@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -171,35 +172,48 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_large_convolutions(name: str, pool: str, threads: int, isa: str) -> None:
     """Every weighted pair reaches what the kernel says, and nothing reaches more: checked through patches."""
-    geo, batch = LARGE[name], 3
+    geo, batch, (x, w, g) = LARGE[name], 3, large_operands(name, pool)
     call = {"double": False, "isa": isa, "threads": threads, "f": 1.0}
-    rng = np.random.default_rng(0)
-    g = np.abs(numbers(rng, pool, (batch, *geo.y), False))
-    others = "normal" if pool == "lognormal" else pool
-    x, w = numbers(rng, others, (batch, *geo.x), False), numbers(rng, others, geo.w, False)
-    edges = brute_edges(geo)
     for what, first, shape in (("conv_input", w, (batch, *geo.x)), ("conv_weight", x, geo.w)):
         out, arg = np.empty(shape, np.float32), np.empty(shape, np.int32)
         found = geo.run(call, what, batch, first, g, out, arg)
-        want, where = np.zeros(out.size, np.float32), np.full(out.size, -1, np.int64)
-        met = np.zeros(out.size, bool)
-        for n in range(batch):
-            for y, e, at in edges:
-                target = n * x[0].size + at if what == "conv_input" else e
-                source = y if what == "conv_input" else n * g[0].size + y
-                weight, cotangent = w.ravel()[e] if what == "conv_input" else x[n].ravel()[at], g[n].ravel()[y]
-                value = weighed(weight, cotangent, 1.0)
-                met[target[(weight != 0) & (cotangent != 0)]] = True
-                if what == "conv_weight" and len(e):  # one entry for the whole chunk
-                    first_best = slice(value.argmax(), value.argmax() + 1)
-                    target, source, value = target[first_best], source[first_best], value[first_best]
-                better = (value > want[target]) | ((value == want[target]) & (source < where[target]))
-                want[target[better]], where[target[better]] = value[better], source[better]
+        want, where, met = large_answer(name, pool, what)
         same(out.ravel(), want)
         same(arg.ravel(), where)
         check_extent(found, out.ravel(), met, np.array(True))
 
 
+@cache
+def large_operands(name: str, pool: str) -> tuple[Array, Array, Array]:
+    """Draw x, w and g."""
+    geo, batch, rng = LARGE[name], 3, np.random.default_rng(0)
+    g = np.abs(numbers(rng, pool, (batch, *geo.y), False))
+    others = "normal" if pool == "lognormal" else pool
+    return numbers(rng, others, (batch, *geo.x), False), numbers(rng, others, geo.w, False), g
+
+
+@cache
+def large_answer(name: str, pool: str, what: str) -> tuple[Array, Array, Array]:
+    """Give (values, winners, whether a pair of non-zero numbers meets there): the same for all ways to compute it."""
+    geo, (x, w, g) = LARGE[name], large_operands(name, pool)
+    size = x.size if what == "conv_input" else w.size
+    want, where, met = np.zeros(size, np.float32), np.full(size, -1, np.int64), np.zeros(size, bool)
+    for n in range(len(x)):
+        for y, e, at in brute_edges(geo):
+            target = n * x[0].size + at if what == "conv_input" else e
+            source = y if what == "conv_input" else n * g[0].size + y
+            weight, cotangent = w.ravel()[e] if what == "conv_input" else x[n].ravel()[at], g[n].ravel()[y]
+            value = weighed(weight, cotangent, 1.0)
+            met[target[(weight != 0) & (cotangent != 0)]] = True
+            if what == "conv_weight" and len(e):  # one entry for the whole chunk
+                first_best = slice(value.argmax(), value.argmax() + 1)
+                target, source, value = target[first_best], source[first_best], value[first_best]
+            better = (value > want[target]) | ((value == want[target]) & (source < where[target]))
+            want[target[better]], where[target[better]] = value[better], source[better]
+    return want, where, met
+
+
+@cache
 def brute_edges(geo: Geometry) -> list[tuple[Array, Array, Array]]:
     """Give edges in chunks (y scalars, kernel entries, x scalars) of one entry each, where no x scalar occurs twice."""
     small, large = (geo.x, geo.y) if geo.transposed else (geo.y, geo.x)

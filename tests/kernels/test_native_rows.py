@@ -287,6 +287,9 @@ def test_rank_one(call: Call, shape: tuple[int, int, int], layout: int, kind: in
     edges = (flat[3][:, :, None] != 0) & ((flat[2] != 0) & (flat[0] != 0))[:, None, :]
     edges[:, np.arange(n), np.arange(n)] = (flat[1] != 0) & (flat[0] != 0)
     rounded = np.broadcast_to((v < np.finfo(v.dtype).tiny)[:, None, :], edges.shape) & edges
+    # of a candidate that vanished nobody knows where it was: the flag may then be raised for its own place too
+    gone = (flat[2] != 0) & (flat[0] != 0) & (v == 0)
+    rounded |= (gone.any(-1, keepdims=True) & (flat[3] != 0))[:, :, None]
     check_extent(found, want, edges.any(-1), rounded)
 
 
