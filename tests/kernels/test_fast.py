@@ -14,14 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
-from torch import Tensor
+from planes import drawn, plane, read
 
 from gradtrace.errors import NotANumber
 from gradtrace.kernels import native
 from gradtrace.kernels.fast import pull
-from gradtrace.kernels.plane import OutOfRange, Plane, Pulled, Spikes, fits, precisely
-from gradtrace.kernels.product import Product
-from gradtrace.kernels.reference import window
+from gradtrace.kernels.plane import OutOfRange, Plane, Pulled, Spikes
 from gradtrace.structure import (
     Chain,
     Closed,
@@ -41,42 +39,9 @@ from gradtrace.structure import (
     diagonal,
     reduction,
 )
-from gradtrace.winners import pick
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
 DTYPES = (torch.float64, torch.float32)
-
-
-def plane(data: Tensor, exponent: int = 0) -> Plane:
-    live = data[data > 0]
-    low, high = (float(live.min()), float(live.max())) if len(live) else (math.inf, 0.0)
-    return Plane(data, exponent, high, low)
-
-
-def drawn(batch: int, y_shape: tuple[int, ...], seed: int, dtype: torch.dtype, *, permuted: bool = False) -> Tensor:
-    """Give values of 0 to 3; permuted, their axes lie in the opposite order in memory."""
-    generator = torch.Generator().manual_seed(seed)
-    g = torch.randint(0, 4, (batch, *y_shape), generator=generator).to(dtype)
-    return g.permute(*reversed(range(g.dim()))).contiguous().permute(*reversed(range(g.dim()))) if permuted else g
-
-
-def read(part: Pulled | Product, x_numel: int, batch: int) -> tuple[Tensor, Tensor]:
-    """Give (values, winners) of every scalar: batch × x each; -1 where there is no path."""
-    part = part.realise() if isinstance(part, Product) else part
-    data, raw = part.plane.data.to(torch.float64) * 2.0**part.plane.exponent, part.raw
-    if part.window is not None:
-        data, values = torch.zeros(batch, x_numel, dtype=torch.float64), data
-        window(data, part.window).copy_(values)
-        if raw is not None:
-            raw, given_ = torch.full((batch, x_numel), -1, dtype=torch.int32), raw
-            window(raw, part.window).copy_(given_)
-    data = data.reshape(batch, x_numel)
-    winners = torch.full((batch, x_numel), -1)
-    for row in range(batch):
-        live = (data[row] > 0).nonzero().squeeze(-1)
-        stored = None if raw is None else pick(raw.reshape(len(raw), x_numel), row, live, (x_numel,))
-        winners[row, live] = part.way.flat(live, stored, row)
-    return data, winners
 
 
 def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int, dtypes: tuple[Any, ...] = DTYPES) -> None:
@@ -260,7 +225,7 @@ def test_what_reads_one_scalar_a_row_is_laid_out_only_when_asked():
 @pytest.mark.parametrize("index", [[1, 3], [4], [0, 2], []])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_log_softmax_of_a_few_places_is_that_of_all(index, dtype):
-    def factors() -> tuple[Tensor]:
+    def factors() -> tuple[torch.Tensor]:
         return (torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.125, 0.375]], dtype=dtype),)
 
     s = LowRank((2, 3), (1,), ClosedRows("log_softmax", factors))
@@ -272,50 +237,6 @@ def test_a_log_softmax_of_a_few_places_is_that_of_all(index, dtype):
     found = read(pull(s, few), 6, 1)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
-
-
-# ---------------------------------------------------------------- products that wait
-
-
-def _waiting(batch: int = 1) -> Product:
-    s = Contraction("ij", "ik", (2, 3), (2, 4), "jk", lambda: integers((3, 4), 1))
-    found = pull(s, plane(drawn(batch, (2, 3), 2, torch.float64)))
-    assert isinstance(found, Product)
-    return found
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_turned_product_is_the_product_turned(batch):
-    plain, turned = _waiting(batch).realise(), _waiting(batch).turned((1, 0))
-    found = turned.realise()
-    assert plain.raw is not None
-    assert found.raw is not None
-    assert turned.shape == (4, 2)
-    assert torch.equal(found.plane.data, plain.plane.data.transpose(1, 2))
-    assert torch.equal(found.raw, plain.raw.transpose(1, 2))
-    twice = turned.turned((1, 0))
-    assert (twice.shape, twice.turn) == ((2, 4), (0, 1))
-    assert torch.equal(twice.realise().plane.data, plain.plane.data)
-
-
-def test_a_split_product_has_its_first_axis_for_the_batch():
-    plain, product = _waiting().realise(), _waiting()
-    product.split = True
-    found = product.realise()
-    assert product.shape == (4,)
-    assert torch.equal(found.plane.data, plain.plane.data.squeeze(0))
-
-
-def test_a_product_is_computed_once():
-    product = _waiting()
-    assert product.realise() is product.realise()
-
-
-def test_products_that_differ_in_size_or_order_are_not_put_into_one():
-    split = _waiting()
-    split.split = True
-    assert _waiting().key == _waiting().key
-    assert len({_waiting().key, _waiting(3).key, _waiting().turned((1, 0)).key, split.key}) == 4
 
 
 # ---------------------------------------------------------------- range
@@ -355,34 +276,9 @@ def test_what_float64_loses_is_out_of_range(kind):
         read(pull(LOSING[kind], g), 0, 1)
 
 
-def test_precisely_runs_again_in_float64_before_it_gives_up():
-    seen = []
-
-    def run(g: Plane) -> tuple[Plane, None]:
-        seen.append(g.dtype)
-        return Plane(g.data, 0, 1.0, -1.0 if g.dtype is torch.float32 or len(seen) > 2 else 1.0), None
-
-    g = plane(torch.ones(1, 2))
-    assert precisely(run, g)[0].dtype is torch.float64
-    assert seen == [torch.float32, torch.float64]
-    with pytest.raises(OutOfRange):
-        precisely(run, g)
-
-
 def test_an_infinite_weight_is_out_of_range_unless_values_are_infinite_already():
     with pytest.raises(OutOfRange):
         pull(_scale(math.inf, torch.float64), plane(torch.ones(1, 2)))
-
-
-def test_what_has_come_back_into_range_is_float32_again():
-    g = plane(torch.tensor([[2.0**-200, 2.0**-190]], dtype=torch.float64), 7)
-    back = fits(g, torch.float32)
-    assert back.dtype is torch.float32
-    assert (back.data.double() * 2.0**back.exponent).tolist() == (g.data * 2.0**7).tolist()
-    assert (back.low, back.high) == (float(back.data.min()), float(back.data.max()))
-    assert fits(g, torch.float64) is g
-    wide = plane(torch.tensor([[2.0**-200, 1.0]], dtype=torch.float64))
-    assert fits(wide, torch.float32) is wide
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
