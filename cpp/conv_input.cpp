@@ -1,17 +1,18 @@
 // Convolution under max, towards the input.
 //
 // Results whose coordinates are alike modulo the stride meet the same taps: they are a phase. Within one, each
-// step (channel, tap) of the reduced axis is a constant offset into a zero-padded copy of the cotangent.
+// step (channel, tap) of the reduced axis is a constant offset into a zero-padded copy of the cotangent. A tile reads
+// it through those offsets; where pruning pays, patches are written out instead, for the product with argmax.
 #include <memory>
 #include <vector>
 
-#include "conv.hpp"
-#include "conv_tile.hpp"
+#include "conv_patches.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int64_t ROOM = 8 << 20;  // bytes of padded cotangent that one thread holds
+constexpr int64_t ROOM = 8 << 20;        // bytes of padded cotangent that one thread holds
+constexpr int64_t MOST_STEPS = 1 << 15;  // of one patch
 
 // One axis of one phase: result t lies at start + t·step and reads the cotangent at t·stride + shift[tap].
 struct Axis {
@@ -55,10 +56,17 @@ template <class T> struct Phase {
     int64_t from, to;                    // channels that are reduced, and of the results, in one group
     int64_t inputs, outputs;             // scalars of one channel of the cotangent, and of the results
     int64_t taps, steps, panels;         // steps: from · taps
-    std::vector<T> weight;               // group × panel × step × WIDTH
+    bool patched;                        // by patches and the product
+    std::vector<T> weight;               // group × panel × step × WIDTH; for the product, group × result channel × step
     std::vector<int32_t> b_at, decoded;  // decoded: what a step adds to a winner's flat index
     Packed<T> packed;
+    std::vector<std::unique_ptr<Prepared>> prepared;  // of each group, for the product
 
+    int64_t weight_at(int64_t group, int64_t step, int64_t j) const {
+        if (patched) return (group * to + j) * steps + step;
+        return ((group * panels + j / WIDTH<T>) * steps + step) * WIDTH<T> + j % WIDTH<T>;
+    }
+    Operand<T> rows(int64_t group) const { return {weight.data() + group * to * steps, 0, steps, 1}; }
     const T *panel(int64_t group, int64_t p) const { return weight.data() + (group * panels + p) * steps * WIDTH<T>; }
     // Calls f(number, tap index and shift per axis) in order.
     template <class F> void each_tap(F f) const {
@@ -78,7 +86,8 @@ template <class T> struct Phase {
         taps = int64_t(axis[0].tap.size() * axis[1].tap.size() * axis[2].tap.size());
         steps = from * taps;
         panels = (to + WIDTH<T> - 1) / WIDTH<T>;
-        weight.assign(s.groups * panels * steps * WIDTH<T>, T(0));
+        patched = worth_patches(axis[0].count * axis[1].count * axis[2].count, to, steps) && steps <= MOST_STEPS;
+        weight.assign(s.groups * steps * (patched ? to : panels * WIDTH<T>), T(0));
         b_at.resize(steps);
         decoded.resize(steps);
         for (int64_t k = 0; k < steps; k++) b_at[k] = int32_t(k * WIDTH<T>);
@@ -91,12 +100,12 @@ template <class T> struct Phase {
                     for (int64_t j = 0; j < to; j++) {
                         // small channel × large channel × tap
                         const int64_t small = job.transposed ? j : i, large = job.transposed ? i : j;
-                        const int64_t row = (g * panels + j / WIDTH<T>) * steps + i * taps + number;
-                        weight[row * WIDTH<T> + j % WIDTH<T>] =
+                        weight[weight_at(g, i * taps + number, j)] =
                             job.w[((g * s.small_channels + small) * s.large_channels + large) * all_taps + at];
                     }
         });
         packed.take(weight.data(), weight.data(), int64_t(weight.size()), all(T(1)));
+        for (int64_t g = 0; patched && g < s.groups; g++) prepared.emplace_back(prepare_product(to, steps, rows(g)));
     }
 };
 
@@ -120,7 +129,10 @@ template <class T> class SlabRun {
         address_steps();
         risky = may_lose(packed, phase.packed);
         lost = false;
-        for (int64_t p = 0; p < phase.panels; p++) panel(p);
+        if (phase.patched)
+            patches();
+        else
+            for (int64_t p = 0; p < phase.panels; p++) panel(p);
         Summary s = nothing_seen();
         s.flags = packed.flags() | (lost ? LOST : 0);
         return s;
@@ -170,6 +182,74 @@ template <class T> class SlabRun {
         }
         return p;
     }
+
+    // ---- by patches: step × point, some points at a time
+
+    // Points that follow each other along the last axis.
+    struct Stretch {
+        Point start;
+        int64_t count;
+    };
+
+    void patches() {
+        const int64_t limit = std::max<int64_t>(LANES<T>, PATCH_BYTES / 4 / int64_t(sizeof(T)) / phase.steps);
+        int64_t t[3], count = 0;
+        for (t[0] = begin[0]; t[0] < end[0]; t[0]++)
+            for (t[1] = begin[1]; t[1] < end[1]; t[1]++)
+                for (t[2] = begin[2]; t[2] < end[2];) {
+                    const int64_t some = std::min(end[2] - t[2], limit - count);
+                    stretches.push_back({point(t), some});
+                    t[2] += some, count += some;
+                    if (count == limit) multiply(count), count = 0;
+                }
+        if (count) multiply(count);
+    }
+
+    void multiply(int64_t count) {
+        patch.resize(phase.steps * count);
+        best.resize(count * phase.to);
+        step_of.resize(count * phase.to);
+        const int64_t stride = phase.axis[2].stride;
+        T *to = patch.data();
+        for (int64_t k = 0; k < phase.steps; k++)
+            for (const Stretch &x : stretches) {
+                const T *from = image.data() + a_at[k] + x.start.image;
+                if (stride == 1)
+                    for (int64_t i = 0; i < x.count; i++) to[i] = from[i];
+                else
+                    for (int64_t i = 0; i < x.count; i++) to[i] = from[i * stride];
+                to += x.count;
+            }
+        const Product<T> product{1, count, phase.to, phase.steps, {patch.data(), 0, 1, count}, phase.rows(slab.group),
+                                 best.data(), step_of.data()};
+        lost |= (max_product(product, phase.prepared[slab.group].get(), Variant::pruned).flags & LOST) != 0;
+        write_stretches();
+        stretches.clear();
+    }
+
+    // point × channel to channel × point; a few channels at a time, so that their cache lines stay.
+    void write_stretches() {
+        constexpr int64_t SOME = 16;
+        const int64_t groups = phase.job.shape.groups, base = slab.group * phase.from * phase.inputs;
+        const int64_t first = (slab.example * groups + slab.group) * phase.to;
+        for (int64_t c0 = 0; c0 < phase.to; c0 += SOME) {
+            const int64_t stop = std::min(phase.to, c0 + SOME);
+            const T *from = best.data();
+            const int32_t *steps_from = step_of.data();
+            for (const Stretch &x : stretches)
+                for (int64_t i = 0; i < x.count; i++, from += phase.to, steps_from += phase.to) {
+                    const int64_t input = base + x.start.input + i * phase.axis[2].stride;
+                    const int64_t to = first * phase.outputs + x.start.output + i * phase.axis[2].step;
+                    for (int64_t c = c0; c < stop; c++) {
+                        phase.job.out[to + c * phase.outputs] = from[c];
+                        phase.job.arg[to + c * phase.outputs] =
+                            steps_from[c] < 0 ? -1 : int32_t(input + phase.decoded[steps_from[c]]);
+                    }
+                }
+        }
+    }
+
+    // ---- by tiles
 
     void panel(int64_t p) {
         int64_t t[3];
@@ -231,6 +311,9 @@ template <class T> class SlabRun {
     Span spans[3];
     std::vector<T> image;
     std::vector<int32_t> a_at;
+    std::vector<Stretch> stretches;
+    std::vector<T> patch, best;
+    std::vector<int32_t> step_of;
     Packed<T> packed;
     bool risky = false, lost = false;
 };
@@ -260,7 +343,7 @@ template <class T> Summary run_phase(const Phase<T> &phase, int threads) {
 
 template <class T> Summary phase_at(const ConvInput<T> &job, const int64_t *residue, int threads) {
     const ConvShape &s = job.shape;
-    Phase<T> phase{job, {}, s.small_channels, s.large_channels, 1, 1, 0, 0, 0, {}, {}, {}, {}};
+    Phase<T> phase{job, {}, s.small_channels, s.large_channels, 1, 1, 0, 0, 0, false, {}, {}, {}, {}, {}};
     if (job.transposed) std::swap(phase.from, phase.to);
     for (int d = 0; d < 3; d++) {
         phase.axis[d] = job.transposed ? axis_towards_small(s, d) : axis_towards_large(s, d, residue[d]);

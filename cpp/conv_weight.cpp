@@ -6,8 +6,7 @@
 // better. Threads share the results, so they meet only twice a piece: after packing, and at its end.
 #include <vector>
 
-#include "conv.hpp"
-#include "conv_tile.hpp"
+#include "conv_patches.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
@@ -215,18 +214,28 @@ template <class T> class Pieces {
     bool risky = false;
 };
 
+template <class T> Summary extent(const T *out, int64_t numel) {
+    Watch<T> watch;
+    for (int64_t x = 0; x < numel; x += LANES<T>) watch.result(load(out + x, numel - x), Int<T>{});
+    return watch.summary();
+}
+
 }  // namespace
 
 template <class T> Summary conv_weight(const ConvWeight<T> &job, int threads) {
     const ConvShape &s = job.shape;
     const int64_t numel = s.groups * s.small_channels * s.large_channels * volume(s.taps);
+    const bool empty = numel == 0 || s.batch * volume(s.small) * volume(s.large) == 0;
+    if (!empty && weight_suits_patches(job)) {
+        Summary out = weight_by_patches(job, threads);
+        add(out, extent(job.out, numel));
+        if (!(out.flags & LOST)) return out;  // a chunk may have lost what a later one made good
+    }
     std::fill_n(job.out, numel, T(0));
     std::fill_n(job.arg, numel, -1);
-    if (numel == 0 || s.batch * volume(s.small) * volume(s.large) == 0) return nothing_seen();
+    if (empty) return nothing_seen();
     Summary out = Pieces<T>(job, threads).run();
-    Watch<T> watch;
-    for (int64_t x = 0; x < numel; x += LANES<T>) watch.result(load(job.out + x, numel - x), Int<T>{});
-    add(out, watch.summary());
+    add(out, extent(job.out, numel));
     return out;
 }
 

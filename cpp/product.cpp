@@ -50,6 +50,7 @@ template <class T> struct Job {
     int32_t *arg;
     int64_t p_stride, v_stride;
     bool pruned;
+    int64_t before;  // k's that `out` has seen already
 };
 
 constexpr int64_t PANEL_BYTES = 24 << 20;    // of packed columns at a time
@@ -215,14 +216,14 @@ template <class T> class Run {
         bool pruned = job_.pruned;
         for (int64_t r = from; r < to; r += ROWS) {
             const int rows = static_cast<int>(least(ROWS, to - r));
-            fetch(first_block + block, stripe + r, rows, k == 0);
+            fetch(first_block + block, stripe + r, rows, job_.before + k == 0);
             int row_in_tile = 0;
             for (; pruned && row_in_tile < rows; row_in_tile++) {
                 worked += prune(block, stripe, r + row_in_tile, row_in_tile, k);
                 pruned = ++rows_done < PROBATION || worked < rows_done * tolerable(depth_);
             }
             if (row_in_tile < rows)
-                direct_tile(row(stripe, r, k), row_stride(), rows, panel_.block(block), depth_, static_cast<int32_t>(k), tile_, row_in_tile);
+                direct_tile(row(stripe, r, k), row_stride(), rows, panel_.block(block), depth_, static_cast<int32_t>(job_.before + k), tile_, row_in_tile);
             if (k + depth_ == job_.k) judge(first_block + block, stripe + r, rows);
             flush(first_block + block, stripe + r, rows);
         }
@@ -231,7 +232,7 @@ template <class T> class Run {
     int prune(int64_t block, int64_t stripe, int64_t r, int row_in_tile, int64_t k) {
         const RowFacts<T> &facts = work_.facts[r];
         if (facts.sum == 0) return 0;
-        return pruned_row(row(stripe, r, k), row(stripe, r, k) + row_stride(), facts, panel_.block(block), panel_.bounds(block), depth_, static_cast<int32_t>(k),
+        return pruned_row(row(stripe, r, k), row(stripe, r, k) + row_stride(), facts, panel_.block(block), panel_.bounds(block), depth_, static_cast<int32_t>(job_.before + k),
                           tile_.best[row_in_tile], tile_.arg[row_in_tile], work_.list + member_.id * (cuts_.padded + 64));
     }
 
@@ -311,8 +312,8 @@ template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
     const Side<T> w{p.w.data + b * p.w.batch_stride, p.w.row_stride, p.w.k_stride, p.n, false};
     T *out = p.out + b * p.m * p.n;
     int32_t *arg = p.arg ? p.arg + b * p.m * p.n : nullptr;
-    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan.pruned};
-    return {a, w, p.k, out, arg, p.n, 1, plan.pruned};
+    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan.pruned, p.before};
+    return {a, w, p.k, out, arg, p.n, 1, plan.pruned, p.before};
 }
 
 template <class T> void take(const Product<T> &p, int64_t b, const Outcome<T> &part, Summary &summary) {
@@ -439,9 +440,15 @@ template <class T> Summary product(const Product<T> &p, const Prepared *prepared
 
 }  // namespace
 
-template <class T> Summary max_product(const Product<T> &p) { return product(p, nullptr, 1, Variant::automatic); }
-template Summary max_product(const Product<float> &);
-template Summary max_product(const Product<double> &);
+template <class T> Summary max_product(const Product<T> &p, const Prepared *prepared, Variant variant) {
+    return product(p, prepared, 1, variant);
+}
+template Summary max_product(const Product<float> &, const Prepared *, Variant);
+template Summary max_product(const Product<double> &, const Prepared *, Variant);
+
+template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w) { return prepare(1, n, k, w); }
+template Prepared *prepare_product(int64_t, int64_t, const Operand<float> &);
+template Prepared *prepare_product(int64_t, int64_t, const Operand<double> &);
 
 extern const ProductTable product_table = {product<float>, product<double>, prepare<float>, prepare<double>};
 

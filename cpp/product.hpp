@@ -19,7 +19,8 @@ template <class T> struct Product {
     int64_t batch, m, n, k;
     Operand<T> a, w;
     T *out;
-    int32_t *arg;  // null: values only; else -1 where nothing is above zero
+    int32_t *arg;        // null: values only; else -1 where nothing is above zero
+    int64_t before = 0;  // out and arg hold the best of so many k's that come before these
 };
 
 enum Flag : int {
@@ -53,7 +54,9 @@ GRADTRACE_TABLE(ProductTable, product_table)
 namespace GRADTRACE_ISA {
 // The same for other kernels of this instruction set, to call on one thread: no parallel region is entered.
 // Only float and double exist.
-template <class T> Summary max_product(const Product<T> &product);
+template <class T>
+Summary max_product(const Product<T> &product, const Prepared *prepared = nullptr, Variant variant = Variant::automatic);
+template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w);
 }  // namespace GRADTRACE_ISA
 #endif
 

@@ -14,6 +14,8 @@ template <class T> struct Tile {
 
 constexpr int64_t SLICE = 96;  // k's whose packed columns stay in the first-level cache while rows pass over them
 
+constexpr int TOGETHER = REGISTERS == 32 ? 3 : 1;  // rows whose best and k fit the registers beside each other
+
 // Every product of MR rows with a slice of a block.
 template <class T, int MR>
 void direct_rows(const T *row, int64_t row_stride, const T *w, int64_t depth, int32_t first, T *best, int32_t *arg) {
@@ -52,9 +54,9 @@ void direct_tile(const T *row, int64_t row_stride, int rows, const T *w, int64_t
         const T *slice = w + k * LANES<T>;
         const auto at = first + static_cast<int32_t>(k);
         int r = from;
-        for (; r + 2 <= rows; r += 2)
-            direct_rows<T, 2>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
-        if (r < rows)
+        for (; TOGETHER > 1 && r + TOGETHER <= rows; r += TOGETHER)
+            direct_rows<T, TOGETHER>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
+        for (; r < rows; r++)
             direct_rows<T, 1>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
     }
 }

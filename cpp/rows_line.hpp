@@ -1,6 +1,7 @@
 // Rows of n1·n2 scalars, wherever they lie, as contiguous lines.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "rows.hpp"
@@ -28,8 +29,13 @@ template <class T> class Reader {
         const T *from = rows.data ? rows.data + row * rows.row : nullptr;
         if (!buffer) return from;
         if (held && rows.row == 0) return buffer.get();
-        for (int64_t i = 0; i < sizes.n1; i++)
-            for (int64_t k = 0; k < sizes.n2; k++) buffer[i * sizes.n2 + k] = from[i * rows.n1 + k * rows.n2];
+        if (rows.n1 == 0 && rows.n2 == 0)
+            std::fill_n(buffer.get(), sizes.n(), *from);
+        else if (rows.n2 == 1)
+            for (int64_t i = 0; i < sizes.n1; i++) std::copy_n(from + i * rows.n1, sizes.n2, buffer.get() + i * sizes.n2);
+        else
+            for (int64_t i = 0; i < sizes.n1; i++)
+                for (int64_t k = 0; k < sizes.n2; k++) buffer[i * sizes.n2 + k] = from[i * rows.n1 + k * rows.n2];
         held = true;
         return buffer.get();
     }
@@ -53,12 +59,18 @@ template <class T> class Writer {
     int32_t *arg_line(int64_t row) { return indices ? indices.get() : arg + row * out.row; }
     void finish(int64_t row) {
         if (!values) return;
-        for (int64_t i = 0; i < sizes.n1; i++)
-            for (int64_t k = 0; k < sizes.n2; k++) {
-                const int64_t to = row * out.row + i * out.n1 + k * out.n2;
-                out.data[to] = values[i * sizes.n2 + k];
-                arg[to] = indices[i * sizes.n2 + k];
+        for (int64_t i = 0; i < sizes.n1; i++) {
+            const int64_t to = row * out.row + i * out.n1;
+            if (out.n2 == 1) {
+                std::copy_n(values.get() + i * sizes.n2, sizes.n2, out.data + to);
+                std::copy_n(indices.get() + i * sizes.n2, sizes.n2, arg + to);
+                continue;
             }
+            for (int64_t k = 0; k < sizes.n2; k++) {
+                out.data[to + k * out.n2] = values[i * sizes.n2 + k];
+                arg[to + k * out.n2] = indices[i * sizes.n2 + k];
+            }
+        }
     }
 
   private:

@@ -7,12 +7,13 @@
 // stay above a level throughout an interval, at least one of them isn't j itself, so whatever stays below
 // that level cannot win there.
 //
-// A `Sieve` looks at some intervals at once and keeps the candidates that can win in any of them; every j is
-// met with all that are left. An interval where too many are left (equal gradients near t = 0, say) is looked at
-// again in narrower ones. The few places j in what stays hard go to a `Splitter`, which divides them by their
-// t, each part with its own ever shorter list of candidates.
+// A sieve looks at some intervals at once and keeps the candidates that can win in any of them. Where few are left,
+// every j is met with all of them. Where many are (gradients that are nearly equal compete near t = 0), the places
+// j are sorted into buckets by their t, and a `Splitter` divides those that need it, each part with its own ever
+// shorter list of candidates.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "rows.hpp"
@@ -23,11 +24,14 @@ namespace {
 
 constexpr int COARSE = 8, PARTS = 4;   // intervals of the first sieve, and of each of those in the second
 constexpr int FINE = COARSE * PARTS;
+constexpr int BUCKETS = 1024;         // of places, by their t
 constexpr int DEEPEST = 64;           // halvings of a range of t by a Splitter
-constexpr int NARROWEST = 3;          // divisions of a hard interval by a Sieve
 constexpr int64_t DIRECT = 128;       // rows so short are not worth a sieve
 constexpr int64_t FEW = 32;           // candidates so few are not sieved again
-constexpr int64_t ENOUGH = 4096;      // pairs (place, candidate) not worth splitting further
+constexpr int64_t MANY = 256;        // candidates so many are not sieved again in one go
+constexpr int64_t BEARABLE = 128;     // candidates so few are met with all places rather than sorting these
+constexpr int64_t HANDFUL = 16;       // candidates so few are not sieved again for a part of the places
+constexpr int64_t ENOUGH = 4096;      // pairs (place, candidate) not worth dividing further
 
 // A row; cotangents are already multiplied with f.
 template <class T> struct Line {
@@ -42,6 +46,14 @@ template <class T> struct Candidates {
     int64_t count;
 };
 
+// Signed values at one t of the candidates i, i + 1, ….
+template <class T> struct Block {
+    Vec<T> left0, left1, g;
+    Block(const Candidates<T> &c, int64_t i)
+        : left0(load(c.left0 + i, c.count - i)), left1(load(c.left1 + i, c.count - i)), g(load(c.g + i, c.count - i)) {}
+    Vec<T> at(T t) const { return (left0 + left1 * t) * g; }
+};
+
 // Memory for candidates that a sieve keeps.
 template <class T> struct Sieved {
     T *left0, *left1, *g;
@@ -54,6 +66,22 @@ template <class T> struct Sieved {
         g[count] = from.g[i];
         place[count++] = from.place[i];
     }
+    // Those of the candidates i, i + 1, … whose bit is set; they may lie in this memory, not before where it is full.
+    void keep(const Candidates<T> &from, int64_t i, [[maybe_unused]] const Block<T> &block, uint32_t bits) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4) {
+            const auto mask = __mmask16(bits);
+            const __m512i at = (__m512i)load_index<T>(from.place + i, from.count - i);
+            _mm512_storeu_ps(left0 + count, _mm512_maskz_compress_ps(mask, (__m512)block.left0));
+            _mm512_storeu_ps(left1 + count, _mm512_maskz_compress_ps(mask, (__m512)block.left1));
+            _mm512_storeu_ps(g + count, _mm512_maskz_compress_ps(mask, (__m512)block.g));
+            _mm512_storeu_si512(place + count, _mm512_maskz_compress_epi32(mask, at));
+            count += __builtin_popcount(bits);
+            return;
+        }
+#endif
+        for (; bits; bits &= bits - 1) keep(from, i + __builtin_ctz(bits));
+    }
     Candidates<T> view() const { return {left0, left1, g, place, count}; }
 };
 
@@ -61,16 +89,21 @@ template <class T> struct Memory {
     std::vector<T> left0, left1, g;
     std::vector<int32_t> place;
     Sieved<T> kept;
-    explicit Memory(int64_t n)
-        : left0(n), left1(n), g(n), place(n), kept{left0.data(), left1.data(), g.data(), place.data()} {}
+    explicit Memory(int64_t n)  // whole registers are written
+        : left0(n + LANES<T>), left1(n + LANES<T>), g(n + LANES<T>), place(n + LANES<T>), kept{left0.data(), left1.data(), g.data(), place.data()} {}
 };
 
-// Signed values at one t of the candidates i, i + 1, ….
-template <class T> struct Block {
-    Vec<T> left0, left1, g;
-    Block(const Candidates<T> &c, int64_t i)
-        : left0(load(c.left0 + i, c.count - i)), left1(load(c.left1 + i, c.count - i)), g(load(c.g + i, c.count - i)) {}
-    Vec<T> at(T t) const { return (left0 + left1 * t) * g; }
+// Room for the candidates of each depth of a recursion, kept from row to row.
+template <class T> class Stack {
+  public:
+    Sieved<T> &at(size_t depth, int64_t count) {
+        while (levels.size() <= depth) levels.emplace_back();
+        if (!levels[depth] || int64_t(levels[depth]->g.size()) < count + LANES<T>) levels[depth].reset(new Memory<T>(count));
+        return levels[depth]->kept;
+    }
+
+  private:
+    std::vector<std::unique_ptr<Memory<T>>> levels;
 };
 
 // Of a function that lies between a and b: how small and how large its magnitude can be.
@@ -93,13 +126,11 @@ template <class T> void levels(const Candidates<T> &c, const T *edge, int interv
     for (int k = 0; k < intervals; k++) level[k] = top[k].second_largest(top[k].largest());
 }
 
-// Keeps the candidates that reach the level of any of the intervals, and counts how many reach each. Beyond
-// `room` it only counts. `kept` may overwrite `c`.
+// Keeps the candidates that reach the level of any of the intervals. `kept` may overwrite `c`. `most_stay`: all may be
+// kept where copying wouldn't save much; false then.
 template <class T>
-void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *level, int64_t room, Sieved<T> &kept,
-                int64_t *count) {
-    Int<T> counts[FINE];
-    for (int k = 0; k < intervals; k++) counts[k] = Int<T>{};
+bool keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *level, Sieved<T> &kept, bool most_stay = false) {
+    constexpr int64_t TRIED = 64;  // registers that tell how many stay
     kept.count = 0;
     for (int64_t i = 0; i < c.count; i += LANES<T>) {
         const Block<T> block(c, i);
@@ -107,26 +138,26 @@ void keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *l
         Int<T> live{};
         for (int k = 0; k < intervals; k++) {
             const Vec<T> after = block.at(edge[k + 1]), most = upper<T>(before, after);
-            const Int<T> reaches = (most >= level[k]) & (most > T(0));
-            counts[k] -= reaches;
-            live |= reaches;
+            live |= (most >= level[k]) & (most > T(0));
             before = after;
         }
-        if (kept.count > room) continue;
-        for (uint32_t bits = lane_bits<T>(live); bits; bits &= bits - 1) kept.keep(c, i + __builtin_ctz(bits));
+        if (const uint32_t bits = lane_bits<T>(live)) kept.keep(c, i, block, bits);
+        if (most_stay && i == TRIED * LANES<T> && kept.count > i / 2) return false;
     }
-    for (int k = 0; k < intervals; k++) {
-        count[k] = 0;
-        for (int l = 0; l < LANES<T>; l++) count[k] += counts[k][l];
-    }
+    return true;
 }
 
-// Keeps the candidates that can win somewhere between two values of t.
-template <class T> void sieve(const Candidates<T> &c, const T *edge, Sieved<T> &kept) {
+// Keeps the candidates that can win in some interval between two edges.
+template <class T> void sieve(const Candidates<T> &c, const T *edge, int intervals, Sieved<T> &kept) {
+    T level[FINE];
+    levels(c, edge, intervals, level);
+    keep_above(c, edge, intervals, level, kept);
+}
+// The same between two values of t, but all of them where most would be kept.
+template <class T> Candidates<T> sieved(const Candidates<T> &c, const T *edge, Sieved<T> &kept) {
     T level;
-    int64_t count;
     levels(c, edge, 1, &level);
-    keep_above(c, edge, 1, &level, c.count, kept, &count);
+    return keep_above(c, edge, 1, &level, kept, true) ? kept.view() : c;
 }
 
 template <class T> void even_edges(T low, T high, int intervals, T *edge) {
@@ -183,31 +214,63 @@ void meet_all(const Line<T> &line, const Candidates<T> &c, T *out, int32_t *arg,
 
 // ---- splitting -----------------------------------------------------------------------------------------
 
-template <class T> struct Splitter {
-    const Line<T> &line;
-    T *out;
-    int32_t *arg;
-    Watch<T> &watch;
-    std::vector<int32_t> order;  // the places j; a part of them lies together
+// The places of a row sorted by buckets of their t.
+template <class T> struct Sorted {
+    std::vector<uint16_t> bucket;  // of each place
+    std::vector<int32_t> place, winner;
+    std::vector<T> t, value;       // of the places in that order, and what won there
+    int64_t start[BUCKETS + 1];    // where a bucket begins
 
-    Splitter(const Line<T> &line, T *out, int32_t *arg, Watch<T> &watch, std::vector<int32_t> places)
-        : line(line), out(out), arg(arg), watch(watch), order(std::move(places)) {}
-    void run(const Candidates<T> &c) { split(0, int64_t(order.size()), c, 0); }
-    T t_of(int64_t x) const { return line.t[order[x]]; }
+    explicit Sorted(int64_t n) : bucket(n), place(n), winner(n), t(n), value(n) {}
+
+    void sort(const Line<T> &line, T low, T high) {
+        const T scale = T(BUCKETS) / (high - low), last = T(BUCKETS - 1);
+        int64_t count[BUCKETS + 1] = {};
+        for (int64_t j = 0; j < line.n; j++) {
+            const T at = (line.t[j] - low) * scale;
+            bucket[j] = uint16_t(int(at >= T(0) ? (at < last ? at : last) : T(0)));  // 0 where there is no distance at all
+        }
+        for (int64_t j = 0; j < line.n; j++) count[bucket[j] + 1]++;
+        for (int b = 0; b < BUCKETS; b++) count[b + 1] += count[b];
+        std::copy_n(count, BUCKETS + 1, start);
+        for (int64_t j = 0; j < line.n; j++) {
+            const int64_t to = count[bucket[j]]++;
+            place[to] = int32_t(j), t[to] = line.t[j];
+        }
+    }
+    void write(T *out, int32_t *arg) const {
+        for (size_t x = 0; x < place.size(); x++) out[place[x]] = value[x], arg[place[x]] = winner[x];
+    }
+};
+
+template <class T> struct Splitter {
+    Sorted<T> &sorted;
+    Stack<T> &stack;
+    Watch<T> &watch;
 
     // Every place of the part with every candidate.
     void meet_part(int64_t begin, int64_t end, const Candidates<T> &c) {
-        for (int64_t x = begin; x < end; x += LANES<T>) {
-            const int64_t count = std::min<int64_t>(LANES<T>, end - x);
-            Vec<T> t{};
-            Int<T> j = all_int<T>(-1);
-            for (int64_t l = 0; l < count; l++) t[l] = t_of(x + l), j[l] = order[x + l];
-            Best<T> best;
-            meet<1, false>(c, &t, &j, line.n, &best, watch);
-            for (int64_t l = 0; l < count; l++) {
-                out[j[l]] = best.value[l];
-                arg[j[l]] = int32_t(best.place[l]);
-            }
+        constexpr int V = 4;
+        for (int64_t x = begin; x < end; x += V * LANES<T>) {
+            if (end - x <= LANES<T>)
+                meet_some<1>(x, end - x, c);
+            else
+                meet_some<V>(x, end - x, c);
+        }
+    }
+    template <int V> void meet_some(int64_t begin, int64_t count, const Candidates<T> &c) {
+        Vec<T> t[V];
+        Int<T> j[V];
+        Best<T> best[V];
+        for (int v = 0; v < V; v++) {
+            const int64_t at = v * LANES<T>, left = std::max<int64_t>(0, count - at), from = left ? begin + at : begin;
+            t[v] = load(sorted.t.data() + from, left), j[v] = load_index<T>(sorted.place.data() + from, left);
+        }
+        meet<V, false>(c, t, j, 0, best, watch);
+        for (int v = 0; v < V && v * LANES<T> < count; v++) {
+            const int64_t at = v * LANES<T>;
+            store(sorted.value.data() + begin + at, best[v].value, count - at);
+            store_index<T>(sorted.winner.data() + begin + at, best[v].place, count - at);
         }
     }
 
@@ -216,7 +279,7 @@ template <class T> struct Splitter {
         T first = 0, second = 0;
         int32_t first_at = -1, second_at = -1;
         for (int64_t i = 0; i < c.count; i++) {
-            const T value = std::abs(c.left0[i] + c.left1[i] * t_of(begin)) * c.g[i];
+            const T value = std::abs(c.left0[i] + c.left1[i] * sorted.t[begin]) * c.g[i];
             if (value > first) {
                 second = first, second_at = first_at;
                 first = value, first_at = c.place[i];
@@ -225,112 +288,68 @@ template <class T> struct Splitter {
             }
         }
         for (int64_t x = begin; x < end; x++) {
-            const bool itself = order[x] == first_at;
-            out[order[x]] = itself ? second : first;
-            arg[order[x]] = itself ? second_at : first_at;
+            const bool itself = sorted.place[x] == first_at;
+            sorted.value[x] = itself ? second : first;
+            sorted.winner[x] = itself ? second_at : first_at;
         }
     }
 
+    // The interval of t of a part.
+    void stretch(int64_t begin, int64_t end, T *edge) const {
+        Vec<T> low = all(sorted.t[begin]), high = low;
+        int64_t x = begin;
+        for (; x + LANES<T> <= end; x += LANES<T>) {
+            const Vec<T> t = load(sorted.t.data() + x);
+            low = smaller(t, low), high = larger(t, high);
+        }
+        edge[0] = lowest<T>(low), edge[1] = highest<T>(high);
+        for (; x < end; x++) edge[0] = std::min(edge[0], sorted.t[x]), edge[1] = std::max(edge[1], sorted.t[x]);
+    }
+
+    // Whether dividing a part further costs more than it saves.
+    static bool settled(int64_t places, int64_t candidates) {
+        return candidates <= HANDFUL || places <= LANES<T> || places * candidates <= ENOUGH;
+    }
+
+    // Buckets from one to another.
+    void split_buckets(int from, int to, const Candidates<T> &c, int depth) {
+        const int64_t begin = sorted.start[from], end = sorted.start[to];
+        if (to - from == 1) return split(begin, end, c, depth);
+        if (begin == end) return;
+        if (settled(end - begin, c.count)) return meet_part(begin, end, c);
+        T edge[2];
+        stretch(begin, end, edge);
+        const Candidates<T> left = sieved(c, edge, stack.at(size_t(depth), c.count));
+        if (settled(end - begin, left.count)) return meet_part(begin, end, left);
+        const int middle = (from + to) / 2;
+        split_buckets(from, middle, left, depth + 1);
+        split_buckets(middle, to, left, depth + 1);
+    }
+
+    // Places of one bucket.
     void split(int64_t begin, int64_t end, const Candidates<T> &c, int depth) {
         if (begin == end) return;
-        if (depth == DEEPEST || (end - begin) * c.count <= ENOUGH) return meet_part(begin, end, c);
-        T edge[2] = {t_of(begin), t_of(begin)};
-        for (int64_t x = begin; x < end; x++) edge[0] = std::min(edge[0], t_of(x)), edge[1] = std::max(edge[1], t_of(x));
-        Memory<T> memory(c.count);
-        sieve(c, edge, memory.kept);
-        const Candidates<T> left = memory.kept.view();
+        if (settled(end - begin, c.count) || depth >= DEEPEST) return meet_part(begin, end, c);
+        T edge[2];
+        stretch(begin, end, edge);
+        const Candidates<T> left = sieved(c, edge, stack.at(size_t(depth), c.count));
         if (edge[0] == edge[1]) return meet_same(begin, end, left);
+        if (settled(end - begin, left.count)) return meet_part(begin, end, left);
         const T half = edge[0] / 2 + edge[1] / 2, middle = half < edge[1] ? half : edge[0];
-        const auto bound = std::partition(order.begin() + begin, order.begin() + end,
-                                          [&](int32_t j) { return line.t[j] <= middle; });
-        const int64_t at = bound - order.begin();
+        const int64_t at = part(begin, end, middle);
         split(begin, at, left, depth + 1);
         split(at, end, left, depth + 1);
     }
+    // Puts places with t ≤ middle first; where the others begin.
+    int64_t part(int64_t begin, int64_t end, T middle) {
+        for (int64_t x = begin; x < end; x++)
+            if (sorted.t[x] <= middle) {
+                std::swap(sorted.t[x], sorted.t[begin]);
+                std::swap(sorted.place[x], sorted.place[begin++]);
+            }
+        return begin;
+    }
 };
-
-// ---- sieving -------------------------------------------------------------------------------------------
-
-template <class T> struct Region {
-    T low, high;
-};
-
-// Sieves the candidates of one row into those that matter in the easy regions of t, and names the hard ones.
-template <class T> class Sieve {
-  public:
-    Sieve(const Candidates<T> &all, Memory<T> &memory) : all(all), memory(memory), most(FEW + all.count / 16) {}
-
-    // Candidates for every t of the region that isn't in a hard one.
-    Candidates<T> run(const Region<T> &region) {
-        visit(region, 0);
-        return marks.empty() ? memory.kept.view() : marked();
-    }
-    std::vector<Region<T>> hard;
-
-  private:
-    void visit(const Region<T> &region, int depth) {
-        T edge[COARSE + 1], level[COARSE];
-        int64_t count[COARSE];
-        even_edges(region.low, region.high, COARSE, edge);
-        levels(all, edge, COARSE, level);
-        keep_above(all, edge, COARSE, level, COARSE * most, memory.kept, count);
-        bool is_hard[COARSE];
-        int found = 0;
-        for (int k = 0; k < COARSE; k++) {
-            is_hard[k] = count[k] > most;
-            found += is_hard[k];
-            if (is_hard[k]) level[k] = INF<T>;
-        }
-        if (found) keep_above(all, edge, COARSE, level, all.count, memory.kept, count);
-        if (memory.kept.count > FEW) again(edge, is_hard);
-        if (found || depth) mark();
-        for (int k = 0; k < COARSE; k++) {
-            if (!is_hard[k]) continue;
-            if (depth < NARROWEST && found <= COARSE / 2)
-                visit({edge[k], edge[k + 1]}, depth + 1);
-            else
-                hard.push_back({edge[k], edge[k + 1]});
-        }
-    }
-    // Sieves what was kept once more, in parts of the easy intervals.
-    void again(const T *edge, const bool *is_hard) {
-        T finer[FINE + 1], level[FINE];
-        int64_t count[FINE];
-        for (int k = 0; k < COARSE; k++) even_edges(edge[k], edge[k + 1], PARTS, finer + k * PARTS);
-        levels(memory.kept.view(), finer, FINE, level);
-        for (int k = 0; k < FINE; k++)
-            if (is_hard[k / PARTS]) level[k] = INF<T>;
-        keep_above(memory.kept.view(), finer, FINE, level, all.count, memory.kept, count);
-    }
-    void mark() {
-        if (marks.empty()) marks.resize(all.count);
-        for (int64_t i = 0; i < memory.kept.count; i++) marks[memory.kept.place[i]] = 1;
-    }
-    Candidates<T> marked() {
-        memory.kept.count = 0;
-        for (int64_t i = 0; i < all.count; i++)
-            if (marks[i]) memory.kept.keep(all, i);
-        return memory.kept.view();
-    }
-
-    const Candidates<T> &all;
-    Memory<T> &memory;
-    const int64_t most;  // candidates that an easy interval can have
-    std::vector<uint8_t> marks;
-};
-
-// The places whose t lies in a hard region.
-template <class T> std::vector<int32_t> places_in(const Line<T> &line, const std::vector<Region<T>> &regions) {
-    std::vector<int32_t> out;
-    for (int64_t j = 0; j < line.n; j += LANES<T>) {
-        const Vec<T> t = load(line.t + j, line.n - j);
-        Int<T> in{};
-        for (const Region<T> &r : regions) in |= (t >= r.low) & (t <= r.high);
-        in &= lane_numbers<T>() < all_int<T>(line.n - j);
-        for (uint32_t bits = lane_bits<T>(in); bits; bits &= bits - 1) out.push_back(int32_t(j + __builtin_ctz(bits)));
-    }
-    return out;
-}
 
 // ---- rows ----------------------------------------------------------------------------------------------
 
@@ -381,10 +400,27 @@ template <class T> struct Workspace {
     std::vector<T> scaled;
     std::vector<int32_t> places;
     Memory<T> memory;
-    explicit Workspace(int64_t n) : scaled(n), places(n), memory(n) {
+    Stack<T> stack;
+    Sorted<T> sorted;
+    explicit Workspace(int64_t n) : scaled(n), places(n), memory(n), sorted(n) {
         for (int64_t i = 0; i < n; i++) places[i] = int32_t(i);
     }
 };
+
+// All places with the candidates that can win at their t.
+template <class T> void compete(const Line<T> &line, const Candidates<T> &c, const Seen<T> &seen, Workspace<T> &work, T *out,
+             int32_t *arg, Watch<T> &watch) {
+    T edge[FINE + 1];
+    Sieved<T> &kept = work.memory.kept;
+    even_edges(seen.low, seen.high, COARSE, edge);
+    sieve(c, edge, COARSE, kept);
+    even_edges(seen.low, seen.high, FINE, edge);
+    if (kept.count > FEW && kept.count <= MANY) sieve(kept.view(), edge, FINE, kept);
+    if (kept.count <= BEARABLE) return meet_all<false>(line, kept.view(), out, arg, watch);
+    work.sorted.sort(line, seen.low, seen.high);
+    Splitter<T>{work.sorted, work.stack, watch}.split_buckets(0, BUCKETS, kept.view(), 0);
+    work.sorted.write(out, arg);
+}
 
 template <class T> void row(const Line<T> &line, T f, Workspace<T> &work, T *out, int32_t *arg, Watch<T> &watch) {
     const Seen<T> seen = look(line, f, work.scaled.data(), watch);
@@ -394,9 +430,7 @@ template <class T> void row(const Line<T> &line, T f, Workspace<T> &work, T *out
     } else if (line.n <= DIRECT) {
         meet_all<false>(line, c, out, arg, watch);
     } else {
-        Sieve<T> sieve(c, work.memory);
-        meet_all<false>(line, sieve.run({seen.low, seen.high}), out, arg, watch);
-        if (!sieve.hard.empty()) Splitter<T>(line, out, arg, watch, places_in(line, sieve.hard)).run(c);
+        compete(line, c, seen, work, out, arg, watch);
     }
     diagonal(line, work.scaled.data(), seen.live, out, arg, watch);
 }
@@ -423,12 +457,22 @@ template <class T> struct Factors {
     explicit Factors(int64_t n) : own(n), left0(n), left1(n) {}
 
     void fill(const T *hat, const T *gamma, const T *scale, T count, int64_t n) {
+        int exponent;
+        const bool power_of_two = std::frexp(count, &exponent) == T(0.5) && exponent < 64;
+        if (power_of_two)  // times the inverse is the same to the last bit, and much faster
+            fill(hat, gamma, scale, n, [inverse = T(1) / count](Vec<T> x) { return x * inverse; });
+        else
+            fill(hat, gamma, scale, n, [count](Vec<T> x) { return x / count; });
+    }
+
+  private:
+    template <class F> void fill(const T *hat, const T *gamma, const T *scale, int64_t n, F shared) {
         for (int64_t i = 0; i < n; i += LANES<T>) {
             const int64_t some = n - i;
             const Vec<T> x = load(hat + i, some), s = load(scale + i, some), a = gamma ? load(gamma + i, some) * s : s;
-            store(own.data() + i, a * (T(1) - (T(1) + x * x) / count), some);
-            store(left0.data() + i, -a / count, some);
-            store(left1.data() + i, -a * x / count, some);
+            store(own.data() + i, a * (T(1) - shared(T(1) + x * x)), some);
+            store(left0.data() + i, shared(-a), some);
+            store(left1.data() + i, shared(-a * x), some);
         }
     }
 };

@@ -18,6 +18,12 @@ namespace gradtrace::GRADTRACE_ISA {
 
 template <class T> struct Simd;
 
+#if defined(GRADTRACE_ISA_v4)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
 // Keeps a value in a register. Without it gcc repeats a broadcast from a general register for every blend.
 template <class Reg> inline Reg settled(Reg x) {
 #if defined(GRADTRACE_ISA_v3) || defined(GRADTRACE_ISA_v4)

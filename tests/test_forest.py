@@ -9,9 +9,10 @@ import torch
 from checks import F64, leaf, recorded
 from torch import Tensor
 
-from gradtrace import Max, Trace, component
+from gradtrace import Max, Trace, component, record
 from gradtrace.errors import UnknownName
 from gradtrace.forest import NONE, plant
+from gradtrace.kernels import native
 
 
 def _trace(program, **leaves: Tensor) -> Trace:
@@ -188,3 +189,33 @@ def test_an_unknown_kind_lists_the_known_ones():
     tape, loss = recorded(lambda x: x.sum(), {"x": leaf(2)})
     with pytest.raises(UnknownName, match=r"'strong'.*best, greedy"):
         plant(tape.record, tape.value_of(loss), "strong")
+
+
+# ---------------------------------------------------------------- compiled kernels
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_winners_of_a_weight_that_is_used_on_both_sides_are_those_of_the_reference(seed):
+    """Two products put into one are merged with a third of another kind: choices are laid out anew for that."""
+    w, x = (torch.randint(-2, 4, (2, 2), generator=torch.Generator().manual_seed(seed + i)).double() for i in range(2))
+    leaves = {"w": w.requires_grad_(), "x": x.requires_grad_()}
+    with record(names=leaves) as tape:
+        loss = ((w @ w) @ w + x @ w).sum()
+    ours = tape.trace(loss).forest()
+    with native.using("reference"):
+        reference = tape.trace(loss).forest()
+    for value in tape.leaves.values():
+        assert torch.equal(ours.winners[value.id], reference.winners[value.id])
+
+
+def test_windows_of_several_examples_are_merged_with_what_arrives_later():
+    w = torch.arange(1.0, 5.0, dtype=torch.float64).reshape(2, 2).requires_grad_()
+    x = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(3, 2)
+    with record(names={"w": w}, examples=x) as tape:
+        half = w * 2
+        loss = (x * half[0] + x.flip(1) * half[1] + x @ half).sum()
+    ours = tape.trace(loss).forest(per_example=True)
+    with native.using("reference"):
+        reference = tape.trace(loss).forest(per_example=True)
+    value = tape.leaves["w"].id
+    assert torch.equal(ours.winners[value], reference.winners[value])

@@ -7,6 +7,7 @@ the same set, it is one integer and no gather.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,33 +156,65 @@ def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
 
 
 def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
-    """Read sets off compact winners."""
+    """Read sets off compact winners; a leaf's as soon as can be, so that nobody's are kept longer than needed."""
     sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
+    waiting = _Waiting(found, leaves)
     for call in reversed(forest.record.calls):
         for value in call.outputs:
             if value is None or (value.id not in found.winners and value is not forest.loss):
                 continue
-            inherited = (
-                sets[value.id] if value is forest.loss else _of(found.winners[value.id], sets, forest.batch(value))
-            )
+            winners = found.winners.get(value.id)
+            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value))
             here = own.of(call, value.shape)
-            if isinstance(here, Tensor) and inherited.edge is not None:
-                inherited = _looked_up(found.winners[value.id], sets, forest.batch(value))
+            if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
+                inherited = _looked_up(winners, sets, forest.batch(value))
             sets[value.id] = inherited.joined(here)
+            waiting.done(value.id, sets)
+        for leaf in waiting.ready.pop(call.index, ()):
+            yield _of_leaf(leaf, found.winners[leaf.id], own, sets, forest.batch(leaf))
+            waiting.done(leaf.id, sets)
     for leaf in leaves:
-        winners = found.winners.get(leaf.id)
-        here = own.of_leaf(leaf)
-        walks = None if winners is None else _walks(winners, sets, forest.batch(leaf))
-        if walks is None and isinstance(here, int):
-            also = 0 if winners is None else _shared(winners, sets)
-            yield Crossed(leaf, (also or 0) | here)
-        elif walks is not None and isinstance(here, int):
-            yield Crossed(leaf, here, [partial(native.inherit, walk) for walk in walks])
-        else:
-            inherited = Sets(0) if winners is None else _looked_up(winners, sets, forest.batch(leaf))
-            both = inherited.joined(here)
-            assert both.plane is not None
-            yield _leaf(leaf, both.also, both.plane)
+        if leaf.id not in found.winners:
+            here = own.of_leaf(leaf)
+            yield Crossed(leaf, here) if isinstance(here, int) else _leaf(leaf, 0, here.unsqueeze(0))
+
+
+class _Waiting:
+    """Who still needs the sets of a value, and which leaves can be read after a call's results."""
+
+    def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
+        self.found, asked = found, {leaf.id for leaf in leaves}
+        self.needs: Counter[int] = Counter()
+        self.ready: dict[int, list[Value]] = {}
+        for value_id, winners in found.winners.items():
+            if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
+                self.needs.update(edge.target.id for edge in winners.edges)
+        for leaf in leaves:
+            if leaf.id in found.winners:
+                calls = [edge.target.call for edge in found.winners[leaf.id].edges]
+                self.ready.setdefault(min(call.index for call in calls if call is not None), []).append(leaf)
+
+    def done(self, value_id: int, sets: dict[int, Sets]) -> None:
+        """Forget the sets that only this value needed."""
+        winners = self.found.winners.get(value_id)
+        for edge in winners.edges if winners is not None else ():
+            self.needs[edge.target.id] -= 1
+            if not self.needs[edge.target.id]:
+                del sets[edge.target.id]
+
+
+def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], batch: int) -> Crossed:
+    """Give a leaf's sets, to be looked up piece by piece where that is possible."""
+    here, shared = own.of_leaf(leaf), _shared(winners, sets)
+    if isinstance(here, int) and shared is not None:
+        return Crossed(leaf, shared | here)
+    if isinstance(here, int):
+        walks = _walks(winners, sets, batch)
+        assert walks is not None
+        return Crossed(leaf, here, [partial(native.inherit, walk) for walk in walks])
+    both = _looked_up(winners, sets, batch).joined(here)
+    assert both.plane is not None
+    return _leaf(leaf, both.also, both.plane)
 
 
 def _of(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:

@@ -157,29 +157,39 @@ LARGE = {
     "groups": Geometry(False, 3, (3, 7), (9, 9), (3, 3), (1, 1), (1, 1), (2, 1)),
     "transposed": Geometry(True, 2, (9, 10), (7, 8), (4, 3), (2, 2), (1, 0), (1, 1)),
     "long": Geometry(False, 1, (2, 3), (40_000,), (5,), (1,), (2,), (1,)),
+    # enough channels and steps on both sides to go by patches
+    "patches": Geometry(False, 1, (33, 34), (9, 10), (3, 3), (2, 1), (1, 1), (1, 2)),
+    "patches of groups": Geometry(False, 2, (40, 36), (90,), (5,), (1,), (2,), (1,)),
+    "patches, transposed": Geometry(True, 1, (40, 35), (6, 8), (3, 4), (2, 1), (1, 2), (1, 1)),
+    "patches, three axes": Geometry(False, 1, (32, 32), (3, 4, 5), (2, 3, 3), (1, 1, 2), (1, 1, 0), (1, 1, 1)),
 }
 
 
 @pytest.mark.parametrize("isa", native.instruction_sets())
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("pool", ["lognormal", "integers", "infinite", "denormal"])
 @pytest.mark.parametrize("name", LARGE)
-def test_large_convolutions(name: str, threads: int, isa: str) -> None:
+def test_large_convolutions(name: str, pool: str, threads: int, isa: str) -> None:
     """Every weighted pair reaches what the kernel says, and nothing reaches more: checked through patches."""
     geo, batch = LARGE[name], 3
     call = {"double": False, "isa": isa, "threads": threads, "f": 1.0}
     rng = np.random.default_rng(0)
-    g = np.abs(numbers(rng, "lognormal", (batch, *geo.y), False))
-    x, w = numbers(rng, "normal", (batch, *geo.x), False), numbers(rng, "normal", geo.w, False)
+    g = np.abs(numbers(rng, pool, (batch, *geo.y), False))
+    others = "normal" if pool == "lognormal" else pool
+    x, w = numbers(rng, others, (batch, *geo.x), False), numbers(rng, others, geo.w, False)
     edges = brute_edges(geo)
     for what, first, shape in (("conv_input", w, (batch, *geo.x)), ("conv_weight", x, geo.w)):
         out, arg = np.empty(shape, np.float32), np.empty(shape, np.int32)
-        geo.run(call, what, batch, first, g, out, arg)
+        found = geo.run(call, what, batch, first, g, out, arg)
         want, where = np.zeros(out.size, np.float32), np.full(out.size, -1, np.int64)
+        met = np.zeros(out.size, bool)
         for n in range(batch):
             for y, e, at in edges:
                 target = n * x[0].size + at if what == "conv_input" else e
                 source = y if what == "conv_input" else n * g[0].size + y
-                value = np.abs(w.ravel()[e] if what == "conv_input" else x[n].ravel()[at]) * g[n].ravel()[y]
+                weight, cotangent = w.ravel()[e] if what == "conv_input" else x[n].ravel()[at], g[n].ravel()[y]
+                value = weighed(weight, cotangent, 1.0)
+                met[target[(weight != 0) & (cotangent != 0)]] = True
                 if what == "conv_weight" and len(e):  # one entry for the whole chunk
                     first_best = slice(value.argmax(), value.argmax() + 1)
                     target, source, value = target[first_best], source[first_best], value[first_best]
@@ -187,6 +197,7 @@ def test_large_convolutions(name: str, threads: int, isa: str) -> None:
                 want[target[better]], where[target[better]] = value[better], source[better]
         same(out.ravel(), want)
         same(arg.ravel(), where)
+        check_extent(found, out.ravel(), met, np.array(True))
 
 
 def brute_edges(geo: Geometry) -> list[tuple[Array, Array, Array]]:

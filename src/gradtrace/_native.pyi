@@ -1,0 +1,241 @@
+"""Signatures of the C++ kernels, made by `python -m nanobind.stubgen -D -m gradtrace._native`."""
+
+from collections.abc import Sequence
+from typing import overload
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...
+
+class Prepared:
+    pass
+
+def max_product(
+    double_: bool,
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    a_ptr: int,
+    a_sb: int,
+    a_sm: int,
+    a_sk: int,
+    w_ptr: int,
+    w_sb: int,
+    w_sn: int,
+    w_sk: int,
+    out_ptr: int,
+    arg_ptr: int,
+    prepared: Prepared | None,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def prepare(double_: bool, batch: int, n: int, k: int, w_ptr: int, w_sb: int, w_sn: int, w_sk: int) -> Prepared: ...
+def use_variant(name: str) -> None: ...
+def conv_input(
+    double_: bool,
+    transposed: bool,
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    y_shape: Sequence[int],
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    w_ptr: int,
+    g_ptr: int,
+    f: float,
+    out_ptr: int,
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def conv_weight(
+    double_: bool,
+    transposed: bool,
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    y_shape: Sequence[int],
+    groups: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    x_ptr: int,
+    g_ptr: int,
+    f: float,
+    out_ptr: int,
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def scale(
+    double_: bool,
+    kind: int,
+    shape: Sequence[int],
+    g_ptr: int,
+    g_strides: Sequence[int],
+    w_ptr: int,
+    w_strides: Sequence[int],
+    c: float,
+    f: float,
+    out_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def merge(
+    double_: bool,
+    n: int,
+    a_ptr: int,
+    fa: float,
+    b_ptr: int,
+    fb: float,
+    a_index_ptr: int,
+    b_index_ptr: int,
+    choice_ptr: int,
+    ordinal: int,
+    wide_choice: bool,
+    threads: int,
+) -> tuple[float, float, int]: ...
+@overload
+def reduce_max(
+    double_: bool,
+    outer: int,
+    n: int,
+    inner: int,
+    g_ptr: int,
+    g_strides: Sequence[int],
+    w_ptr: int,
+    w_strides: Sequence[int],
+    f: float,
+    out_ptr: int,
+    index_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+@overload
+def reduce_max(
+    double_: bool,
+    outer: int,
+    n: Sequence[int],
+    inner: int,
+    g_ptr: int,
+    g_strides: Sequence[int],
+    w_ptr: int,
+    w_strides: Sequence[int],
+    f: float,
+    out_ptr: int,
+    index_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def segment_max(
+    double_: bool,
+    batch: int,
+    rows: int,
+    inner: int,
+    size: int,
+    g_ptr: int,
+    index_ptr: int,
+    f: float,
+    out_ptr: int,
+    arg_ptr: int,
+    init: bool,
+    choice_ptr: int,
+    ordinal: int,
+    wide_choice: bool,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def rank_one(
+    double_: bool,
+    kind: int,
+    rows: int,
+    n1: int,
+    n2: int,
+    g_ptr: int,
+    g_strides: Sequence[int],
+    own_ptr: int,
+    own_strides: Sequence[int],
+    left_ptr: int,
+    left_strides: Sequence[int],
+    right_ptr: int,
+    right_strides: Sequence[int],
+    f: float,
+    out_ptr: int,
+    out_strides: Sequence[int],
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def rank_two(
+    double_: bool,
+    rows: int,
+    n1: int,
+    n2: int,
+    g_ptr: int,
+    g_strides: Sequence[int],
+    own_ptr: int,
+    own_strides: Sequence[int],
+    left0_ptr: int,
+    left0_strides: Sequence[int],
+    left1_ptr: int,
+    left1_strides: Sequence[int],
+    t_ptr: int,
+    t_strides: Sequence[int],
+    f: float,
+    out_ptr: int,
+    out_strides: Sequence[int],
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def standard(
+    double_: bool,
+    rows: int,
+    n1: int,
+    n2: int,
+    g_ptr: int,
+    g_strides: Sequence[int],
+    hat_ptr: int,
+    hat_strides: Sequence[int],
+    gamma_ptr: int,
+    gamma_strides: Sequence[int],
+    scale_ptr: int,
+    scale_strides: Sequence[int],
+    count: float,
+    f: float,
+    out_ptr: int,
+    out_strides: Sequence[int],
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def sparse_max(
+    double_: bool,
+    outer: int,
+    m: int,
+    n: int,
+    inner: int,
+    j_start_ptr: int,
+    i_ptr: int,
+    w_ptr: int,
+    g_ptr: int,
+    f: float,
+    out_ptr: int,
+    arg_ptr: int,
+    threads: int,
+) -> tuple[float, float, int]: ...
+def tally(
+    double_: bool, bits_ptr: int, strength_ptr: int, n: int, threads: int
+) -> list[tuple[int, int, float]] | None: ...
+def tally_rows(
+    double_: bool, bits_ptr: int, strength_ptr: int, batch: int, n: int, threads: int
+) -> list[list[tuple[int, int, float]] | None]: ...
+def gather_bits(n: int, index_ptr: int, source_ptr: int, or_value: int, out_ptr: int, threads: int) -> None: ...
+def inherit(
+    shape: Sequence[int],
+    raw_ptr: int,
+    raw_stride: Sequence[int],
+    choice_ptr: int,
+    choice_stride: Sequence[int],
+    wide_choice: bool,
+    ordinal_ptr: int,
+    local_ptr: int,
+    sources: list,
+    begin: int,
+    end: int,
+    out_ptr: int,
+    threads: int,
+) -> None: ...
+def measure(double_: bool, data_ptr: int, n: int, threads: int) -> tuple[int, float]: ...
+def first_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> int: ...
