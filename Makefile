@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-full sanitize lint web web-check clean
+.PHONY: demo test test-full test-reference sanitize lint web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -19,6 +19,11 @@ test: $(INSTALLED) browser
 # Every sample of PyTorch's own test database instead of a few of each operator.
 test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+
+# What the answers rest on, with the compiled kernels switched off.
+REFERENCE := brute_force labels influence forest flow models architectures trace semantics_numbers
+test-reference: $(INSTALLED)
+	GRADTRACE_KERNELS=reference $(BIN)/python -m pytest $(REFERENCE:%=tests/test_%.py) $(PYTEST_ARGS)
 
 # The C++ kernels once more, in a build that stops at the first access out of bounds or undefined operation. Python
 # itself leaks, so leaks aren't looked for; capturing file descriptors would swallow the report.

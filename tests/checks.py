@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace import AbsSum, Max, Sum, Tape, Trace, record
-from gradtrace.kernels import native
 from gradtrace.paths import Path
 from gradtrace.semiring import Count
 
@@ -79,9 +78,9 @@ def some_scalars(tensor: Tensor, number: int, seed: int = 0) -> list[tuple[int, 
 
 
 def rounding(trace: Trace, steps: int) -> float:
-    """How far log2 of a product may be off: the kernels multiply float32 weights in float32, once a step."""
+    """How far log2 of a product may be off: where leaves are float32, weights are rounded to it, once a step."""
     double = all(leaf.dtype == torch.float64 for leaf in trace.tape.leaves.values())
-    return 1e-9 if double or not native.available() else 1e-9 + steps * 2.0**-22
+    return 1e-9 if double else 1e-9 + steps * 2.0**-22
 
 
 def assert_paths_have_their_strength(trace: Trace, leaves: Mapping[str, Tensor], number: int = 2) -> list[Path]:

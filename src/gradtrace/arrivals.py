@@ -146,12 +146,10 @@ def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None
 
 
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
-    """Make room for choices, wide enough for this one, and laid out as kernels write them."""
-    if winners.choice is None:
-        winners.choice = torch.zeros(shape, dtype=torch.uint8)
-    winners.choice = winners.choice.expand(shape).contiguous()
-    if mark == 256:
-        winners.choice = winners.choice.to(torch.int32)
+    """Make room for choices, one for each scalar of each example, and wide enough for this one."""
+    # choices by window are the same for all examples, and those of turned products lie as these do
+    choice = torch.zeros(shape, dtype=torch.uint8) if winners.choice is None else winners.choice.expand(shape)
+    winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
 
 
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:

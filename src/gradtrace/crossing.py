@@ -327,7 +327,7 @@ def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) ->
     numel = prod(winners.shape)
     positions = torch.arange(numel)
     raw = winners.at(row, positions)[1] if edge.way.stored else None
-    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw)
+    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)]
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))
 

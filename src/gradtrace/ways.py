@@ -2,7 +2,8 @@
 
 A kernel stores a winner only where several scalars competed, and then only their number among them ("raw"). Where
 a scalar has one consumer, as under a view or a pointwise operator, the way is arithmetic and nothing is stored.
-`flat(positions, raw)` turns flat positions of an argument into flat positions of the result.
+`flat(positions, raw, row)` turns flat positions of an argument into flat positions of the result, `row` being the
+example, where each has winners of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Affine:
     def stored(self) -> bool:
         return self.step != 0 or self.table is not None
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
         out = torch.full_like(positions, self.offset)
         rest = positions
         for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
@@ -68,8 +69,8 @@ class Table:
     index: Callable[[], Tensor]
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
-        del raw
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+        del raw, row
         return self.index()[positions]
 
 
@@ -87,8 +88,8 @@ class Sought:
     width: int
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
-        del raw
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+        del raw, row
         found = torch.searchsorted(self.rows, positions // self.width).clamp_(max=len(self.rows) - 1)
         return self.order[found] * self.width + positions % self.width
 
@@ -101,8 +102,8 @@ class Shared:
     width: int
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
-        del raw
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+        del raw, row
         return self.place[positions // self.width]
 
 
@@ -112,14 +113,14 @@ class Raw:
 
     stored: bool = True
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
         assert raw is not None
         return raw.to(torch.int64)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Composed:
-    """From the argument to a virtual scalar, and from there, by winners of its own, to the result."""
+    """From the argument to a virtual scalar, and from there, by winners of its own (batch × virtual), to the result."""
 
     first: Way
     then: Way
@@ -129,12 +130,13 @@ class Composed:
     def stored(self) -> bool:
         return self.first.stored
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
-        between = self.first.flat(positions, raw)
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+        between = self.first.flat(positions, raw, row)
         if self.inner is None:
-            return self.then.flat(between, None)
-        numel = self.inner.numel()  # of a scalar without a path the stored number means nothing
-        return self.then.flat(between, self.inner.reshape(-1)[between.clamp(0, numel - 1)])
+            return self.then.flat(between, None, row)
+        inner = self.inner[row if len(self.inner) > 1 else 0].reshape(-1)
+        # of a scalar without a path the stored number means nothing
+        return self.then.flat(between, inner[between.clamp(0, len(inner) - 1)], row)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -148,8 +150,8 @@ class Reordered:
     def stored(self) -> bool:
         return self.way.stored
 
-    def flat(self, positions: Tensor, raw: Tensor | None) -> Tensor:
-        return self.order()[self.way.flat(positions, raw)]
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+        return self.order()[self.way.flat(positions, raw, row)]
 
 
 Way: TypeAlias = Affine | Table | Sought | Shared | Raw | Composed | Reordered

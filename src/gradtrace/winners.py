@@ -95,7 +95,7 @@ class Winners:
             edge = self.edges[ordinal]
             here = (chosen == ordinal).nonzero().squeeze(-1) if len(self.edges) > 1 else slice(None)
             where = positions[here] + (row * prod(self.shape) if edge.split else 0)
-            out[here] = edge.way.flat(where, None if raw is None else raw[here]) + edge.first
+            out[here] = edge.way.flat(where, None if raw is None else raw[here], row) + edge.first
         return out
 
 

@@ -5,16 +5,13 @@ Weights and elements are small integers, zeros and ties among them, so that ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
-from itertools import product
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
 
 from gradtrace.kernels import reference
 from gradtrace.kernels.reference import pull
@@ -35,101 +32,6 @@ from gradtrace.structure import (
 )
 
 BATCH = 2
-Jacobian = dict[tuple[int, int], float]  # (flat index of y, flat index of x) → weight; absent is 0
-
-
-# ---------------------------------------------------------------- definitions, as loops
-
-
-def flat(index: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    out = 0
-    for i, n in zip(index, shape, strict=True):
-        out = out * n + i
-    return out
-
-
-def indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return list(product(*map(range, shape)))
-
-
-def place(layout: Layout, index: tuple[int, ...]) -> int:
-    return layout.offset + sum(i * s for i, s in zip(index, layout.stride, strict=True))
-
-
-def of_contraction(s: Contraction) -> Jacobian:
-    """y[Y] depends on x[X] with weight[W], for every assignment of the letters."""
-    sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
-    weight = s.weight() if s.weight is not None else None
-    out: Jacobian = {}
-    for values in product(*(range(sizes[c]) for c in sizes)):
-        at = dict(zip(sizes, values, strict=True))
-        w = 1.0 if weight is None else float(weight.reshape([sizes[c] for c in s.w])[tuple(at[c] for c in s.w)])
-        out[flat(tuple(at[c] for c in s.y), s.y_shape), flat(tuple(at[c] for c in s.x), s.x_shape)] = w
-    return out
-
-
-def of_strided(s: Strided) -> Jacobian:
-    return {(flat(i, s.layout.size), place(s.layout, i)): 1.0 for i in indices(s.layout.size)}
-
-
-def of_placed(s: Placed) -> Jacobian:
-    covered = {place(h, i) for h in s.hidden for i in indices(h.size)}
-    at = {flat(i, s.layout.size): place(s.layout, i) for i in indices(s.layout.size)}
-    return {(y, x): 1.0 for x, y in at.items() if y not in covered}
-
-
-def of_gather(s: Gather) -> Jacobian:
-    return {(y, x): 1.0 for y, x in enumerate(s.scalars().flatten().tolist()) if x >= 0}
-
-
-def of_scatter(s: Scatter) -> Jacobian:
-    return {(y, x): 1.0 for x, y in enumerate(s.index().flatten().tolist()) if y >= 0}
-
-
-def of_low_rank(s: LowRank) -> Jacobian:
-    own, left, right = s.factors()
-    out: Jacobian = {}
-    for i, j in product(indices(s.shape), repeat=2):
-        if all(a == b for d, (a, b) in enumerate(zip(i, j, strict=True)) if d not in s.dims):
-            w = float(own[i]) if i == j else sum(float(a[i] * b[j]) for a, b in zip(left, right, strict=True))
-            out[flat(i, s.shape), flat(j, s.shape)] = w
-    return out
-
-
-def of_sparse(s: Sparse) -> Jacobian:
-    i, j, w = s.edges()
-    weights = [1.0] * len(i) if w is None else w.tolist()
-    (outer, _, inner), out = s.y_shape, {}
-    for o, k in product(range(outer), range(inner)):
-        for a, b, value in zip(i.tolist(), j.tolist(), weights, strict=True):
-            out[flat((o, a, k), s.y_shape), flat((o, b, k), s.x_shape)] = value
-    return out
-
-
-def of_chain(s: Chain) -> Jacobian:
-    first, second, out = jacobian(s.first), jacobian(s.second), {}
-    for (y, v), w in first.items():
-        for (u, x), z in second.items():
-            if u == v:
-                assert (y, x) not in out, "two ways"
-                out[y, x] = w * z
-    return out
-
-
-DEFINITIONS: dict[type, Callable[..., Jacobian]] = {
-    Contraction: of_contraction,
-    Strided: of_strided,
-    Placed: of_placed,
-    Gather: of_gather,
-    Scatter: of_scatter,
-    LowRank: of_low_rank,
-    Sparse: of_sparse,
-    Chain: of_chain,
-}
-
-
-def jacobian(s: Structure) -> Jacobian:
-    return DEFINITIONS[type(s)](s)
 
 
 # ---------------------------------------------------------------- what each carrier should give
@@ -144,7 +46,7 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         values = g[b].flatten().tolist()
         into = [[(i, w) for (i, k), w in sorted(j.items()) if k == x] for x in range(x_numel)]
         sums = [sum(w * values[i] for i, w in edges) for edges in into]
-        best = [_strongest([(abs(w * values[i]), 100 + i) for i, w in edges]) for edges in into]
+        best = [strongest([(abs(w * values[i]), 100 + i) for i, w in edges]) for edges in into]
         assert _plain(s, Sum.carrier, (g,), b) == sums
         assert _plain(s, AbsSum.carrier, (g.abs(),), b) == [sum(abs(w * values[i]) for i, w in e) for e in into]
         assert _plain(s, Count.carrier, normalised(g.abs()), b) == [sum(abs(values[i]) for i, _ in e) for e in into]
@@ -153,11 +55,6 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         greedy = (*normalised(g), *normalised(g.abs()), ids)
         assert _plain(s, Greedy(), greedy, b) == sums
         assert _winners(s, Greedy(), greedy, b) == best
-
-
-def _strongest(found: list[tuple[Any, int]]) -> tuple[Any, int]:
-    value = max((v for v, _ in found), default=0.0)
-    return value, min(i for v, i in found if v == value) if value else NO_ID
 
 
 def _plain(s: Structure, carrier: Carrier, g: Element, b: int) -> list[float]:
@@ -172,27 +69,7 @@ def _winners(s: Structure, carrier: Extreme | Greedy, g: Element, b: int) -> lis
     return [(v, i if v else NO_ID) for v, i in zip(values, ids[b].flatten().tolist(), strict=True)]
 
 
-seeds = st.integers(0, 10_000)
-
-
-def integers(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
 # ---------------------------------------------------------------- structures
-
-
-@st.composite
-def contractions(draw: st.DrawFn) -> Contraction:
-    sizes = {c: draw(st.integers(1, 3)) for c in "abcd"}
-    y = draw(st.permutations(draw(st.lists(st.sampled_from("abcd"), max_size=3, unique=True))))
-    x = draw(st.permutations(draw(st.lists(st.sampled_from("abcd"), max_size=3, unique=True))))
-    both = sorted({*y, *x})
-    w = draw(st.permutations(draw(st.lists(st.sampled_from(both), unique=True)))) if both else []
-    shapes = [tuple(sizes[c] for c in letters) for letters in (y, x, w)]
-    weight = integers(shapes[2], draw(seeds)) if draw(st.booleans()) else None
-    given_ = None if weight is None else lambda: weight
-    return Contraction("".join(y), "".join(x), shapes[0], shapes[1], "".join(w) if weight is not None else "", given_)
 
 
 @given(contractions(), seeds)
@@ -234,19 +111,6 @@ def test_reductions(dims):
     check(reduction(shape, dims, None), kept, 12, 4)
 
 
-LAYOUTS = {
-    "whole": Layout((2, 6), (6, 1), 0),
-    "transposed": Layout((4, 3), (1, 4), 0),
-    "column": Layout((3,), (4,), 2),
-    "expanded": Layout((3, 2, 5), (4, 0, 0), 1),
-    "repeated-and-kept": Layout((2, 3), (0, 4), 1),
-    "overlapping": Layout((4, 3), (2, 1), 1),
-    "scalar": Layout((), (), 7),
-    "empty": Layout((0, 3), (3, 1), 0),
-    "every-other": Layout((2, 2), (8, 2), 0),
-}
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_strided(name):
     check(Strided(LAYOUTS[name], (3, 4)), LAYOUTS[name].size, 12, 5)
@@ -270,11 +134,6 @@ def test_gathers_merge_what_was_read_twice(index, seed):
 def test_scatters_leave_out_what_goes_nowhere(index, seed):
     at = torch.tensor(index).clamp(min=-1).reshape(4, 2)
     check(Scatter(lambda: at, (2, 3), (4, 2)), (2, 3), 8, seed)
-
-
-def low_rank_factors(shape: tuple[int, ...], rank: int, seed: int):
-    left, right = (tuple(integers(shape, seed + side + 2 * r) for r in range(rank)) for side in (1, 2))
-    return integers(shape, seed), left, right
 
 
 @given(
@@ -342,7 +201,7 @@ def test_elements_of_any_exponent_are_compared_exactly(which, values, seed):
     found_m, found_e, found_i = (p.flatten().tolist() for p in pull(s, Extreme(), g))
     for x in range(x_numel):
         into = [(abs(Fraction(w)) * exacts[i], i) for (i, k), w in sorted(j.items()) if k == x]
-        value, winner = _strongest(into)
+        value, winner = strongest(into)
         assert Fraction(found_m[x]) * (Fraction(2) ** found_e[x] if found_m[x] else 1) == value
         assert not value or found_i[x] == winner
 

@@ -1,0 +1,227 @@
+"""The compiled pass against the reference pass: the same strengths and the same winners, scalar by scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from checks import F64, recorded
+from hypothesis import given, settings
+from programs import Program, programs
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradtrace import Tape, record
+from gradtrace.best import OutOfRange, best
+from gradtrace.errors import GradtraceError
+from gradtrace.forest import Forest
+from gradtrace.kernels import native
+from gradtrace.winners import Unused
+
+pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
+EXAMPLES = torch.tensor([[1.0, 2.0], [3.0, -1.0], [2.0, 2.0]], **F64)
+
+
+def integers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def forests(tape: Tape, loss: Tensor, *, per_example: bool = False) -> tuple[Forest, Forest]:
+    """Give the forest by the compiled kernels and the one by the reference."""
+    with native.using("native"):
+        compiled = tape.trace(loss).forest("best", per_example=per_example)
+    with native.using("reference"):
+        plain = tape.trace(loss).forest("best", per_example=per_example)
+    assert compiled.compact is not None
+    assert plain.compact is None
+    return compiled, plain
+
+
+def assert_same(tape: Tape, loss: Tensor, *, per_example: bool = False, inside: bool = False) -> Forest:
+    """Check leaves, or all values that have a path; the arithmetic has to be exact."""
+    compiled, plain = forests(tape, loss, per_example=per_example)
+    leaves = [v.id for v in tape.leaves.values()]
+    for key in plain.winners if inside else leaves:
+        if key in compiled.compact.planes or not inside:  # type: ignore[union-attr]
+            same = compiled.log2[key].expand(plain.log2[key].shape)  # log2 itself is rounded, in another unit
+            assert torch.allclose(same, plain.log2[key], rtol=0, atol=1e-12)
+        if key in compiled.winners:
+            assert torch.equal(compiled.winners[key].expand(plain.winners[key].shape), plain.winners[key])
+    return compiled
+
+
+def check(
+    program: Callable[..., Tensor], leaves: dict[str, Tensor], examples: Tensor | None = None, *, per: bool = False
+) -> Forest:
+    given_ = {n: t.clone().requires_grad_() for n, t in leaves.items()}
+    tape, loss = recorded(program, given_, examples)
+    return assert_same(tape, loss, per_example=per, inside=True)
+
+
+# ---------------------------------------------------------------- any program
+
+
+def _run(program: Program) -> tuple[Tape, Tensor]:
+    return recorded(lambda **p: program.run(p), program.leaves())
+
+
+@given(programs(exact=True))
+@settings(deadline=None, max_examples=150)
+def test_exact_programs(program):
+    tape, loss = _run(program)
+    assert_same(tape, loss, inside=True)
+
+
+@given(programs(exact=True))
+@settings(deadline=None, max_examples=100)
+def test_exact_programs_by_example(program):
+    leaves = program.leaves()
+    with record(names=leaves, examples=leaves["x"]) as tape:
+        loss = program.run(leaves)
+    try:
+        tape.trace(loss).forest("best", per_example=True)
+    except GradtraceError:  # the loss does not depend on the examples
+        return
+    assert_same(tape, loss, per_example=True)
+
+
+@given(programs(exact=False))
+@settings(deadline=None, max_examples=100)
+def test_programs_with_rounding_have_the_same_strengths(program):
+    tape, loss = _run(program)
+    compiled, plain = forests(tape, loss)
+    for value in tape.leaves.values():
+        assert torch.allclose(compiled.log2[value.id], plain.log2[value.id], rtol=0, atol=1e-9)
+
+
+# ---------------------------------------------------------------- products put into one
+
+
+X, Y, W = integers(5, 4, seed=1), integers(5, 4, seed=2), integers(3, 4, seed=3)
+
+
+def test_a_weight_used_twice_is_one_product():
+    forest = check(lambda w: (X @ w.t()).sum() + (Y @ w.t()).sum(), {"w": W})
+    assert forest.compact is not None
+    assert any(isinstance(w, Unused) for w in forest.compact.winners.values())  # the transposed views
+
+
+def test_a_weight_used_as_it_is_and_transposed():
+    check(lambda w: (X @ w.t()).sum() + (Y @ w.t()).square().sum() + (w @ X.t()).abs().sum(), {"w": W})
+
+
+def test_a_product_and_something_else():
+    for late in (False, True):
+
+        def program(w: Tensor, late: bool = late) -> Tensor:
+            more = (w.abs() * 3).sum()
+            products = (X @ w.t()).sum() + (Y @ w.t()).sum()
+            return products + (w.abs() * 5).sum() if late else more + products
+
+        check(program, {"w": W})
+        check(lambda w: program(w * 1), {"w": W})
+
+
+def test_tied_weights():
+    words = torch.tensor([0, 2, 2, 1])
+    check(lambda e: (e[words] @ e.t()).sum(), {"e": W})
+
+
+@pytest.mark.parametrize("steps", [3, 255, 256, 300])
+def test_a_weight_used_at_many_steps(steps):
+    def program(w: Tensor, s: Tensor) -> Tensor:
+        h, out = X[:, :3], torch.zeros((), **F64)
+        for t in range(steps):
+            h = torch.relu(h @ w) if t < 4 else h * (-1) ** t
+            out = out + (h * s).sum() * (t % 7)  # s gets a choice among all steps, w a term each
+            out = out + (X[:, :3] @ w).sum() * (t % 5)
+        return out
+
+    forest = check(program, {"w": integers(3, 3, seed=5), "s": torch.ones(3, **F64)})
+    assert forest.compact is not None
+    choice = forest.compact.winners[forest.record.leaves["s"].id].choice
+    assert choice is not None
+    assert choice.dtype is (torch.int32 if steps > 256 else torch.uint8)
+
+
+# ---------------------------------------------------------------- windows
+
+
+def test_windows_next_to_each_other_and_more():
+    check(lambda w: (w[:, :2] * 2).sum() + (w[:, 2:] * 3).sum(), {"w": W})
+    check(lambda w: (w[:, :3] * 2).sum() + (w[:, 2:] * 3).sum() + (w[1:] * 2.5).sum(), {"w": W})
+    check(lambda w: (w * X[:3]).sum() + (w[:, :2] * 2).sum() + (w[:, 2:] * 3).sum(), {"w": W})
+    check(lambda w: (w[:, :2] * 2).sum() + (w[:, 2:] * 3).sum() + (w * X[:3]).sum(), {"w": W})
+
+
+def test_windows_in_units_far_apart():
+    for first, second in ((2.0**-300, 2.0**300), (2.0**300, 2.0**-300)):
+        check(lambda w, a=first, b=second: (w[:, :2] * a).sum() + (w[:, 2:] * b).sum(), {"w": W})
+
+
+# ---------------------------------------------------------------- by example
+
+
+def test_windows_of_what_each_example_chooses_by_itself():
+    """Choices by window were one plane for all examples, and others were written beyond its end."""
+    own = torch.tensor([[0.0], [1.0], [5.0]], **F64)
+
+    def program(w: Tensor) -> Tensor:
+        v = w * 1
+        whole = ((EXAMPLES * own) @ v).sum() * 2
+        return whole + (EXAMPLES @ v[:, :1]).sum() + (EXAMPLES @ v[:, 1:]).sum() * 3
+
+    check(program, {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]], **F64)}, EXAMPLES, per=True)
+
+
+def test_an_expanded_leaf_whose_examples_choose_among_its_copies():
+    """All examples read the winners of the first one."""
+    scale = torch.arange(1.0, 25, **F64).reshape(3, 4, 2)
+    bias = torch.tensor([1.0, 2.0], **F64)
+    check(lambda b: (b.expand(3, 4, 2) * scale * EXAMPLES[:, None]).sum(), {"b": bias}, EXAMPLES, per=True)
+    mixing, outer = integers(2, 4, seed=7), integers(3, 4, seed=8)
+    check(lambda b: (EXAMPLES @ (b.expand(4, 2) * mixing.t()).t() * outer).sum(), {"b": bias}, EXAMPLES, per=True)
+
+
+def test_products_by_example():
+    def program(w: Tensor) -> Tensor:
+        h = torch.relu(EXAMPLES @ w)
+        return (h @ w).sum() + (EXAMPLES @ w.t()).square().sum()
+
+    check(program, {"w": integers(2, 2, seed=9)}, EXAMPLES, per=True)
+
+
+def test_embeddings_by_example():
+    words = torch.tensor([[0, 1, 2], [2, 2, 0]])
+    check(lambda e: (functional.embedding(words, e) @ e.t()).sum(), {"e": W}, words, per=True)
+
+
+# ---------------------------------------------------------------- range
+
+
+def test_a_long_shrinking_rnn_falls_back_to_the_reference():
+    torch.manual_seed(0)
+    w = (torch.eye(3) * 2.0**-40 + torch.eye(3).flip(0) * 2.0**-1).requires_grad_()
+    u = torch.ones(3, requires_grad=True)
+    with record(names={"w": w, "u": u}) as tape:
+        h, out = u, torch.zeros(())
+        for _ in range(2000):
+            h = h @ w
+            out = out + h[0]
+        loss = out + h.sum()
+    with pytest.raises(OutOfRange):
+        best(tape.record, tape.value_of(loss))
+    forest = tape.trace(loss).forest("best")
+    assert forest.compact is None
+    assert forest.log2[tape.leaves["u"].id].isfinite().all()
+
+
+def test_a_float32_model_has_the_strengths_of_the_reference():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 4), nn.LogSoftmax(-1))
+    with record(model) as tape:
+        loss = -model(torch.randn(5, 6)).square().mean()
+    compiled, plain = forests(tape, loss)
+    for value in tape.leaves.values():
+        assert torch.allclose(compiled.log2[value.id], plain.log2[value.id], rtol=0, atol=1e-5)
