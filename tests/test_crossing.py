@@ -95,6 +95,21 @@ def test_heads_of_attention(per_example):
     assert assert_same(tape, loss, [*heads, "transformer.h.1"], per_example=per_example, exact=False) > 2
 
 
+def test_a_slice_of_a_view_that_a_product_went_through():
+    """The view has no winners of its own: they are borrowed from where the product went."""
+    x = torch.full((2, 2), -2.0, **F64).requires_grad_()
+    weights = torch.tensor([[1.0, -2.0], [0.5, 1.0]], **F64)
+
+    def program(x: Tensor) -> Tensor:
+        with component("b"):
+            y = torch.einsum("ij,kj->ik", x, x)
+        return (y * weights).sum()
+
+    tape, loss = recorded(program, {"x": x})
+    for axis, index in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert_same(tape, loss, ["b", Slice("b", axis, 2, index)], per_example=False, exact=True)
+
+
 def test_as_many_components_as_an_integer_has_bits():
     """The last bit is the sign of the integer that holds a set."""
 

@@ -125,6 +125,15 @@ class Unused(Winners):
         there = way.flat(torch.tensor([position]), None)
         return int(winners.at(row, there)[0]) == ordinal
 
+    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        assert self._link is not None
+        stored, everywhere = self._link[0].index, torch.arange(prod(self.shape))
+        if stored is None:
+            return None, None, None
+        rows = [self.at(row, everywhere)[1] for row in range(len(stored))]
+        index = torch.stack([raw for raw in rows if raw is not None]).to(torch.int32)
+        return None, index.reshape(-1, *self.shape), None
+
     def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         assert self._link is not None
         winners, _, way = self._link
