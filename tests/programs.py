@@ -28,7 +28,7 @@ def _column_scaled_in_place(x: Tensor, y: Tensor, p: dict[str, Tensor]) -> Tenso
 
 
 def _alias_read_after_write(x: Tensor, y: Tensor, p: dict[str, Tensor]) -> Tensor:
-    out = x.clone()
+    out = x.clone(memory_format=torch.contiguous_format)  # a transposed x has no flat view
     flat = out.view(-1)
     out.mul_(y)
     return flat.view(2, 2) + out
