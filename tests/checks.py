@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from programs import Program
 from torch import Tensor, nn
 
-from gradtrace import AbsSum, Max, Sum, Tape, Trace, record
+from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, Trace, record
 from gradtrace.paths import Path
 from gradtrace.semiring import Count
 
@@ -26,6 +27,18 @@ def recorded(
 ) -> tuple[Tape, Tensor]:
     with record(names=leaves, examples=examples) as tape:
         loss = program(**leaves)
+    return tape, loss
+
+
+def recorded_by_example(program: Program) -> tuple[Tape, Tensor] | None:
+    """Record a drawn program whose leaf "x" has a row for each example; None where the loss does not depend on it."""
+    leaves = program.leaves()
+    with record(names=leaves, examples=leaves["x"]) as tape:
+        loss = program.run(leaves)
+    try:
+        tape.trace(loss).forest("best", per_example=True)
+    except GradtraceError:
+        return None
     return tape, loss
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from checks import F64, recorded
+from checks import F64, recorded, recorded_by_example
 from hypothesis import given, settings
 from programs import Program, programs
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from gradtrace import Tape, record
 from gradtrace.best import OutOfRange, best
-from gradtrace.errors import GradtraceError
 from gradtrace.forest import Forest
 from gradtrace.kernels import native
 from gradtrace.winners import Unused
@@ -76,13 +75,10 @@ def test_exact_programs(program):
 @given(programs(exact=True))
 @settings(deadline=None, max_examples=100)
 def test_exact_programs_by_example(program):
-    leaves = program.leaves()
-    with record(names=leaves, examples=leaves["x"]) as tape:
-        loss = program.run(leaves)
-    try:
-        tape.trace(loss).forest("best", per_example=True)
-    except GradtraceError:  # the loss does not depend on the examples
+    found = recorded_by_example(program)
+    if found is None:
         return
+    tape, loss = found
     assert_same(tape, loss, per_example=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import F64, recorded
+from checks import F64, recorded, recorded_by_example
 from hypothesis import given, settings
 from programs import programs
 from torch import Tensor
@@ -13,7 +13,6 @@ from zoo import ZOO, build
 from gradtrace import Slice, Tape, component, record
 from gradtrace.components import Component
 from gradtrace.crossing import AT_ONCE, crossing
-from gradtrace.errors import GradtraceError
 from gradtrace.forest import Forest
 from gradtrace.kernels import native
 
@@ -66,13 +65,10 @@ def test_exact_programs(program):
 @given(programs(exact=True))
 @settings(deadline=None, max_examples=60)
 def test_exact_programs_by_example(program):
-    leaves = program.leaves()
-    with record(names=leaves, examples=leaves["x"]) as tape:
-        loss = program.run(leaves)
-    try:
-        tape.trace(loss).forest("best", per_example=True)
-    except GradtraceError:  # the loss does not depend on the examples
+    found = recorded_by_example(program)
+    if found is None:
         return
+    tape, loss = found
     assert_same(tape, loss, HALVES, per_example=True, exact=True)
 
 

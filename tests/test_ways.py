@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtrace.ways import Affine, Composed, Raw, Reordered, Shared, Sought, Table, contiguous, identity
+from gradtrace.structure import contiguous
+from gradtrace.ways import Affine, Composed, Raw, Reordered, Shared, Sought, Table, identity
 
 ALL = torch.arange(6)
 

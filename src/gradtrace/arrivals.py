@@ -121,7 +121,7 @@ class Arrivals:
         _chosen(winners, a.shape, mark)
         indices = None
         if raw is not None or winners.index is not None:
-            mine = torch.zeros(a.shape, dtype=torch.int32) if winners.index is None else _own(winners.index)
+            mine = torch.zeros(a.shape, dtype=torch.int32) if winners.index is None else winners.index.contiguous()
             winners.index = mine
             indices = None if raw is None else (mine, raw.contiguous())
         native.merge(a, fa, b, fb, indices, winners.choice, mark)
@@ -156,8 +156,3 @@ def _mine(plane: Plane, kind: torch.dtype) -> Tensor:
     """Give data that may be written to."""
     data = plane.data.to(kind).contiguous()
     return data if plane.owned or data is not plane.data else data.clone()
-
-
-def _own(index: Tensor) -> Tensor:
-    # winners of one value are nobody else's, but an expanded or transposed plane has to be laid out anew
-    return index if index.is_contiguous() else index.contiguous()

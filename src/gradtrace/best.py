@@ -79,7 +79,7 @@ class _Pass:
         self.pending: dict[int, Arrivals] = {}
         self.packed: dict[Any, Any] = {}
         self.owners: dict[int, list[tuple[Unused, tuple[int, ...]]]] = {}
-        self.uses = _uses(record, loss)
+        self.uses = _uses(record)
 
     def run(self, track: Callable[[list[Call]], Iterable[Call]]) -> Best:
         one = Plane(torch.ones((1, *self.loss.shape), dtype=self.kind), 0, 1.0, 1.0, owned=True)
@@ -259,7 +259,7 @@ def _precision(record: Record, loss: Value) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _uses(record: Record, loss: Value) -> dict[int, int]:
+def _uses(record: Record) -> dict[int, int]:
     """Count how often each leaf will be arrived at."""
     out: dict[int, int] = {}
     for call in record.calls:

@@ -21,8 +21,9 @@ from .components import Component, Slice, matches, name_of
 from .forest import Forest
 from .kernels import native
 from .places import Places
+from .structure import contiguous
 from .tape import Call, Record, Value
-from .ways import Affine, contiguous
+from .ways import Affine
 from .winners import Edge, Unused, Winners
 
 AT_ONCE = 64  # components in one integer

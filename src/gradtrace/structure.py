@@ -19,7 +19,7 @@ Weights are thunks, taken when a kernel needs them, so that a structure costs no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -88,6 +88,15 @@ class Layout(NamedTuple):
     size: Shape
     stride: Shape
     offset: int
+
+
+def contiguous(shape: Sequence[int]) -> Shape:
+    """Give the strides of a contiguous tensor."""
+    out, step = [], 1
+    for n in reversed(shape):
+        out.append(step)
+        step *= n
+    return tuple(reversed(out))
 
 
 def positions(layout: Layout, device: torch.device | str = "cpu") -> Tensor:

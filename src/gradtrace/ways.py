@@ -8,7 +8,7 @@ example, where each has winners of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
@@ -17,15 +17,6 @@ import torch
 from torch import Tensor
 
 from .structure import Shape
-
-
-def contiguous(shape: Sequence[int]) -> Shape:
-    """Give the strides of a contiguous tensor."""
-    out, step = [], 1
-    for n in reversed(shape):
-        out.append(step)
-        step *= n
-    return tuple(reversed(out))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -13,9 +13,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .structure import Layout
+from .structure import Layout, contiguous
 from .tape import Value
-from .ways import Affine, Way, contiguous
+from .ways import Affine, Way
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import Gather, Layout, Placed, Scatter, Shape, Strided, positions
-from ..ways import Affine, Composed, Sought, Table, Way, contiguous, identity
+from ..structure import Gather, Layout, Placed, Scatter, Shape, Strided, contiguous, positions
+from ..ways import Affine, Composed, Sought, Table, Way, identity
 from . import native, reference
 from .contraction import merged
 from .plane import Plane, Pulled, Spikes, made, precisely

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structure import Layout, Shape, positions
-from ..ways import Affine, contiguous
+from ..structure import Layout, Shape, contiguous, positions
+from ..ways import Affine
 from . import native
 from .plane import Plane, Pulled, made, precisely, wide
 

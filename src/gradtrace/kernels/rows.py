@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structure import ClosedRows, Convolved, LowRank, Shape
-from ..ways import Affine, Shared, contiguous
+from ..structure import ClosedRows, Convolved, LowRank, Shape, contiguous
+from ..ways import Affine, Shared
 from . import native
 from .native import Range
 from .plane import Plane, Pulled, Spikes, by_reference, kept, made, precisely, wide

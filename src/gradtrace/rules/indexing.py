@@ -20,6 +20,7 @@ from ..structure import (
     Shape,
     Sparse,
     Strided,
+    contiguous,
     letters,
     positions,
     sparse,
@@ -97,20 +98,12 @@ def aliased(call: Call) -> Iterator[Edge]:
     yield 0, 0, Strided(call.args[1], call.inputs[0].shape)
 
 
-def _contiguous(shape: Shape) -> Shape:
-    stride, step = [], 1
-    for n in reversed(shape):
-        stride.append(step)
-        step *= n
-    return tuple(reversed(stride))
-
-
 def cat(call: Call) -> Iterator[Edge]:
     """Each argument is a slab of the result; empty 1-d tensors are skipped, as cat does."""
     y = call.outputs[0]
     assert y is not None
     dim = _argument(call, 1, "dim", 0) % max(1, len(y.shape))
-    stride, start = _contiguous(y.shape), 0
+    stride, start = contiguous(y.shape), 0
     for number, x in enumerate(call.inputs):
         if x.shape == (0,) and len(y.shape) != 1:
             continue
@@ -123,7 +116,7 @@ def stack(call: Call) -> Iterator[Edge]:
     y = call.outputs[0]
     assert y is not None
     dim = _argument(call, 1, "dim", 0) % len(y.shape)
-    stride = _contiguous(y.shape)
+    stride = contiguous(y.shape)
     for number, x in enumerate(call.inputs):
         kept = stride[:dim] + stride[dim + 1 :]
         yield number, 0, Placed(Layout(x.shape, kept, number * stride[dim]), y.shape)
