@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from checks import F64, assert_sum_is_autograd, leaf, recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import programs
 from torch import Tensor, nn
 
 import gradtrace
 from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, record
 from gradtrace.errors import NotANumber, NotOnTape, NotScalar, UnknownName, Unused
+from gradtrace.forest import check_numbers
 from gradtrace.paths import NoPath
 
 
@@ -182,6 +187,23 @@ def test_nan_only_in_the_loss_or_in_a_leaf():
         loss = y.nan_to_num().sum()
     with pytest.raises(NotANumber, match="the leaf 'y'"):
         tape.trace(loss)
+
+
+@given(programs(exact=False), st.integers(0, 10))
+@settings(deadline=None, max_examples=200)
+def test_no_nan_among_the_forward_values_is_overlooked(program, place):
+    data = (*program.data[:place], math.nan, *program.data[place + 1 :])
+    program = replace(program, data=data)
+    leaves = program.leaves()
+    with record(names=leaves) as tape:
+        loss = program.run(leaves)
+    value = tape.value_of(loss)
+    read = [i for call in tape.record.before(value) for i in call.inputs if i.value is not None and i.saved is not None]
+    if any(i.tensor().isnan().any() for i in read):
+        with pytest.raises(NotANumber):
+            check_numbers(tape.record, value)
+    else:
+        check_numbers(tape.record, value)
 
 
 def test_nan_only_in_a_derivative_names_the_operator_and_the_module():

@@ -22,7 +22,7 @@ from .forest import Forest
 from .kernels import native
 from .places import Places
 from .structure import contiguous
-from .tape import Call, Record, Value
+from .tape import Call, Record, Scope, Value
 from .ways import Affine
 from .winners import Edge, Unused, Winners
 
@@ -97,17 +97,17 @@ class Own:
 
     def __init__(self, record: Record, components: Sequence[Component]) -> None:
         self.record, self.components = record, list(enumerate(components))
-        self._known: dict[object, tuple[int, list[tuple[int, Slice]]]] = {}
+        self._known: dict[tuple[Scope, ...], tuple[int, list[tuple[int, Slice]]]] = {}
 
     def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
         """Give the bits of a result; as a tensor, they broadcast to its shape."""
-        key = tuple((s.name, s.instance) for s in call.scopes)
-        if key not in self._known:
+        known = self._known.get(call.scopes)
+        if known is None:
             here = [(i, c) for i, c in self.components if matches(call, name_of(c))]
             whole = signed(sum(1 << i for i, c in here if not isinstance(c, Slice)))
-            self._known[key] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
-        whole, slices = self._known[key]
-        return _sliced(whole, [(i, c.mask(shape, call)) for i, c in slices])
+            known = self._known[call.scopes] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
+        whole, slices = known
+        return _sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
 
     def of_leaf(self, leaf: Value) -> Tensor | int:
         """Give the slices that a leaf's own scalars are in: expert weights, say."""

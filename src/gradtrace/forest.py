@@ -8,7 +8,7 @@ keep winners small (`Best`): integers are made of them when somebody asks.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -16,6 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from . import rules
 from .best import Best, OutOfRange, best
 from .engine import EDGE_BITS, Edges, offsets, reverse
 from .errors import NotANumber, UnknownName
@@ -206,7 +207,7 @@ def check_numbers(record: Record, loss: Value) -> None:
     Raises:
         NotANumber: names the first operator that made one.
     """
-    if not any(_suspect(group) for group in _forward(record.calls)):
+    if not any(_suspect(group) for group in _forward(record.calls, _spread(record.calls))):
         return
     for group in _forward(record.before(loss)):
         for value, data in group:
@@ -215,14 +216,32 @@ def check_numbers(record: Record, loss: Value) -> None:
                 raise NotANumber(f"NaN in {what}")
 
 
-def _forward(calls: Iterable[Call]) -> Iterable[list[tuple[Value, Tensor]]]:
+def _spread(calls: Sequence[Call]) -> set[int]:
+    """Find the values in which a NaN would be seen in another value as well: the result of a call that spreads it."""
+    read: set[int] = set()
+    out: set[int] = set()
+    for call in reversed(calls):
+        first = call.outputs[0] if call.outputs else None
+        if first is not None and first.id in read and rules.spreads_nan(call):
+            out.update(given.value.id for given in call.inputs if given.value is not None)
+        read.update(given.value.id for given in call.inputs if given.value is not None and given.saved is not None)
+    return out
+
+
+def _forward(calls: Iterable[Call], skip: Container[int] = ()) -> Iterable[list[tuple[Value, Tensor]]]:
     """Give the forward values that calls take, each once, by dtype and device."""
     seen: set[int] = set()
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[Value, Tensor]]] = {}
     for call in calls:
         for given in call.inputs:
             value = given.value
-            if value is None or value.id in seen or given.saved is None or not given.dtype.is_floating_point:
+            if (
+                value is None
+                or value.id in seen
+                or value.id in skip
+                or given.saved is None
+                or not given.dtype.is_floating_point
+            ):
                 continue
             seen.add(value.id)
             groups.setdefault((given.dtype, given.device), []).append((value, given.tensor()))

@@ -37,7 +37,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Closed:
     """A weight that is a closed form of a tensor, so that a kernel may work it out as it goes."""
 
@@ -48,7 +48,7 @@ class Closed:
         return FORMS[self.form](self.of())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Constant:
     """One weight for all edges."""
 
@@ -61,7 +61,7 @@ class Constant:
         return torch.full((), self.value, dtype=self.dtype, device=self.device).expand(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Contraction:
     """∂y/∂x has the entries `weight`, placed by letters: y[Y] depends on x[X] with weight[W].
 
@@ -107,7 +107,7 @@ def positions(layout: Layout, device: torch.device | str = "cpu") -> Tensor:
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Strided:
     """y = x.contiguous().as_strided(layout): an index map given by strides; derivative 1."""
 
@@ -115,7 +115,7 @@ class Strided:
     x_shape: Shape
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Placed:
     """y, seen flat, holds x at `layout`, except where a layout of `hidden` has overwritten it."""
 
@@ -124,7 +124,7 @@ class Placed:
     hidden: tuple[Layout, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Gather:
     """y.flat[i] reads x.flat[index.flat[i]] with derivative 1, and nothing where the index is -1.
 
@@ -146,7 +146,7 @@ class Gather:
         return flat.masked_fill(rows < 0, -1).reshape(self.y_shape)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Scatter:
     """x.flat[j] goes to y.flat[index.flat[j]] with derivative 1, and nowhere where the index is -1."""
 
@@ -182,7 +182,7 @@ ROWS: dict[str, Callable[..., Factors]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class ClosedRows:
     """Factors in a closed form, so that a kernel may work them out as it goes: `of` gives that form's arguments."""
 
@@ -193,7 +193,7 @@ class ClosedRows:
         return ROWS[self.form](*self.of())
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class LowRank:
     """∂y_i/∂x_j = Σ_r left_r,i right_r,j for i ≠ j, and own_i for i = j, along the axes `dims`.
 
@@ -213,7 +213,7 @@ class LowRank:
 Edges: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Sparse:
     """y[o, i, s] depends on x[o, j, s] with weight w, for every edge (i, j, w), every o and every s.
 
@@ -229,7 +229,7 @@ class Sparse:
     x_shape: tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Chain:
     """y depends on virtual scalars by `first`, they depend on x by `second`.
 
@@ -255,7 +255,7 @@ class Sliding:
     transposed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Convolved:
     """The dependence of a convolution's result on its input, or on its kernel.
 

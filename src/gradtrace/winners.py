@@ -18,7 +18,7 @@ from .tape import Value
 from .ways import Affine, Way
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Edge:
     """One (call, argument, output) by which a value is used.
 

@@ -15,10 +15,10 @@ from .product import Plan, Product, plan, product, spread
 
 def contraction(s: Contraction, g: Plane) -> Pulled | Product:
     """Carry values along a contraction, as whichever of these it is."""
-    p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
-    batch = g.shape[0]
     if 0 in s.y_shape or 0 in s.x_shape:
         return by_reference(s, g)
+    p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
+    batch = g.shape[0]
     if g.data.shape[1:] != s.y_shape:
         g = g.view(g.data.reshape(batch, *s.y_shape))
     if p.kind == "scale":

@@ -78,7 +78,7 @@ def _pointers(tensor: Tensor | None) -> int:
 
 def _like(shape: Sequence[int], tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Make room for values and winners."""
-    return tensor.new_empty(shape), torch.empty(shape, dtype=torch.int32)
+    return torch.empty(shape, dtype=tensor.dtype), torch.empty(shape, dtype=torch.int32)
 
 
 def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor, Range]:
@@ -127,7 +127,7 @@ def scale(
 
     `out` is where it is written, if it is there already: it may be w itself.
     """
-    out = g.new_empty(shape) if out is None else out
+    out = torch.empty(shape, dtype=g.dtype) if out is None else out
     if g.is_contiguous() and g.numel() == out.numel() and (w is None or (w.is_contiguous() and w.numel() == g.numel())):
         size, of_g, of_w = [out.numel()], [1], [1]
     else:

@@ -27,7 +27,11 @@ from . import (
 )
 from .table import TABLE, Edge, Rule, register
 
-__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "register", "served_by", "structures"]
+__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "register", "served_by", "spreads_nan", "structures"]
+
+# by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
+NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid"}
+NAN_SPREADS |= {"_softmax", "_log_softmax", "native_layer_norm"}
 
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),
@@ -60,14 +64,20 @@ def rule_of(call: Call) -> Rule:
         return row
     if custom.is_custom(call):
         return custom.custom
-    if indexing.is_view(call):
+    if indexing.is_view(call.op, call.base):
         return indexing.view
-    return pointwise.pointwise if pointwise.is_pointwise(call) else dense.fallback
+    return pointwise.pointwise if pointwise.is_pointwise(call.op) else dense.fallback
 
 
 def served_by(call: Call) -> str:
     """Say whether an exact rule or the dense fallback serves a call: "exact" or "fallback"."""
     return "fallback" if rule_of(call) is dense.fallback else "exact"
+
+
+def spreads_nan(call: Call) -> bool:
+    """Tell whether a NaN in any scalar of any argument surely makes one in the first result."""
+    y = call.outputs[0] if call.outputs else None
+    return call.base in NAN_SPREADS and y is not None and y.dtype.is_floating_point and 0 not in y.shape
 
 
 def structures(call: Call) -> list[Edge]:

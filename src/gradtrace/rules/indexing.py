@@ -31,10 +31,11 @@ from .table import Edge, Rule, argument, data, position, register, rerun, result
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
 
 
-def is_view(call: Call) -> bool:
-    """Tell whether the results are windows onto the first argument."""
-    inplace = torch.Tag.inplace_view in getattr(call.op, "tags", ())
-    return inplace or getattr(call.op, "is_view", False) or call.base in ALIASING
+@cache
+def is_view(op: object, base: str) -> bool:
+    """Tell whether an operator's results are windows onto its first argument."""
+    inplace = torch.Tag.inplace_view in getattr(op, "tags", ())
+    return inplace or getattr(op, "is_view", False) or base in ALIASING
 
 
 def view(call: Call) -> Iterator[Edge]:
@@ -64,7 +65,7 @@ _SEEN: dict[tuple[Any, ...], tuple[Layout, ...]] = {}
 
 def moves_pairs(call: Call) -> bool:
     """Tell whether a call on complex numbers moves them as they are: a view that neither conjugates nor negates."""
-    return is_view(call) and call.base not in ("_conj", "_neg_view", "imag", "as_strided")
+    return is_view(call.op, call.base) and call.base not in ("_conj", "_neg_view", "imag", "as_strided")
 
 
 def as_strided(call: Call) -> Iterator[Edge]:

@@ -22,9 +22,10 @@ from .table import Edge, Rule, differentiable, kept, register, result
 ELEMENTWISE = "tril triu lift_fresh rsub hardswish log_sigmoid_forward _prelu_kernel celu threshold"
 
 
-def is_pointwise(call: Call) -> bool:
+@cache
+def is_pointwise(op: object) -> bool:
     """Tell whether PyTorch tags an operator as pointwise (and it draws no random numbers)."""
-    tags = getattr(call.op, "tags", ())
+    tags = getattr(op, "tags", ())
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
