@@ -11,13 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import F64, assert_sum_is_autograd, autograd, leaf, parameters, recorded, run
+from hypothesis import given, settings
+from programs import programs
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
+from zoo import ZOO, build
 
 import gradtrace
 from gradtrace import GradtraceError, record
-from gradtrace.errors import NotOnTape, Unsupported
+from gradtrace.capture import Capture
+from gradtrace.errors import NotOnTape, StaleTensor, Unsupported
+from gradtrace.tape import Again, Saved, Value
 
 
 def global_state() -> dict[str, Any]:
@@ -612,3 +617,72 @@ def test_sparse_gradients_are_compared_by_the_certificate():
     expected = autograd(loss, {"weight": model.weight})["weight"].to_dense()
     torch.testing.assert_close(tape.grad(loss, "weight")[0], expected)
     tape.trace(loss, check=True)
+
+
+# ---------------------------------------------------------------- what is not kept is computed again
+
+
+@contextmanager
+def remembering() -> Iterator[list[tuple[Again, Tensor]]]:
+    """Note, of each tensor that recording does not keep, what it was."""
+    seen: list[tuple[Again, Tensor]] = []
+    decide = Capture._save_if_needed
+
+    def noted(self: Capture, tensor: Tensor, value: Value | None) -> Saved | Again:
+        found = decide(self, tensor, value)
+        if isinstance(found, Again):
+            seen.append((found, tensor.detach().clone()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Capture, "_save_if_needed", noted)
+        yield seen
+
+
+@given(programs(exact=False))
+@settings(deadline=None, max_examples=100)
+def test_what_a_program_does_not_keep_is_computed_again(program):
+    leaves = program.leaves()
+    with remembering() as seen, record(names=leaves) as tape:
+        program.run(leaves)
+    for again, was in seen:
+        assert torch.equal(again.get(), was), tape
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_a_model_does_not_keep_is_computed_again(name):
+    subject = build(name)
+    with remembering() as seen, record(subject.model) as tape:
+        subject.loss()
+    for again, was in seen:
+        assert torch.equal(again.get(), was), tape
+
+
+def test_in_place_operators_of_a_recurrent_layer_copy_nothing():
+    layer = nn.LSTM(3, 4)
+    with remembering() as seen, record(layer) as tape:
+        layer(torch.randn(5, 2, 3))[0].sum()
+    assert len(seen) >= 5 * 3  # gates, before they were overwritten
+    kept = [i.saved for call in tape.record.calls for i in call.inputs if isinstance(i.saved, Saved)]
+    assert all(saved._source is not None for saved in kept)
+
+
+def test_a_long_sum_is_kept_now_and_then():
+    x = leaf(2)
+    with record(names={"x": x}) as tape:
+        total = x * 2
+        for _ in range(100):
+            total = total + x
+    assert max(v.depth for call in tape.record.calls for v in call.outputs) == 16
+    assert torch.equal(tape.record.calls[-1].inputs[0].tensor(), x.detach() * 101)
+
+
+def test_what_cannot_be_computed_again_since_somebody_changed_it_is_an_error():
+    w = leaf(2)
+    with record(names={"w": w}) as tape:
+        y = torch.relu(w * 2 + w)
+    with torch.no_grad():
+        w.mul_(3)
+    with pytest.raises(StaleTensor, match="modified in place after recording"):
+        next(c for c in tape.calls if c.base == "relu").inputs[0].tensor()
+    del y

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .errors import Unsupported
 from .scopes import Scopes, source_line
 from .storage import layout_of
-from .tape import Call, Input, Record, Saved, Slot, Value, flat_tensors
+from .tape import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .values import Values
 
 # what these write does not depend on what was there
@@ -41,6 +41,12 @@ _KEPT = (
     dict.fromkeys(_FIRST.split(), (0,)) | dict.fromkeys(_SECOND.split(), (1,)) | dict.fromkeys(_NORMS.split(), (1, 2))
 )
 
+# Arguments that no derivative needs: of linear operators, and of those whose derivative is a function of the result.
+# Autograd does not keep them either; whoever wants them has them computed again, by at most so many operators.
+_NEEDLESS = "add sub neg tanh sigmoid relu _softmax _safe_softmax _log_softmax"
+_DEEPEST = 16
+# views that can be taken of a copy as well: they don't ask how it lies in memory
+_STEADY = "split split_with_sizes unsafe_split chunk unbind slice select narrow t transpose permute expand"
 
 # lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
 _EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
@@ -61,6 +67,8 @@ class Operator:
         reshapes: whether it is one of the latter (t_, squeeze_).
         draws: whether it draws random numbers.
         kept: positions of the results that autograd saves.
+        needless: whether its derivative needs no argument's data.
+        repeatable: whether running it again on copies gives the same.
     """
 
     func: Any
@@ -72,6 +80,8 @@ class Operator:
     reshapes: bool
     draws: bool
     kept: tuple[int, ...]
+    needless: bool
+    repeatable: bool
 
 
 @cache
@@ -85,7 +95,11 @@ def operator(op: Any) -> Operator:
     base = op._schema.name.split("::")[-1].rstrip("_")
     overwrites = base in _OVERWRITING and bool(written)
     draws = torch.Tag.nondeterministic_seeded in op.tags
-    return Operator(op, str(op), base, written, overwrites, view, reshapes, draws, _KEPT.get(base, ()))
+    needless, repeatable = base in _NEEDLESS.split(), not (view or draws) or base in _STEADY.split()
+    return Operator(
+        *(op, str(op), base, written, overwrites, view, reshapes, draws),
+        *(_KEPT.get(base, ()), needless, repeatable),
+    )
 
 
 @dataclass(slots=True)
@@ -191,7 +205,12 @@ class Capture(TorchDispatchMode):
             return
         # what is overwritten by constants is still a result that autograd follows, with nothing behind it
         event.followed = grad and any(v is not None and v.differentiable for v in values)
-        saved = repeat(None) if event.known.view else map(self._save, event.tensors)
+        if event.known.view:
+            saved: Iterable[Saved | Again | None] = repeat(None)
+        elif event.known.needless and event.followed:
+            saved = map(self._save_if_needed, event.tensors, values)
+        else:
+            saved = map(self._save, event.tensors)
         if event.known.overwrites:
             values, saved = [None, *values[1:]], chain((None,), map(self._save, event.tensors[1:]))
         event.inputs = tuple(
@@ -200,6 +219,12 @@ class Capture(TorchDispatchMode):
                 for v, at, t, s in zip(values, layouts, event.tensors, saved)  # noqa: B905
             ]
         )
+
+    def _save_if_needed(self, tensor: Tensor, value: Value | None) -> Saved | Again:
+        """Save what cannot be computed again."""
+        if value is None or value.depth is None or value.depth >= _DEEPEST or tensor.is_complex():
+            return self._save(tensor)
+        return Again(value)
 
     def _save(self, tensor: Tensor, *, written: bool = False) -> Saved:
         saved = Saved(tensor, written=written)
@@ -239,11 +264,12 @@ class Capture(TorchDispatchMode):
         call.written = _written_positions(event)
         if known.draws or (known.kept and event.followed):
             call.results = self._results(event, outputs)
-        values, seq = [], _autograd._get_sequence_nr() - 1
-        for out in outputs:
+        values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
+        for number, out in enumerate(outputs):
             values.append(value := None if out is None else self._result(out, event))
             if out is not None and value is not None:
                 value.call, value.seq = call, seq
+                value.depth = 0 if call.results and call.results[number] is not None else depth
             if out is not None and out.is_complex():
                 call.gives_complex = True
         call.outputs = tuple(values)
@@ -271,6 +297,20 @@ class Capture(TorchDispatchMode):
         value = self.record.value(out, differentiable=differentiable)
         self.values.place(out, value, writes=written or not _shares(out, event.tensors))
         return value
+
+
+def _depth(event: Event) -> int | None:
+    """Count the operators that have to run to compute a call's results again; None if that is impossible."""
+    if not event.known.repeatable:
+        return None
+    deepest = 0
+    for given in event.inputs:
+        if type(given.saved) is not Saved:
+            depth = given.value.depth if given.value is not None else None
+            if depth is None or given.dtype.is_complex:
+                return None
+            deepest = max(deepest, depth)
+    return deepest + 1
 
 
 def _set_backends(mkldnn: bool, cudnn: bool) -> None:

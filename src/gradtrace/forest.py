@@ -23,7 +23,7 @@ from .errors import NotANumber, UnknownName
 from .kernels import native
 from .labels import Labels
 from .semiring import NO_ID, Element, Extreme, Greedy
-from .tape import Call, Record, Value
+from .tape import Again, Call, Record, Saved, Value
 from .winners import Unused, pick
 
 NONE = -1  # in `winners`: no path
@@ -207,9 +207,9 @@ def check_numbers(record: Record, loss: Value) -> None:
     Raises:
         NotANumber: names the first operator that made one.
     """
-    if not any(_suspect(group) for group in _forward(record.calls, _spread(record.calls))):
+    if not any(_suspect(group) for group in _forward(record.calls, (Saved,), _spread(record.calls))):
         return
-    for group in _forward(record.before(loss)):
+    for group in _forward(record.before(loss), (Saved, Again)):
         for value, data in group:
             if data.isnan().any():
                 what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
@@ -224,27 +224,26 @@ def _spread(calls: Sequence[Call]) -> set[int]:
         first = call.outputs[0] if call.outputs else None
         if first is not None and first.id in read and rules.spreads_nan(call):
             out.update(given.value.id for given in call.inputs if given.value is not None)
-        read.update(given.value.id for given in call.inputs if given.value is not None and given.saved is not None)
+        for given in call.inputs:
+            if given.value is not None and type(given.saved) is Saved:
+                read.add(given.value.id)
     return out
 
 
-def _forward(calls: Iterable[Call], skip: Container[int] = ()) -> Iterable[list[tuple[Value, Tensor]]]:
+def _forward(
+    calls: Iterable[Call], kinds: tuple[type, ...], skip: Container[int] = ()
+) -> Iterable[list[tuple[Value, Tensor]]]:
     """Give the forward values that calls take, each once, by dtype and device."""
     seen: set[int] = set()
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[Value, Tensor]]] = {}
     for call in calls:
         for given in call.inputs:
             value = given.value
-            if (
-                value is None
-                or value.id in seen
-                or value.id in skip
-                or given.saved is None
-                or not given.dtype.is_floating_point
-            ):
+            if value is None or value.id in seen or value.id in skip or type(given.saved) not in kinds:
                 continue
-            seen.add(value.id)
-            groups.setdefault((given.dtype, given.device), []).append((value, given.tensor()))
+            if given.dtype.is_floating_point:
+                seen.add(value.id)
+                groups.setdefault((given.dtype, given.device), []).append((value, given.tensor()))
     return groups.values()
 
 

@@ -28,6 +28,8 @@ class Value:
         differentiable: whether autograd follows it; other values only carry example labels.
         confirmed: whether autograd was seen to follow it: a tensor that stood for it required grad.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
+        data: of a leaf.
+        depth: how many operators have to run to compute it again from what the tape holds; None if that is impossible.
     """
 
     id: int
@@ -37,6 +39,8 @@ class Value:
     differentiable: bool = True
     seq: int = -1
     confirmed: bool = False
+    data: Saved | None = None
+    depth: int | None = None
     _maker: weakref.ref[Call] | None = None  # weak: a call holds its results, and memory should go with the tape
 
     @property
@@ -110,6 +114,32 @@ class Slot:
     position: int
 
 
+class Again:
+    """A tensor that no derivative needs, and that autograd does not keep either: computed again if somebody asks."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Value) -> None:
+        self._value = value
+
+    def get(self) -> Tensor:
+        """Give the data.
+
+        Raises:
+            StaleTensor: what it is computed from was modified in place after the recording.
+        """
+        value = self._value
+        if value.data is not None:
+            return value.data.get()
+        call = value.call
+        assert call is not None
+        number = next(n for n, made in enumerate(call.outputs) if made is value)
+        kept = call.results[number] if call.results else None
+        found = kept.get() if kept is not None else call.run([given.again() for given in call.inputs])[number]
+        assert found is not None
+        return found
+
+
 @dataclass(eq=False, slots=True)
 class Input:
     """A tensor argument: its value (None if autograd does not follow it) and its data."""
@@ -120,7 +150,14 @@ class Input:
     offset: int
     dtype: torch.dtype
     device: torch.device
-    saved: Saved | None
+    saved: Saved | Again | None
+
+    def again(self) -> Tensor:
+        """Give the data, computed again where it was not kept."""
+        if self.saved is not None:
+            return self.saved.get()
+        assert self.value is not None
+        return Again(self.value).get()
 
     def tensor(self) -> Tensor:
         """Give the data as it was at the time of the call, detached; complex numbers as pairs of real ones."""

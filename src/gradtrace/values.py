@@ -19,7 +19,7 @@ from .errors import NotOnTape, Unsupported
 from .scopes import source_line
 from .storage import Cell, alias, disjoint, layout_of, overlay
 from .structure import Layout
-from .tape import Call, Input, Record, Scope, Slot, Value
+from .tape import Call, Input, Record, Saved, Scope, Slot, Value
 
 
 class Values:
@@ -77,6 +77,7 @@ class Values:
                 )
             name = name or f"leaf{len(self.leaves)}"
             known = tensor, self.record.value(tensor, name=name)
+            known[1].data, known[1].depth = Saved(tensor), 0
             self.leaves[id(tensor)] = known
             self.record.leaves[name] = known[1]
         return known[1]
