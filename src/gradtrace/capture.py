@@ -41,9 +41,10 @@ _KEPT = (
     dict.fromkeys(_FIRST.split(), (0,)) | dict.fromkeys(_SECOND.split(), (1,)) | dict.fromkeys(_NORMS.split(), (1, 2))
 )
 
-# Arguments that no derivative needs: of linear operators, and of those whose derivative is a function of the result.
-# Autograd does not keep them either; whoever wants them has them computed again, by at most so many operators.
-_NEEDLESS = "add sub neg tanh sigmoid relu _softmax _safe_softmax _log_softmax"
+# Operators whose derivative needs no argument: it is constant, or a function of the result. Autograd does not keep them
+# either; whoever wants them has them computed again, by at most so many operators.
+_CONSTANT = "add sub neg clone cat stack unsafe_split unsafe_split_with_sizes unsafe_chunk _unsafe_view"
+_NEEDLESS = f"{_CONSTANT} tanh sigmoid relu _softmax _safe_softmax _log_softmax"
 _DEEPEST = 16
 # views that can be taken of a copy as well: they don't ask how it lies in memory
 _STEADY = "split split_with_sizes unsafe_split chunk unbind slice select narrow t transpose permute expand"
