@@ -74,7 +74,7 @@ class Question:
     each: int = 2
     tokens: Texts | None = None
     only: tuple[str, ...] = field(default=("*",))
-    semirings: Sequence[Family | str] = ()
+    semirings: Sequence[Family | str] | str = ()
 
     def __post_init__(self) -> None:
         if self.tokens is not None and len({len(t) for t in self.tokens}) > 1:
@@ -82,6 +82,8 @@ class Question:
         unknown = [k for k in self.kinds if k not in KINDS]
         if unknown or not self.kinds:
             raise GradtraceError(f"unknown kinds of trace {unknown}; there are {', '.join(KINDS)}")
+        if isinstance(self.semirings, str):
+            object.__setattr__(self, "semirings", (self.semirings,))
         for semiring in self.semirings:
             named(semiring)
 

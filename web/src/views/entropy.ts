@@ -7,6 +7,8 @@ import type { AnswerRow, ReportDocument } from "../data";
 import { count, explain, svg } from "../dom";
 import { section } from "../section";
 
+const LEAST = 1; // bits on the scale, so that rounding is not drawn large
+
 export function entropyView(data: ReportDocument): HTMLElement | null {
   const answers = answersWith(data, "mean").filter((a) => a.semiring === "entropy");
   if (!answers.length) return null;
@@ -45,7 +47,7 @@ function inEffect(bits: number): string {
 
 function chart(rows: AnswerRow[], width: number): SVGSVGElement {
   const { out, left, top, bottom, height, y } = rowsOfBars(rows.map(nameOf), width, "Entropy");
-  const most = Math.max(...rows.map((r) => r.max ?? 0)) || 1;
+  const most = Math.max(LEAST, ...rows.map((r) => r.max ?? 0));
   const x = scaleLinear([0, most], [left, width - 190]);
   out.append(axisAcross(x, ticksOf(x, count), [top, bottom], "entropy, bits"));
   out.append(axisAcross(x, effects(most), [top, bottom], "paths in effect, 2^H", true));

@@ -7,6 +7,8 @@ import type { AnswerRow, ReportDocument } from "../data";
 import { explain, menu, power, svg } from "../dom";
 import { section } from "../section";
 
+const LEAST = { weight: 3, gap: 0.01 }; // bits on the scales, so that rounding is not drawn large
+
 type Scale = ScaleLinear<number, number>;
 
 export function gapView(data: ReportDocument): HTMLElement | null {
@@ -19,7 +21,7 @@ export function gapView(data: ReportDocument): HTMLElement | null {
     "gap",
     "Certified gap",
     "Left, a layer's strongest path (dot) and a bound that none of its paths exceeds (upright line): Power(p), which is computed " +
-      "without looking for paths. Right, how far apart they are: no path is stronger by more. The line behind ends at the largest gap of a single scalar.",
+      "without looking for paths. Right, how far apart they are: up to rounding, no path is stronger by more. The line behind ends at the largest gap of a single scalar.",
     "A gap above 0 does not say that there is a stronger path, for N equally strong ones alone leave log2(N)/p bits; nor does it say that the strongest path matters.",
     { svg: () => drawn, rows: () => cellsOf(now.semiring, rows()) },
   );
@@ -45,10 +47,11 @@ export function gapView(data: ReportDocument): HTMLElement | null {
 function chart(bound: string, rows: AnswerRow[], width: number): SVGSVGElement {
   const { out, left, top, bottom, height, y } = rowsOfBars(rows.map(nameOf), width, "Certified gap");
   const ends = rows.flatMap((r) => [r.log2_strongest, r.log2_max]).filter((n): n is number => typeof n === "number");
-  const reach = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+  const high = ends.length ? Math.max(...ends) : 0;
+  const low = Math.min(high - LEAST.weight, ...ends);
   const half = left + (width - left) * 0.42;
-  const weight = scaleLinear(reach, [left + 14, half - 24]).nice(4);
-  const gap = scaleLinear([0, Math.max(...rows.map((r) => r.gap_max ?? 0)) || 1], [half + 20, width - 190]);
+  const weight = scaleLinear([low, high], [left + 14, half - 24]).nice(4);
+  const gap = scaleLinear([0, Math.max(LEAST.gap, ...rows.map((r) => r.gap_max ?? 0))], [half + 20, width - 190]);
   out.append(axisAcross(weight, ticksOf(weight, (log2) => power(log2).replace(/\.00$/, "")), [top, bottom], "weight of a path, |∂loss/∂parameter| along it"));
   out.append(axisAcross(gap, ticksOf(gap, short), [top, bottom], `gap between it and ${bound}, bits`));
   out.append(axisAcross(gap, ticksOf(gap, (bits) => `×${factor(bits)}`), [top, bottom], "no path is stronger by more than", true));

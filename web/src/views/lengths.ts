@@ -4,7 +4,7 @@ import { scaleLinear } from "d3-scale";
 import { answersWith, batchMenu, liveOf, nameOf } from "../answers";
 import { raised, short } from "../axes";
 import type { Answer, AnswerRow, ReportDocument } from "../data";
-import { el, explain, fit, menu, percent, power, svg, table } from "../dom";
+import { el, explain, fit, menu, power, svg, table } from "../dom";
 import { section } from "../section";
 
 /** What is drawn of one answer's row: bars, and behind them the sizes that they would have if nothing cancelled. */
@@ -14,11 +14,11 @@ interface Spectrum {
   unit: string;
   bars: number[];
   behind: number[] | null;
-  /** In words, so short that it goes over a bar. */
-  text: (bar: number, whole: number) => string;
+  /** What a bar is of the whole, or what it is, with so many digits after the point. */
+  text: (bar: number, whole: number, digits?: number) => string;
 }
 
-const PANEL = { width: 340, height: 300, left: 66, right: 12, top: 66, bottom: 50 };
+const PANEL = { width: 340, height: 300, left: 76, right: 12, top: 66, bottom: 50 };
 
 export function lengthsView(data: ReportDocument): HTMLElement | null {
   const answers = answersWith(data, "spectrum");
@@ -100,9 +100,11 @@ function spectrumOf(answer: Answer, row: AnswerRow): Spectrum {
   return { title, what, unit, bars: sizes, behind: null, text: share };
 }
 
-function share(bar: number, whole: number): string {
-  const part = whole ? bar / whole : null;
-  return part !== null && part > 0 && part < 0.0005 ? "<0.1%" : percent(part).replace("-", "−");
+/** A little is not nothing, whichever its sign. */
+function share(bar: number, whole: number, digits = 1): string {
+  const [hundredths, least] = [whole ? (100 * bar) / whole : 0, 10 ** -digits];
+  if (bar && Math.abs(hundredths) < least / 2) return `${hundredths > 0 ? "<" : ">−"}${least}%`;
+  return `${hundredths.toFixed(digits).replace("-", "−")}%`;
 }
 
 /** The number of components at a bar; the last bar is all that is above. */
@@ -126,7 +128,8 @@ function panel(answer: Answer, row: AnswerRow, width: number): SVGElement[] {
   const { title, what, unit, bars, behind, text } = spectrumOf(answer, row);
   const shown = bars.map((_, n) => n).filter((n) => n < bars.length - 1 || (row.spectrum ?? [])[n]);
   const [left, right, bottom] = [PANEL.left, width - PANEL.right, PANEL.height - PANEL.bottom];
-  const all = [...bars, ...(behind ?? [])];
+  const sizes = behind?.map((size, n) => (bars[n] < 0 ? -size : size)); // to the same side
+  const all = [...bars, ...(sizes ?? [])];
   const y = scaleLinear([Math.min(0, ...all), Math.max(...all) || 1], [bottom, PANEL.top + 14]).nice(4);
   const step = (right - left) / shown.length;
   const out: SVGElement[] = [
@@ -139,24 +142,27 @@ function panel(answer: Answer, row: AnswerRow, width: number): SVGElement[] {
   out.push(svg("text", { x: (left + right) / 2, y: PANEL.height - 12, "text-anchor": "middle", class: "axis" }, `components crossed, of ${answer.by?.length ?? "?"}`));
   out.push(svg("text", { transform: `translate(13,${(PANEL.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, unit));
   const whole = bars.reduce((sum, bar) => sum + bar, 0);
+  const fits = (text: string) => text.length * (text.startsWith(">") ? 10 : 7.8) <= step;
+  const digits = shown.every((n) => !bars[n] || fits(text(bars[n], whole))) ? 1 : 0;
   shown.forEach((n, i) => {
     const [x, value] = [left + i * step, bars[n]];
-    const behindIt = behind?.[n] ?? null;
-    const high = y(Math.max(value, behindIt ?? 0, 0));
-    const said = value || behindIt ? text(value, whole) : "";
+    const size = sizes?.[n] ?? null;
+    const high = y(Math.max(value, size ?? 0, 0));
+    const said = value || size ? text(value, whole) : "";
+    const over = text(value, whole, digits);
     const label = `${lengthOf(n, bars)} crossed: ${short(value)}${said ? ` (${said})` : ""}`;
     const bar = svg(
       "g",
-      { tabindex: 0, role: "img", class: "measure", "data-length": n, "data-value": value, "data-size": behindIt, "aria-label": `${title}, ${label}` },
+      { tabindex: 0, role: "img", class: "measure", "data-length": n, "data-value": value, "data-size": behind?.[n] ?? null, "aria-label": `${title}, ${label}` },
       svg("rect", { x, y: PANEL.top, width: step, height: bottom - PANEL.top, class: "hit" }),
-      behindIt === null ? null : svg("rect", { x: x + step * 0.12, y: y(behindIt), width: step * 0.76, height: y(0) - y(behindIt), class: "behind" }),
+      size === null ? null : svg("rect", { x: x + step * 0.12, y: Math.min(y(size), y(0)), width: step * 0.76, height: Math.abs(y(0) - y(size)), class: "behind" }),
       svg("rect", { x: x + step * 0.2, y: Math.min(y(value), y(0)), width: step * 0.6, height: Math.abs(y(0) - y(value)), class: value < 0 ? "solid against" : "solid" }),
-      svg("text", { x: x + step / 2, y: high - 6, "text-anchor": "middle", class: "value" }, said.length * 6.8 > step + 3 ? "" : said),
+      svg("text", { x: x + step / 2, y: high - 6, "text-anchor": "middle", class: "value" }, said && fits(over) ? over : ""),
       svg("text", { x: x + step / 2, y: bottom + 17, "text-anchor": "middle" }, step < 16 && n % 4 ? "" : lengthOf(n, bars)),
     );
     explain(bar, () => [
       `paths that cross ${lengthOf(n, bars)} components, ${answer.semiring}`,
-      ...(behindIt === null ? [`${unit}: ${short(value)}`] : [`along the gradient: ${short(value)}`, `size, Σ |part|: ${short(behindIt)}`]),
+      ...(size === null ? [`${unit}: ${short(value)}`] : [`along the gradient: ${short(value)}`, `size, Σ |part|: ${short(Math.abs(size))}`]),
       ...(row.strongest ? [`that is ${power(Math.log2(value))}`] : [`${said || "nothing"} of the whole`]),
     ]);
     out.push(bar);
