@@ -265,6 +265,8 @@ def test_saved_figures_are_those_of_the_results(residual, report):
     live = [r for r in answer(residual, "entropy")["layers"] if r["live"]]
     found = {r["name"]: r for r in saved(report, "entropy")}
     assert [float(found[r["layer"]]["mean entropy, bits"]) for r in live] == [r["mean"] for r in live]
+    effects = [float(found[r["layer"]]["paths in effect at the mean"]) for r in live]
+    assert effects == pytest.approx([2 ** r["mean"] for r in live])
     live = [r for r in answer(residual, "power:8")["layers"] if r["live"]]
     found = {r["name"]: r for r in saved(report, "gap")}
     assert [float(found[r["layer"]]["gap, bits"]) for r in live] == [r["gap"] for r in live]

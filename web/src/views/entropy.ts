@@ -82,7 +82,12 @@ function measure(row: AnswerRow, x: (bits: number) => number, y: number, height:
   return group;
 }
 
+/** 2^bits for a spreadsheet; in words where no float holds it. */
+function numberOf(bits: number): number | string {
+  return bits < 1024 ? 2 ** bits : powerOfTwo(bits);
+}
+
 function cellsOf(rows: AnswerRow[]): (string | number | null | undefined)[][] {
   const head = ["name", "scalars", "scalars with a path", "mean entropy, bits", "median", "largest", "paths in effect at the mean"];
-  return [head, ...rows.map((r) => [nameOf(r), r.scalars, r.live, r.mean, r.median, r.max, r.live ? powerOfTwo(r.mean ?? 0) : null])];
+  return [head, ...rows.map((r) => [nameOf(r), r.scalars, r.live, r.mean, r.median, r.max, r.live ? numberOf(r.mean ?? 0) : null])];
 }
