@@ -26,10 +26,9 @@ LAYERS = [
     {"paths", "places"},
     {"crossing"},
     {"influence"},
-    {"flow", "kbest", "bounds"},
+    {"flow", "kbest", "bounds", "answers"},
     {"report"},
     {"trace"},
-    {"answers"},
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "experiments"},
     {"cli"},

@@ -1,49 +1,76 @@
 """What semirings say of a group of parameters, in plain data: `gradtrace trace --semiring …` writes it as JSON.
 
-An element for each scalar is too much to read, so each parameter gets a few numbers. They describe its *live*
-scalars, those that have a path to the loss.
+An element for each scalar is too much to read, so each parameter, and each layer, gets a few numbers. They describe
+its *live* scalars, those that have a path to the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .ask import ask
 from .components import Component, select_leaves
+from .paths import Path
+from .semiring import Max, Sum
 from .semirings import Entropy, Family, Graded, SignedMax, Through
+from .semirings.graded import resolve
 from .semirings.power import Norm
 from .semirings.ranked import Strongest
 from .tape import Value
-from .trace import Trace
 
 Row: TypeAlias = dict[str, Any]
+Numbers: TypeAlias = tuple[Tensor, Tensor]  # of live scalars: parts × scalars, and log2 of their best paths
 
 
-def answers(trace: Trace, semirings: Sequence[Family], of: str, components: Sequence[Component]) -> list[Row]:
-    """Answer for each semiring: its name, and `rows`, one for each parameter (`TopK`: for each path).
+class Answerable(Protocol):
+    """The part of a `Trace` that answers read."""
+
+    tape: Any
+    loss: Value
+
+    @property
+    def strength(self) -> Mapping[Any, Tensor]:
+        """log2 weight of the best path of every scalar."""
+        ...
+
+    def paths(self, of: Any = ..., index: Any = ..., k: int = ...) -> list[Path]:
+        """Find the k strongest paths."""
+        ...
+
+
+def answers(
+    trace: Answerable,
+    semirings: Sequence[Family],
+    of: str | Sequence[str],
+    components: Sequence[Component] | None = None,
+) -> list[Row]:
+    """Answer for each semiring: its name, `rows`, one for each parameter (`TopK`: for each path), and `layers`.
+
+    A layer is the parameters of one module.
 
     Args:
-        of: a glob over parameter names.
-        components: what `Graded` and `Through` split by, where they don't say.
+        of: a glob over parameter names, or several.
+        components: what `Graded` and `Through` split by, where they don't say; by default the outermost modules.
     """
     leaves = select_leaves(trace.tape.record, of)
-    asked = [_by(k, components) for k in semirings]
+    asked = [_by(trace, k, components) for k in semirings]
     found = _numbers(trace, leaves, asked)
-    return [
-        {"semiring": k.name, "rows": _rows(trace, k, leaves, numbers)} for k, numbers in zip(asked, found, strict=True)
-    ]
+    return [_answer(trace, k, leaves, numbers) for k, numbers in zip(asked, found, strict=True)]
 
 
-def _by(semiring: Family, components: Sequence[Component]) -> Family:
-    if isinstance(semiring, Graded) and semiring.by is None:
-        return replace(semiring, by=tuple(components))
-    if isinstance(semiring, Through) and semiring.components is None:
-        return replace(semiring, components=tuple(components))
+def _by(trace: Answerable, semiring: Family, components: Sequence[Component] | None) -> Family:
+    if isinstance(semiring, Graded):
+        own = components if semiring.by is None else semiring.by
+        return replace(semiring, by=tuple(resolve(trace.tape.record, own)))
+    if isinstance(semiring, Through):
+        own = components if semiring.components is None else semiring.components
+        return replace(semiring, components=tuple(resolve(trace.tape.record, own)))
     return semiring
 
 
@@ -52,7 +79,7 @@ def in_parts(semiring: Family) -> bool:
     return isinstance(semiring, (Graded, Through)) or semiring in (Entropy, SignedMax)
 
 
-def _numbers(trace: Trace, leaves: Sequence[Value], asked: Sequence[Family]) -> list[dict[int, Tensor]]:
+def _numbers(trace: Answerable, leaves: Sequence[Value], asked: Sequence[Family]) -> list[dict[int, Tensor]]:
     """Walk the tape once for what is shown as log2 and once for the rest."""
     out: list[dict[int, Tensor]] = [{} for _ in asked]
     for log2 in (True, False):
@@ -69,23 +96,42 @@ def is_topk(semiring: Family) -> bool:
     return not isinstance(semiring, (Graded, Through)) and isinstance(semiring.carrier, Strongest)
 
 
-def _rows(trace: Trace, semiring: Family, leaves: Sequence[Value], found: dict[int, Tensor]) -> list[Row]:
+def _answer(trace: Answerable, semiring: Family, leaves: Sequence[Value], found: dict[int, Tensor]) -> Row:
+    said: Row = {"semiring": semiring.name}
     if is_topk(semiring):
-        return _paths(trace, semiring, leaves)
-    rows = []
+        return said | {"rows": _paths(trace, semiring, leaves)}
+    if isinstance(semiring, Graded):
+        said |= {"base": semiring.semiring.name, "by": [str(c) for c in semiring.by or ()]}
+    return said | {
+        "rows": [{"parameter": str(leaf.name)} | _row(trace, semiring, [leaf], found) for leaf in leaves],
+        "layers": [{"layer": name} | _row(trace, semiring, own, found) for name, own in _layers(leaves).items()],
+    }
+
+
+def _layers(leaves: Sequence[Value]) -> dict[str, list[Value]]:
+    """Group parameters by the module that holds them; one that no module holds is alone."""
+    out: dict[str, list[Value]] = {}
     for leaf in leaves:
-        strength = trace.strength[str(leaf.name)].flatten()
-        live = strength > -torch.inf
-        row: Row = {"parameter": str(leaf.name), "scalars": leaf.numel, "live": int(live.sum())}
-        numbers = found.get(leaf.id)
-        if numbers is not None and row["live"]:
-            parts = numbers.reshape(-1, leaf.numel)[:, live]  # parts × live scalars
-            row |= _summary(semiring, parts, strength[live])
-        rows.append(row)
-    return rows
+        name = str(leaf.name)
+        out.setdefault(name.rpartition(".")[0] or name, []).append(leaf)
+    return out
 
 
-def _paths(trace: Trace, semiring: Family, leaves: Sequence[Value]) -> list[Row]:
+def _live(trace: Answerable, leaf: Value, found: dict[int, Tensor]) -> Numbers | None:
+    strength = trace.strength[str(leaf.name)].flatten()
+    live = strength > -torch.inf
+    return (found[leaf.id].reshape(-1, leaf.numel)[:, live], strength[live]) if live.any() else None
+
+
+def _row(trace: Answerable, semiring: Family, leaves: Sequence[Value], found: dict[int, Tensor]) -> Row:
+    known = [numbers for leaf in leaves if (numbers := _live(trace, leaf, found)) is not None]
+    row: Row = {"scalars": sum(leaf.numel for leaf in leaves), "live": sum(len(s) for _, s in known)}
+    if not known:
+        return row
+    return row | _summary(semiring, torch.cat([p for p, _ in known], 1), torch.cat([s for _, s in known]))
+
+
+def _paths(trace: Answerable, semiring: Family, leaves: Sequence[Value]) -> list[Row]:
     k = int(semiring.name.split(":")[1])
     paths = trace.paths([str(leaf.name) for leaf in leaves], k=k)
     return [
@@ -95,9 +141,9 @@ def _paths(trace: Trace, semiring: Family, leaves: Sequence[Value]) -> list[Row]
 
 
 def _summary(semiring: Family, parts: Tensor, strength: Tensor) -> Row:
-    """Describe the numbers of one parameter's live scalars."""
+    """Describe the numbers of some live scalars: parts × scalars, and log2 of their best paths."""
     if isinstance(semiring, Graded):
-        return {"spectrum": parts.abs().sum(1).tolist()}
+        return _spectrum(semiring, parts)
     if isinstance(semiring, Through):
         return {"components": _through(semiring, parts)}
     if semiring is SignedMax:
@@ -106,9 +152,28 @@ def _summary(semiring: Family, parts: Tensor, strength: Tensor) -> Row:
     if semiring is Entropy:
         return row
     row = {f"log2_{name}": value for name, value in row.items()}
-    if isinstance(semiring.carrier, Norm):
-        gap = (parts[0] - strength).clamp(min=0)
-        row |= {"gap_median": float(gap.median()), "gap_max": float(gap.max())}
+    return row | _gap(parts[0], strength) if isinstance(semiring.carrier, Norm) else row
+
+
+def _gap(upper: Tensor, strength: Tensor) -> Row:
+    """Compare upper bounds with the best paths: the strongest of all, and scalar by scalar."""
+    strongest = float(strength.max())
+    gap = (upper - strength).clamp(min=0)
+    return {
+        "log2_strongest": strongest,
+        "gap": max(0.0, float(upper.max()) - strongest),
+        "gap_median": float(gap.median()),
+        "gap_max": float(gap.max()),
+    }
+
+
+def _spectrum(semiring: Graded, parts: Tensor) -> Row:
+    """Add up the sizes of the parts; under `Sum` also what of them points along the gradient, which can be negative."""
+    row: Row = {"spectrum": parts.abs().sum(1).tolist()}
+    if semiring.semiring is Sum:
+        row["along"] = (parts * parts.sum(0).sign()).sum(1).tolist()
+    if semiring.semiring is Max:
+        row["strongest"] = parts.amax(1).tolist()
     return row
 
 
@@ -132,8 +197,9 @@ def _line(row: Row) -> str:
         if isinstance(value, float):
             cells.append(f"{key} {value:.4g}")
         elif key == "spectrum":
-            total = sum(value) or 1.0
-            cells.append(" ".join(f"{n}:{part / total:.1%}" for n, part in enumerate(value)))
+            known = [math.nan if part is None else part for part in value]  # None is how JSON has what no float holds
+            total = sum(known) or 1.0
+            cells.append(" ".join(f"{n}:{part / total:.1%}" for n, part in enumerate(known)).replace("nan%", "–"))
         elif key == "components" and value and isinstance(value[0], dict):
             cells.append(", ".join(f"{c['component']} {c['share'] or 0:.1%}" for c in value))
     return "  ".join(cells)

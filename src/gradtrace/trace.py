@@ -429,7 +429,8 @@ class Trace:
             path: where to.
             title: what the page is called.
             question: fields of `gradtrace.report.snapshot.Question`: `groups` of parameters, `components`, `kinds`,
-                how many `paths`, and the `tokens` of each example, batch × time, for a text model.
+                how many `paths`, the `tokens` of each example, batch × time, for a text model, and `semirings`, what
+                else to ask: "entropy", "graded" and "power:8" have a view each.
 
         Returns:
             the path.

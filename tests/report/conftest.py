@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gradtrace import Trace, record
+from gradtrace.cli import main
 from gradtrace.experiments.compete import compete
 from gradtrace.report.document import of_results
 from gradtrace.report.page import render
@@ -158,4 +159,42 @@ def hostile_report(tmp_path_factory) -> Path:
         loss = y.square().mean()
     path = tmp_path_factory.mktemp("hostile") / "report.html"
     tokens = [["<b>bold</b>"] * 4] * 3
-    return tape.trace(loss).report(path, title="</title><script>alert(6)</script>", tokens=tokens)
+    asked = {"tokens": tokens, "semirings": ("entropy", "graded", "power:8"), "components": list(HOSTILE)}
+    return tape.trace(loss).report(path, title="</title><script>alert(6)</script>", **asked)
+
+
+RESIDUAL = """
+import torch
+from torch import nn
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(4))
+        self.unused = nn.Linear(8, 1)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h) + 0.0 * self.unused(h)
+
+def build():
+    torch.manual_seed(0)
+    batches = [torch.randn(5, 6) for _ in range(2)]
+    return Residual(), batches, lambda model, x: model(x).square().mean()
+"""
+ASKED = "entropy,power:8,power:32,graded,graded:abssum,graded:max,graded:2:count,topk:2,through"
+
+
+@pytest.fixture(scope="session")
+def residual(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """A residual network, asked a lot on the command line: its report, and what results.json says."""
+    folder = tmp_path_factory.mktemp("residual")
+    (folder / "model.py").write_text(RESIDUAL)
+    by = ",".join(["stem", *(f"blocks.{i}" for i in range(4)), "head"])
+    options = ["--semiring", ASKED, "--components", by, "--batches", "2", "--out", str(folder)]
+    assert main(["trace", f"{folder / 'model.py'}:build", *options]) == 0
+    return folder / "report.html", json.loads((folder / "results.json").read_text())

@@ -206,6 +206,19 @@ def test_influence_on_screen_is_that_of_the_data(competition_report, open_report
     assert dead == [percent(next(r for r in rows if r["kind"] == kind)["dead_share"]) for kind in ("best", "greedy")]
 
 
+def test_a_model_without_modules_has_no_influence_and_no_complaint(open_report, tmp_path):
+    import torch
+
+    from gradtrace import record
+
+    model = torch.nn.Linear(3, 1)
+    with record(model) as tape:
+        loss = model(torch.randn(2, 3)).square().mean()
+    report = open_report(tape.trace(loss).report(tmp_path / "r.html"))
+    assert report.page.locator("#influence .none").is_visible()
+    assert report.page.locator("#flow .part").count() > 1
+
+
 def test_influence_of_many_groups_is_exact_to_the_pointer(gpt2_report, open_report):
     report = open_report(gpt2_report)
     for row in report.data["snapshots"][0]["influence"][:60:7]:

@@ -92,6 +92,34 @@ export interface MeanRow {
   traces: number;
 }
 
+/** What a semiring says of a parameter, or of a layer; without a path to the loss it says nothing. */
+export interface AnswerRow {
+  parameter?: string;
+  layer?: string;
+  scalars: number;
+  live: number;
+  mean?: number | null;
+  median?: number | null;
+  max?: number | null;
+  log2_max?: number | null;
+  log2_strongest?: number | null;
+  gap?: number | null;
+  gap_median?: number | null;
+  gap_max?: number | null;
+  spectrum?: (number | null)[];
+  along?: (number | null)[];
+  strongest?: (number | null)[];
+}
+
+export interface Answer {
+  batch: number;
+  semiring: string;
+  base?: string;
+  by?: string[];
+  rows: AnswerRow[];
+  layers?: AnswerRow[];
+}
+
 export interface ReportDocument {
   schema: string;
   kind: "trace" | "compete";
@@ -108,6 +136,7 @@ export interface ReportDocument {
     rows: ({ component: string } & Outcome)[];
   } | null;
   agreement?: { sentence: string; rows: AgreementRow[] } | null;
+  semirings?: Answer[];
   provenance: [string, [string, string][]][];
 }
 

@@ -7,8 +7,11 @@ import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
 import { Store } from "./state";
 import { ablationView } from "./views/ablation";
+import { entropyView } from "./views/entropy";
 import { flowView } from "./views/flow";
+import { gapView } from "./views/gap";
 import { influenceView } from "./views/influence";
+import { lengthsView } from "./views/lengths";
 import { pathsView } from "./views/paths";
 import { provenanceView } from "./views/provenance";
 import { trainingView } from "./views/training";
@@ -80,12 +83,15 @@ function main(): void {
   const data = load();
   const app = document.getElementById("app")!;
   const store = begin(data);
-  const makers = [flowView, influenceView, pathsView, trainingView, ablationView];
+  const makers = [flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
   const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
   const content = el("main", {});
   app.append(head, content);
   const views: HTMLElement[] = [];
-  for (const make of makers) views.push(make(data, store));
+  for (const make of makers) {
+    const view = make(data, store);
+    if (view) views.push(view);
+  }
   views.push(provenanceView(data));
   app.insertBefore(bar(data, store, views), content);
   content.append(...views);

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..answers import answers
 from ..errors import GradtraceError
+from ..semirings import named
 from . import headline
 from .snapshot import Question, Traced, graph_of, snapshot
 from .words import listed
@@ -31,6 +33,7 @@ def of_trace(trace: Traced, question: Question, title: str | None = None) -> dic
     """Make the document of a trace."""
     taken = snapshot(trace, question)
     groups = list(dict.fromkeys(f["of"] for f in taken["flows"]))
+    said = answers(trace, [named(s) for s in question.semirings], question.only, question.components)
     name = title or "gradtrace report"
     return finite(
         {
@@ -40,6 +43,7 @@ def of_trace(trace: Traced, question: Question, title: str | None = None) -> dic
             "headline": headline.of_trace(taken["influence"], groups[0]),
             "graph": graph_of(trace),
             "snapshots": [{"step": None} | taken],
+            "semirings": [{"batch": 0} | answer for answer in said],
             "provenance": provenance(trace),
         }
     )
@@ -85,6 +89,7 @@ def _of_subject(results: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline.of_trace(rows, results["options"]["of"]),
         "graph": results["graph"],
         "snapshots": [{"step": None} | taken],
+        "semirings": results.get("semirings", []),
     }
 
 

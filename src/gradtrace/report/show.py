@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..answers import lines
 from .fold import label_of, links_at
 from .terminal import plain
 from .words import percent
@@ -47,6 +48,9 @@ def show(document: Mapping[str, Any], console: Console, most: int = 12) -> None:
     for kind, paths in last["paths"].items():
         plain(console, f"\nStrongest of the {kind} paths{at}")
         console.print(_paths(document["graph"], paths, most))
+    for answer in document.get("semirings", []):
+        batch = f"batch {answer['batch']}, " if document["semirings"][-1]["batch"] else ""
+        plain(console, f"\n{batch}" + "\n".join(lines(answer)))
     if len(document["snapshots"]) > 1:
         first = document["snapshots"][0]["step"]
         plain(console, f"\nTraining, steps {first} to {last['step']}")

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..answers import Answerable
 from ..certificate import Certificate
 from ..components import Component, matches, name_of, select_leaves
 from ..errors import GradtraceError
 from ..flow import Asked, Flow, flows
 from ..forest import Forest
 from ..influence import InfluenceTable
-from ..tape import Call, Record, Value
+from ..semirings import Family, named
+from ..tape import Call, Record
 from .branches import Branches, strongest
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree
@@ -30,11 +32,9 @@ MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 
 
-class Traced(Protocol):
+class Traced(Answerable, Protocol):
     """The part of a `Trace` that a report reads."""
 
-    tape: Any
-    loss: Value
     certificate: Certificate | None
 
     @property
@@ -64,6 +64,7 @@ class Question:
         paths: the k strongest of all, for each kind.
         each: how many of the strongest of each parameter, besides; these are what a search finds.
         tokens: the text of each example, batch × time.
+        semirings: what else to ask of every parameter; the page shows `Entropy`, `Graded` and `Power`.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -73,6 +74,7 @@ class Question:
     each: int = 2
     tokens: Texts | None = None
     only: tuple[str, ...] = field(default=("*",))
+    semirings: Sequence[Family | str] | str = ()
 
     def __post_init__(self) -> None:
         if self.tokens is not None and len({len(t) for t in self.tokens}) > 1:
@@ -80,6 +82,10 @@ class Question:
         unknown = [k for k in self.kinds if k not in KINDS]
         if unknown or not self.kinds:
             raise GradtraceError(f"unknown kinds of trace {unknown}; there are {', '.join(KINDS)}")
+        if isinstance(self.semirings, str):
+            object.__setattr__(self, "semirings", (self.semirings,))
+        for semiring in self.semirings:
+            named(semiring)
 
 
 def graph_of(trace: Traced) -> dict[str, Any]:

@@ -39,6 +39,10 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
   );
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Influence heat map" });
   body.append(holder);
+  if (!data.snapshots[0].influence.length) {
+    holder.replaceChildren(el("p", { class: "none" }, "Nothing to cross: no module was called inside the model, and no component was named."));
+    return root;
+  }
   const draw = () => {
     drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100);
     holder.replaceChildren(drawn);
