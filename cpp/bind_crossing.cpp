@@ -3,6 +3,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -21,26 +22,65 @@ int team(int64_t elements, int threads) {
     return elements < SERIAL ? 1 : threads;
 }
 
-// One way from a scalar to the scalar of a result that it won through, and that result's sets.
-struct Source {
-    const int64_t *bits;  // null: `also` is the whole set
+// One way from a scalar to the scalar of a result that it won through, and that result's sets, in words of `In`.
+template <class In> struct Source {
+    const In *bits;  // null: `also` is the whole set
     int64_t size, also, offset, step;
     const int64_t *table;  // null: step times the stored number
     std::vector<int64_t> stride;
+
+    // A set by its place; of a scalar without a path the stored number means nothing.
+    int64_t at(int64_t place) const { return place >= 0 && place < size ? also | int64_t(bits[place]) : also; }
+    int64_t moved(int64_t stored) const { return table ? table[stored] : step * stored; }
 };
 
-struct Walk {
+template <class In> struct Walk {
     std::vector<int64_t> shape, raw_stride, choice_stride;
+    const int16_t *short_raw;
     const int32_t *raw;
     const uint8_t *choice;
     const int32_t *wide_choice;
     const int64_t *ordinal, *local;  // by stored number, where several products were put into one
-    std::vector<Source> sources;
-    int64_t *out;
+    std::vector<Source<In>> sources;
+
+    bool stores() const { return raw || short_raw; }
+    bool chooses() const { return choice || wide_choice; }
+    int64_t stored(int64_t at) const { return std::max<int64_t>(raw ? raw[at] : short_raw[at], 0); }
+    size_t chosen(int64_t at) const { return choice ? choice[at] : size_t(wide_choice[at]); }
 };
 
-// Writes the sets of `count` scalars from flat position `begin` on to w.out + shift. Coordinates are kept, not divided out.
-void walk_part(const Walk &w, int64_t begin, int64_t count, int64_t shift) {
+// Some scalars along the last axis: where they and their steps begin.
+struct Stretch {
+    int64_t count, raw, raw_step, choice, choice_step;
+    const int64_t *base, *along;  // of each source
+};
+
+template <class In, class Out> void walk_stretch(const Walk<In> &w, const Stretch &x, Out *out) {
+    if (w.ordinal) {
+        for (int64_t i = 0; i < x.count; i++) {
+            const int64_t number = w.stored(x.raw + i * x.raw_step), chosen = w.ordinal[number];
+            const Source<In> &s = w.sources[size_t(chosen)];
+            out[i] = Out(s.bits ? s.at(x.base[chosen] + i * x.along[chosen] + s.moved(w.local[number])) : s.also);
+        }
+    } else if (w.chooses()) {
+        for (int64_t i = 0; i < x.count; i++) {
+            const size_t chosen = w.chosen(x.choice + i * x.choice_step);
+            const Source<In> &s = w.sources[chosen];
+            const int64_t moved = w.stores() && s.bits ? s.moved(w.stored(x.raw + i * x.raw_step)) : 0;
+            out[i] = Out(s.bits ? s.at(x.base[chosen] + i * x.along[chosen] + moved) : s.also);
+        }
+    } else if (const Source<In> &s = w.sources[0]; !s.bits) {
+        std::fill_n(out, x.count, Out(s.also));
+    } else if (w.stores()) {
+        for (int64_t i = 0; i < x.count; i++)
+            out[i] = Out(s.at(x.base[0] + i * x.along[0] + s.moved(w.stored(x.raw + i * x.raw_step))));
+    } else {
+        for (int64_t i = 0; i < x.count; i++) out[i] = Out(s.at(x.base[0] + i * x.along[0]));
+    }
+}
+
+// Writes the sets of `count` scalars from flat position `begin` on. Coordinates are kept, not divided out.
+template <class In, class Out> void walk_part(const Walk<In> &w, int64_t begin, int64_t count, Out *out) {
     const int dims = int(w.shape.size());
     std::vector<int64_t> at(size_t(dims), 0);
     for (int64_t rest = begin, d = dims - 1; d >= 0; d--) {
@@ -48,41 +88,21 @@ void walk_part(const Walk &w, int64_t begin, int64_t count, int64_t shift) {
         rest /= w.shape[size_t(d)];
     }
     const int64_t inner = dims ? w.shape[size_t(dims - 1)] : 1;
-    std::vector<int64_t> base(w.sources.size());
+    std::vector<int64_t> base(w.sources.size()), along(w.sources.size());
+    for (size_t s = 0; s < along.size(); s++) along[s] = dims && w.sources[s].bits ? w.sources[s].stride[size_t(dims - 1)] : 0;
     for (int64_t done = 0; done < count;) {
         const int64_t first = dims ? at[size_t(dims - 1)] : 0, n = std::min(inner - first, count - done);
-        int64_t raw_at = 0, choice_at = 0;
+        Stretch x{n, 0, w.stores() && dims ? w.raw_stride[size_t(dims - 1)] : 0, 0,
+                  w.chooses() && dims ? w.choice_stride[size_t(dims - 1)] : 0, base.data(), along.data()};
         for (int d = 0; d < dims; d++) {
-            raw_at += w.raw ? at[size_t(d)] * w.raw_stride[size_t(d)] : 0;
-            choice_at += w.choice || w.wide_choice ? at[size_t(d)] * w.choice_stride[size_t(d)] : 0;
+            x.raw += w.stores() ? at[size_t(d)] * w.raw_stride[size_t(d)] : 0;
+            x.choice += w.chooses() ? at[size_t(d)] * w.choice_stride[size_t(d)] : 0;
         }
         for (size_t s = 0; s < base.size(); s++) {
             base[s] = w.sources[s].offset;
             for (int d = 0; d < dims; d++) base[s] += at[size_t(d)] * w.sources[s].stride[size_t(d)];
         }
-        const int64_t raw_step = w.raw && dims ? w.raw_stride[size_t(dims - 1)] : 0;
-        const int64_t choice_step = (w.choice || w.wide_choice) && dims ? w.choice_stride[size_t(dims - 1)] : 0;
-        for (int64_t i = 0; i < n; i++) {
-            int64_t stored = w.raw ? std::max<int64_t>(w.raw[raw_at + i * raw_step], 0) : 0;
-            size_t chosen = 0;
-            if (w.ordinal) {
-                chosen = size_t(w.ordinal[stored]);
-                stored = w.local[stored];
-            } else if (w.choice) {
-                chosen = w.choice[choice_at + i * choice_step];
-            } else if (w.wide_choice) {
-                chosen = size_t(w.wide_choice[choice_at + i * choice_step]);
-            }
-            const Source &s = w.sources[chosen];
-            int64_t set = s.also;
-            if (s.bits) {
-                const int64_t along = dims ? s.stride[size_t(dims - 1)] * i : 0;
-                // of a scalar without a path the stored number means nothing
-                const int64_t place = base[chosen] + along + (s.table ? s.table[stored] : s.step * stored);
-                if (place >= 0 && place < s.size) set |= s.bits[place];
-            }
-            w.out[shift + done + i] = set;
-        }
+        walk_stretch(w, x, out + done);
         done += n;
         for (int d = dims - 2, carry = 1; d >= 0 && carry; d--) {
             carry = ++at[size_t(d)] == w.shape[size_t(d)];
@@ -92,24 +112,48 @@ void walk_part(const Walk &w, int64_t begin, int64_t count, int64_t shift) {
     }
 }
 
-// Of the scalars begin … end. sources: (bits, their number, also, offset, step, table, stride of each axis).
-void inherit(std::vector<int64_t> shape, Pointer raw, std::vector<int64_t> raw_stride, Pointer choice, std::vector<int64_t> choice_stride,
-             bool wide_choice, Pointer ordinal, Pointer local, nb::list sources, int64_t begin, int64_t end,
-             Pointer out, int threads) {
-    Walk w{std::move(shape), std::move(raw_stride), std::move(choice_stride), reinterpret_cast<const int32_t *>(raw),
-           wide_choice ? nullptr : reinterpret_cast<const uint8_t *>(choice), wide_choice ? reinterpret_cast<const int32_t *>(choice) : nullptr,
-           reinterpret_cast<const int64_t *>(ordinal), reinterpret_cast<const int64_t *>(local), {}, reinterpret_cast<int64_t *>(out)};
+// Pointers as they come from Python: stored numbers of 16 or 32 bits, choices of 8 or 32.
+struct Given {
+    std::vector<int64_t> shape;
+    Pointer raw;
+    std::vector<int64_t> raw_stride;
+    bool short_raw;
+    Pointer choice;
+    std::vector<int64_t> choice_stride;
+    bool wide_choice;
+    Pointer ordinal, local;
+};
+
+template <class In, class Out> void inherited(const Given &g, const nb::list &sources, int64_t begin, int64_t end, Pointer to, int threads) {
+    Walk<In> w{g.shape, g.raw_stride, g.choice_stride,
+               g.short_raw ? reinterpret_cast<const int16_t *>(g.raw) : nullptr, g.short_raw ? nullptr : reinterpret_cast<const int32_t *>(g.raw),
+               g.wide_choice ? nullptr : reinterpret_cast<const uint8_t *>(g.choice), g.wide_choice ? reinterpret_cast<const int32_t *>(g.choice) : nullptr,
+               reinterpret_cast<const int64_t *>(g.ordinal), reinterpret_cast<const int64_t *>(g.local), {}};
     for (nb::handle h : sources) {
         nb::tuple t = nb::cast<nb::tuple>(h);
-        w.sources.push_back({reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[0])), nb::cast<int64_t>(t[1]), nb::cast<int64_t>(t[2]),
+        w.sources.push_back({reinterpret_cast<const In *>(nb::cast<Pointer>(t[0])), nb::cast<int64_t>(t[1]), nb::cast<int64_t>(t[2]),
                              nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[5])),
                              nb::cast<std::vector<int64_t>>(t[6])});
     }
     nb::gil_scoped_release unlocked;
+    Out *out = reinterpret_cast<Out *>(to);
     const int64_t numel = end - begin, block = 16384, blocks = (numel + block - 1) / block;
     [[maybe_unused]] const int crew = team(numel, threads);
 #pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1)
-    for (int64_t b = 0; b < blocks; b++) walk_part(w, begin + b * block, std::min(block, numel - b * block), b * block);
+    for (int64_t b = 0; b < blocks; b++) walk_part(w, begin + b * block, std::min(block, numel - b * block), out + b * block);
+}
+
+// Of the scalars begin … end. sources: (bits, their number, also, offset, step, table, stride of each axis). Sets are read in
+// words of `word` bytes, and written in words of that size or of eight.
+void inherit(std::vector<int64_t> shape, Pointer raw, std::vector<int64_t> raw_stride, bool short_raw, Pointer choice,
+             std::vector<int64_t> choice_stride, bool wide_choice, Pointer ordinal, Pointer local, nb::list sources, int64_t begin,
+             int64_t end, int word, bool widen, Pointer out, int threads) {
+    const Given g{std::move(shape), raw, std::move(raw_stride), short_raw, choice, std::move(choice_stride), wide_choice, ordinal, local};
+    const auto run = [&](auto in) {
+        using In = decltype(in);
+        widen ? inherited<In, int64_t>(g, sources, begin, end, out, threads) : inherited<In, In>(g, sources, begin, end, out, threads);
+    };
+    word == 1 ? run(uint8_t()) : word == 2 ? run(int16_t()) : word == 4 ? run(int32_t()) : run(int64_t());
 }
 
 template <class T> std::pair<int64_t, double> measured(const T *data, int64_t n, int threads) {
@@ -169,8 +213,8 @@ bool any_nan(bool is_double, const std::vector<std::pair<Pointer, int64_t>> &ten
 void bind_crossing(nb::module_ &m);
 void bind_crossing(nb::module_ &m) {
     using nb::arg;
-    m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
-          arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("begin"), arg("end"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
+    m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("short_raw"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
+          arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("begin"), arg("end"), arg("word"), arg("widen"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
     m.def("measure", &measure, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "(how many are above zero, their sum)");
     m.def("any_nan", &any_nan, arg("double_"), arg("tensors"), arg("threads"), "Whether one of some (pointer, n) holds a NaN");
 }

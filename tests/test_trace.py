@@ -165,6 +165,11 @@ def test_strength_is_log2_in_float64_for_every_leaf_and_recorded_tensor(taped):
     torch.testing.assert_close(trace.strength[out], (2 * out.detach()).abs().log2())
 
 
+def test_a_trace_knows_what_the_loss_came_to(taped):
+    _, tape, _, loss = taped
+    assert tape.trace(loss).number == loss.item()
+
+
 def test_nan_in_the_forward_pass_names_the_operator_and_the_module():
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -226,6 +226,7 @@ def inherit(
     shape: Sequence[int],
     raw_ptr: int,
     raw_stride: Sequence[int],
+    short_raw: bool,
     choice_ptr: int,
     choice_stride: Sequence[int],
     wide_choice: bool,
@@ -234,8 +235,10 @@ def inherit(
     sources: list,
     begin: int,
     end: int,
+    word: int,
+    widen: bool,
     out_ptr: int,
     threads: int,
 ) -> None: ...
 def measure(double_: bool, data_ptr: int, n: int, threads: int) -> tuple[int, float]: ...
-def first_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> int: ...
+def any_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> bool: ...

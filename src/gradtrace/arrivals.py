@@ -121,9 +121,10 @@ class Arrivals:
         _chosen(winners, a.shape, mark)
         indices = None
         if raw is not None or winners.index is not None:
-            mine = torch.zeros(a.shape, dtype=torch.int32) if winners.index is None else winners.index.contiguous()
+            known = winners.index
+            mine = torch.zeros(a.shape, dtype=torch.int32) if known is None else known.to(torch.int32).contiguous()
             winners.index = mine
-            indices = None if raw is None else (mine, raw.contiguous())
+            indices = None if raw is None else (mine, raw.to(torch.int32).contiguous())
         native.merge(a, fa, b, fb, indices, winners.choice, mark)
         self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
 

@@ -36,7 +36,8 @@ class Sets:
 
     Attributes:
         also: what all of them cross; a signed integer of 64 bits.
-        plane: batch × shape (the batch possibly 1), what is to be joined with `also`; None for nothing.
+        plane: batch × shape (the batch possibly 1), what is to be joined with `also`, in integers as short as `word`
+            finds; None for nothing.
         edge: where given, `plane` belongs to the edge's target, and nobody has looked it up from here yet.
     """
 
@@ -70,6 +71,7 @@ class Crossed:
         for begin in range(0, self.leaf.numel, BLOCK):
             end = min(self.leaf.numel, begin + BLOCK)
             bits = self.rows[row if len(self.rows) > 1 else 0](begin, end)
+            bits = bits.to(torch.int64)
             yield begin, end, bits | self.also if self.also else bits
 
     def whole(self) -> Tensor:
@@ -96,7 +98,7 @@ class Own:
     """The components that a call's results, or a leaf's scalars, are in themselves."""
 
     def __init__(self, record: Record, components: Sequence[Component]) -> None:
-        self.record, self.components = record, list(enumerate(components))
+        self.record, self.components, self.word = record, list(enumerate(components)), word(len(components))
         self._known: dict[tuple[Scope, ...], tuple[int, list[tuple[int, Slice]]]] = {}
 
     def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
@@ -107,25 +109,30 @@ class Own:
             whole = signed(sum(1 << i for i, c in here if not isinstance(c, Slice)))
             known = self._known[call.scopes] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
         whole, slices = known
-        return _sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
+        return self._sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
 
     def of_leaf(self, leaf: Value) -> Tensor | int:
         """Give the slices that a leaf's own scalars are in: expert weights, say."""
         named = [(i, c) for i, c in self.components if isinstance(c, Slice) and c.module == leaf.name]
-        return _sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
+        return self._sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
+
+    def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
+        out: Tensor | int = whole
+        for i, mask in masks:
+            if mask is not None:
+                out = out | (mask.to(self.word) << i)
+        return out
+
+
+def word(components: int) -> torch.dtype:
+    """Give the shortest integers that have a bit for each component; in the longest one of them is the sign."""
+    sizes = (8, torch.uint8), (15, torch.int16), (31, torch.int32)
+    return next((kind for most, kind in sizes if components <= most), torch.int64)
 
 
 def signed(bits: int) -> int:
     """Read 64 bits as the signed integer that a tensor holds."""
     return bits - (1 << 64) if bits >> 63 else bits
-
-
-def _sliced(whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
-    out: Tensor | int = whole
-    for i, mask in masks:
-        if mask is not None:
-            out = out | (mask.to(torch.int64) << i)
-    return out
 
 
 def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
@@ -165,10 +172,10 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
             if value is None or (value.id not in found.winners and value is not forest.loss):
                 continue
             winners = found.winners.get(value.id)
-            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value))
+            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value), own.word)
             here = own.of(call, value.shape)
             if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
-                inherited = _looked_up(winners, sets, forest.batch(value))
+                inherited = _looked_up(winners, sets, forest.batch(value), own.word)
             sets[value.id] = inherited.joined(here)
             waiting.done(value.id, sets)
         for leaf in waiting.ready.pop(call.index, ()):
@@ -212,13 +219,13 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
     if isinstance(here, int):
         walks = _walks(winners, sets, batch)
         assert walks is not None
-        return Crossed(leaf, here, [partial(native.inherit, walk) for walk in walks])
-    both = _looked_up(winners, sets, batch).joined(here)
+        return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
+    both = _looked_up(winners, sets, batch, own.word).joined(here)
     assert both.plane is not None
     return _leaf(leaf, both.also, both.plane)
 
 
-def _of(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:
+def _of(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) -> Sets:
     """Give the sets of a value's consumers, looked up only where that cannot be put off."""
     shared = _shared(winners, sets)
     if shared is not None:
@@ -233,7 +240,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:
         seen = _seen(winners, edge, source, batch)
         if seen is not None:
             return Sets(source.also, seen)
-    return _looked_up(winners, sets, batch)
+    return _looked_up(winners, sets, batch, word)
 
 
 def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
@@ -275,14 +282,14 @@ def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | No
     return seen.reshape(batch, *winners.shape)
 
 
-def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int) -> Sets:
+def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) -> Sets:
     """Look up the sets of all scalars."""
     walks = _walks(winners, sets, batch)
     if walks is None:
         shared = _shared(winners, sets)
         assert shared is not None
         return Sets(shared)
-    rows = [native.inherit(walk, 0, prod(winners.shape)).reshape(winners.shape) for walk in walks]
+    rows = [native.inherit(walk, 0, prod(winners.shape), word).reshape(winners.shape) for walk in walks]
     return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))
 
 

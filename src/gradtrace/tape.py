@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import StaleTensor
+from .errors import NotOnTape, StaleTensor
 
 
 @dataclass(eq=False, slots=True)
@@ -127,12 +127,14 @@ class Again:
 
         Raises:
             StaleTensor: what it is computed from was modified in place after the recording.
+            NotOnTape: the call that made it is not on the tape any more.
         """
         value = self._value
         if value.data is not None:
             return value.data.get()
         call = value.call
-        assert call is not None
+        if call is None:
+            raise NotOnTape(f"what made a tensor of shape {value.shape} is not on the tape")
         number = next(n for n, made in enumerate(call.outputs) if made is value)
         kept = call.results[number] if call.results else None
         found = kept.get() if kept is not None else call.run([given.again() for given in call.inputs])[number]

@@ -203,7 +203,7 @@ class Tape:
         certificate = None
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
-        return Trace(self, value, certificate, progress=progress)
+        return Trace(self, value, float(loss), certificate, progress=progress)
 
 
 def _cast(g: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -236,11 +236,14 @@ class Trace:
     Passes are run when they are first asked for, and kept.
 
     Attributes:
+        number: what the loss came to.
         certificate: what `check=True` compared, else None.
     """
 
-    def __init__(self, tape: Tape, loss: Value, certificate: Certificate | None, *, progress: bool = False) -> None:
-        self.tape, self.loss, self.certificate, self._progress = tape, loss, certificate, progress
+    def __init__(
+        self, tape: Tape, loss: Value, number: float, certificate: Certificate | None, *, progress: bool = False
+    ) -> None:
+        self.tape, self.loss, self.number, self.certificate, self._progress = tape, loss, number, certificate, progress
         self._forests: dict[tuple[str, bool], Forest] = {}
         self._rankings: dict[str, Ranking] = {}
         self._norms: dict[float, dict[int, Tensor]] = {}

@@ -217,8 +217,8 @@ def test_partial_results_have_no_conclusions():
 
 
 def start(folder, corpus, *flags):
-    command = [sys.executable, "-m", "gradtrace", "compete", "--out", str(folder), *flags]
-    command += ["--corpus", str(corpus), *FLAGS, "--checkpoint-every", "2"]
+    command = [sys.executable, "-m", "gradtrace", "compete", "--out", str(folder)]
+    command += ["--corpus", str(corpus), *FLAGS, "--checkpoint-every", "2", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -249,8 +249,8 @@ def test_killed_and_resumed_gives_the_same_bytes(whole, corpus, tmp_path):
 
 
 def test_interrupted_leaves_what_was_done_and_says_how_to_go_on(whole, corpus, tmp_path):
-    process = start(tmp_path, corpus)
-    read_until(process, "step 4 of 10: influence")
+    process = start(tmp_path, corpus, "--steps", "1000")  # not over before the signal comes
+    read_until(process, "step 4 of 1000: influence")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -279,9 +279,13 @@ class Walk(NamedTuple):
     sources: list[Source]
 
 
-def inherit(w: Walk, begin: int, end: int) -> Tensor:
-    """Give the sets that some scalars, by flat position, read from the sources they chose."""
-    out = torch.empty(end - begin, dtype=torch.int64)
+def inherit(w: Walk, begin: int, end: int, word: torch.dtype = torch.int64, *, widen: bool = False) -> Tensor:
+    """Give the sets that some scalars, by flat position, read from the sources they chose.
+
+    Args:
+        word: of the sources' sets, and of the result; or, with `widen`, the result is in int64.
+    """
+    out = torch.empty(end - begin, dtype=torch.int64 if widen else word)
     given = []
     for s in w.sources:
         size = 0 if s.bits is None else s.bits.numel()
@@ -293,6 +297,7 @@ def inherit(w: Walk, begin: int, end: int) -> Tensor:
         w.shape,
         _pointers(w.raw),
         strides[0],
+        w.raw is not None and w.raw.dtype is torch.int16,
         _pointers(w.choice),
         strides[1],
         wide,
@@ -301,6 +306,8 @@ def inherit(w: Walk, begin: int, end: int) -> Tensor:
         given,
         begin,
         end,
+        word.itemsize,
+        widen,
         out.data_ptr(),
         torch.get_num_threads(),
     )

@@ -19,6 +19,8 @@ from .native import Range
 from .plane import Plane, Pulled, Spikes, by_reference, kept, made, precisely, wide
 from .product import winners_of
 
+SHORT = 1 << 15  # scalars of a row that 16 bits can number
+
 
 def low_rank(s: LowRank, g: Plane) -> Pulled:
     """Carry values along rows whose scalars are all connected."""
@@ -48,6 +50,10 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
 
     double = any(t is not None and t.dtype is torch.float64 for t in factors)
     plane, raw = precisely(run, g, double=double)
+    if (
+        grid.seen[1] * grid.seen[2] <= SHORT
+    ):  # these winners are a third of what a trace of a convolutional network keeps
+        raw = raw.to(torch.int16)
     return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
 
 

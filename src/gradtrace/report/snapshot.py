@@ -6,7 +6,6 @@ changes. Numbers mean what `Trace.flow`, `Trace.influence` and `Trace.path` say;
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -130,16 +129,6 @@ def short_source(source: str) -> str:
     return f"{path.relative_to(max(homes, key=lambda p: len(p.parts))).as_posix()}:{line}"
 
 
-def loss_of(trace: Traced) -> float:
-    """Give the loss's number."""
-    call = trace.loss.call
-    if call is None:
-        return math.nan
-    which = next(i for i, v in enumerate(call.outputs) if v is trace.loss)
-    result = call.run([i.tensor() for i in call.inputs])[which]
-    return math.nan if result is None else float(result)
-
-
 def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     """Take down flows, influence and paths of a trace."""
     record = trace.tape.record
@@ -148,7 +137,7 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
     return {
-        "loss": loss_of(trace),
+        "loss": trace.number,
         "influence": [
             {"of": group, "kind": kind} | asdict(row)
             for group, of in groups.items()
