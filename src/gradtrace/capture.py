@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import Unsupported
 from .scopes import Scopes, source_line
-from .storage import layout_of
+from .storage import disjoint, layout_of
 from .tape import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .values import Values
 
@@ -235,8 +235,19 @@ class Capture(TorchDispatchMode):
     def _keep(self, written: Sequence[Tensor]) -> None:
         """Copy what was saved of tensors that are about to be overwritten."""
         for tensor in filter(_is_dense, written):
-            for saved in self._saved.pop(tensor.untyped_storage()._cdata, ()):
-                saved.keep()
+            key = tensor.untyped_storage()._cdata
+            there = self._saved.pop(key, None)
+            if there is None:
+                continue
+            at, apart = layout_of(tensor), []
+            for saved in there:
+                # a recurrent cell's gates lie side by side, each with a version of its own: written to one by one
+                if not saved.shares_version(tensor) and disjoint(layout_of(saved.data), at):
+                    apart.append(saved)
+                else:
+                    saved.keep()
+            if apart:
+                self._saved[key] = apart
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operator on the user's own backends: what recording wants in parts (an LSTM) comes here in parts."""

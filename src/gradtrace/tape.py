@@ -91,6 +91,15 @@ class Saved:
             )
         return self._tensor
 
+    @property
+    def data(self) -> Tensor:
+        """The memory that it refers to, whatever is there by now."""
+        return self._tensor
+
+    def shares_version(self, tensor: Tensor) -> bool:
+        """Tell whether writing to another tensor would be seen as a change of this one."""
+        return self._source is not None and self._source() is (tensor if tensor._base is None else tensor._base)
+
     def keep(self) -> None:
         """Copy the data: the original is about to be overwritten."""
         self._tensor = self._tensor.clone()
