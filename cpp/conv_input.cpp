@@ -183,7 +183,7 @@ template <class T> class SlabRun {
         return p;
     }
 
-    // ---- by patches: step × point, some points at a time
+    // ---- by patches: point × step, some points at a time
 
     // Points that follow each other along the last axis.
     struct Stretch {
@@ -209,22 +209,43 @@ template <class T> class SlabRun {
         patch.resize(phase.steps * count);
         best.resize(count * phase.to);
         step_of.resize(count * phase.to);
-        const int64_t stride = phase.axis[2].stride;
         T *to = patch.data();
-        for (int64_t k = 0; k < phase.steps; k++)
-            for (const Stretch &x : stretches) {
-                const T *from = image.data() + a_at[k] + x.start.image;
-                if (stride == 1)
-                    for (int64_t i = 0; i < x.count; i++) to[i] = from[i];
-                else
-                    for (int64_t i = 0; i < x.count; i++) to[i] = from[i * stride];
-                to += x.count;
-            }
-        const Product<T> product{1, count, phase.to, phase.steps, {patch.data(), 0, 1, count}, phase.rows(slab.group),
+        for (const Stretch &x : stretches) {
+            write_rows(image.data() + x.start.image, x.count, to);
+            to += x.count * phase.steps;
+        }
+        const Product<T> product{1, count, phase.to, phase.steps, {patch.data(), 0, phase.steps, 1}, phase.rows(slab.group),
                                  best.data(), step_of.data()};
         lost |= (max_product(product, phase.prepared[slab.group].get(), Variant::pruned).flags & LOST) != 0;
         write_stretches();
         stretches.clear();
+    }
+
+    // A row of steps for each point of a stretch: squares of them are read along the points, and turned.
+    void write_rows(const T *from, int64_t count, T *to) const {
+        constexpr int64_t SIDE = 16 / int64_t(sizeof(T));
+        typedef T Quad __attribute__((vector_size(16)));
+        const int64_t stride = phase.axis[2].stride, steps = phase.steps;
+        const int64_t points = stride == 1 ? count / SIDE * SIDE : 0, whole = steps / SIDE * SIDE;
+        for (int64_t k = 0; k < whole; k += SIDE)
+            for (int64_t i = 0; i < points; i += SIDE) {
+                Quad square[SIDE];
+                for (int64_t s = 0; s < SIDE; s++) std::memcpy(&square[s], from + a_at[k + s] + i, sizeof(Quad));
+                turn(square);
+                for (int64_t s = 0; s < SIDE; s++) std::memcpy(to + (i + s) * steps + k, &square[s], sizeof(Quad));
+            }
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t k = i < points ? whole : 0; k < steps; k++) to[i * steps + k] = from[a_at[k] + i * stride];
+    }
+    template <class Quad> static void turn(Quad (&x)[4]) {
+        const Quad a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+        const Quad c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7), d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+        x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+        x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5), x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+    }
+    template <class Pair> static void turn(Pair (&x)[2]) {
+        const Pair a = __builtin_shufflevector(x[0], x[1], 0, 2), b = __builtin_shufflevector(x[0], x[1], 1, 3);
+        x[0] = a, x[1] = b;
     }
 
     // point × channel to channel × point; a few channels at a time, so that their cache lines stay.
