@@ -24,6 +24,11 @@ class Plan:
 
     Letters of y by what becomes of them: `both` (in x and w), `rows` (in x only), `merged` (not in x); `columns` are
     those that w brings to x.
+
+    Attributes:
+        y_order: of the axes batch, y in a product's values: both, batch, rows, merged.
+        w_order: of w's axes, behind which are those that it `lacks`, in a product's weights: both, columns, merged.
+        counts: of the scalars that both, rows, columns and merged span.
     """
 
     kind: str
@@ -36,6 +41,10 @@ class Plan:
     merged: str
     size: dict[str, int]
     way: Affine
+    y_order: tuple[int, ...]
+    w_order: tuple[int, ...]
+    lacks: int
+    counts: tuple[int, int, int, int]
 
     def shape(self, letters: str) -> list[int]:
         """Give the sizes of some letters."""
@@ -43,7 +52,7 @@ class Plan:
 
     def count(self, letters: str) -> int:
         """Give how many scalars they span."""
-        return prod(self.size[c] for c in letters)
+        return prod_of(letters, self.size)
 
 
 @lru_cache(maxsize=4096)
@@ -64,7 +73,18 @@ def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool)
     of_y = dict(zip(y, contiguous(y_shape), strict=True))
     stride = tuple(of_y.get(c, 0) for c in x)
     step, table = winners_of(merged, of_y, size)
-    return Plan(kind, y, w, x, both, rows, columns, merged, size, Affine(x_shape, stride, 0, step, table))
+    at = {c: 1 + i for i, c in enumerate(y)}
+    y_order = (*(at[c] for c in both), 0, *(at[c] for c in rows), *(at[c] for c in merged))
+    lacking = [c for c in merged if c not in w]
+    w_order = tuple((w + "".join(lacking)).index(c) for c in both + columns + merged)
+    counts = prod_of(both, size), prod_of(rows, size), prod_of(columns, size), prod_of(merged, size)
+    way = Affine(x_shape, stride, 0, step, table)
+    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, y_order, w_order, len(lacking), counts)
+
+
+def prod_of(letters: str, size: dict[str, int]) -> int:
+    """Give how many scalars some letters span."""
+    return prod(size[c] for c in letters)
 
 
 def winners_of(merged: str, of_y: dict[str, int], size: dict[str, int]) -> tuple[int, Callable[[], Tensor] | None]:
@@ -149,20 +169,14 @@ class Product:
 
 def product(p: Plan, weight: Any, g: Plane) -> Product:
     """Bring a contraction into the form of a batched product."""
-    batch = g.data.shape[0]
-    at = {c: 1 + i for i, c in enumerate(p.y)}
-    data = g.data.permute([at[c] for c in p.both] + [0] + [at[c] for c in p.rows] + [at[c] for c in p.merged]).reshape(
-        p.count(p.both), batch * p.count(p.rows), p.count(p.merged)
-    )
+    batch, (both, rows, columns, merged) = g.data.shape[0], p.counts
+    data = g.data.permute(p.y_order).reshape(both, batch * rows, merged)
     w = wide(weight()).reshape(p.shape(p.w))
-    lacking = [c for c in p.merged if c not in p.w]
-    names = p.w + "".join(lacking)
-    for _ in lacking:
-        w = w.unsqueeze(-1)
-    w = w.permute([names.index(c) for c in p.both + p.columns + p.merged])
-    w = w.expand([p.size[c] for c in p.both + p.columns + p.merged])
-    w = w.reshape(p.count(p.both), p.count(p.columns), p.count(p.merged))
-    return Product(p, batch, g.view(data), w)
+    if p.lacks:
+        w = w[(..., *[None] * p.lacks)].permute(p.w_order).expand(p.shape(p.both + p.columns + p.merged))
+    else:
+        w = w.permute(p.w_order)
+    return Product(p, batch, g.view(data), w.reshape(both, columns, merged))
 
 
 def multiply(a: Plane, w: Tensor | None, prepared: Any = None) -> tuple[Plane, Tensor]:
