@@ -53,6 +53,18 @@ def test_values_come_once_each_consumers_first_and_only_those_that_reach_the_los
             assert kept.index(given) > kept.index(value)
 
 
+def test_a_leaf_comes_as_soon_as_nothing_more_reaches_it():
+    """A model's gradients need not all be there at once: who keeps them may make them smaller one by one."""
+    leaves = {name: leaf(2, 2, seed=i) for i, name in enumerate(("x", "first", "last"))}
+    tape, loss = recorded(lambda x, first, last: ((x @ first).tanh() @ last + x).sum(), leaves)
+    kept: list[Value] = []
+    reverse(tape.record, tape.value_of(loss), Sum.carrier, lambda value, g: kept.append(value))
+    names = [v.name if v.call is None else v.call.name.split(".")[1] for v in kept]
+    assert names.index("last") < names.index("tanh") < names.index("first")
+    assert {"x", "first"} == set(names[-2:])  # x is read by the first call and by the last
+    assert len({v.id for v in kept}) == len(kept)
+
+
 def test_broadcasting_and_expansion_merge_by_plus_too():
     leaves = {"x": torch.tensor([[2.0], [3.0]], **F64, requires_grad=True)}
     w = torch.tensor([[1.0, -4.0, 2.0], [0.5, 0.0, -0.25]], **F64)

@@ -242,3 +242,47 @@ def inherit(
 ) -> None: ...
 def measure(double_: bool, data_ptr: int, n: int, threads: int) -> tuple[int, float]: ...
 def any_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> bool: ...
+def top_product(
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    a_ptrs: Sequence[int],
+    a_strides: Sequence[int],
+    w_ptr: int,
+    w_double: bool,
+    w_strides: Sequence[int],
+    keep: int,
+    out_ptr: int,
+    threads: int,
+) -> int: ...
+def top_low_rank(
+    batch: int,
+    rows: int,
+    n: int,
+    g_ptrs: Sequence[int],
+    g_strides: Sequence[int],
+    factors_double: bool,
+    factor_ptrs: Sequence[int],
+    factor_strides: Sequence[Sequence[int]],
+    keep: int,
+    out_ptr: int,
+    threads: int,
+) -> int: ...
+def top_weigh(n: int, g_ptrs: Sequence[int], w_ptr: int, w_double: bool, out_ptr: int, threads: int) -> int: ...
+def top_merge(n: int, a_ptrs: Sequence[int], b_ptrs: Sequence[int], out_ptrs: Sequence[int], threads: int) -> None: ...
+def top_reduce(
+    rows: int, n: int, g_ptrs: Sequence[int], stride: int, keep: int, out_ptr: int, threads: int
+) -> None: ...
+def top_segment(
+    rows: int,
+    n: int,
+    g_ptrs: Sequence[int],
+    g_strides: Sequence[int],
+    index_ptr: int,
+    index_row_stride: int,
+    size: int,
+    keep: int,
+    out_ptr: int,
+) -> int: ...
+def top_depth(batch: int, rows: int, n: int, g_ptrs: Sequence[int], g_strides: Sequence[int], keep: int) -> int: ...

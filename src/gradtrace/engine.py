@@ -8,7 +8,7 @@ strong ones is the one that the definition asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -23,6 +23,7 @@ from .semiring import Carrier, Element
 from .split import pull_by_example
 from .tape import Call, Record, Value
 
+NO_IDS = torch.empty(0, dtype=torch.int64)
 EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion
 
 
@@ -69,7 +70,7 @@ def reverse(
         record: the tape.
         loss: the value of ℓ.
         carrier: the semiring's arrays.
-        keep: called once for every value, with its finished elements (batch × value.shape), last first.
+        keep: called once for every value, with its finished elements (batch × value.shape), as soon as they are.
         labels: where given, values that belong to no example have a batch of one entry per example;
             all others, and all values where it is None, have a batch of 1.
         track: wraps the calls that are walked, for a progress bar.
@@ -80,7 +81,7 @@ def reverse(
         MissingRule: an operator on the way has no rule.
         NotANumber: a local derivative is NaN.
     """
-    edges = Edges.of(record)
+    edges, first = Edges.of(record), _first_uses(record)
     one = torch.ones((1, *loss.shape), dtype=loss.dtype)
     pending: dict[int, tuple[Value, Element]] = {loss.id: (loss, carrier.one(one))}
     if enter is not None:
@@ -89,9 +90,8 @@ def reverse(
         outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
         if not any(outputs):
             continue
-        for found in outputs:
-            if found is not None:
-                keep(*found)
+        for found in filter(None, outputs):
+            keep(*found)
         began = perf_counter()
         try:
             _propagate(call, outputs, carrier, edges.first[call.index], pending, labels, enter)
@@ -99,8 +99,30 @@ def reverse(
             raise NotANumber(f"{error}: {call.where}") from None
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
+        for found in _finished(call, first, pending):
+            keep(*found)
     for found in pending.values():
         keep(*found)
+
+
+def _first_uses(record: Record) -> dict[int, int]:
+    """Give for each value the number of the first call that takes it: the last that a walk back comes to."""
+    first: dict[int, int] = {}
+    for call in record.calls:
+        for given in call.inputs:
+            if given.value is not None:
+                first.setdefault(given.value.id, call.index)
+    return first
+
+
+def _finished(
+    call: Call, first: dict[int, int], pending: dict[int, tuple[Value, Element]]
+) -> Iterator[tuple[Value, Element]]:
+    """Take out the leaves that no call before this one takes: nothing more will reach them."""
+    for given in call.inputs:
+        value = given.value
+        if value is not None and value.call is None and value.id in pending and first[value.id] == call.index:
+            yield pending.pop(value.id)
 
 
 def _propagate(
@@ -122,8 +144,8 @@ def _propagate(
         if argument is None or not argument.differentiable or found is None:
             continue
         value, g = found
-        ids = _ids(value, (first_edge + position << EDGE_BITS) + starts[output], g[0].device)
-        g = carrier.seed(g, ids)
+        start = (first_edge + position << EDGE_BITS) + starts[output]
+        g = carrier.seed(g, _ids(value, start, g[0].device) if carrier.backpointers else NO_IDS)
         part = (
             pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
         )

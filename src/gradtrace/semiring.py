@@ -20,7 +20,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -73,7 +73,12 @@ class Carrier(ABC):
 
     `weigh` is ⊗ with lifted edge weights, every other method is some way to apply ⊕. Axes to reduce
     are always the last one.
+
+    Attributes:
+        backpointers: whether `seed` wants the ids of consumers' scalars.
     """
+
+    backpointers: ClassVar[bool] = True
 
     @abstractmethod
     def one(self, like: Tensor) -> Element:

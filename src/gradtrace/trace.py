@@ -174,7 +174,7 @@ class Tape:
         asked = [named(semiring)] if one else [named(k) for k in semiring]
         if not asked:
             return ()
-        found = ask(self.record, self._loss(loss), values, asked, log2=log2)
+        found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
 
-from gradtrace.kernels import reference
+from gradtrace.kernels import native, reference
+from gradtrace.kernels.ranked import Largest
 from gradtrace.kernels.reference import pull
 from gradtrace.semiring import NO_ID, AbsSum, Carrier, Count, Element, Extreme, Greedy, Scaled, Sum, normalised
 from gradtrace.structure import (
@@ -55,6 +56,23 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         greedy = (*normalised(g), *normalised(g.abs()), ids)
         assert _plain(s, Greedy(), greedy, b) == sums
         assert _winners(s, Greedy(), greedy, b) == best
+    if native.available():
+        check_lists(s, y_shape, j, x_numel, seed)
+
+
+def check_lists(
+    s: Structure, y_shape: tuple[int, ...], j: dict[tuple[int, int], float], x_numel: int, seed: int
+) -> None:
+    """The k largest of all products of an edge and one of several weights, for k below and above their number."""
+    generator = torch.Generator().manual_seed(seed)
+    lists = torch.randint(0, 4, (2, BATCH, *y_shape), generator=generator).double().sort(0, descending=True).values
+    for b, k in ((0, 3), (1, 12)):
+        values = lists[:, b].reshape(2, -1).tolist()
+        found = sorted(((x, abs(w) * v[i]) for (i, x), w in j.items() for v in values), reverse=True)
+        want = [([p for at, p in found if at == x] + [0.0] * k)[:k] for x in range(x_numel)]
+        carrier = Largest(k)
+        out = carrier.plain(pull(s, carrier, tuple(lists)))[b]
+        assert out.reshape(k, -1).t().tolist() == want
 
 
 def _plain(s: Structure, carrier: Carrier, g: Element, b: int) -> list[float]:

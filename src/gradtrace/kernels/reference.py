@@ -24,6 +24,7 @@ from ..structure import (
     Shape,
     Sparse,
     Strided,
+    contiguous,
     positions,
 )
 
@@ -142,6 +143,9 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     stride = [s.layout.stride[d] for d in kept]
     batch = g[0].shape[0]
     g = each(g, lambda p: p.reshape(batch, *s.layout.size))
+    order = _turned(s.layout, s.x_shape)
+    if order is not None:
+        return each(g, lambda p: p.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape))
     if repeated:
         g = each(
             g,
@@ -157,6 +161,17 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     for plane, source in zip(out, g, strict=True):
         window(plane, Layout(tuple(size), tuple(stride), s.layout.offset)).copy_(source)
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
+
+
+def _turned(layout: Layout, x_shape: Shape) -> list[int] | None:
+    """See a layout as all of x with its axes in another order: the order in which x has them; None if it is not."""
+    order = sorted(range(len(layout.size)), key=lambda d: -layout.stride[d])
+    order = [d for d in order if layout.size[d] != 1] + [d for d in order if layout.size[d] == 1]
+    size = [layout.size[d] for d in order]
+    steps = zip(order, contiguous(size), strict=True)
+    same = all(layout.stride[d] == step for d, step in steps if layout.size[d] != 1)
+    whole = layout.offset == 0 and 0 not in layout.size and _numel(layout.size) == _numel(x_shape)
+    return order if same and whole else None
 
 
 def _injective(size: list[int], stride: list[int]) -> bool:
@@ -228,7 +243,7 @@ def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
         parts.append(carrier.segment(edges if w is None else carrier.weigh(w, edges), j, n))
     if not parts:
         return carrier.zero((batch, *s.x_shape), g)
-    merged = tuple(torch.cat(planes) for planes in zip(*parts, strict=True))
+    merged = _joined(carrier, parts, 0)
     return each(merged, lambda p: p.reshape(batch, outer, inner, n).transpose(2, 3))
 
 
@@ -280,18 +295,26 @@ def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor,
     """Write out some columns of some rows' Jacobians at a time."""
     rows, n = diagonal.shape
     height, width = max(1, ROWS // (n * n)), max(1, min(n, ROWS // n))
-    out = carrier.zero(tuple(g[0].shape), g)
+    out = []
     for r in range(0, rows, height):
         at = slice(r, r + height)
-        incoming = each(g, lambda p, at=at: p[:, at].transpose(0, 1))
+        incoming, columns = each(g, lambda p, at=at: p[:, at].transpose(0, 1)), []
         for start in range(0, n, width):
             some = slice(start, start + width)
             # rows × j × i
             jacobian = torch.bmm(right[at, some], left[at].transpose(1, 2))
             jacobian.diagonal(start, 1, 2).copy_(diagonal[at, some])
-            for plane, part in zip(out, carrier.contract(jacobian, incoming), strict=True):
-                plane[:, at, some] = part.transpose(0, 1)
-    return out
+            columns.append(carrier.contract(jacobian, incoming))
+        out.append(_joined(carrier, columns, -1))
+    return each(_joined(carrier, out, 0), lambda p: p.transpose(0, 1))
+
+
+def _joined(carrier: Carrier, parts: list[Element], dim: int) -> Element:
+    """Put elements side by side; of a carrier without a fixed number of planes, some have zeros for the last."""
+    most = max(parts, key=len)
+    short = [(part, most[len(part) :]) for part in parts]
+    full = [part + (carrier.zero(tuple(part[0].shape), rest) if rest else ()) for part, rest in short]
+    return tuple(torch.cat(planes, dim) for planes in zip(*full, strict=True))
 
 
 def _numel(shape: Shape) -> int:

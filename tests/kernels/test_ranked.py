@@ -1,0 +1,178 @@
+"""The carrier of values alone: the same answers as the one with backpointers, by the compiled kernels or without them.
+
+Each structure is tested in test_reference.py, against the definition; whole programs against the enumeration of all
+paths in tests/semirings/test_enumeration.py. Here: memory that is used again, and when the other carrier takes over.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from checks import leaf, recorded
+from torch import nn
+
+import gradtrace
+from gradtrace import ask as asking
+from gradtrace.errors import NotANumber
+from gradtrace.kernels import native
+from gradtrace.kernels.plane import OutOfRange
+from gradtrace.kernels.ranked import LARGE, Largest, Room
+from gradtrace.semirings import TopK
+
+pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
+
+
+class Block(nn.Module):
+    """Attention, a norm and a gated layer, with a residual path around each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.embed(words)
+        x = x + self.attend(*[self.norm(x)] * 3, need_weights=False)[0]
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        return nn.functional.cross_entropy((x @ self.embed.weight.t()).flatten(0, 1), words.roll(1, 1).flatten())
+
+
+def block(dtype: torch.dtype) -> tuple[gradtrace.Tape, torch.Tensor]:
+    torch.manual_seed(0)
+    model = Block().to(dtype)
+    with gradtrace.record(model) as tape:
+        loss = model(torch.tensor([[1, 5, 3, 1], [2, 5, 0, 9]]))
+    return tape, loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 3, 6, 8, 20])
+def test_a_transformer_block_as_by_the_carrier_with_backpointers(dtype, k):
+    tape, loss = block(dtype)
+    names = list(tape.leaves)
+    ours = tape.grad(loss, names, TopK(k))
+    with native.using("reference"):
+        expected = tape.grad(loss, names, TopK(k))
+    for name, a, b in zip(names, ours, expected, strict=True):
+        assert a.dtype is dtype
+        assert a.is_contiguous()
+        assert torch.allclose(a, b, rtol=1e-12 if dtype is torch.float64 else 1e-6, atol=0), name
+
+
+def test_values_of_the_fast_carrier_are_those_of_paths():
+    tape, loss = block(torch.float64)
+    (found,) = tape.grad(loss, "up.weight", TopK(4))
+    paths = tape.trace(loss).paths("up.weight", (2, 3), k=4)
+    assert found[:, 2, 3].tolist() == pytest.approx([abs(p.weight) for p in paths], rel=1e-12)
+
+
+def test_intermediate_answers_are_not_written_over():
+    """A value's answer shares memory with what its consumers' merges might take for their own."""
+    tape, loss = recorded(lambda x, w: _fans_out(x, w), {"x": leaf(3, 4), "w": leaf(4, 4)})
+    values = [v for call in tape.calls for v in call.outputs if v is not None and v.differentiable]
+    together = asking.ask(tape.record, tape.value_of(loss), values, [TopK(3)])[0]
+    for value in values:
+        (alone,) = asking.ask(tape.record, tape.value_of(loss), [value], [TopK(3)])
+        with native.using("reference"):
+            (expected,) = asking.ask(tape.record, tape.value_of(loss), [value], [TopK(3)])
+        assert torch.allclose(together[value.id], expected[value.id], rtol=1e-12, atol=0)
+        assert torch.equal(together[value.id], alone[value.id])
+
+
+def _fans_out(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = x @ w
+    views = [y.t(), y.view(4, 3), y + y, y.expand(2, 3, 4), y[1:]]
+    return sum((v * v).sum() + v.sum() for v in views) + (y @ w).exp().sum()
+
+
+def test_merges_write_only_into_memory_that_nobody_else_reads():
+    def found(times: int, *, alive: bool, kept: bool = False) -> bool:
+        carrier = Largest(2)
+        g = carrier.weigh(torch.ones(1, 3, 4), carrier.plus(*[carrier.one(torch.ones(1, 3, 4))] * 2))
+        for _ in range(times):
+            carrier.seed(g, torch.empty(0))
+        if kept:
+            carrier.plain(g)
+        view = tuple(p.view(1, 12) for p in g)  # what reaches an argument
+        reader = g if alive else None
+        del g
+        out = carrier.plus(view, carrier.one(torch.ones(1, 12)))
+        assert reader is None or reader[0].data_ptr() == view[0].data_ptr()
+        return out[0].data_ptr() == view[0].data_ptr()
+
+    with torch.no_grad():
+        assert found(0, alive=False)
+        assert found(1, alive=False)
+        assert not found(1, alive=True)  # the same call carries it back along another edge, perhaps
+        assert not found(2, alive=False)  # another argument has a view of it
+        assert not found(0, alive=False, kept=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_out_of_a_floats_range_the_other_carrier_takes_over(dtype):
+    def tiny(x):
+        for _ in range(60):
+            x = x * 1e-30
+        return x.sum()
+
+    tape, loss = recorded(tiny, {"x": leaf(3).detach().to(dtype).requires_grad_()})
+    with pytest.raises(OutOfRange):
+        asking._walk(tape.record, tape.value_of(loss), set(), [asking.Ungraded(Largest(2))], log2=True, cast=False)
+    (found,) = tape.grad(loss, "x", TopK(2), log2=True)
+    weight = torch.tensor(1e-30, dtype=dtype).double().log2().item()
+    assert found[0].tolist() == pytest.approx([60 * weight] * 3, rel=1e-6)
+    assert found[1].tolist() == [-torch.inf] * 3
+
+
+def test_a_nan_names_the_operator():
+    tape, loss = recorded(
+        lambda x: (x - 1).sqrt().sum(), {"x": torch.zeros(2, dtype=torch.float64, requires_grad=True)}
+    )
+    with pytest.raises(NotANumber, match="sqrt"):
+        tape.grad(loss, "x", TopK(2))
+
+
+def test_among_other_semirings_and_without_the_compiled_module(monkeypatch):
+    tape, loss = block(torch.float64)
+    gradient, strongest, largest = (one[0] for one in tape.grad(loss, "up.bias", ["sum", "max", TopK(3)]))
+    assert torch.equal(gradient, tape.grad(loss, "up.bias")[0])
+    assert torch.allclose(largest[0], strongest, rtol=1e-12)
+    monkeypatch.setattr(native, "lib", None)
+    monkeypatch.setattr(native, "_state", {"on": False, "said": True})
+    assert torch.allclose(tape.grad(loss, "up.bias", TopK(3))[0], largest, rtol=1e-12)
+
+
+def test_elements_have_no_more_planes_than_paths():
+    carrier = Largest(8)
+    one = carrier.one(torch.ones(1, 4, 5))
+    assert len(one) == 1
+    assert len(carrier.reduce(one)) == 5
+    assert len(carrier.plus(one, one)) == 2
+    assert len(carrier.contract(torch.eye(5, dtype=torch.float64)[None], one)) == 5  # of a row; each has one of its own
+    assert len(carrier.segment(one, torch.tensor([0, 1, 1, 2, 3]), 6)) == 2
+    assert carrier.plain(one).shape == (1, 8, 4, 5)
+
+
+def test_room_is_used_again_when_nobody_refers_to_it():
+    room = Room()
+    a = room(LARGE).fill_(1.0)
+    where, view = a.data_ptr(), a[5:]
+    del a
+    gc.collect()
+    other = room(LARGE)
+    assert other.data_ptr() != where
+    del view
+    gc.collect()
+    assert room(LARGE - 3).data_ptr() == where
+    assert len(room(3)) == 3
+
+
+def test_large_zeros_are_zeros():
+    room = Room()
+    for _ in range(2):
+        assert not room.zeros(2, LARGE // 8).fill_(0.0).any()
+        assert not room.zeros(2, LARGE // 8).any()
+        room(2, LARGE // 8).fill_(1.0)
