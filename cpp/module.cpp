@@ -10,6 +10,7 @@ namespace nb = nanobind;
 void bind_product(nb::module_ &m);
 void bind_rows(nb::module_ &m);
 void bind_crossing(nb::module_ &m);
+void bind_sums(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Fast CPU kernels of gradtrace: raw pointers and strides in, no checks. Use gradtrace.kernels instead.";
@@ -27,4 +28,5 @@ NB_MODULE(_native, m) {
     bind_product(m);
     bind_rows(m);
     bind_crossing(m);
+    bind_sums(m);
 }

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .engine import reverse
+from .kernels import native
+from .kernels.plain import PlainEntropy, PlainNorm
+from .kernels.plane import OutOfRange
 from .semiring import Carrier, Element, Semiring
 from .semirings import Family
+from .semirings.entropy import Spread
+from .semirings.power import Norm
 from .semirings.together import Together
 from .tape import Call, Record, Value
+
+POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
 
 
 class Grading(Protocol):
@@ -64,9 +72,12 @@ def gradings(record: Record, loss: Value, semirings: Iterable[Family]) -> list[G
 
 
 def ask(
-    record: Record, loss: Value, values: Iterable[Value], semirings: Sequence[Family], *, log2: bool = False
+    record: Record, loss: Value, values: Sequence[Value], semirings: Sequence[Family], *, log2: bool = False
 ) -> list[dict[int, Tensor]]:
     """Compute g of some values under several semirings at once.
+
+    Powers and entropies are computed on plain numbers first, as fast as backpropagation; where those are too narrow the
+    pass runs again with an exponent for each number.
 
     Args:
         log2: give log2 of the absolute numbers, which may be beyond a float.
@@ -76,6 +87,32 @@ def ask(
         from which the loss cannot be reached are missing.
     """
     asked = gradings(record, loss, semirings)
+    swift = quick(record, loss, asked)
+    try:
+        return _walk(record, loss, values, swift, log2=log2)
+    except OutOfRange:
+        return _walk(record, loss, values, asked, log2=log2)
+
+
+def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
+    """Put carriers of plain numbers in the places of those that have one and keep exponents."""
+    if not native.available() or any(given.device.type != "cpu" for call in record.calls[:1] for given in call.inputs):
+        return list(asked)
+    double = any(v.dtype is torch.float64 for v in (loss, *record.leaves.values()))
+    kind = torch.float64 if double else torch.float32
+    return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]
+
+
+def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
+    if isinstance(carrier, Norm) and carrier.p in POWERS:
+        return PlainNorm(kind, POWERS.index(carrier.p))
+    return PlainEntropy(kind) if isinstance(carrier, Spread) else carrier
+
+
+def _walk(
+    record: Record, loss: Value, values: Sequence[Value], asked: Sequence[Grading], *, log2: bool
+) -> list[dict[int, Tensor]]:
+    """Walk the tape once."""
     single = asked[0] if len(asked) == 1 else None
     together = Together(tuple(a.carrier for a in asked))
     wanted = {v.id for v in values}

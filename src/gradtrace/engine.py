@@ -122,7 +122,7 @@ def _propagate(
         if argument is None or not argument.differentiable or found is None:
             continue
         value, g = found
-        ids = _ids(value, (first_edge + position << EDGE_BITS) + starts[output], g[0].device)
+        ids = _ids(value if carrier.points else None, (first_edge + position << EDGE_BITS) + starts[output], g[0])
         g = carrier.seed(g, ids)
         part = (
             pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
@@ -137,5 +137,7 @@ def _propagate(
         raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
 
 
-def _ids(value: Value, start: int, device: torch.device) -> Tensor:
-    return torch.arange(start, start + value.numel, device=device).reshape(1, *value.shape)
+def _ids(value: Value | None, start: int, like: Tensor) -> Tensor:
+    if value is None:
+        return torch.empty(0, dtype=torch.int64, device=like.device)
+    return torch.arange(start, start + value.numel, device=like.device).reshape(1, *value.shape)

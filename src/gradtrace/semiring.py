@@ -73,7 +73,12 @@ class Carrier(ABC):
 
     `weigh` is ⊗ with lifted edge weights, every other method is some way to apply ⊕. Axes to reduce
     are always the last one.
+
+    Attributes:
+        points: whether `seed` needs to be told the ids of consumer scalars.
     """
+
+    points = True
 
     @abstractmethod
     def one(self, like: Tensor) -> Element:
@@ -129,6 +134,11 @@ class Carrier(ABC):
         del own, left, right, g
         return None
 
+    def softmax(self, p: Tensor, g: Element, *, log: bool) -> Element | None:
+        """Carry g (batch × rows × n) back through a softmax p, or its logarithm; None leaves it to `low_rank`."""
+        del p, g, log
+        return None
+
     def contract(self, weight: Tensor, g: Element) -> Element:
         """Give out[b,i,j] = ⊕_k λ(weight[b,j,k]) ⊗ g[b,i,k], block by block.
 
@@ -164,6 +174,7 @@ class Linear(Carrier):
     """Plain values that are added up, in float64 whatever the model's dtype. `transform` is λ on tensors."""
 
     transform: Callable[[Tensor], Tensor]
+    points = False
 
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=torch.float64),)
@@ -226,6 +237,7 @@ class Scaled(Carrier):
     """Signed values that are added up, with an exponent each, so that nothing underflows. `transform` is λ."""
 
     transform: Callable[[Tensor], Tensor] = _as_is
+    points = False
 
     def one(self, like: Tensor) -> Element:
         return normalised(torch.ones_like(like, dtype=torch.float64))

@@ -25,6 +25,11 @@ class Together(Carrier):
         widths = torch.tensor([len(c.one(torch.ones(()))) for c in self.carriers])
         object.__setattr__(self, "ends", tuple(widths.cumsum(0).tolist()))
 
+    @property
+    def points(self) -> bool:  # type: ignore[override]
+        """Whether any of them follows ids."""
+        return any(c.points for c in self.carriers)
+
     def part(self, g: Element, number: int) -> Element:
         """Give the planes of one carrier."""
         return g[self.ends[number - 1] if number else 0 : self.ends[number]]

@@ -1,0 +1,168 @@
+// What goes on around a matrix product of powers, or of shares and their logarithms.
+#include "sums_simd.hpp"
+
+namespace gradtrace::GRADTRACE_ISA {
+
+template <class T> int peaks(const Peaks<T> &s, int threads) {
+    const auto &x = s.x;
+    if (!s.of_columns)
+        return share_flags(x.batch * x.rows, x.batch * x.rows * x.columns, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; row++) {
+                const T *from = x.data + row / x.rows * x.batch_stride + row % x.rows * x.row_stride;
+                T most = 0;
+#pragma omp simd reduction(max : most)
+                for (int64_t c = 0; c < x.columns; c++) most = std::fabs(from[c]) > most ? std::fabs(from[c]) : most;
+                s.out[row] = most;
+            }
+            return 0;
+        });
+    constexpr int64_t WIDE = 512;  // columns that stay in the nearest cache
+    const int64_t parts = (x.columns + WIDE - 1) / WIDE;
+    return share_flags(x.batch * parts, x.batch * x.rows * x.columns, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; part++) {
+            const int64_t b = part / parts, first = part % parts * WIDE, n = std::min(WIDE, x.columns - first);
+            T *out = s.out + b * x.columns + first;
+            std::fill_n(out, n, T(0));
+            for (int64_t row = 0; row < x.rows; row++) {
+                const T *from = x.data + b * x.batch_stride + row * x.row_stride + first;
+#pragma omp simd
+                for (int64_t c = 0; c < n; c++) out[c] = std::fabs(from[c]) > out[c] ? std::fabs(from[c]) : out[c];
+            }
+        }
+        return 0;
+    });
+}
+
+// Calls f(a row's place in x, its place in a contiguous array, its number in its batch entry, the batch entry).
+template <class T, class F> int each_row(const Matrices<T> &x, int threads, F f) {
+    return share_flags(x.batch * x.rows, x.batch * x.rows * x.columns, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++)
+            f(row / x.rows * x.batch_stride + row % x.rows * x.row_stride, row * x.columns, row, row / x.rows);
+        return 0;
+    });
+}
+
+template <class T, class U, int squarings> int raise_by(const Raise<T, U> &s, int threads) {
+    return each_row(s.x, threads, [&](int64_t at, int64_t to, int64_t row, int64_t b) {
+        const T *from = s.x.data + at;
+        U *out = s.out + to;
+        if (s.by_column) {
+            const T *scale = s.scale + b * s.x.columns;
+#pragma omp simd
+            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised(U(std::fabs(from[c]) * scale[c]), squarings);
+        } else {
+            const T scale = s.scale[row];
+#pragma omp simd
+            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised(U(std::fabs(from[c]) * scale), squarings);
+        }
+    });
+}
+
+template <class T, class U> int raise(const Raise<T, U> &s, int threads) {
+    switch (s.squarings) {
+        case 0: return raise_by<T, U, 0>(s, threads);
+        case 1: return raise_by<T, U, 1>(s, threads);
+        case 2: return raise_by<T, U, 2>(s, threads);
+        case 3: return raise_by<T, U, 3>(s, threads);
+        case 4: return raise_by<T, U, 4>(s, threads);
+        case 5: return raise_by<T, U, 5>(s, threads);
+        default: return raise_by<T, U, 6>(s, threads);
+    }
+}
+
+template <class T, class U> int shares(const Shares<T, U> &s, int threads) {
+    return each_row(s.x, threads, [&](int64_t at, int64_t to, int64_t row, int64_t b) {
+        const T *from = s.x.data + at, *h = s.h ? s.h + at : nullptr;
+        const T *scale = s.by_column ? s.scale + b * s.x.columns : s.scale + row;
+        const int64_t step = s.by_column;
+        U *out = s.out + to, *out_h = s.out_h + to;
+#pragma omp simd
+        for (int64_t c = 0; c < s.x.columns; c++) out[c] = U(std::fabs(from[c]) * scale[c * step]);
+        if (h)
+#pragma omp simd
+            for (int64_t c = 0; c < s.x.columns; c++) out_h[c] = surprise(out[c], U(h[c]));
+        else
+#pragma omp simd
+            for (int64_t c = 0; c < s.x.columns; c++) out_h[c] = surprise(out[c], U(0));
+    });
+}
+
+template <class T, class U, int squarings> int settle_by(const Settle<T, U> &s, int threads) {
+    const int64_t rows = s.batch * s.rows;
+    const U least = U(s.least);
+    return share_flags(rows, rows * s.columns, threads, [&](int64_t begin, int64_t end) {
+        int seen = 0;
+        for (int64_t row = begin; row < end; row++) {
+            const U *total = s.total + row * s.columns;
+            const int32_t of_row = s.of_row[row], *of_column = s.of_column + row / s.rows * s.columns;
+            T *out = s.out + row * s.columns;
+            int found = 0;
+#pragma omp simd reduction(| : found)
+            for (int64_t c = 0; c < s.columns; c++) {
+                const int32_t e = of_row + of_column[c];
+                const bool possible = e > NOTHING / 2, doubtful = possible & (total[c] <= least);
+                const T value = scaled(T(rooted(total[c], squarings)), e);
+                found |= (doubtful ? AGAIN : 0) | (possible & !doubtful & (value < TINY<T>) ? LOST : 0) | (value < INF<T> ? 0 : UNBOUNDED);
+                out[c] = doubtful ? T(-1) : possible ? value : T(0);
+            }
+            seen |= found;
+        }
+        return seen;
+    });
+}
+
+template <class T, class U> int settle(const Settle<T, U> &s, int threads) {
+    switch (s.squarings) {
+        case 0: return settle_by<T, U, 0>(s, threads);
+        case 1: return settle_by<T, U, 1>(s, threads);
+        case 2: return settle_by<T, U, 2>(s, threads);
+        case 3: return settle_by<T, U, 3>(s, threads);
+        case 4: return settle_by<T, U, 4>(s, threads);
+        case 5: return settle_by<T, U, 5>(s, threads);
+        default: return settle_by<T, U, 6>(s, threads);
+    }
+}
+
+template <class T, class U> int settle_shares(const SettleShares<T, U> &s, int threads) {
+    const int64_t rows = s.batch * s.rows;
+    const U least = U(s.least);
+    return share_flags(rows, rows * s.columns, threads, [&](int64_t begin, int64_t end) {
+        int seen = 0;
+        for (int64_t row = begin; row < end; row++) {
+            const U *total = s.total + row * s.columns, *mixed = s.mixed + row * s.columns;
+            const int32_t of_row = s.of_row[row], *of_column = s.of_column + row / s.rows * s.columns;
+            T *z = s.z + row * s.columns, *h = s.h + row * s.columns;
+            int found = 0;
+#pragma omp simd reduction(| : found)
+            for (int64_t c = 0; c < s.columns; c++) {
+                const int32_t e = of_row + of_column[c];
+                const bool possible = e > NOTHING / 2, doubtful = possible & (total[c] <= least);
+                const U safe = possible & !doubtful ? total[c] : U(1);
+                const U spread = mixed[c] / safe + log2_of(safe);
+                const T value = scaled(T(total[c]), e);
+                found |= (doubtful ? AGAIN : 0) | (possible & !doubtful & (value < TINY<T>) ? LOST : 0) | (value < INF<T> ? 0 : UNBOUNDED);
+                z[c] = doubtful ? T(-1) : possible ? value : T(0);
+                h[c] = possible & !doubtful & (spread > 0) ? T(spread) : T(0);
+            }
+            seen |= found;
+        }
+        return seen;
+    });
+}
+
+template int peaks(const Peaks<float> &, int);
+template int peaks(const Peaks<double> &, int);
+template int raise(const Raise<float, float> &, int);
+template int raise(const Raise<double, float> &, int);
+template int raise(const Raise<double, double> &, int);
+template int settle(const Settle<float, float> &, int);
+template int settle(const Settle<double, float> &, int);
+template int settle(const Settle<double, double> &, int);
+template int shares(const Shares<float, float> &, int);
+template int shares(const Shares<double, float> &, int);
+template int shares(const Shares<double, double> &, int);
+template int settle_shares(const SettleShares<float, float> &, int);
+template int settle_shares(const SettleShares<double, float> &, int);
+template int settle_shares(const SettleShares<double, double> &, int);
+
+}  // namespace gradtrace::GRADTRACE_ISA

@@ -1,0 +1,212 @@
+// Jacobians of rank two beside their diagonal (layer norm).
+//
+// For an even p, Σ_i (l_i·r_j)^p g_i^p is a polynomial in r_j, of which a row has one: its coefficients are found once,
+// in double precision. Its terms may cancel, where l_i·r_j is near 0 for all i that matter: such a j meets every i.
+// The entropy has no such form, and every j meets every i.
+#include <vector>
+
+#include "sums_simd.hpp"
+
+namespace gradtrace::GRADTRACE_ISA {
+namespace {
+
+constexpr int HIGHEST = 16;  // powers up to which binomial coefficients are small enough
+
+template <class T> T largest_of(const T *x, int64_t n) {
+    T most = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    return most;
+}
+
+// A row: a = left0·z and b = left1·z in units of the largest entry of the Jacobian's rows, which is 2^exponent.
+template <class S> struct Line {
+    std::vector<S> a, b, r0, r1, straight, sum, size;
+    int exponent = 0;
+    bool some = false;
+
+    explicit Line(int64_t n) : a(n), b(n), r0(n), r1(n), straight(n), sum(n), size(n) {}
+
+    // False where the units themselves lose something.
+    template <class T> bool read(const TwoRows<T> &s, int64_t row) {
+        const T *left0 = s.left0 + row * s.n, *left1 = s.left1 + row * s.n, *z = s.z + row * s.n;
+        const T *right0 = s.right0 + row * s.n, *right1 = s.right1 + row * s.n;
+        const S reach0 = largest_of(right0, s.n), reach1 = largest_of(right1, s.n);
+        S most = 0;
+        int lost = 0, live = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < s.n; i++) {
+            const S here = (std::fabs(S(left0[i])) * reach0 + std::fabs(S(left1[i])) * reach1) * S(z[i]);
+            most = here > most ? here : most;
+        }
+        if (!(most < INF<S>)) return false;
+        exponent = most >= TINY<S> ? 1 + std::ilogb(most) : 0;
+#pragma omp simd reduction(| : lost, live)
+        for (int64_t i = 0; i < s.n; i++) {
+            a[i] = scaled(S(left0[i]) * S(z[i]), -exponent);
+            b[i] = scaled(S(left1[i]) * S(z[i]), -exponent);
+            r0[i] = S(right0[i]);
+            r1[i] = S(right1[i]);
+            lost |= flags_of(std::fabs(a[i]), (left0[i] != 0) & (z[i] > 0)) | flags_of(std::fabs(b[i]), (left1[i] != 0) & (z[i] > 0));
+            live |= ((left0[i] != 0) | (left1[i] != 0)) & (z[i] > 0);
+        }
+        some = live;
+        return !lost;
+    }
+};
+
+// Σ_i (a_i r0 + b_i r1)^p by its coefficients, and a bound of what its terms amount to.
+struct Polynomial {
+    double of[HIGHEST + 1], size[HIGHEST + 1];
+    int p;
+
+    Polynomial(const Line<double> &line, int64_t n, int p) : p(p) {
+        double ways = 1;
+        for (int k = 0; k <= p; k++) {
+            double sum = 0, total = 0;
+#pragma omp simd reduction(+ : sum, total)
+            for (int64_t i = 0; i < n; i++) {
+                double term = 1;
+                for (int d = 0; d < p - k; d++) term *= line.a[i];
+                for (int d = 0; d < k; d++) term *= line.b[i];
+                sum += term;
+                total += std::fabs(term);
+            }
+            of[k] = ways * sum;
+            size[k] = ways * total;
+            ways = ways * (p - k) / (k + 1);
+        }
+    }
+    void at(Line<double> &line, int64_t n) const {
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            const double x = line.r0[j], y = line.r1[j];
+            double sum = of[0], total = size[0], power = 1;
+            for (int k = 1; k <= p; k++) {  // Horner's rule for both variables: … x^(p-k) y^k
+                power *= y;
+                sum = sum * x + of[k] * power;
+                total = total * std::fabs(x) + size[k] * std::fabs(power);
+            }
+            double own = line.a[j] * x + line.b[j] * y, powered = 1;
+            for (int d = 0; d < p; d++) powered *= own;
+            line.sum[j] = sum - powered;
+            line.size[j] = total;
+        }
+    }
+};
+
+// (Σ over i≠j of |a_i r0_j + b_i r1_j|^p)^(1/p), in units of the largest term.
+double directly(const Line<double> &line, int64_t n, int64_t j, int squarings) {
+    const double x = line.r0[j], y = line.r1[j];
+    double most = 0, sum = 0;
+    const auto term = [&](int64_t i) { return i == j ? 0.0 : std::fabs(line.a[i] * x + line.b[i] * y); };
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = term(i) > most ? term(i) : most;
+    if (!(most > 0)) return most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += raised(term(i) / most, squarings);
+    return most * rooted(sum, squarings);
+}
+
+template <class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
+    constexpr double noise = sizeof(T) == 8 ? 1e-6 : 1e-9;
+    const int64_t at = row * s.n;
+    const int p = 1 << s.squarings;
+    if (!line.template read<T>(s, row)) return LOST;
+    const bool quick = p >= 2 && p <= HIGHEST;
+    if (quick && line.some) Polynomial(line, s.n, p).at(line, s.n);
+    int found = 0;
+    for (int64_t j = 0; j < s.n; j++) {
+        double beside = 0;
+        if (line.some) {
+            const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > 1e-250 && line.size[j] < 1e250;
+            beside = clear ? rooted(line.sum[j], s.squarings) : directly(line, s.n, j, s.squarings);
+        }
+        line.sum[j] = beside;
+    }
+#pragma omp simd reduction(| : found)
+    for (int64_t j = 0; j < s.n; j++) {
+        const T across = T(scaled(line.sum[j], line.exponent)), own = std::fabs(s.own[at + j]), direct = own * s.z[at + j];
+        found |= flags_of(across, line.sum[j] > 0) | flags_of(direct, (own != 0) & (s.z[at + j] > 0));
+        const T high = across > direct ? across : direct, low = across > direct ? direct : across;
+        s.out[at + j] = high * rooted(1 + raised(low / (high > 0 ? high : T(1)), s.squarings), s.squarings);
+    }
+    return found;
+}
+
+// z and z·(h - log2 z) of the edges into some neighbouring j, a register each.
+template <class T, int WIDTH> struct Tally {
+    T total[WIDTH] = {}, mixed[WIDTH] = {};
+
+    inline void add(T a, T b, T h, const T *x, const T *y) {
+#pragma omp simd
+        for (int l = 0; l < WIDTH; l++) {
+            const T z = std::fabs(a * x[l] + b * y[l]);
+            total[l] += z;
+            mixed[l] += surprise(z, h);
+        }
+    }
+};
+
+template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line) {
+    constexpr int WIDTH = 4 * LANES<T>;
+    const int64_t at = row * s.n, n = s.n;
+    const T least = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-900);
+    if (!line.template read<T>(s, row)) return LOST;
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t j = 0; j < n; j++) {
+        const T own = std::fabs(s.own[at + j]) * s.z[at + j];
+        found |= flags_of(own, (s.own[at + j] != 0) & (s.z[at + j] > 0));
+        line.straight[j] = scaled(own, -line.exponent);
+        found |= flags_of(line.straight[j], own > 0);
+    }
+    for (int64_t first = 0; first < n; first += WIDTH) {
+        const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
+        T x[WIDTH] = {}, y[WIDTH] = {};
+        std::copy_n(line.r0.data() + first, some, x);
+        std::copy_n(line.r1.data() + first, some, y);
+        Tally<T, WIDTH> tally;
+        for (int64_t i = 0; i < first; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
+        for (int64_t i = behind; i < n; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
+        for (int64_t i = first; i < behind; i++) {
+            T here[WIDTH], there[WIDTH];
+            std::copy_n(x, WIDTH, here);
+            std::copy_n(y, WIDTH, there);
+            here[i - first] = there[i - first] = 0;
+            tally.add(line.a[i], line.b[i], s.h[at + i], here, there);
+        }
+        for (int64_t l = 0; l < some; l++) {
+            const int64_t j = first + l;
+            const T direct = line.straight[j], total = tally.total[l] + direct;
+            const bool possible = direct > 0 || (line.some && (x[l] != 0 || y[l] != 0));
+            const T safe = total > 0 ? total : T(1);
+            const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
+            s.out[at + j] = scaled(total, line.exponent);
+            s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
+            found |= flags_of(s.out[at + j], total > 0) | (possible && n > 1 && total < least ? LOST : 0);
+        }
+    }
+    return found;
+}
+
+}  // namespace
+
+template <class T> int two_rows(const TwoRows<T> &s, int threads) {
+    return share_flags(s.rows, s.rows * s.n * (s.h ? s.n : 8), threads, [&](int64_t begin, int64_t end) {
+        int found = 0;
+        if (s.h) {
+            Line<T> line(s.n);
+            for (int64_t row = begin; row < end; row++) found |= entropies(s, row, line);
+        } else {
+            Line<double> line(s.n);
+            for (int64_t row = begin; row < end; row++) found |= powers(s, row, line);
+        }
+        return found;
+    });
+}
+
+template int two_rows(const TwoRows<float> &, int);
+template int two_rows(const TwoRows<double> &, int);
+
+}  // namespace gradtrace::GRADTRACE_ISA
