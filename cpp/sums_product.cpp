@@ -1,4 +1,7 @@
 // What goes on around a matrix product of powers, or of shares and their logarithms.
+#include <type_traits>
+#include <vector>
+
 #include "sums_simd.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
@@ -87,27 +90,53 @@ template <class T, class U> int shares(const Shares<T, U> &s, int threads) {
     });
 }
 
-template <class T, class U, int squarings> int settle_by(const Settle<T, U> &s, int threads) {
+// What results of each column have to be above: where there are edges, sums that underflow cannot have changed, and
+// normal numbers.
+template <class T, class U> struct Limits {
+    std::vector<U> sum;
+    std::vector<T> result;
+
+    Limits(const int32_t *of_column, int64_t columns, double least) : sum(columns), result(columns) {
+        for (int64_t c = 0; c < columns; c++) {
+            const bool some = of_column[c] > NOTHING / 2;
+            sum[c] = some ? U(least) : U(-1);
+            result[c] = some ? TINY<T> : T(-1);
+        }
+    }
+};
+
+// Calls f(the place of a row, its exponent, its columns' exponents, their limits) for every row that isn't zero.
+template <class T, class S, class F, class Z> int each_settled(const S &s, int threads, Z zero, F f) {
     const int64_t rows = s.batch * s.rows;
-    const U least = U(s.least);
     return share_flags(rows, rows * s.columns, threads, [&](int64_t begin, int64_t end) {
         int seen = 0;
-        for (int64_t row = begin; row < end; row++) {
-            const U *total = s.total + row * s.columns;
-            const int32_t of_row = s.of_row[row], *of_column = s.of_column + row / s.rows * s.columns;
-            T *out = s.out + row * s.columns;
-            int found = 0;
-#pragma omp simd reduction(| : found)
-            for (int64_t c = 0; c < s.columns; c++) {
-                const int32_t e = of_row + of_column[c];
-                const bool possible = e > NOTHING / 2, doubtful = possible & (total[c] <= least);
-                const T value = scaled(T(rooted(total[c], squarings)), e);
-                found |= (doubtful ? AGAIN : 0) | (possible & !doubtful & (value < TINY<T>) ? LOST : 0) | (value < INF<T> ? 0 : UNBOUNDED);
-                out[c] = doubtful ? T(-1) : possible ? value : T(0);
-            }
-            seen |= found;
+        for (int64_t b = begin / s.rows; b * s.rows < end; b++) {
+            const int32_t *of_column = s.of_column + b * s.columns;
+            const Limits<T, std::decay_t<decltype(*s.total)>> limits(of_column, s.columns, s.least);
+            for (int64_t row = std::max(begin, b * s.rows); row < std::min(end, (b + 1) * s.rows); row++)
+                if (s.of_row[row] > NOTHING / 2)
+                    seen |= f(row * s.columns, s.of_row[row], of_column, limits.sum.data(), limits.result.data());
+                else
+                    zero(row * s.columns);
         }
         return seen;
+    });
+}
+
+template <class T, class U, int squarings> int settle_by(const Settle<T, U> &s, int threads) {
+    const auto zero = [&](int64_t at) { std::fill_n(s.out + at, s.columns, T(0)); };
+    return each_settled<T>(s, threads, zero, [&](int64_t at, int32_t of_row, const int32_t *of_column, const U *sum, const T *least) {
+        const U *total = s.total + at;
+        T *out = s.out + at;
+        int found = 0;
+#pragma omp simd reduction(| : found)
+        for (int64_t c = 0; c < s.columns; c++) {
+            const T value = scaled(T(rooted(total[c], squarings)), of_row + of_column[c]);
+            const bool doubtful = total[c] <= sum[c];
+            found |= doubtful ? AGAIN : value < least[c] ? LOST : value < INF<T> ? 0 : UNBOUNDED;
+            out[c] = doubtful ? T(-1) : value;
+        }
+        return found;
     });
 }
 
@@ -124,29 +153,22 @@ template <class T, class U> int settle(const Settle<T, U> &s, int threads) {
 }
 
 template <class T, class U> int settle_shares(const SettleShares<T, U> &s, int threads) {
-    const int64_t rows = s.batch * s.rows;
-    const U least = U(s.least);
-    return share_flags(rows, rows * s.columns, threads, [&](int64_t begin, int64_t end) {
-        int seen = 0;
-        for (int64_t row = begin; row < end; row++) {
-            const U *total = s.total + row * s.columns, *mixed = s.mixed + row * s.columns;
-            const int32_t of_row = s.of_row[row], *of_column = s.of_column + row / s.rows * s.columns;
-            T *z = s.z + row * s.columns, *h = s.h + row * s.columns;
-            int found = 0;
+    const auto zero = [&](int64_t at) { std::fill_n(s.z + at, s.columns, T(0)), std::fill_n(s.h + at, s.columns, T(0)); };
+    return each_settled<T>(s, threads, zero, [&](int64_t at, int32_t of_row, const int32_t *of_column, const U *sum, const T *least) {
+        const U *total = s.total + at, *mixed = s.mixed + at;
+        T *z = s.z + at, *h = s.h + at;
+        int found = 0;
 #pragma omp simd reduction(| : found)
-            for (int64_t c = 0; c < s.columns; c++) {
-                const int32_t e = of_row + of_column[c];
-                const bool possible = e > NOTHING / 2, doubtful = possible & (total[c] <= least);
-                const U safe = possible & !doubtful ? total[c] : U(1);
-                const U spread = mixed[c] / safe + log2_of(safe);
-                const T value = scaled(T(total[c]), e);
-                found |= (doubtful ? AGAIN : 0) | (possible & !doubtful & (value < TINY<T>) ? LOST : 0) | (value < INF<T> ? 0 : UNBOUNDED);
-                z[c] = doubtful ? T(-1) : possible ? value : T(0);
-                h[c] = possible & !doubtful & (spread > 0) ? T(spread) : T(0);
-            }
-            seen |= found;
+        for (int64_t c = 0; c < s.columns; c++) {
+            const T value = scaled(T(total[c]), of_row + of_column[c]);
+            const bool doubtful = total[c] <= sum[c];
+            const U safe = total[c] > 0 ? total[c] : U(1);
+            const U spread = mixed[c] / safe + log2_of(safe);
+            found |= doubtful ? AGAIN : value < least[c] ? LOST : value < INF<T> ? 0 : UNBOUNDED;
+            z[c] = doubtful ? T(-1) : value;
+            h[c] = spread > 0 ? T(spread) : T(0);
         }
-        return seen;
+        return found;
     });
 }
 

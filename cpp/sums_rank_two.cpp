@@ -10,7 +10,7 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int HIGHEST = 16;  // powers up to which binomial coefficients are small enough
+constexpr int HIGHEST = 4;  // log2 of the power up to which binomial coefficients are small enough
 
 template <class T> T largest_of(const T *x, int64_t n) {
     T most = 0;
@@ -55,45 +55,57 @@ template <class S> struct Line {
     }
 };
 
-// Σ_i (a_i r0 + b_i r1)^p by its coefficients, and a bound of what its terms amount to.
-struct Polynomial {
-    double of[HIGHEST + 1], size[HIGHEST + 1];
-    int p;
+// x^(p-k)·y^k.
+template <int p, int k> inline double monomial(double x, double y) {
+    double term = 1;
+#pragma GCC unroll 16
+    for (int d = 0; d < p; d++) term *= d < k ? y : x;
+    return term;
+}
 
-    Polynomial(const Line<double> &line, int64_t n, int p) : p(p) {
-        double ways = 1;
-        for (int k = 0; k <= p; k++) {
-            double sum = 0, total = 0;
+// Σ_i (a_i r0 + b_i r1)^p by its coefficients, and a bound of what its terms amount to.
+template <int p> struct Polynomial {
+    double of[p + 1], size[p + 1];
+
+    Polynomial(const Line<double> &line, int64_t n) { coefficients<0>(line, n, 1); }
+
+    template <int k> void coefficients(const Line<double> &line, int64_t n, double ways) {
+        double sum = 0, total = 0;
 #pragma omp simd reduction(+ : sum, total)
-            for (int64_t i = 0; i < n; i++) {
-                double term = 1;
-                for (int d = 0; d < p - k; d++) term *= line.a[i];
-                for (int d = 0; d < k; d++) term *= line.b[i];
-                sum += term;
-                total += std::fabs(term);
-            }
-            of[k] = ways * sum;
-            size[k] = ways * total;
-            ways = ways * (p - k) / (k + 1);
+        for (int64_t i = 0; i < n; i++) {
+            const double term = monomial<p, k>(line.a[i], line.b[i]);
+            sum += term;
+            total += std::fabs(term);
         }
+        of[k] = ways * sum;
+        size[k] = ways * total;
+        if constexpr (k < p) coefficients<k + 1>(line, n, ways * (p - k) / (k + 1));
     }
+    // Fills in sums over all i but j, and sizes.
     void at(Line<double> &line, int64_t n) const {
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
             const double x = line.r0[j], y = line.r1[j];
             double sum = of[0], total = size[0], power = 1;
+#pragma GCC unroll 16
             for (int k = 1; k <= p; k++) {  // Horner's rule for both variables: … x^(p-k) y^k
                 power *= y;
                 sum = sum * x + of[k] * power;
                 total = total * std::fabs(x) + size[k] * std::fabs(power);
             }
-            double own = line.a[j] * x + line.b[j] * y, powered = 1;
-            for (int d = 0; d < p; d++) powered *= own;
-            line.sum[j] = sum - powered;
+            line.sum[j] = sum - monomial<p, p>(0, line.a[j] * x + line.b[j] * y);
             line.size[j] = total;
         }
     }
 };
+
+// The same for the powers that have kernels.
+void by_coefficients(Line<double> &line, int64_t n, int squarings) {
+    if (squarings == 1) Polynomial<2>(line, n).at(line, n);
+    if (squarings == 2) Polynomial<4>(line, n).at(line, n);
+    if (squarings == 3) Polynomial<8>(line, n).at(line, n);
+    if (squarings == 4) Polynomial<16>(line, n).at(line, n);
+}
 
 // (Σ over i≠j of |a_i r0_j + b_i r1_j|^p)^(1/p), in units of the largest term.
 double directly(const Line<double> &line, int64_t n, int64_t j, int squarings) {
@@ -111,10 +123,9 @@ double directly(const Line<double> &line, int64_t n, int64_t j, int squarings) {
 template <class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
     constexpr double noise = sizeof(T) == 8 ? 1e-6 : 1e-9;
     const int64_t at = row * s.n;
-    const int p = 1 << s.squarings;
     if (!line.template read<T>(s, row)) return LOST;
-    const bool quick = p >= 2 && p <= HIGHEST;
-    if (quick && line.some) Polynomial(line, s.n, p).at(line, s.n);
+    const bool quick = s.squarings >= 1 && s.squarings <= HIGHEST;
+    if (quick && line.some) by_coefficients(line, s.n, s.squarings);
     int found = 0;
     for (int64_t j = 0; j < s.n; j++) {
         double beside = 0;
