@@ -49,8 +49,8 @@ template <class T, class Kind> int join_some(const Join<T> &s, Kind kind, int64_
     for (int64_t i = begin; i < end; i++) some1 |= s.z1[i] != 0, some2 |= s.z2[i] != 0;
     if (!some1 || !some2) {
         const T *z = some2 ? s.z2 : s.z1, *h = some2 ? s.h2 : s.h1;
-        std::copy(z + begin, z + end, s.z + begin);
-        if (Kind::has_h) std::copy(h + begin, h + end, s.h + begin);
+        if (z != s.z) std::copy(z + begin, z + end, s.z + begin);
+        if (Kind::has_h && h != s.h) std::copy(h + begin, h + end, s.h + begin);
         return 0;
     }
 #pragma omp simd reduction(| : found)

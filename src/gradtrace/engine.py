@@ -21,6 +21,7 @@ from .kernels.reference import pull
 from .labels import Labels
 from .semiring import Carrier, Element
 from .split import pull_by_example
+from .structure import Gather
 from .tape import Call, Record, Value
 
 EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion
@@ -131,7 +132,8 @@ def _propagate(
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
         part = part if enter is None else enter(part, argument, call)
         known = pending.get(argument.id)
-        pending[argument.id] = argument, part if known is None else carrier.plus(known[1], part)
+        merge = carrier.plus_over if type(structure) is Gather else carrier.plus  # that has written to memory of its own
+        pending[argument.id] = argument, part if known is None else merge(known[1], part)
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
     if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):
         raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")

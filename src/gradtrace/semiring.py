@@ -108,6 +108,10 @@ class Carrier(ABC):
     def plus(self, a: Element, b: Element) -> Element:
         """Merge two arrays of one shape, elementwise."""
 
+    def plus_over(self, a: Element, b: Element) -> Element:
+        """Merge two arrays as `plus` does; the second one's memory may be used for the result."""
+        return self.plus(a, b)
+
     @abstractmethod
     def plain(self, g: Element) -> Tensor:
         """Give ordinary numbers: batch × shape, or batch × (what one element consists of) × shape."""
@@ -134,8 +138,11 @@ class Carrier(ABC):
         del own, left, right, g
         return None
 
-    def softmax(self, p: Tensor, g: Element, *, log: bool) -> Element | None:
-        """Carry g (batch × rows × n) back through a softmax p, or its logarithm; None leaves it to `low_rank`."""
+    def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
+        """Carry g (batch × rows × n) back through a softmax p, or its logarithm; None leaves it to `low_rank`.
+
+        `p` makes rows × n probabilities; under `log` anew each time, so that they may be written to.
+        """
         del p, g, log
         return None
 

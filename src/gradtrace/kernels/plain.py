@@ -118,6 +118,14 @@ class Plain(Carrier):
     def plus(self, a: Element, b: Element) -> Element:
         return self._precisely(lambda a, b: sums.join(a, b, self.squarings), a, b)
 
+    def plus_over(self, a: Element, b: Element) -> Element:
+        if a[0].dtype is b[0].dtype and all(p.is_contiguous() for p in b):
+            out, flags = sums.join(a, b, self.squarings, over=True)
+            if not flags:
+                return out
+            raise OutOfRange
+        return self.plus(a, b)
+
     def contract(self, weight: Tensor, g: Element) -> Element:
         shape = *g[0].shape[:2], weight.shape[1]
         if 0 in (*shape, g[0].shape[2]):
@@ -165,8 +173,16 @@ class Plain(Carrier):
             return None
         return self._each(lambda g, *f: sums.rank_two(g, *f, self.squarings), g, (own, left, right))
 
-    def softmax(self, p: Tensor, g: Element, *, log: bool) -> Element | None:
-        return self._rank_one("log_softmax" if log else "softmax", g, (wide(p),))
+    def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
+        if not log:
+            return self._rank_one("softmax", g, (wide(p()),))
+        made = p()
+        if len(g[0]) == 1 and made.dtype is g[0].dtype:  # there is no need to keep it
+            out, flags = sums.rank_one("log_softmax", tuple(t[0] for t in g), (made,), self.squarings, over=True)
+            if not flags:
+                return tuple(t[None] for t in out)
+            made = p()
+        return self._rank_one("log_softmax", g, (wide(made),))
 
     def _rank_one(self, form: str, g: Element, factors: tuple[Tensor, ...]) -> Element:
         return self._each(lambda g, *f: sums.rank_one(form, g, f, self.squarings), g, factors)

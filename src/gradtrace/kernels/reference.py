@@ -292,7 +292,7 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     out = _closed(s, carrier, row, g)
     if out is None:
         diagonal, lefts, rights = s.factors()
-        diagonal, left, right = row(diagonal), *(torch.stack([*map(row, ts)], -1) for ts in (lefts, rights))
+        diagonal, left, right = row(diagonal), *(torch.stack([*map(row, ts)]).movedim(0, -1) for ts in (lefts, rights))
         out = carrier.low_rank(diagonal, left, right, g)
         if out is None:
             out = (_rank_one if len(lefts) == 1 else _dense_rows)(carrier, diagonal, left, right, g)
@@ -304,8 +304,8 @@ def _closed(s: LowRank, carrier: Carrier, row: Callable[[Tensor], Tensor], g: El
     """Let a carrier that can go back through a softmax without its factors do so."""
     if not isinstance(s.factors, ClosedRows) or s.factors.form not in ("softmax", "log_softmax"):
         return None
-    (p,) = s.factors.of()
-    return carrier.softmax(row(p), g, log=s.factors.form == "log_softmax")
+    of = s.factors.of
+    return carrier.softmax(lambda: row(of()[0]), g, log=s.factors.form == "log_softmax")
 
 
 def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:

@@ -7,7 +7,7 @@ underflow and everything is finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log2, prod
 from typing import Any, TypeAlias
@@ -109,7 +109,8 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     shape = (*g[0].shape[:2], weight.shape[1])
     out = tuple(g[0].new_empty(shape) for _ in g)
     flags = 0
-    for rows, total in _totals(left, right, squarings, inside):
+    inplace = inside is out[0].dtype
+    for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
         units = [(f.exponent[:, s] + _side(f.exponent[:, s], room)).contiguous() for f, s in ((left, rows), (right, slice(None)))]
         there = tuple(plane[:, rows] for plane in out)
         flags |= _settled(total, units, squarings, least, there)
@@ -122,38 +123,48 @@ def _side(exponent: Tensor, room: int) -> Tensor:
 
 
 def _totals(
-    left: Factor, right: Factor, squarings: int | None, inside: torch.dtype
+    left: Factor, right: Factor, squarings: int | None, inside: torch.dtype, out: Tensor | None
 ) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Multiply block by block, which stays in the caches: (rows, their sums over k)."""
+    """Multiply block by block, which stays in the caches: (rows, their sums over k); the first may be part of `out`."""
     (batch, rows, k), columns = left.data.shape, right.data.shape[1]
     depth = k if batch > 1 else min(k, max(256, CELLS // max(columns, min(rows, 512))))
     height = rows if batch > 1 else min(rows, max(256, CELLS // depth))
     whole = right.prepared(squarings, inside) if depth == k else None
     for i in range(0, rows, height):
         some, sums = slice(i, i + height), ()
+        room = None if out is None else out[:, some]
         for start in range(0, k, depth):
             part = slice(start, start + depth)
             b = right.part(slice(None), part).prepared(squarings, inside) if whole is None else whole
             a = left.part(some, part).prepared(squarings, inside)
-            sums = _added(sums, a, tuple(t.transpose(1, 2) for t in b))
+            sums = _added(sums, a, tuple(t.transpose(1, 2) for t in b), room)
         yield some, sums
 
 
-def _added(sums: tuple[Tensor, ...], a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _added(
+    sums: tuple[Tensor, ...], a: tuple[Tensor, ...], b: tuple[Tensor, ...], room: Tensor | None
+) -> tuple[Tensor, ...]:
     """Add a product of (v^p,), or of (v, v (h - log2 v)), to what is there."""
     if not sums:
-        sums = (_times(a[0], b[0]), *(_times(t, b[0]) for t in a[1:]))
+        sums = (_times(a[0], b[0], room), *(_times(t, b[0]) for t in a[1:]))
     else:
-        sums = (_plus(sums[0], a[0], b[0]), *(_plus(s, t, b[0]) for s, t in zip(sums[1:], a[1:], strict=True)))
+        sums = tuple(_plus(s, t, b[0]) for s, t in zip(sums, a, strict=True))
     return sums if len(a) == 1 else (sums[0], _plus(sums[1], a[0], b[1]))
 
 
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+def _times(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    if len(a) > 1:
+        return torch.bmm(a, b, out=out)
+    torch.mm(a[0], b[0], out=out[0])
+    return out
 
 
 def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return total[0].addmm_(a[0], b[0])[None] if len(a) == 1 else total.baddbmm_(a, b)
+    if len(a) > 1:
+        return total.baddbmm_(a, b)
+    total[0].addmm_(a[0], b[0])
+    return total
 
 
 def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | None, least: float, out: Element) -> int:
@@ -166,32 +177,41 @@ def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | No
     return lib.sum_settle_shares(*types, *given, least, *(p.data_ptr() for p in out), threads)
 
 
-def join(a: Element, b: Element, squarings: int | None) -> Found:
-    """Merge two arrays of one shape."""
+def join(a: Element, b: Element, squarings: int | None, *, over: bool = False) -> Found:
+    """Merge two arrays of one shape, perhaps over the second."""
     a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
-    out = tuple(map(torch.empty_like, a))
+    out = b if over else tuple(map(torch.empty_like, a))
     h = [_at(g[1]) if len(g) > 1 else 0 for g in (a, b, out)]
     power, threads = squarings or 0, torch.get_num_threads()
     where = a[0].data_ptr(), h[0], b[0].data_ptr(), h[1], power, out[0].data_ptr(), h[2], threads
     return out, lib.sum_join(_double(a[0]), a[0].numel(), *where)
 
 
-def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None) -> Found:
-    """Carry g (rows × n) back through (own, left, right), or a softmax's or a log-softmax's p."""
+def rank_one(
+    form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False
+) -> Found:
+    """Carry g (rows × n) back through (own, left, right), or a softmax's or a log-softmax's p; perhaps `over` p."""
     own, left, right = factors if form == "given" else (None, None, *factors)
-    g, given = tuple(p.contiguous() for p in g), [_at(t if t is None else t.contiguous()) for t in (own, left, right)]
     kept = [t if t is None else t.contiguous() for t in (own, left, right)]
-    return _rows(lib.sum_one_rows, (FORMS[form],), g, kept, squarings)
+    return _rows(lib.sum_one_rows, (FORMS[form],), g, kept, squarings, kept[2] if over else None)
 
 
 def rank_two(g: Element, own: Tensor, left: Tensor, right: Tensor, squarings: int | None) -> Found:
     """Carry g (rows × n) back through a product of left and right (rows × n × 2) and a diagonal of its own."""
     kept = [own.contiguous(), *(t[..., r].contiguous() for t in (left, right) for r in (0, 1))]
-    return _rows(lib.sum_two_rows, (), tuple(p.contiguous() for p in g), kept, squarings)
+    return _rows(lib.sum_two_rows, (), g, kept, squarings)
 
 
-def _rows(kernel: Any, first: tuple[int, ...], g: Element, given: list[Tensor | None], squarings: int | None) -> Found:
-    out = tuple(map(torch.empty_like, g))
+def _rows(
+    kernel: Any,
+    first: tuple[int, ...],
+    g: Element,
+    given: Sequence[Tensor | None],
+    squarings: int | None,
+    over: Tensor | None = None,
+) -> Found:
+    g = tuple(p.contiguous() for p in g)
+    out = (torch.empty_like(g[0]) if over is None else over, *map(torch.empty_like, g[1:]))
     z, h = ([p.data_ptr() for p in planes] + [0] for planes in (g, out))
     sizes = prod(g[0].shape[:-1]), g[0].shape[-1]
     where = *map(_at, given), *z[:2], squarings or 0, *h[:2], torch.get_num_threads()
