@@ -159,6 +159,14 @@ template <class T, int WIDTH> struct Tally {
     }
 };
 
+// Tells whether any edge leads into j from elsewhere.
+template <class T> bool reached(const TwoRows<T> &s, int64_t at, int64_t j) {
+    const double x = s.right0[at + j], y = s.right1[at + j];
+    for (int64_t i = 0; i < s.n; i++)
+        if (i != j && s.z[at + i] > 0 && s.left0[at + i] * x + s.left1[at + i] * y != 0) return true;
+    return false;
+}
+
 template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line) {
     constexpr int WIDTH = 4 * LANES<T>;
     const int64_t at = row * s.n, n = s.n;
@@ -190,12 +198,11 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
         for (int64_t l = 0; l < some; l++) {
             const int64_t j = first + l;
             const T direct = line.straight[j], total = tally.total[l] + direct;
-            const bool possible = direct > 0 || (line.some && (x[l] != 0 || y[l] != 0));
             const T safe = total > 0 ? total : T(1);
             const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
             s.out[at + j] = scaled(total, line.exponent);
             s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
-            found |= flags_of(s.out[at + j], total > 0) | (possible && n > 1 && total < least ? LOST : 0);
+            found |= flags_of(s.out[at + j], total > 0) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
         }
     }
     return found;

@@ -132,7 +132,9 @@ def _propagate(
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
         part = part if enter is None else enter(part, argument, call)
         known = pending.get(argument.id)
-        merge = carrier.plus_over if type(structure) is Gather else carrier.plus  # that has written to memory of its own
+        merge = (
+            carrier.plus_over if type(structure) is Gather else carrier.plus
+        )  # that has written to memory of its own
         pending[argument.id] = argument, part if known is None else merge(known[1], part)
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
     if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):

@@ -1,8 +1,9 @@
 """Carriers of plain numbers: the p-norm and the entropy of path weights without an exponent for each scalar.
 
-They cost about what backpropagation does, and hold as long as every number is within the range of a float. An operation that would
-lose something in float32 is done in float64; where that is too narrow, or something is infinite, `OutOfRange` says
-that the pass has to be run with exponents (`semirings.power`, `semirings.entropy`). They need the compiled kernels.
+They cost about what backpropagation does, and hold as long as every number is within the range of a float. An
+operation that would lose something in float32 is done in float64; where that is too narrow, or something is infinite,
+`OutOfRange` says that the pass has to be run with exponents (`semirings.power`, `semirings.entropy`). They need the
+compiled kernels.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ class Plain(Carrier):
         again, k = (out[0] < 0).nonzero(), weight.shape[2]
         if len(again) * k > MANY and weight.dtype is torch.float32:
             doubled, flags = self._product(_doubled(g), weight.double())
-            return tuple(p.to(q.dtype) for p, q in zip(doubled, out, strict=True)), flags | _lost(doubled[0], out[0].dtype)
+            return tuple(p.to(q.dtype) for p, q in zip(doubled, out, strict=True)), flags | _lost(
+                doubled[0], out[0].dtype
+            )
         if len(again) * k > MANY:  # most of them have no edges at all
             some = (g[0] != 0).float() @ (weight != 0).float().transpose(1, 2) > 0
             for plane in out:
@@ -191,7 +194,10 @@ class Plain(Carrier):
         """Run for each entry of the batch."""
         parts = [self._precisely(run, tuple(p[b] for p in g), weights=factors) for b in range(len(g[0]))]
         kind = torch.float64 if any(part[0].dtype is torch.float64 for part in parts) else parts[0][0].dtype
-        return tuple(torch.stack([p.to(kind) for p in planes]) if len(parts) > 1 else planes[0][None] for planes in zip(*parts, strict=True))
+        return tuple(
+            torch.stack([p.to(kind) for p in planes]) if len(parts) > 1 else planes[0][None]
+            for planes in zip(*parts, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sums of positive numbers, compiled: what surrounds a matrix product of powers or of shares, and connected rows.
 
-An element here is one number z, under the p-norm with p = 2^squarings, or a pair (z, h) of a total and the entropy of its
-shares in bits, where `squarings` is None. Functions give `flags` beside their results: 0 where nothing was lost to
+An element here is one number z, under the p-norm with p = 2^squarings, or a pair (z, h) of a total and the entropy of
+its shares in bits, where `squarings` is None. Functions give `flags` beside their results: 0 where nothing was lost to
 underflow and everything is finite.
 """
 
@@ -51,7 +51,7 @@ class Factor:
     scale: Tensor
 
     @classmethod
-    def of(cls, data: Tensor, h: Tensor | None, room: int, inside: torch.dtype) -> Factor:
+    def of(cls, data: Tensor, h: Tensor | None, room: int) -> Factor:
         """Find the units."""
         if h is not None and h.stride() != data.stride():
             data, h = data.contiguous(), h.contiguous()
@@ -60,8 +60,8 @@ class Factor:
             data, h, turned = data.contiguous(), h if h is None else h.contiguous(), False
         peaks = data.new_empty(data.shape[:2])
         lib.sum_peaks(_double(data), *_lie(data, turned), data.data_ptr(), turned, _at(peaks), torch.get_num_threads())
-        reach = 1000 if inside is data.dtype is torch.float64 else 100 if data.dtype is torch.float32 else 1000
-        exponent = torch.frexp(peaks)[1].clamp_(-reach, reach)
+        reach = int(log2(torch.finfo(data.dtype).max)) - 2  # of powers of two that are normal numbers
+        exponent = torch.frexp(peaks)[1].clamp_(room - reach, room + reach)
         scale = torch.ldexp(torch.ones_like(peaks), room - exponent)
         return cls(data, h, turned, exponent.masked_fill_(peaks == 0, NOTHING), scale)
 
@@ -104,14 +104,17 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     reach = int(-log2(kind.tiny))
     room = 0 if squarings is None else max(0, int((reach - 2 - log2(k)) / (2 * p)))
     least = k * kind.tiny / kind.eps * 2.0 ** (room * p)
-    left = Factor.of(g[0], g[1] if len(g) > 1 else None, room, inside)
-    right = Factor.of(weight, None, room, inside)
+    left = Factor.of(g[0], g[1] if len(g) > 1 else None, room)
+    right = Factor.of(weight, None, room)
     shape = (*g[0].shape[:2], weight.shape[1])
     out = tuple(g[0].new_empty(shape) for _ in g)
     flags = 0
     inplace = inside is out[0].dtype
     for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
-        units = [(f.exponent[:, s] + _side(f.exponent[:, s], room)).contiguous() for f, s in ((left, rows), (right, slice(None)))]
+        units = [
+            (f.exponent[:, s] + _side(f.exponent[:, s], room)).contiguous()
+            for f, s in ((left, rows), (right, slice(None)))
+        ]
         there = tuple(plane[:, rows] for plane in out)
         flags |= _settled(total, units, squarings, least, there)
     return out, flags
@@ -187,9 +190,7 @@ def join(a: Element, b: Element, squarings: int | None, *, over: bool = False) -
     return out, lib.sum_join(_double(a[0]), a[0].numel(), *where)
 
 
-def rank_one(
-    form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False
-) -> Found:
+def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False) -> Found:
     """Carry g (rows × n) back through (own, left, right), or a softmax's or a log-softmax's p; perhaps `over` p."""
     own, left, right = factors if form == "given" else (None, None, *factors)
     kept = [t if t is None else t.contiguous() for t in (own, left, right)]
