@@ -52,25 +52,17 @@ template <class T, class U, int squarings> int raise_by(const Raise<T, U> &s, in
         if (s.by_column) {
             const T *scale = s.scale + b * s.x.columns;
 #pragma omp simd
-            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised(U(std::fabs(from[c]) * scale[c]), squarings);
+            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised<squarings>(U(std::fabs(from[c]) * scale[c]));
         } else {
             const T scale = s.scale[row];
 #pragma omp simd
-            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised(U(std::fabs(from[c]) * scale), squarings);
+            for (int64_t c = 0; c < s.x.columns; c++) out[c] = raised<squarings>(U(std::fabs(from[c]) * scale));
         }
     });
 }
 
 template <class T, class U> int raise(const Raise<T, U> &s, int threads) {
-    switch (s.squarings) {
-        case 0: return raise_by<T, U, 0>(s, threads);
-        case 1: return raise_by<T, U, 1>(s, threads);
-        case 2: return raise_by<T, U, 2>(s, threads);
-        case 3: return raise_by<T, U, 3>(s, threads);
-        case 4: return raise_by<T, U, 4>(s, threads);
-        case 5: return raise_by<T, U, 5>(s, threads);
-        default: return raise_by<T, U, 6>(s, threads);
-    }
+    return with_power(s.squarings, [&](auto squarings) { return raise_by<T, U, squarings()>(s, threads); });
 }
 
 template <class T, class U> int shares(const Shares<T, U> &s, int threads) {
@@ -131,7 +123,7 @@ template <class T, class U, int squarings> int settle_by(const Settle<T, U> &s, 
         int found = 0;
 #pragma omp simd reduction(| : found)
         for (int64_t c = 0; c < s.columns; c++) {
-            const T value = scaled(T(rooted(total[c], squarings)), of_row + of_column[c]);
+            const T value = scaled(T(rooted<squarings>(total[c])), of_row + of_column[c]);
             const bool doubtful = total[c] <= sum[c];
             found |= doubtful ? AGAIN : value < least[c] ? LOST : value < INF<T> ? 0 : UNBOUNDED;
             out[c] = doubtful ? T(-1) : value;
@@ -141,15 +133,7 @@ template <class T, class U, int squarings> int settle_by(const Settle<T, U> &s, 
 }
 
 template <class T, class U> int settle(const Settle<T, U> &s, int threads) {
-    switch (s.squarings) {
-        case 0: return settle_by<T, U, 0>(s, threads);
-        case 1: return settle_by<T, U, 1>(s, threads);
-        case 2: return settle_by<T, U, 2>(s, threads);
-        case 3: return settle_by<T, U, 3>(s, threads);
-        case 4: return settle_by<T, U, 4>(s, threads);
-        case 5: return settle_by<T, U, 5>(s, threads);
-        default: return settle_by<T, U, 6>(s, threads);
-    }
+    return with_power(s.squarings, [&](auto squarings) { return settle_by<T, U, squarings()>(s, threads); });
 }
 
 template <class T, class U> int settle_shares(const SettleShares<T, U> &s, int threads) {

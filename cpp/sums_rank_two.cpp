@@ -47,8 +47,8 @@ template <class S> struct Line {
             b[i] = scaled(S(left1[i]) * S(z[i]), -exponent);
             r0[i] = S(right0[i]);
             r1[i] = S(right1[i]);
-            lost |= flags_of(std::fabs(a[i]), (left0[i] != 0) & (z[i] > 0)) | flags_of(std::fabs(b[i]), (left1[i] != 0) & (z[i] > 0));
-            live |= ((left0[i] != 0) | (left1[i] != 0)) & (z[i] > 0);
+            lost |= flags_of(std::fabs(a[i]), S(left0[i]), S(z[i])) | flags_of(std::fabs(b[i]), S(left1[i]), S(z[i]));
+            live |= z[i] == 0 ? 0 : left0[i] != 0 ? 1 : left1[i] != 0;
         }
         some = live;
         return !lost;
@@ -99,16 +99,8 @@ template <int p> struct Polynomial {
     }
 };
 
-// The same for the powers that have kernels.
-void by_coefficients(Line<double> &line, int64_t n, int squarings) {
-    if (squarings == 1) Polynomial<2>(line, n).at(line, n);
-    if (squarings == 2) Polynomial<4>(line, n).at(line, n);
-    if (squarings == 3) Polynomial<8>(line, n).at(line, n);
-    if (squarings == 4) Polynomial<16>(line, n).at(line, n);
-}
-
 // (Σ over i≠j of |a_i r0_j + b_i r1_j|^p)^(1/p), in units of the largest term.
-double directly(const Line<double> &line, int64_t n, int64_t j, int squarings) {
+template <int squarings> double directly(const Line<double> &line, int64_t n, int64_t j) {
     const double x = line.r0[j], y = line.r1[j];
     double most = 0, sum = 0;
     const auto term = [&](int64_t i) { return i == j ? 0.0 : std::fabs(line.a[i] * x + line.b[i] * y); };
@@ -116,31 +108,32 @@ double directly(const Line<double> &line, int64_t n, int64_t j, int squarings) {
     for (int64_t i = 0; i < n; i++) most = term(i) > most ? term(i) : most;
     if (!(most > 0)) return most;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += raised(term(i) / most, squarings);
-    return most * rooted(sum, squarings);
+    for (int64_t i = 0; i < n; i++) sum += raised<squarings>(term(i) / most);
+    return most * rooted<squarings>(sum);
 }
 
-template <class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
+template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
     constexpr double noise = sizeof(T) == 8 ? 1e-6 : 1e-9;
     const int64_t at = row * s.n;
     if (!line.template read<T>(s, row)) return LOST;
-    const bool quick = s.squarings >= 1 && s.squarings <= HIGHEST;
-    if (quick && line.some) by_coefficients(line, s.n, s.squarings);
+    constexpr bool quick = squarings >= 1 && squarings <= HIGHEST;
+    if constexpr (quick)
+        if (line.some) Polynomial<1 << squarings>(line, s.n).at(line, s.n);
     int found = 0;
     for (int64_t j = 0; j < s.n; j++) {
         double beside = 0;
         if (line.some) {
             const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > 1e-250 && line.size[j] < 1e250;
-            beside = clear ? rooted(line.sum[j], s.squarings) : directly(line, s.n, j, s.squarings);
+            beside = clear ? rooted<squarings>(line.sum[j]) : directly<squarings>(line, s.n, j);
         }
         line.sum[j] = beside;
     }
 #pragma omp simd reduction(| : found)
     for (int64_t j = 0; j < s.n; j++) {
         const T across = T(scaled(line.sum[j], line.exponent)), own = std::fabs(s.own[at + j]), direct = own * s.z[at + j];
-        found |= flags_of(across, line.sum[j] > 0) | flags_of(direct, (own != 0) & (s.z[at + j] > 0));
+        found |= flags_of(across, T(line.sum[j] > 0), T(1)) | flags_of(direct, own, s.z[at + j]);
         const T high = across > direct ? across : direct, low = across > direct ? direct : across;
-        s.out[at + j] = high * rooted(1 + raised(low / (high > 0 ? high : T(1)), s.squarings), s.squarings);
+        s.out[at + j] = high * rooted<squarings>(1 + raised<squarings>(low / (high > 0 ? high : T(1))));
     }
     return found;
 }
@@ -176,9 +169,9 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
 #pragma omp simd reduction(| : found)
     for (int64_t j = 0; j < n; j++) {
         const T own = std::fabs(s.own[at + j]) * s.z[at + j];
-        found |= flags_of(own, (s.own[at + j] != 0) & (s.z[at + j] > 0));
+        found |= flags_of(own, s.own[at + j], s.z[at + j]);
         line.straight[j] = scaled(own, -line.exponent);
-        found |= flags_of(line.straight[j], own > 0);
+        found |= flags_of(line.straight[j], own, T(1));
     }
     for (int64_t first = 0; first < n; first += WIDTH) {
         const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
@@ -202,7 +195,7 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
             const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
             s.out[at + j] = scaled(total, line.exponent);
             s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
-            found |= flags_of(s.out[at + j], total > 0) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
+            found |= flags_of(s.out[at + j], total, T(1)) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
         }
     }
     return found;
@@ -218,7 +211,8 @@ template <class T> int two_rows(const TwoRows<T> &s, int threads) {
             for (int64_t row = begin; row < end; row++) found |= entropies(s, row, line);
         } else {
             Line<double> line(s.n);
-            for (int64_t row = begin; row < end; row++) found |= powers(s, row, line);
+            for (int64_t row = begin; row < end; row++)
+                found |= with_power(s.squarings, [&](auto squarings) { return powers<squarings()>(s, row, line); });
         }
         return found;
     });

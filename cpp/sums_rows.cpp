@@ -10,16 +10,15 @@ namespace {
 constexpr int64_t BLOCK = 256;  // scalars that are asked together whether any of them isn't zero
 
 // Elements by themselves and merged: how the p-norm and the entropy differ.
-template <class T> struct Power {
+template <class T, int squarings> struct Power {
     static constexpr bool has_h = false;
-    int squarings;
 
-    T term(T v, T) const { return raised(v, squarings); }
+    T term(T v, T) const { return raised<squarings>(v); }
     // The element that a sum of terms stands for, v being in some unit.
-    void element(T terms, T, T unit, T &z, T &h) const { z = unit * rooted(terms, squarings), h = 0; }
+    void element(T terms, T, T unit, T &z, T &h) const { z = unit * rooted<squarings>(terms), h = 0; }
     void join(T z1, T, T z2, T, T &z, T &h) const {
         const T high = z1 > z2 ? z1 : z2, low = z1 > z2 ? z2 : z1;
-        z = high * rooted(1 + raised(low / (high > 0 ? high : T(1)), squarings), squarings);
+        z = high * rooted<squarings>(1 + raised<squarings>(low / (high > 0 ? high : T(1))));
         h = 0;
     }
 };
@@ -114,7 +113,7 @@ template <class T, class Kind> class Row {
 #pragma omp simd reduction(| : found)
         for (int64_t i = 0; i < n; i++) {
             c[i] = std::fabs(weight[i]) * z[i];
-            found |= flags_of(c[i], (z[i] > 0) & (weight[i] != 0));
+            found |= flags_of(c[i], z[i], weight[i]);
         }
         return found;
     }
@@ -163,30 +162,49 @@ template <class T, class Kind> class Row {
 #pragma omp simd reduction(| : found)
             for (int64_t i = begin; i < end; i++) {
                 const T value = std::fabs(right[i]) * beside;
-                found |= flags_of(value, (right[i] != 0) & (beside > 0));
+                found |= flags_of(value, right[i], beside);
                 out[i] = value;
                 if (Kind::has_h) out_h[i] = spread;
             }
             return found;
         }
+        T straight[BLOCK];
+        diagonal(begin, end, straight);
         const T scale = 1 / all.unit;
-        const int form = s.kind;
+        const bool here = begin <= all.largest && all.largest < end;
+        const T p_of_largest = here ? std::fabs(right[all.largest]) : T(0);  // `out` may lie where `right` does
 #pragma omp simd reduction(| : found)
         for (int64_t i = begin; i < end; i++) {
             const T v = c[i] * scale, rest = all.terms - kind.term(v, h_at(i)), left_over = all.total - v;
-            T beside, spread, value, mixed;
+            T beside, spread;
             kind.element(rest > 0 ? rest : T(0), left_over > 0 ? left_over : T(0), all.unit, beside, spread);
-            beside = i == all.largest ? all.of_largest : beside;
-            spread = i == all.largest ? all.of_largest_h : spread;
-            const T p = std::fabs(right[i]);
-            const T straight = form == int(RankOneKind::given) ? std::fabs(own[i]) : form == int(RankOneKind::softmax) ? p * (1 - p) : 1 - p;
-            const T direct = straight * z[i], across = p * beside;
-            found |= flags_of(direct, (straight != 0) & (z[i] > 0)) | flags_of(across, (p != 0) & (beside > 0));
-            kind.join(direct, h_at(i), across, spread, value, mixed);
-            out[i] = value;
-            if (Kind::has_h) out_h[i] = mixed;
+            found |= finish(i, std::fabs(right[i]), straight[i - begin], beside, spread);
         }
+        if (here)
+            found |= finish(all.largest, p_of_largest, straight[all.largest - begin], all.of_largest, all.of_largest_h);
         return found;
+    }
+
+    // The magnitude of the Jacobian's diagonal.
+    void diagonal(int64_t begin, int64_t end, T *straight) const {
+        const int64_t some = end - begin;
+        const T *p = right + begin;
+        if (s.kind == int(RankOneKind::given))
+            for (int64_t i = 0; i < some; i++) straight[i] = std::fabs(own[begin + i]);
+        else if (s.kind == int(RankOneKind::softmax))
+            for (int64_t i = 0; i < some; i++) straight[i] = p[i] * (1 - p[i]);
+        else
+            for (int64_t i = 0; i < some; i++) straight[i] = 1 - p[i];
+    }
+
+    // Merges what comes to i straight and from the others.
+    inline int finish(int64_t i, T p, T straight, T beside, T spread) {
+        const T direct = straight * z[i], across = p * beside;
+        T value, mixed;
+        kind.join(direct, h_at(i), across, spread, value, mixed);
+        out[i] = value;
+        if (Kind::has_h) out_h[i] = mixed;
+        return flags_of(direct, straight, z[i]) | flags_of(across, p, beside);
     }
 };
 
@@ -202,10 +220,12 @@ template <class T, class Kind> int one_by(const OneRows<T> &s, Kind kind, int th
 }  // namespace
 
 template <class T> int join(const Join<T> &s, int threads) {
-    return s.h ? join_by(s, Shared<T>{}, threads) : join_by(s, Power<T>{s.squarings}, threads);
+    if (s.h) return join_by(s, Shared<T>{}, threads);
+    return with_power(s.squarings, [&](auto squarings) { return join_by(s, Power<T, squarings()>{}, threads); });
 }
 template <class T> int one_rows(const OneRows<T> &s, int threads) {
-    return s.h ? one_by(s, Shared<T>{}, threads) : one_by(s, Power<T>{s.squarings}, threads);
+    if (s.h) return one_by(s, Shared<T>{}, threads);
+    return with_power(s.squarings, [&](auto squarings) { return one_by(s, Power<T, squarings()>{}, threads); });
 }
 
 template int join(const Join<float> &, int);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "rows_parallel.hpp"
 #include "sums.hpp"
@@ -23,14 +24,30 @@ template <> struct Bits<double> {
 
 template <class To, class From> inline To bits(From x) { return __builtin_bit_cast(To, x); }
 
-// x^(2^squarings), and its inverse.
-template <class T> inline T raised(T x, int squarings) {
-    for (int s = 0; s < squarings; s++) x *= x;
-    return x;
+// x^(2^squarings), and its inverse. The number is a constant, so that loops around them are vectorised.
+template <int squarings, class T> inline T raised(T x) {
+    if constexpr (squarings == 0)
+        return x;
+    else
+        return raised<squarings - 1>(x * x);
 }
-template <class T> inline T rooted(T x, int squarings) {
-    for (int s = 0; s < squarings; s++) x = std::sqrt(x);
-    return x;
+template <int squarings, class T> inline T rooted(T x) {
+    if constexpr (squarings == 0)
+        return x;
+    else
+        return rooted<squarings - 1>(std::sqrt(x));
+}
+// Calls f with that constant.
+template <class F> int with_power(int squarings, F f) {
+    switch (squarings) {
+        case 0: return f(std::integral_constant<int, 0>{});
+        case 1: return f(std::integral_constant<int, 1>{});
+        case 2: return f(std::integral_constant<int, 2>{});
+        case 3: return f(std::integral_constant<int, 3>{});
+        case 4: return f(std::integral_constant<int, 4>{});
+        case 5: return f(std::integral_constant<int, 5>{});
+        default: return f(std::integral_constant<int, 6>{});
+    }
 }
 
 // 2^e for a normal number; what is beyond becomes the smallest or the largest.
@@ -74,9 +91,10 @@ inline double log2_of(double x) {
 // z·(h - log2 z), 0 where z is 0.
 template <class T> inline T surprise(T z, T h) { return z * (h - log2_of(z > TINY<T> ? z : TINY<T>)); }
 
-// Flags of results: `possible` where there are edges with two non-zero ends.
-template <class T> inline int flags_of(T out, bool possible) {
-    return (possible && out < TINY<T> ? LOST : 0) | (out < INF<T> ? 0 : UNBOUNDED);
+// Flags of a product, which underflowed only if neither factor is 0. (Selections are vectorised, conjunctions are not.)
+template <class T> inline int flags_of(T out, T one, T other) {
+    const T least = one == 0 ? T(-1) : other == 0 ? T(-1) : TINY<T>;
+    return out < least ? LOST : out < INF<T> ? 0 : UNBOUNDED;
 }
 
 // Runs f(begin, end), which gives flags, over parts of 0 … items.

@@ -220,7 +220,7 @@ def test_merges(call):
             drawn.carrier.segment(g, index, size),
             drawn.carrier.others(g),
         )
-    h = g[1] if len(g) > 1 else None
+    h = g[-1] if call["p"] is None else None
     pair = merged(
         torch.stack([g[0], other[0]], -1), torch.stack([h, other[1]], -1) if h is not None else None, call["p"]
     )

@@ -174,7 +174,7 @@ class Plain(Carrier):
             return self._rank_one("given", g, (own, left[..., 0], right[..., 0]))
         if left.shape[-1] != 2:
             return None
-        return self._each(lambda g, *f: sums.rank_two(g, *f, self.squarings), g, (own, left, right))
+        return self._each(lambda g, *f: sums.rank_two(g, f[0], f[1], f[2], self.squarings), g, (own, left, right))
 
     def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
         if not log:

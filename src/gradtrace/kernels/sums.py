@@ -31,6 +31,11 @@ def _at(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _spread(g: Element) -> Tensor | None:
+    """Give the plane of entropies, if there is one."""
+    return g[1] if len(g) == 2 else None
+
+
 def _double(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float64
 
@@ -104,7 +109,7 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     reach = int(-log2(kind.tiny))
     room = 0 if squarings is None else max(0, int((reach - 2 - log2(k)) / (2 * p)))
     least = k * kind.tiny / kind.eps * 2.0 ** (room * p)
-    left = Factor.of(g[0], g[1] if len(g) > 1 else None, room)
+    left = Factor.of(g[0], _spread(g), room)
     right = Factor.of(weight, None, room)
     shape = (*g[0].shape[:2], weight.shape[1])
     out = tuple(g[0].new_empty(shape) for _ in g)
@@ -184,7 +189,7 @@ def join(a: Element, b: Element, squarings: int | None, *, over: bool = False) -
     """Merge two arrays of one shape, perhaps over the second."""
     a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
     out = b if over else tuple(map(torch.empty_like, a))
-    h = [_at(g[1]) if len(g) > 1 else 0 for g in (a, b, out)]
+    h = [_at(_spread(g)) for g in (a, b, out)]
     power, threads = squarings or 0, torch.get_num_threads()
     where = a[0].data_ptr(), h[0], b[0].data_ptr(), h[1], power, out[0].data_ptr(), h[2], threads
     return out, lib.sum_join(_double(a[0]), a[0].numel(), *where)
