@@ -32,24 +32,28 @@ template <class S> struct Line {
         const T *left0 = s.left0 + row * s.n, *left1 = s.left1 + row * s.n, *z = s.z + row * s.n;
         const T *right0 = s.right0 + row * s.n, *right1 = s.right1 + row * s.n;
         const S reach0 = largest_of(right0, s.n), reach1 = largest_of(right1, s.n);
+        S *to_a = a.data(), *to_b = b.data(), *to_r0 = r0.data(), *to_r1 = r1.data();
+        const int64_t n = s.n;
         S most = 0;
         int lost = 0, live = 0;
 #pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < s.n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             const S here = (std::fabs(S(left0[i])) * reach0 + std::fabs(S(left1[i])) * reach1) * S(z[i]);
             most = here > most ? here : most;
         }
         if (!(most < INF<S>)) return false;
-        exponent = most >= TINY<S> ? 1 + std::ilogb(most) : 0;
+        const int e = most >= TINY<S> ? 1 + std::ilogb(most) : 0;
 #pragma omp simd reduction(| : lost, live)
-        for (int64_t i = 0; i < s.n; i++) {
-            a[i] = scaled(S(left0[i]) * S(z[i]), -exponent);
-            b[i] = scaled(S(left1[i]) * S(z[i]), -exponent);
-            r0[i] = S(right0[i]);
-            r1[i] = S(right1[i]);
-            lost |= flags_of(std::fabs(a[i]), S(left0[i]), S(z[i])) | flags_of(std::fabs(b[i]), S(left1[i]), S(z[i]));
+        for (int64_t i = 0; i < n; i++) {
+            const S l0 = S(left0[i]), l1 = S(left1[i]), g = S(z[i]), first = scaled(l0 * g, -e), second = scaled(l1 * g, -e);
+            to_a[i] = first;
+            to_b[i] = second;
+            to_r0[i] = S(right0[i]);
+            to_r1[i] = S(right1[i]);
+            lost |= flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
             live |= z[i] == 0 ? 0 : left0[i] != 0 ? 1 : left1[i] != 0;
         }
+        exponent = e;
         some = live;
         return !lost;
     }
@@ -70,10 +74,11 @@ template <int p> struct Polynomial {
     Polynomial(const Line<double> &line, int64_t n) { coefficients<0>(line, n, 1); }
 
     template <int k> void coefficients(const Line<double> &line, int64_t n, double ways) {
+        const double *a = line.a.data(), *b = line.b.data();
         double sum = 0, total = 0;
 #pragma omp simd reduction(+ : sum, total)
         for (int64_t i = 0; i < n; i++) {
-            const double term = monomial<p, k>(line.a[i], line.b[i]);
+            const double term = monomial<p, k>(a[i], b[i]);
             sum += term;
             total += std::fabs(term);
         }
@@ -83,9 +88,11 @@ template <int p> struct Polynomial {
     }
     // Fills in sums over all i but j, and sizes.
     void at(Line<double> &line, int64_t n) const {
+        const double *a = line.a.data(), *b = line.b.data(), *r0 = line.r0.data(), *r1 = line.r1.data();
+        double *sums = line.sum.data(), *sizes = line.size.data();
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            const double x = line.r0[j], y = line.r1[j];
+            const double x = r0[j], y = r1[j];
             double sum = of[0], total = size[0], power = 1;
 #pragma GCC unroll 16
             for (int k = 1; k <= p; k++) {  // Horner's rule for both variables: … x^(p-k) y^k
@@ -93,17 +100,17 @@ template <int p> struct Polynomial {
                 sum = sum * x + of[k] * power;
                 total = total * std::fabs(x) + size[k] * std::fabs(power);
             }
-            line.sum[j] = sum - monomial<p, p>(0, line.a[j] * x + line.b[j] * y);
-            line.size[j] = total;
+            sums[j] = sum - monomial<p, p>(0, a[j] * x + b[j] * y);
+            sizes[j] = total;
         }
     }
 };
 
 // (Σ over i≠j of |a_i r0_j + b_i r1_j|^p)^(1/p), in units of the largest term.
 template <int squarings> double directly(const Line<double> &line, int64_t n, int64_t j) {
-    const double x = line.r0[j], y = line.r1[j];
+    const double x = line.r0[j], y = line.r1[j], *a = line.a.data(), *b = line.b.data();
     double most = 0, sum = 0;
-    const auto term = [&](int64_t i) { return i == j ? 0.0 : std::fabs(line.a[i] * x + line.b[i] * y); };
+    const auto term = [=](int64_t i) { return i == j ? 0.0 : std::fabs(a[i] * x + b[i] * y); };
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) most = term(i) > most ? term(i) : most;
     if (!(most > 0)) return most;
@@ -128,12 +135,16 @@ template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, L
         }
         line.sum[j] = beside;
     }
+    const T *straight = s.own + at, *g = s.z + at;
+    const double *beside = line.sum.data();
+    const int exponent = line.exponent;
+    T *out = s.out + at;
 #pragma omp simd reduction(| : found)
     for (int64_t j = 0; j < s.n; j++) {
-        const T across = T(scaled(line.sum[j], line.exponent)), own = std::fabs(s.own[at + j]), direct = own * s.z[at + j];
-        found |= flags_of(across, T(line.sum[j] > 0), T(1)) | flags_of(direct, own, s.z[at + j]);
+        const T across = T(scaled(beside[j], exponent)), own = std::fabs(straight[j]), direct = own * g[j];
+        found |= flags_of(across, T(beside[j] > 0), T(1)) | flags_of(direct, own, g[j]);
         const T high = across > direct ? across : direct, low = across > direct ? direct : across;
-        s.out[at + j] = high * rooted<squarings>(1 + raised<squarings>(low / (high > 0 ? high : T(1))));
+        out[j] = high * rooted<squarings>(1 + raised<squarings>(low / (high > 0 ? high : T(1))));
     }
     return found;
 }
@@ -165,13 +176,15 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
     const int64_t at = row * s.n, n = s.n;
     const T least = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-900);
     if (!line.template read<T>(s, row)) return LOST;
+    const T *diagonal = s.own + at, *g = s.z + at;
+    const int exponent = line.exponent;
+    T *straight = line.straight.data();
     int found = 0;
 #pragma omp simd reduction(| : found)
     for (int64_t j = 0; j < n; j++) {
-        const T own = std::fabs(s.own[at + j]) * s.z[at + j];
-        found |= flags_of(own, s.own[at + j], s.z[at + j]);
-        line.straight[j] = scaled(own, -line.exponent);
-        found |= flags_of(line.straight[j], own, T(1));
+        const T own = std::fabs(diagonal[j]) * g[j], in_units = scaled(own, -exponent);
+        found |= flags_of(own, diagonal[j], g[j]) | flags_of(in_units, own, T(1));
+        straight[j] = in_units;
     }
     for (int64_t first = 0; first < n; first += WIDTH) {
         const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
@@ -190,7 +203,7 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
         }
         for (int64_t l = 0; l < some; l++) {
             const int64_t j = first + l;
-            const T direct = line.straight[j], total = tally.total[l] + direct;
+            const T direct = straight[j], total = tally.total[l] + direct;
             const T safe = total > 0 ? total : T(1);
             const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
             s.out[at + j] = scaled(total, line.exponent);

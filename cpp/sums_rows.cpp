@@ -43,22 +43,25 @@ template <class T> struct Shared {
 
 // Merges some neighbours; where one of the arrays is zero in all of them, that is a copy.
 template <class T, class Kind> int join_some(const Join<T> &s, Kind kind, int64_t begin, int64_t end) {
+    // what loops read are variables of their own: of members gcc doesn't believe that they stay as they are
+    const T *z1 = s.z1, *z2 = s.z2, *h1 = s.h1, *h2 = s.h2;
+    T *out = s.z, *out_h = s.h;
     int found = 0, some1 = 0, some2 = 0;
 #pragma omp simd reduction(| : some1, some2)
-    for (int64_t i = begin; i < end; i++) some1 |= s.z1[i] != 0, some2 |= s.z2[i] != 0;
+    for (int64_t i = begin; i < end; i++) some1 |= z1[i] != 0, some2 |= z2[i] != 0;
     if (!some1 || !some2) {
-        const T *z = some2 ? s.z2 : s.z1, *h = some2 ? s.h2 : s.h1;
-        if (z != s.z) std::copy(z + begin, z + end, s.z + begin);
-        if (Kind::has_h && h != s.h) std::copy(h + begin, h + end, s.h + begin);
+        const T *z = some2 ? z2 : z1, *h = some2 ? h2 : h1;
+        if (z != out) std::copy(z + begin, z + end, out + begin);
+        if (Kind::has_h && h != out_h) std::copy(h + begin, h + end, out_h + begin);
         return 0;
     }
 #pragma omp simd reduction(| : found)
     for (int64_t i = begin; i < end; i++) {
         T z, h;
-        kind.join(s.z1[i], Kind::has_h ? s.h1[i] : T(0), s.z2[i], Kind::has_h ? s.h2[i] : T(0), z, h);
+        kind.join(z1[i], Kind::has_h ? h1[i] : T(0), z2[i], Kind::has_h ? h2[i] : T(0), z, h);
         found |= z < INF<T> ? 0 : UNBOUNDED;
-        s.z[i] = z;
-        if (Kind::has_h) s.h[i] = h;
+        out[i] = z;
+        if (Kind::has_h) out_h[i] = h;
     }
     return found;
 }
@@ -78,12 +81,15 @@ template <class T> struct Beside {
     T of_largest, of_largest_h;       // the element that the others make
 };
 
-template <class T, class Kind> class Row {
-  public:
-    Row(const OneRows<T> &s, Kind kind, int64_t row, T *c)
-        : s(s), kind(kind), n(s.n), z(s.z + row * n), h(Kind::has_h ? s.h + row * n : nullptr),
-          own(s.own ? s.own + row * n : nullptr), left(s.left ? s.left + row * n : nullptr),
-          right(s.right + row * n), out(s.out + row * n), out_h(Kind::has_h ? s.out_h + row * n : nullptr), c(c) {}
+// One row. Loops read variables of their own, see `join_some`.
+template <class T, class Kind> struct Row {
+    Kind kind;
+    RankOneKind form;
+    int64_t n;
+    const T *z, *h, *own, *left, *right;
+    T *out, *out_h;
+    T *c;  // |left|·z
+    Beside<T> all{};
 
     int run() {
         int found = incoming();
@@ -92,48 +98,41 @@ template <class T, class Kind> class Row {
         return found;
     }
 
-  private:
-    const OneRows<T> &s;
-    Kind kind;
-    int64_t n;
-    const T *z, *h, *own, *left, *right;
-    T *out, *out_h;
-    T *c;  // |left|·z
-    Beside<T> all;
-
-    T h_at(int64_t i) const { return Kind::has_h ? h[i] : T(0); }
-
     int incoming() {
-        int found = 0;
-        if (s.kind == int(RankOneKind::log_softmax)) {
+        if (form == RankOneKind::log_softmax) {
             std::copy_n(z, n, c);
             return 0;
         }
-        const T *weight = s.kind == int(RankOneKind::softmax) ? right : left;
+        const T *weight = form == RankOneKind::softmax ? right : left, *g = z;
+        T *to = c;
+        int found = 0;
 #pragma omp simd reduction(| : found)
         for (int64_t i = 0; i < n; i++) {
-            c[i] = std::fabs(weight[i]) * z[i];
-            found |= flags_of(c[i], z[i], weight[i]);
+            to[i] = std::fabs(weight[i]) * g[i];
+            found |= flags_of(to[i], g[i], weight[i]);
         }
         return found;
+    }
+
+    T most() const {
+        const T *from = c;
+        T out = 0;
+#pragma omp simd reduction(max : out)
+        for (int64_t i = 0; i < n; i++) out = from[i] > out ? from[i] : out;
+        return out;
     }
 
     static T scale_of(T most) { return most > 0 ? two_to<T>(-1 - std::ilogb(most)) : T(1); }  // to below 1
 
     void sums() {
-        T most = 0, next = 0;
-        all.largest = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < n; i++) most = c[i] > most ? c[i] : most;
-        while (all.largest < n - 1 && c[all.largest] != most) all.largest++;
-        const T held = c[all.largest];
-        T scale = scale_of(most);
+        const T largest = most();
+        while (all.largest < n - 1 && c[all.largest] != largest) all.largest++;
+        T scale = scale_of(largest), total = 0, terms = 0;
         all.unit = 1 / scale;
         merged(scale, all.total, all.terms);
+        const T held = c[all.largest];
         c[all.largest] = 0;
-#pragma omp simd reduction(max : next)
-        for (int64_t i = 0; i < n; i++) next = c[i] > next ? c[i] : next;
-        T total = 0, terms = 0;
+        const T next = most();
         scale = scale_of(next);
         if (next > 0) merged(scale, total, terms);
         kind.element(terms, total, 1 / scale, all.of_largest, all.of_largest_h);
@@ -141,70 +140,89 @@ template <class T, class Kind> class Row {
     }
 
     void merged(T scale, T &total, T &terms) const {
+        const T *from = c, *spread = h;
         T sum = 0, mixed = 0;
 #pragma omp simd reduction(+ : sum, mixed)
         for (int64_t i = 0; i < n; i++) {
-            const T v = c[i] * scale;
+            const T v = from[i] * scale;
             sum += v;
-            mixed += kind.term(v, h_at(i));
+            mixed += kind.term(v, Kind::has_h ? spread[i] : T(0));
         }
         total = sum;
         terms = mixed;
     }
 
     int block(int64_t begin, int64_t end) {
-        int some = 0, found = 0;
+        const T *g = z;
+        int some = 0;
 #pragma omp simd reduction(| : some)
-        for (int64_t i = begin; i < end; i++) some |= z[i] != 0;
-        if (!some) {
-            T beside, spread;
-            kind.element(all.terms, all.total, all.unit, beside, spread);
-#pragma omp simd reduction(| : found)
-            for (int64_t i = begin; i < end; i++) {
-                const T value = std::fabs(right[i]) * beside;
-                found |= flags_of(value, right[i], beside);
-                out[i] = value;
-                if (Kind::has_h) out_h[i] = spread;
-            }
-            return found;
-        }
+        for (int64_t i = begin; i < end; i++) some |= g[i] != 0;
+        if (!some) return only_others(begin, end);
         T straight[BLOCK];
         diagonal(begin, end, straight);
-        const T scale = 1 / all.unit;
         const bool here = begin <= all.largest && all.largest < end;
-        const T p_of_largest = here ? std::fabs(right[all.largest]) : T(0);  // `out` may lie where `right` does
+        const T p_of_largest = here ? right[all.largest] : T(0);  // `out` may lie where `right` does
+        int found = merge(begin, end, straight);
+        if (here) {
+            const int64_t i = all.largest;
+            found |= finish(p_of_largest, straight[i - begin], z[i], h ? h[i] : T(0), all.of_largest, all.of_largest_h, out[i],
+                            out_h ? out_h[i] : all.of_largest_h);
+        }
+        return found;
+    }
+
+    // Where g is 0 throughout.
+    int only_others(int64_t begin, int64_t end) const {
+        const T *p = right;
+        T *to = out, *to_h = out_h;
+        T beside, spread;
+        kind.element(all.terms, all.total, all.unit, beside, spread);
+        int found = 0;
 #pragma omp simd reduction(| : found)
         for (int64_t i = begin; i < end; i++) {
-            const T v = c[i] * scale, rest = all.terms - kind.term(v, h_at(i)), left_over = all.total - v;
-            T beside, spread;
-            kind.element(rest > 0 ? rest : T(0), left_over > 0 ? left_over : T(0), all.unit, beside, spread);
-            found |= finish(i, std::fabs(right[i]), straight[i - begin], beside, spread);
+            const T value = std::fabs(p[i]) * beside;
+            found |= flags_of(value, p[i], beside);
+            to[i] = value;
+            if (Kind::has_h) to_h[i] = spread;
         }
-        if (here)
-            found |= finish(all.largest, p_of_largest, straight[all.largest - begin], all.of_largest, all.of_largest_h);
         return found;
     }
 
     // The magnitude of the Jacobian's diagonal.
     void diagonal(int64_t begin, int64_t end, T *straight) const {
         const int64_t some = end - begin;
-        const T *p = right + begin;
-        if (s.kind == int(RankOneKind::given))
-            for (int64_t i = 0; i < some; i++) straight[i] = std::fabs(own[begin + i]);
-        else if (s.kind == int(RankOneKind::softmax))
+        const T *p = right + begin, *given = own + (own ? begin : 0);
+        if (form == RankOneKind::given)
+            for (int64_t i = 0; i < some; i++) straight[i] = std::fabs(given[i]);
+        else if (form == RankOneKind::softmax)
             for (int64_t i = 0; i < some; i++) straight[i] = p[i] * (1 - p[i]);
         else
             for (int64_t i = 0; i < some; i++) straight[i] = 1 - p[i];
     }
 
-    // Merges what comes to i straight and from the others.
-    inline int finish(int64_t i, T p, T straight, T beside, T spread) {
-        const T direct = straight * z[i], across = p * beside;
-        T value, mixed;
-        kind.join(direct, h_at(i), across, spread, value, mixed);
-        out[i] = value;
-        if (Kind::has_h) out_h[i] = mixed;
-        return flags_of(direct, straight, z[i]) | flags_of(across, p, beside);
+    // Everywhere but at the largest, of which a difference would leave nothing.
+    int merge(int64_t begin, int64_t end, const T *straight) const {
+        const T *p = right, *from = c, *g = z, *entropy = h;
+        T *to = out, *to_h = out_h;
+        const T unit = all.unit, scale = 1 / unit, total = all.total, terms = all.terms;
+        int found = 0;
+#pragma omp simd reduction(| : found)
+        for (int64_t i = begin; i < end; i++) {
+            const T own_h = Kind::has_h ? entropy[i] : T(0), v = from[i] * scale, rest = terms - kind.term(v, own_h), left_over = total - v;
+            T beside, spread, value, mixed;
+            kind.element(rest > 0 ? rest : T(0), left_over > 0 ? left_over : T(0), unit, beside, spread);
+            found |= finish(p[i], straight[i - begin], g[i], own_h, beside, spread, value, mixed);
+            to[i] = value;
+            if (Kind::has_h) to_h[i] = mixed;
+        }
+        return found;
+    }
+
+    // Merges what comes to a scalar straight and from the others.
+    inline int finish(T p, T straight, T g, T own_h, T beside, T spread, T &value, T &mixed) const {
+        const T direct = straight * g, across = std::fabs(p) * beside;
+        kind.join(direct, own_h, across, spread, value, mixed);
+        return flags_of(direct, straight, g) | flags_of(across, p, beside);
     }
 };
 
@@ -212,7 +230,11 @@ template <class T, class Kind> int one_by(const OneRows<T> &s, Kind kind, int th
     return share_flags(s.rows, s.rows * s.n, threads, [&](int64_t begin, int64_t end) {
         std::vector<T> c(s.n);
         int found = 0;
-        for (int64_t row = begin; row < end; row++) found |= Row<T, Kind>(s, kind, row, c.data()).run();
+        for (int64_t row = begin; row < end; row++) {
+            const auto at = [&](auto *p) { return p ? p + row * s.n : p; };
+            Row<T, Kind> r{kind, RankOneKind(s.kind), s.n, at(s.z), at(s.h), at(s.own), at(s.left), at(s.right), at(s.out), at(s.out_h), c.data()};
+            found |= r.run();
+        }
         return found;
     });
 }
