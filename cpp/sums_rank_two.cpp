@@ -48,9 +48,10 @@ template <class S> struct Line {
             const S l0 = S(left0[i]), l1 = S(left1[i]), g = S(z[i]), first = scaled(l0 * g, -e), second = scaled(l1 * g, -e);
             to_a[i] = first;
             to_b[i] = second;
-            to_r0[i] = S(right0[i]);
-            to_r1[i] = S(right1[i]);
-            lost |= flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
+            const S x = S(right0[i]), y = S(right1[i]);
+            to_r0[i] = x;
+            to_r1[i] = y;
+            lost |= flags_of(std::fabs(x) + std::fabs(y), S(0), S(0)) | flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
             live |= z[i] == 0 ? 0 : left0[i] != 0 ? 1 : left1[i] != 0;
         }
         exponent = e;

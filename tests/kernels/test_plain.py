@@ -16,7 +16,7 @@ from native_operands import instruction_set
 from torch import Tensor
 
 from gradtrace.errors import NotANumber
-from gradtrace.kernels import native, sums
+from gradtrace.kernels import native, plain, sums
 from gradtrace.kernels.plain import Plain, PlainEntropy, PlainNorm
 from gradtrace.kernels.plane import OutOfRange
 from gradtrace.kernels.reference import pull
@@ -134,10 +134,7 @@ def test_many_entries_whose_powers_underflow(call):
     w, g = drawn.weights(1, 30, 40), drawn.elements(1, 20, 40)
     w[..., :20] *= 2.0**-40
     g[0][..., 20:] *= 2.0**-40
-    many, sums_many = 1 << 24, 10 * call["seed"]
-    import gradtrace.kernels.plain as plain
-
-    plain.MANY = sums_many
+    many, plain.MANY = plain.MANY, 10 * call["seed"]
     try:
         found = drawn.carrier.contract(w, g)
     finally:
@@ -259,12 +256,13 @@ def test_beyond_float64_is_out_of_range_and_a_nan_an_error(p, kind):
             with pytest.raises(OutOfRange):
                 once(weight, (far[0] * min(factor, 1e200), *far[1:]))
     nan = torch.full((1, 3, 4), math.nan, dtype=kind)
-    own, pair = nan[0, :2], nan[0, :2].unsqueeze(-1)
+    own, pair = nan[0, :2].clone(), nan[0, :2].unsqueeze(-1)
     for wrong in (
         lambda: carrier.weigh(nan[:, :2], g),
         lambda: carrier.contract(nan, g),
         lambda: carrier.low_rank(own, pair, pair, g),
         lambda: carrier.low_rank(own, pair.expand(2, 4, 2), pair.expand(2, 4, 2), g),
+        lambda: carrier.low_rank(torch.ones(2, 4), torch.ones(2, 4, 2), pair.expand(2, 4, 2), g),
         lambda: carrier.softmax(lambda: own, g, log=True),
     ):
         with pytest.raises(NotANumber):

@@ -120,12 +120,12 @@ class Plain(Carrier):
         return self._precisely(lambda a, b: sums.join(a, b, self.squarings), a, b)
 
     def plus_over(self, a: Element, b: Element) -> Element:
-        if a[0].dtype is b[0].dtype and all(p.is_contiguous() for p in b):
-            out, flags = sums.join(a, b, self.squarings, over=True)
-            if not flags:
-                return out
+        if a[0].dtype is not b[0].dtype or not all(p.is_contiguous() for p in b):
+            return self.plus(a, b)
+        out, flags = sums.join(a, b, self.squarings, over=True)
+        if flags:
             raise OutOfRange
-        return self.plus(a, b)
+        return out
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         shape = *g[0].shape[:2], weight.shape[1]
@@ -134,8 +134,8 @@ class Plain(Carrier):
         if shape[1:] == (1, 1):
             return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
         weight = wide(weight)
-        if weight.dtype is torch.float64:
-            g = _doubled(g)
+        if torch.float64 in (weight.dtype, self.kind):
+            weight, g = weight.to(torch.float64), _doubled(g)
         try:
             return self._precisely(lambda g: self._product(g, weight), g)
         except OutOfRange:
@@ -151,9 +151,8 @@ class Plain(Carrier):
         again, k = (out[0] < 0).nonzero(), weight.shape[2]
         if len(again) * k > MANY and weight.dtype is torch.float32:
             doubled, flags = self._product(_doubled(g), weight.double())
-            return tuple(p.to(q.dtype) for p, q in zip(doubled, out, strict=True)), flags | _lost(
-                doubled[0], out[0].dtype
-            )
+            flags |= _lost(doubled[0], out[0].dtype)
+            return tuple(p.to(out[0].dtype) for p in doubled), flags
         if len(again) * k > MANY:  # most of them have no edges at all
             some = (g[0] != 0).float() @ (weight != 0).float().transpose(1, 2) > 0
             for plane in out:

@@ -211,7 +211,7 @@ def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
     batch, numel = g[0].shape[0], _numel(s.x_shape)
     if 0 in (numel, s.width):
         return carrier.zero((batch, *s.x_shape), g)
-    index = s.index().reshape(-1).to(g[0].device)
+    index = s.index().reshape(-1).to(g[0].device, torch.int64)
     # batch × width × rows, merged row by row of x
     flat = each(g, lambda p: p.reshape(batch, len(index), s.width).transpose(1, 2))
     live = (index >= 0).nonzero().squeeze(-1)
