@@ -19,7 +19,8 @@ template <class T> T largest_of(const T *x, int64_t n) {
     return most;
 }
 
-// A row: a = left0·z and b = left1·z in units of the largest entry of the Jacobian's rows, which is 2^exponent.
+// A row: r0 and r1 in units of their largest, a = left0·z and b = left1·z so that a r0 + b r1, in units of 2^exponent,
+// has no part above 1.
 template <class S> struct Line {
     std::vector<S> a, b, r0, r1, straight, sum, size;
     int exponent = 0;
@@ -43,15 +44,18 @@ template <class S> struct Line {
         }
         if (!(most < INF<S>)) return false;
         const int e = most >= TINY<S> ? 1 + std::ilogb(most) : 0;
+        const int e0 = reach0 >= TINY<S> ? std::ilogb(reach0) : 0, e1 = reach1 >= TINY<S> ? std::ilogb(reach1) : 0;
 #pragma omp simd reduction(| : lost, live)
         for (int64_t i = 0; i < n; i++) {
-            const S l0 = S(left0[i]), l1 = S(left1[i]), g = S(z[i]), first = scaled(l0 * g, -e), second = scaled(l1 * g, -e);
+            const S l0 = S(left0[i]), l1 = S(left1[i]), x = S(right0[i]), y = S(right1[i]), g = S(z[i]);
+            const S raw0 = l0 * g, raw1 = l1 * g, first = scaled(raw0, e0 - e), second = scaled(raw1, e1 - e);
             to_a[i] = first;
             to_b[i] = second;
-            const S x = S(right0[i]), y = S(right1[i]);
-            to_r0[i] = x;
-            to_r1[i] = y;
-            lost |= flags_of(std::fabs(x) + std::fabs(y), S(0), S(0)) | flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
+            to_r0[i] = scaled(x, -e0);
+            to_r1[i] = scaled(y, -e1);
+            lost |= flags_of(std::fabs(raw0), l0, g) | flags_of(std::fabs(raw1), l1, g);
+            lost |= flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
+            lost |= flags_of(std::fabs(to_r0[i]), x, S(1)) | flags_of(std::fabs(to_r1[i]), y, S(1));
             live |= z[i] == 0 ? 0 : left0[i] != 0 ? 1 : left1[i] != 0;
         }
         exponent = e;
@@ -112,6 +116,11 @@ template <int squarings> double directly(const Line<double> &line, int64_t n, in
     const double x = line.r0[j], y = line.r1[j], *a = line.a.data(), *b = line.b.data();
     double most = 0, sum = 0;
     const auto term = [=](int64_t i) { return i == j ? 0.0 : std::fabs(a[i] * x + b[i] * y); };
+    if constexpr (squarings == 0) {  // nothing is raised, so nothing underflows
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < n; i++) sum += term(i);
+        return sum;
+    }
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) most = term(i) > most ? term(i) : most;
     if (!(most > 0)) return most;
@@ -121,7 +130,7 @@ template <int squarings> double directly(const Line<double> &line, int64_t n, in
 }
 
 template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
-    constexpr double noise = sizeof(T) == 8 ? 1e-6 : 1e-9;
+    constexpr double noise = sizeof(T) == 8 ? 1e-3 : 1e-9;  // of what is left, so that rounding stays about that of T
     const int64_t at = row * s.n;
     if (!line.template read<T>(s, row)) return LOST;
     constexpr bool quick = squarings >= 1 && squarings <= HIGHEST;

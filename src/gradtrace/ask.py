@@ -13,7 +13,7 @@ from .engine import reverse
 from .kernels import native
 from .kernels.plain import PlainEntropy, PlainNorm
 from .kernels.plane import OutOfRange
-from .semiring import Carrier, Element, Semiring
+from .semiring import AbsSum, Carrier, Element, Semiring
 from .semirings import Family
 from .semirings.entropy import Spread
 from .semirings.power import Norm
@@ -104,8 +104,9 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading
 
 
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
-    if isinstance(carrier, Norm) and carrier.p in POWERS:
-        return PlainNorm(kind, POWERS.index(carrier.p))
+    p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
+    if p in POWERS:
+        return PlainNorm(kind, POWERS.index(p))
     return PlainEntropy(kind) if isinstance(carrier, Spread) else carrier
 
 
