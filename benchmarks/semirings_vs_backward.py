@@ -3,7 +3,7 @@
 Four layers of 768, 12 heads, 50,257 words, batch 4 × 128, random weights, float32. One forward pass is recorded; then
 backward and each semiring's pass over the tape are timed in turn, interleaved in one process so that a slow
 minute of the machine falls on all of them. Medians over the repeats, of the time on the clock and of the CPU time of
-all threads, which other programs on the machine disturb less. A pass ends with g of every parameter.
+all threads, which other programs on the machine disturb less. A pass is `tape.grad`, and gives g of every parameter.
 TopK(8) holds eight paths of 22 bytes for each scalar, for which this shape needs tens of gigabytes: try --shape small.
 
     python benchmarks/semirings_vs_backward.py --repeats 5 --out benchmarks/results
@@ -23,9 +23,6 @@ from common import machine
 from torch import Tensor, nn
 
 import gradtrace
-from gradtrace.ask import gradings
-from gradtrace.engine import reverse
-from gradtrace.semirings import named
 
 BUDGET = {"power:8": 1.3, "entropy": 6.0, "topk:8": 12.0}  # what was asked for, in units of backward
 SHAPES = {"gpt2": (4, 768, 12, 50257, 4, 128), "small": (2, 64, 4, 1000, 4, 32)}  # small: to try the script
@@ -38,20 +35,6 @@ def gpt2(shape: str) -> tuple[nn.Module, Tensor]:
     layers, width, heads, words, batch, length = SHAPES[shape]
     config = GPT2Config(vocab_size=words, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config), torch.randint(words, (batch, length))
-
-
-def run_pass(tape: gradtrace.Tape, loss: Tensor, name: str) -> None:
-    """Walk the tape under a semiring, keeping g of every leaf."""
-    (asked,) = gradings(tape.record, tape.value_of(loss), [named(name)])
-    kept = {}
-
-    def keep(value: Any, g: Any) -> None:
-        if value.call is None:
-            kept[value.id] = g
-
-    with torch.no_grad():
-        reverse(tape.record, tape.value_of(loss), asked.carrier, keep)
-    assert len(kept) >= len(tape.leaves)
 
 
 def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[tuple[float, float]]]:
@@ -68,7 +51,7 @@ def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[tuple[
             if name == "backward":
                 loss.backward(retain_graph=True)
             else:
-                run_pass(tape, loss, name)
+                tape.grad(loss, list(tape.leaves), name)
             took = time.perf_counter() - start, time.process_time() - cpu
             print(f"repeat {repeat} of {repeats}: {name} {took[0]:.2f} s, {took[1]:.2f} s of CPU time", flush=True)
             if repeat:  # the first is a warm-up

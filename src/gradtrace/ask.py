@@ -11,13 +11,18 @@ from torch import Tensor
 
 from .engine import reverse
 from .kernels import native
+from .kernels.plain import PlainEntropy, PlainNorm
 from .kernels.plane import OutOfRange
 from .kernels.ranked import Largest
-from .semiring import Carrier, Element, Semiring
+from .semiring import AbsSum, Carrier, Element, Semiring
 from .semirings import Family
+from .semirings.entropy import Spread
+from .semirings.power import Norm
 from .semirings.ranked import Strongest
 from .semirings.together import Together
 from .tape import Call, Record, Value
+
+POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
 
 
 class Grading(Protocol):
@@ -79,6 +84,9 @@ def ask(
 ) -> list[dict[int, Tensor]]:
     """Compute g of some values under several semirings at once.
 
+    Powers, entropies and the k largest are computed on plain numbers first, which is much faster; where those are too
+    narrow the pass runs again with an exponent for each number.
+
     Args:
         log2: give log2 of the absolute numbers, which may be beyond a float.
         cast: give numbers in each value's dtype; float64 is more than a large model's parameters leave room for.
@@ -88,27 +96,38 @@ def ask(
         from which the loss cannot be reached are missing.
     """
     wanted = {v.id for v in values}
-    found = [_largest(record, loss, wanted, k, log2=log2, cast=cast) for k in semirings]
-    rest = [k for k, answer in zip(semirings, found, strict=True) if answer is None]
-    answers = iter(_walk(record, loss, wanted, gradings(record, loss, rest), log2=log2, cast=cast) if rest else [])
-    return [next(answers) if answer is None else answer for answer in found]
+    asked = gradings(record, loss, semirings)
+    swift = quick(record, loss, asked)
+    # elements of the k largest are as long as some scalar has paths: they walk by themselves
+    alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
+    walks = [[n] for n in alone] + [[n for n in range(len(asked)) if n not in alone]]
+    found: list[dict[int, Tensor]] = [{} for _ in asked]
+    for numbers in filter(None, walks):
+        try:
+            answers = _walk(record, loss, wanted, [swift[n] for n in numbers], log2=log2, cast=cast)
+        except OutOfRange:
+            answers = _walk(record, loss, wanted, [asked[n] for n in numbers], log2=log2, cast=cast)
+        for n, answer in zip(numbers, answers, strict=True):
+            found[n] = answer
+    return found
 
 
-def _largest(
-    record: Record, loss: Value, wanted: set[int], semiring: Family, *, log2: bool, cast: bool
-) -> dict[int, Tensor] | None:
-    """Answer for the k strongest paths in a walk of its own, on plain numbers without backpointers.
+def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
+    """Put carriers of plain numbers in the places of those that have one and keep exponents, or backpointers."""
+    if not native.available() or any(given.device.type != "cpu" for call in record.calls[:1] for given in call.inputs):
+        return list(asked)
+    double = any(v.dtype is torch.float64 for v in (loss, *record.leaves.values()))
+    kind = torch.float64 if double else torch.float32
+    return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]
 
-    None where the question is another one, or float64 is too narrow for the numbers.
-    """
-    carrier = semiring.carrier if isinstance(semiring, Semiring) else None
-    on_cpu = all(given.device.type == "cpu" for call in record.calls[:1] for given in call.inputs)
-    if not (isinstance(carrier, Strongest) and on_cpu and native.available()):
-        return None
-    try:
-        return _walk(record, loss, wanted, [Ungraded(Largest(carrier.k))], log2=log2, cast=cast)[0]
-    except OutOfRange:
-        return None
+
+def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
+    if isinstance(carrier, Strongest):
+        return Largest(carrier.k)
+    p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
+    if p in POWERS:
+        return PlainNorm(kind, POWERS.index(p))
+    return PlainEntropy(kind) if isinstance(carrier, Spread) else carrier
 
 
 def _walk(

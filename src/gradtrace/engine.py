@@ -21,9 +21,9 @@ from .kernels.reference import pull
 from .labels import Labels
 from .semiring import Carrier, Element
 from .split import pull_by_example
+from .structure import Gather
 from .tape import Call, Record, Value
 
-NO_IDS = torch.empty(0, dtype=torch.int64)
 EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion
 
 
@@ -144,8 +144,8 @@ def _propagate(
         if argument is None or not argument.differentiable or found is None:
             continue
         value, g = found
-        start = (first_edge + position << EDGE_BITS) + starts[output]
-        g = carrier.seed(g, _ids(value, start, g[0].device) if carrier.backpointers else NO_IDS)
+        ids = _ids(value if carrier.points else None, (first_edge + position << EDGE_BITS) + starts[output], g[0])
+        g = carrier.seed(g, ids)
         part = (
             pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
         )
@@ -153,11 +153,15 @@ def _propagate(
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
         part = part if enter is None else enter(part, argument, call)
         known = pending.get(argument.id)
-        pending[argument.id] = argument, part if known is None else carrier.plus(known[1], part)
+        # what comes through a gather lies in memory of its own
+        merge = carrier.plus_over if type(structure) is Gather else carrier.plus
+        pending[argument.id] = argument, part if known is None else merge(known[1], part)
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
     if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):
         raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
 
 
-def _ids(value: Value, start: int, device: torch.device) -> Tensor:
-    return torch.arange(start, start + value.numel, device=device).reshape(1, *value.shape)
+def _ids(value: Value | None, start: int, like: Tensor) -> Tensor:
+    if value is None:
+        return torch.empty(0, dtype=torch.int64, device=like.device)
+    return torch.arange(start, start + value.numel, device=like.device).reshape(1, *value.shape)

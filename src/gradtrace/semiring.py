@@ -20,7 +20,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -75,10 +75,10 @@ class Carrier(ABC):
     are always the last one.
 
     Attributes:
-        backpointers: whether `seed` wants the ids of consumers' scalars.
+        points: whether `seed` needs to be told the ids of consumer scalars.
     """
 
-    backpointers: ClassVar[bool] = True
+    points = True
 
     @abstractmethod
     def one(self, like: Tensor) -> Element:
@@ -108,6 +108,10 @@ class Carrier(ABC):
     def plus(self, a: Element, b: Element) -> Element:
         """Merge two arrays of one shape, elementwise."""
 
+    def plus_over(self, a: Element, b: Element) -> Element:
+        """Merge two arrays as `plus` does; the second one's memory may be used for the result."""
+        return self.plus(a, b)
+
     @abstractmethod
     def plain(self, g: Element) -> Tensor:
         """Give ordinary numbers: batch × shape, or batch × (what one element consists of) × shape."""
@@ -132,6 +136,14 @@ class Carrier(ABC):
             g: batch × rows × n elements.
         """
         del own, left, right, g
+        return None
+
+    def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
+        """Carry g (batch × rows × n) back through a softmax p, or its logarithm; None leaves it to `low_rank`.
+
+        `p` makes rows × n probabilities; under `log` anew each time, so that they may be written to.
+        """
+        del p, g, log
         return None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
@@ -169,6 +181,7 @@ class Linear(Carrier):
     """Plain values that are added up, in float64 whatever the model's dtype. `transform` is λ on tensors."""
 
     transform: Callable[[Tensor], Tensor]
+    points = False
 
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=torch.float64),)
@@ -231,6 +244,7 @@ class Scaled(Carrier):
     """Signed values that are added up, with an exponent each, so that nothing underflows. `transform` is λ."""
 
     transform: Callable[[Tensor], Tensor] = _as_is
+    points = False
 
     def one(self, like: Tensor) -> Element:
         return normalised(torch.ones_like(like, dtype=torch.float64))

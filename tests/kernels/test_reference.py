@@ -145,6 +145,7 @@ def test_placed_and_hidden(name):
 @settings(deadline=None)
 def test_gathers_merge_what_was_read_twice(index, seed):
     check(Gather(lambda: torch.tensor(index).reshape(2, 4), (2, 4), (3, 2)), (2, 4), 6, seed)
+    check(Gather(lambda: torch.tensor(index), (8, 3), (6, 3), 3), (8, 3), 18, seed)
 
 
 @given(st.permutations(range(-2, 6)), seeds)

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,7 +97,7 @@ class Largest(Carrier):
         shared: memory that was carried back along several edges, or kept: several elements may be views of it.
     """
 
-    backpointers: ClassVar[bool] = False
+    points = False
 
     k: int
     read: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)

@@ -6,6 +6,7 @@ are the shapes in which the structure views the tensors. They are plain PyTorch 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..semiring import Carrier, Element
 from ..structure import (
     Chain,
+    ClosedRows,
     Contraction,
     Convolved,
     Gather,
@@ -134,6 +136,10 @@ def _size(sizes: dict[str, int], letters: list[str]) -> int:
 
 @pull.register
 def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
+    order = _axes(s.layout, s.x_shape)
+    if order is not None:
+        shown, back = (len(g[0]), *s.layout.size), [0, *(1 + d for d in order)]
+        return each(g, lambda p: p.reshape(shown).permute(back).reshape(len(p), *s.x_shape))
     # y's repeated axes (stride 0) are merged, the rest is written where it came from
     repeated = [
         d for d, (n, step) in enumerate(zip(s.layout.size, s.layout.stride, strict=True)) if step == 0 and n > 1
@@ -143,9 +149,6 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     stride = [s.layout.stride[d] for d in kept]
     batch = g[0].shape[0]
     g = each(g, lambda p: p.reshape(batch, *s.layout.size))
-    order = _turned(s.layout, s.x_shape)
-    if order is not None:
-        return each(g, lambda p: p.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape))
     if repeated:
         g = each(
             g,
@@ -163,15 +166,14 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
 
 
-def _turned(layout: Layout, x_shape: Shape) -> list[int] | None:
-    """See a layout as all of x with its axes in another order: the order in which x has them; None if it is not."""
-    order = sorted(range(len(layout.size)), key=lambda d: -layout.stride[d])
-    order = [d for d in order if layout.size[d] != 1] + [d for d in order if layout.size[d] == 1]
-    size = [layout.size[d] for d in order]
-    steps = zip(order, contiguous(size), strict=True)
-    same = all(layout.stride[d] == step for d, step in steps if layout.size[d] != 1)
-    whole = layout.offset == 0 and 0 not in layout.size and _numel(layout.size) == _numel(x_shape)
-    return order if same and whole else None
+def _axes(layout: Layout, x_shape: Shape) -> list[int] | None:
+    """Give the order in which the axes of a view lie in x, if it shows all of x once; else None."""
+    if layout.offset or _numel(layout.size) != _numel(x_shape):
+        return None
+    order = sorted(range(len(layout.size)), key=lambda d: (-layout.stride[d], layout.size[d] != 1))
+    real = [d for d in order if layout.size[d] != 1]
+    lie = contiguous([layout.size[d] for d in real])
+    return order if tuple(layout.stride[d] for d in real) == lie else None
 
 
 def _injective(size: list[int], stride: list[int]) -> bool:
@@ -206,12 +208,23 @@ def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
 
 @pull.register
 def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
-    batch, index = g[0].shape[0], s.scalars().reshape(-1).to(g[0].device)
-    flat = rows_of(g)
+    batch, numel = g[0].shape[0], _numel(s.x_shape)
+    if 0 in (numel, s.width):
+        return carrier.zero((batch, *s.x_shape), g)
+    index = s.index().reshape(-1).to(g[0].device, torch.int64)
+    # batch × width × rows, merged row by row of x
+    flat = each(g, lambda p: p.reshape(batch, len(index), s.width).transpose(1, 2))
     live = (index >= 0).nonzero().squeeze(-1)
     if len(live) < len(index):
-        flat, index = each(flat, lambda p: p.index_select(1, live)), index.index_select(0, live)
-    out = carrier.segment(flat, index, _numel(s.x_shape))
+        flat, index = each(flat, lambda p: p.index_select(2, live)), index.index_select(0, live)
+    read, slot = index.unique(return_inverse=True)
+    if len(read) == len(index):  # none twice
+        flat = each(flat, lambda p: p.index_select(2, slot.argsort()))
+    else:
+        flat = carrier.segment(flat, slot, len(read))
+    out = carrier.zero((batch, numel // s.width, s.width), flat)
+    for plane, part in zip(out, flat, strict=True):
+        plane.index_copy_(1, read, part.transpose(1, 2))
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
 
 
@@ -268,21 +281,31 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
     kept = [d for d in range(len(s.shape)) if d not in s.dims]
     back = [0] + [1 + (kept + list(s.dims)).index(d) for d in range(len(s.shape))]
-    diagonal, lefts, rights = s.factors()
-    left, right = torch.stack(lefts, -1), torch.stack(rights, -1)
-    # rows × n (× r): the axes `dims` last, flattened
-    rows = _numel(tuple(s.shape[d] for d in kept))
-    n, rank = _numel(tuple(s.shape[d] for d in s.dims)), left.shape[-1]
-    diagonal = diagonal.permute([*kept, *s.dims]).reshape(rows, n)
-    left = left.permute([*kept, *s.dims, -1]).reshape(rows, n, rank)
-    right = right.permute([*kept, *s.dims, -1]).reshape(rows, n, rank)
+    rows, n = _numel(tuple(s.shape[d] for d in kept)), _numel(tuple(s.shape[d] for d in s.dims))
     g = each(g, lambda p: p.reshape(batch, *s.shape).permute(0, *[1 + d for d in (*kept, *s.dims)]))
     g = each(g, lambda p: p.reshape(batch, rows, n))
-    out = carrier.low_rank(diagonal, left, right, g)
+
+    def row(t: Tensor) -> Tensor:
+        """The axes `dims` last, flattened: rows × n."""
+        return t.permute([*kept, *s.dims]).reshape(rows, n)
+
+    out = _closed(s, carrier, row, g)
     if out is None:
-        out = (_rank_one if rank == 1 else _dense_rows)(carrier, diagonal, left, right, g)
+        diagonal, lefts, rights = s.factors()
+        diagonal, left, right = row(diagonal), *(torch.stack([*map(row, ts)]).movedim(0, -1) for ts in (lefts, rights))
+        out = carrier.low_rank(diagonal, left, right, g)
+        if out is None:
+            out = (_rank_one if len(lefts) == 1 else _dense_rows)(carrier, diagonal, left, right, g)
     shape = [s.shape[d] for d in (*kept, *s.dims)]
     return each(out, lambda p: p.reshape(batch, *shape).permute(back))
+
+
+def _closed(s: LowRank, carrier: Carrier, row: Callable[[Tensor], Tensor], g: Element) -> Element | None:
+    """Let a carrier that can go back through a softmax without its factors do so."""
+    if not isinstance(s.factors, ClosedRows) or s.factors.form not in ("softmax", "log_softmax"):
+        return None
+    of = s.factors.of
+    return carrier.softmax(lambda: row(of()[0]), g, log=s.factors.form == "log_softmax")
 
 
 def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:

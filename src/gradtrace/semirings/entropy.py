@@ -34,6 +34,8 @@ class Spread(Folded):
     negative. An edge multiplies Z and leaves H. The entropy of what has no path, or infinite weight, is 0.
     """
 
+    points = False
+
     def one(self, like: Tensor) -> Element:
         mantissa, exponent = FLOW.one(like)
         return mantissa, exponent, torch.zeros_like(mantissa)

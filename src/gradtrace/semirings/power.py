@@ -91,6 +91,7 @@ class Norm(Carrier):
     """
 
     p: float
+    points = False
 
     def one(self, like: Tensor) -> Element:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,11 @@ class Together(Carrier):
     def __post_init__(self) -> None:
         widths = torch.tensor([len(c.one(torch.ones(()))) for c in self.carriers])
         object.__setattr__(self, "ends", tuple(widths.cumsum(0).tolist()))
+
+    @property
+    def points(self) -> bool:  # type: ignore[override]
+        """Whether any of them follows ids."""
+        return any(c.points for c in self.carriers)
 
     def part(self, g: Element, number: int) -> Element:
         """Give the planes of one carrier."""
@@ -61,9 +66,21 @@ class Together(Carrier):
     def contract(self, weight: Tensor, g: Element) -> Element:
         return _joined([c.contract(weight, own) for c, own in self.parts(g)])
 
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        return _all([c.low_rank(own, left, right, part) for c, part in self.parts(g)])
+
+    def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
+        return _all([c.softmax(p, part, log=log) for c, part in self.parts(g)])
+
     def plain(self, g: Element) -> Tensor:
         """Give the first carrier's numbers; ask each carrier for its own."""
         return self.carriers[0].plain(self.part(g, 0))
+
+
+def _all(elements: Sequence[Element | None]) -> Element | None:
+    """Put elements side by side; None where any of them is missing."""
+    found = [element for element in elements if element is not None]
+    return _joined(found) if len(found) == len(elements) else None
 
 
 def _joined(elements: Sequence[Element]) -> Element:

@@ -1,0 +1,224 @@
+"""Sums of positive numbers, compiled: what surrounds a matrix product of powers or of shares, and connected rows.
+
+An element here is one number z, under the p-norm with p = 2^squarings, or a pair (z, h) of a total and the entropy of
+its shares in bits, where `squarings` is None. Functions give `flags` beside their results: 0 where nothing was lost to
+underflow and everything is finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log2, prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..semiring import Element
+from .native import lib
+
+LOST, UNBOUNDED, AGAIN = 2, 4, 8
+NOTHING = -(1 << 28)  # the exponent of a row of zeros
+CELLS = 1 << 21  # numbers of each factor of a product that are prepared at a time
+MANY = 1 << 24  # terms that are too many to be met one entry at a time
+FORMS = {"given": 0, "softmax": 1, "log_softmax": 2}
+
+Found: TypeAlias = tuple[Element, int]
+
+
+def _at(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _spread(g: Element) -> Tensor | None:
+    """Give the plane of entropies, if there is one."""
+    return g[1] if len(g) == 2 else None
+
+
+def _double(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float64
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One side of a product, b × rows × k, each row in units of a power of two near its largest.
+
+    Attributes:
+        data, h: any floats, laid out alike; `turned`: their memory runs along the rows, not along k.
+        exponent: b × rows; `scale`: 2^-exponent, times a power of two that leaves room for underflow.
+    """
+
+    data: Tensor
+    h: Tensor | None
+    turned: bool
+    exponent: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, data: Tensor, h: Tensor | None, room: int) -> Factor:
+        """Find the units."""
+        if h is not None and h.stride() != data.stride():
+            data, h = data.contiguous(), h.contiguous()
+        turned = data.stride(2) != 1 and data.shape[2] != 1
+        if turned and data.stride(1) != 1 and data.shape[1] != 1:
+            data, h, turned = data.contiguous(), h if h is None else h.contiguous(), False
+        peaks = data.new_empty(data.shape[:2])
+        lib.sum_peaks(_double(data), *_lie(data, turned), data.data_ptr(), turned, _at(peaks), torch.get_num_threads())
+        reach = int(log2(torch.finfo(data.dtype).max)) - 2  # of powers of two that are normal numbers
+        exponent = torch.frexp(peaks)[1].clamp_(room - reach, room + reach)
+        scale = torch.ldexp(torch.ones_like(peaks), room - exponent)
+        return cls(data, h, turned, exponent.masked_fill_(peaks == 0, NOTHING), scale)
+
+    def part(self, rows: slice, k: slice) -> Factor:
+        """Cut out some rows and some of k."""
+        h = None if self.h is None else self.h[:, rows, k]
+        return Factor(self.data[:, rows, k], h, self.turned, self.exponent[:, rows], self.scale[:, rows])
+
+    def prepared(self, squarings: int | None, inside: torch.dtype) -> tuple[Tensor, ...]:
+        """Give (v^p,), or (v, v (h - log2 v)), v being numbers in their row's units: b × rows × k."""
+        shape, strides = _lie(self.data, self.turned)
+        scale = self.scale.contiguous()
+        outs = [torch.empty(shape, dtype=inside) for _ in range(1 if squarings is not None else 2)]
+        types = _double(self.data), inside is torch.float64
+        threads = torch.get_num_threads()
+        if squarings is not None:
+            given = self.turned, _at(scale), squarings, _at(outs[0]), threads
+            lib.sum_raise(*types, shape, strides, self.data.data_ptr(), *given)
+        else:
+            given = self.turned, _at(scale), *map(_at, outs), threads
+            lib.sum_shares(*types, shape, strides, self.data.data_ptr(), _at(self.h), *given)
+        return tuple(out.transpose(1, 2) if self.turned else out for out in outs)
+
+
+def _lie(data: Tensor, turned: bool) -> tuple[list[int], list[int]]:
+    """Give the sizes and the strides of (batch, rows) in which memory is contiguous."""
+    data = data.transpose(1, 2) if turned else data
+    return list(data.shape), [data.stride(0), data.stride(1)]
+
+
+def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
+    """Merge |weight[b,j,k]| ⊗ g[b,i,k] over k: b × i × j.
+
+    Matrix products are in the precision of the weight, whatever that of g. Where what underflowed may count, z is -1
+    and `AGAIN` is among the flags.
+    """
+    inside = weight.dtype
+    k, p = weight.shape[2], 1 if squarings is None else 2**squarings
+    kind = torch.finfo(inside)
+    reach = int(-log2(kind.tiny))
+    room = 0 if squarings is None else max(0, int((reach - 2 - log2(k)) / (2 * p)))
+    least = k * kind.tiny / kind.eps * 2.0 ** (room * p)
+    left = Factor.of(g[0], _spread(g), room)
+    right = Factor.of(weight, None, room)
+    shape = (*g[0].shape[:2], weight.shape[1])
+    out = tuple(g[0].new_empty(shape) for _ in g)
+    flags = 0
+    inplace = inside is out[0].dtype
+    for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
+        units = [
+            (f.exponent[:, s] + _side(f.exponent[:, s], room)).contiguous()
+            for f, s in ((left, rows), (right, slice(None)))
+        ]
+        there = tuple(plane[:, rows] for plane in out)
+        flags |= _settled(total, units, squarings, least, there)
+    return out, flags
+
+
+def _side(exponent: Tensor, room: int) -> Tensor:
+    """Give what takes the room that was left away again."""
+    return torch.where(exponent == NOTHING, 0, -room).to(torch.int32)
+
+
+def _totals(
+    left: Factor, right: Factor, squarings: int | None, inside: torch.dtype, out: Tensor | None
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Multiply block by block, which stays in the caches: (rows, their sums over k); the first may be part of `out`."""
+    (batch, rows, k), columns = left.data.shape, right.data.shape[1]
+    depth = k if batch > 1 else min(k, max(256, CELLS // max(columns, min(rows, 512))))
+    height = rows if batch > 1 else min(rows, max(256, CELLS // depth))
+    whole = right.prepared(squarings, inside) if depth == k else None
+    for i in range(0, rows, height):
+        some, sums = slice(i, i + height), ()
+        room = None if out is None else out[:, some]
+        for start in range(0, k, depth):
+            part = slice(start, start + depth)
+            b = right.part(slice(None), part).prepared(squarings, inside) if whole is None else whole
+            a = left.part(some, part).prepared(squarings, inside)
+            sums = _added(sums, a, tuple(t.transpose(1, 2) for t in b), room)
+        yield some, sums
+
+
+def _added(
+    sums: tuple[Tensor, ...], a: tuple[Tensor, ...], b: tuple[Tensor, ...], room: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Add a product of (v^p,), or of (v, v (h - log2 v)), to what is there."""
+    if not sums:
+        sums = (_times(a[0], b[0], room), *(_times(t, b[0]) for t in a[1:]))
+    else:
+        sums = tuple(_plus(s, t, b[0]) for s, t in zip(sums, a, strict=True))
+    return sums if len(a) == 1 else (sums[0], _plus(sums[1], a[0], b[1]))
+
+
+def _times(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    if len(a) > 1:
+        return torch.bmm(a, b, out=out)
+    torch.mm(a[0], b[0], out=out[0])
+    return out
+
+
+def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    if len(a) > 1:
+        return total.baddbmm_(a, b)
+    total[0].addmm_(a[0], b[0])
+    return total
+
+
+def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | None, least: float, out: Element) -> int:
+    """Turn sums into elements; `out` is where they go, contiguous."""
+    types = _double(out[0]), _double(total[0])
+    given = list(total[0].shape), *map(_at, total), *map(_at, units)
+    threads = torch.get_num_threads()
+    if squarings is not None:
+        return lib.sum_settle(*types, *given, squarings, least, out[0].data_ptr(), threads)
+    return lib.sum_settle_shares(*types, *given, least, *(p.data_ptr() for p in out), threads)
+
+
+def join(a: Element, b: Element, squarings: int | None, *, over: bool = False) -> Found:
+    """Merge two arrays of one shape, perhaps over the second."""
+    a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
+    out = b if over else tuple(map(torch.empty_like, a))
+    h = [_at(_spread(g)) for g in (a, b, out)]
+    power, threads = squarings or 0, torch.get_num_threads()
+    where = a[0].data_ptr(), h[0], b[0].data_ptr(), h[1], power, out[0].data_ptr(), h[2], threads
+    return out, lib.sum_join(_double(a[0]), a[0].numel(), *where)
+
+
+def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False) -> Found:
+    """Carry g (rows × n) back through (own, left, right), or a softmax's or a log-softmax's p; perhaps `over` p."""
+    own, left, right = factors if form == "given" else (None, None, *factors)
+    kept = [t if t is None else t.contiguous() for t in (own, left, right)]
+    return _rows(lib.sum_one_rows, (FORMS[form],), g, kept, squarings, kept[2] if over else None)
+
+
+def rank_two(g: Element, own: Tensor, left: Tensor, right: Tensor, squarings: int | None) -> Found:
+    """Carry g (rows × n) back through a product of left and right (rows × n × 2) and a diagonal of its own."""
+    kept = [own.contiguous(), *(t[..., r].contiguous() for t in (left, right) for r in (0, 1))]
+    return _rows(lib.sum_two_rows, (), g, kept, squarings)
+
+
+def _rows(
+    kernel: Any,
+    first: tuple[int, ...],
+    g: Element,
+    given: Sequence[Tensor | None],
+    squarings: int | None,
+    over: Tensor | None = None,
+) -> Found:
+    g = tuple(p.contiguous() for p in g)
+    out = (torch.empty_like(g[0]) if over is None else over, *map(torch.empty_like, g[1:]))
+    z, h = ([p.data_ptr() for p in planes] + [0] for planes in (g, out))
+    sizes = prod(g[0].shape[:-1]), g[0].shape[-1]
+    where = *map(_at, given), *z[:2], squarings or 0, *h[:2], torch.get_num_threads()
+    return out, kernel(_double(g[0]), *first, *sizes, *where)
