@@ -149,6 +149,9 @@ def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
     """Make room for choices, one for each scalar of each example, and wide enough for this one."""
     # choices by window are the same for all examples, and those of turned products lie as these do
+    if winners.choice is None and mark <= 255:
+        winners.choice = torch.zeros(shape, dtype=torch.uint8)
+        return
     choice = torch.zeros(shape, dtype=torch.uint8) if winners.choice is None else winners.choice.expand(shape)
     winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,7 +125,8 @@ class _Pass:
             part, split = self._pulled(structure, g, got.value, argument)
             way = part.plan.way if isinstance(part, Product) else part.way
             self._arrive(argument, Edge(first, got.value, way, split), part)
-        self._leave(call, arrived, planes, covered)
+        if len(planes) > 1 or planes[0] is None:
+            self._leave(call, arrived, planes, covered)
 
     def _leave(self, call: Call, arrived: list[Arrivals | None], planes: list[Plane | None], covered: set[int]) -> None:
         """Finish the results that no edge asked for, and see that the rule has said something about each."""
@@ -220,8 +222,9 @@ class _Pass:
         plane, raw = multiply(a, torch.cat(weights, -1) if weights else None)
         known.plane = terms[0].placed(plane)
         known.winners.index = terms[0].arranged(raw)
-        ordinal = torch.repeat_interleave(torch.tensor(order), torch.tensor(sizes))
-        known.winners.terms = ordinal, torch.cat([torch.arange(n) for n in sizes])
+        # by numpy, which does this in a hundredth of the time
+        local = np.concatenate([np.arange(n) for n in sizes])
+        known.winners.terms = torch.from_numpy(np.repeat(order, sizes)), torch.from_numpy(local)
 
     def _lend(self, part: object, winners: Winners, ordinal: int) -> None:
         """Let values whose product went on to another borrow that one's winners."""

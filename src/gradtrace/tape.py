@@ -256,7 +256,10 @@ class Call:
     @property
     def complex(self) -> bool:
         """Whether complex numbers go in or come out."""
-        return self.gives_complex or any(i.dtype.is_complex for i in self.inputs)
+        for given in self.inputs:  # no generator: this is asked about every call of every pass
+            if given.dtype.is_complex:
+                return True
+        return self.gives_complex
 
 
 def _fill(template: Any, tensors: Sequence[Tensor]) -> Any:

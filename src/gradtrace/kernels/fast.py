@@ -7,7 +7,8 @@ reference kernels.
 
 from __future__ import annotations
 
-from functools import singledispatch
+from collections.abc import Callable
+from typing import Any
 
 from ..structure import Chain, Contraction, Convolved, Gather, LowRank, Placed, Scatter, Strided
 from ..ways import Composed
@@ -18,22 +19,11 @@ from .product import Product
 from .rows import convolved, low_rank
 
 
-@singledispatch
 def pull(structure: object, g: Plane) -> Pulled | Product:
     """Carry the values of a result (batch × y, any strides) back to one argument, along a structure."""
-    return by_reference(structure, g)
+    return KERNELS.get(type(structure), by_reference)(structure, g)
 
 
-pull.register(Contraction, contraction)
-pull.register(Strided, strided)
-pull.register(Placed, placed)
-pull.register(Gather, gather)
-pull.register(Scatter, scatter)
-pull.register(LowRank, low_rank)
-pull.register(Convolved, convolved)
-
-
-@pull.register
 def _chain(s: Chain, g: Plane) -> Pulled:
     first = pull(s.first, g)
     first = first.realise() if isinstance(first, Product) else first
@@ -42,3 +32,15 @@ def _chain(s: Chain, g: Plane) -> Pulled:
     second = pull(s.second, first.plane)
     second = second.realise() if isinstance(second, Product) else second
     return Pulled(second.plane, second.raw, Composed(second.way, first.way, first.raw), second.window)
+
+
+KERNELS: dict[type, Callable[[Any, Plane], Pulled | Product]] = {
+    Contraction: contraction,
+    Strided: strided,
+    Placed: placed,
+    Gather: gather,
+    Scatter: scatter,
+    LowRank: low_rank,
+    Convolved: convolved,
+    Chain: _chain,
+}

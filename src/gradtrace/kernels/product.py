@@ -160,9 +160,13 @@ class Product:
     def arranged(self, data: Tensor) -> Tensor:
         """Give winners, or values, of b × i × j the axes batch × x."""
         p = self.plan
-        have = p.both + "0" + p.rows + p.columns
-        data = data.reshape([self.batch if c == "0" else p.size[c] for c in have]).movedim(len(p.both), 0)
-        data = spread(data, p.both + p.rows + p.columns, p)
+        have = p.both + p.rows + p.columns
+        if p.both:
+            split = p.shape(p.both), p.shape(p.rows + p.columns)
+            data = data.reshape(*split[0], self.batch, *split[1]).movedim(len(p.both), 0)
+        else:
+            data = data.reshape(self.batch, *p.shape(have))
+        data = spread(data, have, p)
         data = data.squeeze(0) if self.split else data
         return data if self.turn is None else data.permute(0, *[1 + d for d in self.turn])
 
