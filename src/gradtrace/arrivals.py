@@ -14,7 +14,6 @@ from torch import Tensor
 from .kernels import native
 from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
-from .kernels.reference import window
 from .storage import disjoint
 from .structure import Layout
 from .tape import Value
@@ -82,7 +81,7 @@ class Arrivals:
         assert self.covered is not None
         old = self.plane
         if old.exponent == plane.exponent and old.data.dtype is plane.data.dtype:
-            window(old.data.view(batch, -1), part.window).copy_(plane.data)
+            _shown(old.data, part.window).copy_(plane.data)
             old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
         else:
             self._paste_scaled(part)
@@ -92,7 +91,7 @@ class Arrivals:
         if part.raw is not None:
             if winners.index is None:
                 winners.index = torch.zeros((batch, *self.value.shape), dtype=torch.int32)
-            window(winners.index.view(batch, -1), part.window).copy_(part.raw)
+            _shown(winners.index, part.window).copy_(part.raw)
 
     def _paste_scaled(self, part: Pulled) -> None:
         """Write a window that is in another unit."""
@@ -103,7 +102,7 @@ class Arrivals:
         data = old.data.to(torch.float64) if double else old.data
         if factor != 1:
             data.mul_(factor)
-        window(data.view(len(data), -1), part.window).copy_(plane.data * other)
+        _shown(data, part.window).copy_(plane.data * other)
         high, low = max(old.high * factor, plane.high * other), min(old.low * factor, plane.low * other)
         self.plane = Plane(data, exponent, high, low, owned=True)
 
@@ -137,13 +136,18 @@ def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None
     """Give a window's values and winners the shape of the value."""
     assert part.window is not None
     data = torch.zeros((batch, *value.shape), dtype=part.plane.data.dtype)
-    window(data.reshape(batch, -1), part.window).copy_(part.plane.data)
+    _shown(data, part.window).copy_(part.plane.data)
     plane = Plane(data, part.plane.exponent, part.plane.high, part.plane.low, owned=True)
     if part.raw is None:
         return plane, None
     raw = torch.full(data.shape, -1, dtype=torch.int32)
-    window(raw.reshape(batch, -1), part.window).copy_(part.raw)
+    _shown(raw, part.window).copy_(part.raw)
     return plane, raw
+
+
+def _shown(plane: Tensor, at: Layout) -> Tensor:
+    """View a window of a contiguous plane (batch × shape) that begins its storage."""
+    return plane.as_strided((len(plane), *at.size), (plane.stride(0), *at.stride), at.offset)
 
 
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:

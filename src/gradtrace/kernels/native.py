@@ -131,14 +131,18 @@ def scale(
     if g.is_contiguous() and g.numel() == out.numel() and (w is None or (w.is_contiguous() and w.numel() == g.numel())):
         size, of_g, of_w = [out.numel()], [1], [1]
     else:
-        size, of_g = list(shape), list(g.expand(shape).stride())
-        of_w = of_g if w is None else list(w.expand(shape).stride())
+        size, of_g = list(shape), _strides(g, shape)
+        of_w = of_g if w is None else _strides(w, shape)
     double, threads = g.dtype is torch.float64, torch.get_num_threads()
     pointer = 0 if w is None else w.data_ptr()
     found = lib.scale(
         double, FORMS[form], size, g.data_ptr(), of_g, pointer, of_w, constant, f, out.data_ptr(), threads
     )
     return out, Range(*found)
+
+
+def _strides(t: Tensor, shape: Sequence[int]) -> Sequence[int]:
+    return t.stride() if t.shape == shape else t.expand(shape).stride()
 
 
 def merge(

@@ -9,13 +9,13 @@ as autograd rounds it, because asking autograd costs more than the operator itse
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ..structure import Closed, Constant, Scatter, Weight, diagonal
-from ..tape import Call, Slot
+from ..tape import Call, Input, Slot
 from .table import Edge, Rule, differentiable, kept, register, result
 
 # pointwise by nature, though not tagged so
@@ -99,8 +99,11 @@ def multiplied(call: Call) -> Iterator[Edge]:
         yield 0, 0, diagonal(y, call.inputs[0].shape, constant(call, float(call.args[1])))
         return
     for position, other in ((0, 1), (1, 0)):
-        weight = lambda p=other: call.inputs[p].tensor().expand(y)  # noqa: E731
-        yield position, 0, diagonal(y, call.inputs[position].shape, weight)
+        yield position, 0, diagonal(y, call.inputs[position].shape, partial(_expanded, call.inputs[other], y))
+
+
+def _expanded(given: Input, shape: tuple[int, ...]) -> Tensor:
+    return given.tensor() if given.shape == shape else given.tensor().expand(shape)
 
 
 def divided(call: Call) -> Iterator[Edge]:
