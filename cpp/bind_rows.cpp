@@ -112,11 +112,12 @@ Extent rank_two(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g,
 
 Extent standard(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g, const Strides &gs, Pointer hat,
                 const Strides &hat_s, Pointer gamma, const Strides &gamma_s, Pointer scale, const Strides &scale_s,
-                double count, double f, Pointer out, const Strides &out_s, Pointer arg, int threads) {
+                double count, double f, Pointer out, const Strides &out_s, Pointer arg, bool short_arg, int threads) {
     return typed(is_double, [&](auto number) {
         using T = decltype(number);
         const Standard<T> r{rows, n1, n2, rows_at<const T>(g, gs), rows_at<const T>(hat, hat_s), rows_at<const T>(gamma, gamma_s),
-                            rows_at<const T>(scale, scale_s), count, f, rows_at<T>(out, out_s), at<int32_t>(arg)};
+                            rows_at<const T>(scale, scale_s), count, f, rows_at<T>(out, out_s), at<int32_t>(arg),
+                            short_arg ? at<int16_t>(arg) : nullptr};
         return kernels<T>().standard(r, threads);
     });
 }
@@ -192,7 +193,7 @@ void bind_rows(nb::module_ &m) {
           "A Jacobian of rank two beside its diagonal");
     m.def("standard", &standard, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("g_ptr"), arg("g_strides"), arg("hat_ptr"),
           arg("hat_strides"), arg("gamma_ptr"), arg("gamma_strides"), arg("scale_ptr"), arg("scale_strides"), arg("count"), arg("f"),
-          arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("threads"), "The Jacobian of a normalisation x̂·γ");
+          arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("short_arg"), arg("threads"), "The Jacobian of a normalisation x̂·γ");
     m.def("sparse_max", &sparse_max, arg("double_"), arg("outer"), arg("m"), arg("n"), arg("inner"), arg("j_start_ptr"), arg("i_ptr"),
           arg("w_ptr"), arg("g_ptr"), arg("f"), arg("out_ptr"), arg("arg_ptr"), arg("threads"),
           "out[o,j,s] = max over edges (i, j, w) of |w|·f·g[o,i,s]: (max, min, flags)");

@@ -119,6 +119,7 @@ template <class T> struct Standard {
     double count, f;
     Rows<T> out;
     int32_t *arg;
+    int16_t *short_arg;  // where not null, winners go here: a row is short enough
 };
 
 // out[o, j, s] = max over edges (i, j, w) of |w|·f·g[o, i, s]; arg is i. Edges are sorted by j.

@@ -50,32 +50,35 @@ template <class T> class Reader {
 // Where results and winners are written; what isn't a line goes through a buffer.
 template <class T> class Writer {
   public:
-    Writer(const Rows<T> &out, int32_t *arg, const Sizes &sizes) : out(out), arg(arg), sizes(sizes) {
-        if (is_line(out, sizes)) return;
-        values.reset(new T[sizes.n()]);
-        indices.reset(new int32_t[sizes.n()]);
+    Writer(const Rows<T> &out, int32_t *arg, const Sizes &sizes, int16_t *short_arg = nullptr)
+        : out(out), arg(arg), short_arg(short_arg), sizes(sizes) {
+        if (!is_line(out, sizes)) values.reset(new T[sizes.n()]);
+        if (values || short_arg) indices.reset(new int32_t[sizes.n()]);
     }
     T *line(int64_t row) { return values ? values.get() : out.data + row * out.row; }
     int32_t *arg_line(int64_t row) { return indices ? indices.get() : arg + row * out.row; }
     void finish(int64_t row) {
-        if (!values) return;
-        for (int64_t i = 0; i < sizes.n1; i++) {
-            const int64_t to = row * out.row + i * out.n1;
-            if (out.n2 == 1) {
-                std::copy_n(values.get() + i * sizes.n2, sizes.n2, out.data + to);
-                std::copy_n(indices.get() + i * sizes.n2, sizes.n2, arg + to);
-                continue;
-            }
-            for (int64_t k = 0; k < sizes.n2; k++) {
-                out.data[to + k * out.n2] = values[i * sizes.n2 + k];
-                arg[to + k * out.n2] = indices[i * sizes.n2 + k];
-            }
-        }
+        if (values) copy(values.get(), out.data, row);
+        if (short_arg)
+            copy(indices.get(), short_arg, row);
+        else if (indices)
+            copy(indices.get(), arg, row);
     }
 
   private:
+    template <class From, class To> void copy(const From *from, To *to, int64_t row) const {
+        for (int64_t i = 0; i < sizes.n1; i++, from += sizes.n2) {
+            To *line = to + row * out.row + i * out.n1;
+            if (out.n2 == 1)  // a loop of its own, which is wide
+                for (int64_t k = 0; k < sizes.n2; k++) line[k] = To(from[k]);
+            else
+                for (int64_t k = 0; k < sizes.n2; k++) line[k * out.n2] = To(from[k]);
+        }
+    }
+
     Rows<T> out;
     int32_t *arg;
+    int16_t *short_arg;
     Sizes sizes;
     std::unique_ptr<T[]> values;
     std::unique_ptr<int32_t[]> indices;

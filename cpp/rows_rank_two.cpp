@@ -481,7 +481,7 @@ template <class T> Summary standard_range(const Standard<T> &r, int64_t begin, i
     const Sizes sizes{r.n1, r.n2};
     Watch<T> watch;
     Reader<T> g(r.g, sizes), hat(r.hat, sizes), gamma(r.gamma, sizes), scale(r.scale, sizes);
-    Writer<T> writer(r.out, r.arg, sizes);
+    Writer<T> writer(r.out, r.arg, sizes, r.short_arg);
     Workspace<T> work(sizes.n());
     Factors<T> factors(sizes.n());
     for (int64_t x = begin; x < end; x++) {

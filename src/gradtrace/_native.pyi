@@ -198,6 +198,7 @@ def standard(
     out_ptr: int,
     out_strides: Sequence[int],
     arg_ptr: int,
+    short_arg: bool,
     threads: int,
 ) -> tuple[float, float, int]: ...
 def sparse_max(

@@ -215,7 +215,7 @@ def low_rank(
         form: what the factors are. "one": own, left, right; "two": own, left_1, left_2, right_2, with right_1 = 1;
             "softmax", "log_softmax": p; "standard": x̂, γ or None, scale.
         count: of "standard", how many scalars share a mean.
-        out, arg: written; the winner is a position in the row, n1·n2 of them.
+        out, arg: written; the winner is a position in the row, n1·n2 of them. Those of "standard" may be int16.
     """
     double, threads = g.dtype is torch.float64, torch.get_num_threads()
     where = *g.shape, g.data_ptr(), list(g.stride())
@@ -227,7 +227,7 @@ def low_rank(
         nothing = 0, [0, 0, 0]
         return Range(*lib.rank_one(double, KINDS[form], *where, *nothing, *nothing, *given, *to))
     if form == "standard":
-        return Range(*lib.standard(double, *where, *given, float(count), *to))
+        return Range(*lib.standard(double, *where, *given, float(count), *to[:-1], arg.dtype is torch.int16, threads))
     return Range(*lib.rank_two(double, *where, *given, *to))
 
 

@@ -41,7 +41,9 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
         form, parts = (closed, factors) if factors[0].dtype is kind else _open(s)
         seen = [None if t is None else grid.view(t.to(kind).expand(s.shape)) for t in parts]
         out, rows_of_out = grid.room(data.shape[0], kind)
-        arg, rows_of_arg = grid.room(data.shape[0], torch.int32)
+        # these winners are a third of what a trace of a convolutional network keeps
+        small = form == "standard" and grid.seen[1] * grid.seen[2] <= SHORT
+        arg, rows_of_arg = grid.room(data.shape[0], torch.int16 if small else torch.int32)
         ranges = [
             native.low_rank(form, grid.view(x.to(kind)), seen, count, y, z, 2.0**shift)
             for x, y, z in zip(data, rows_of_out, rows_of_arg, strict=True)
@@ -50,10 +52,6 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
 
     double = any(t is not None and t.dtype is torch.float64 for t in factors)
     plane, raw = precisely(run, g, double=double)
-    if (
-        grid.seen[1] * grid.seen[2] <= SHORT
-    ):  # these winners are a third of what a trace of a convolutional network keeps
-        raw = raw.to(torch.int16)
     return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
 
 
