@@ -248,25 +248,25 @@ template <class T> class SlabRun {
         x[0] = a, x[1] = b;
     }
 
-    // point × channel to channel × point; a few channels at a time, so that their cache lines stay.
+    // point × channel to channel × point, a stretch at a time: what is read of it stays in the cache.
     void write_stretches() {
-        constexpr int64_t SOME = 16;
         const int64_t groups = phase.job.shape.groups, base = slab.group * phase.from * phase.inputs;
         const int64_t first = (slab.example * groups + slab.group) * phase.to;
-        for (int64_t c0 = 0; c0 < phase.to; c0 += SOME) {
-            const int64_t stop = std::min(phase.to, c0 + SOME);
-            const T *from = best.data();
-            const int32_t *steps_from = step_of.data();
-            for (const Stretch &x : stretches)
-                for (int64_t i = 0; i < x.count; i++, from += phase.to, steps_from += phase.to) {
-                    const int64_t input = base + x.start.input + i * phase.axis[2].stride;
-                    const int64_t to = first * phase.outputs + x.start.output + i * phase.axis[2].step;
-                    for (int64_t c = c0; c < stop; c++) {
-                        phase.job.out[to + c * phase.outputs] = from[c];
-                        phase.job.arg[to + c * phase.outputs] =
-                            steps_from[c] < 0 ? -1 : int32_t(input + phase.decoded[steps_from[c]]);
-                    }
+        const int64_t stride = phase.axis[2].stride, step = phase.axis[2].step;
+        const T *from = best.data();
+        const int32_t *steps_from = step_of.data();
+        for (const Stretch &x : stretches) {
+            for (int64_t c = 0; c < phase.to; c++) {
+                const int64_t at = (first + c) * phase.outputs + x.start.output;
+                T *out = phase.job.out + at;
+                int32_t *arg = phase.job.arg + at;
+                for (int64_t i = 0; i < x.count; i++) {
+                    const int32_t won = steps_from[i * phase.to + c];
+                    out[i * step] = from[i * phase.to + c];
+                    arg[i * step] = won < 0 ? -1 : int32_t(base + x.start.input + i * stride + phase.decoded[won]);
                 }
+            }
+            from += x.count * phase.to, steps_from += x.count * phase.to;
         }
     }
 
