@@ -162,5 +162,6 @@ def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
 
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:
     """Give data that may be written to."""
-    data = plane.data.to(kind).contiguous()
+    data = plane.data if plane.data.dtype is kind else plane.data.to(kind)
+    data = data if data.is_contiguous() else data.contiguous()
     return data if plane.owned or data is not plane.data else data.clone()

@@ -174,10 +174,12 @@ class _Pass:
             known.terms.append(part)
             known.winners.edges.append(edge)
         else:
-            self._compute(known)
+            if known.terms:
+                self._compute(known)
             pulled = self._realised(part) if isinstance(part, Product) else part
-            known.merge(edge, pulled, self._batch(argument))
-            self._lend(part, known.winners, len(known.winners.edges) - 1)
+            known.merge(edge, pulled, 1 if self.labels is None else self._batch(argument))
+            if self.owners:
+                self._lend(part, known.winners, len(known.winners.edges) - 1)
         left = self.uses.get(argument.id)
         if left is not None:
             self.uses[argument.id] = left - 1
@@ -201,10 +203,8 @@ class _Pass:
     def _compute(self, known: Arrivals) -> None:
         """Compute the products that have arrived, all in one."""
         terms, winners = known.terms, known.winners
-        if not terms:
-            return
         known.terms = []
-        for ordinal, term in enumerate(terms):
+        for ordinal, term in enumerate(terms) if self.owners else ():
             self._lend(term, winners, ordinal)
         if len(terms) == 1:
             found = self._realised(terms[0])
@@ -232,13 +232,14 @@ class _Pass:
             unused.borrow(winners, ordinal, order)
 
     def _batch(self, value: Value) -> int:
-        return 1 if self.labels is None or not self.labels.free(value) else self.labels.count
+        return self.labels.count if self.labels is not None and self.labels.free(value) else 1
 
     # ------------------------------------------------------------ leaving
 
     def _finish(self, got: Arrivals) -> Plane:
         """Note the winners of a value that has all it will get, and give its weights."""
-        self._compute(got)
+        if got.terms:
+            self._compute(got)
         assert got.plane is not None
         if got.value is not self.loss:
             self.found.winners[got.value.id] = got.winners
