@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -29,6 +29,7 @@ class Plan:
         y_order: of the axes batch, y in a product's values: both, batch, rows, merged.
         w_order: of w's axes, behind which are those that it `lacks`, in a product's weights: both, columns, merged.
         counts: of the scalars that both, rows, columns and merged span.
+        kin: what plans have in common whose products can be put into one.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Plan:
     w_order: tuple[int, ...]
     lacks: int
     counts: tuple[int, int, int, int]
+    kin: tuple[Any, ...]
 
     def shape(self, letters: str) -> list[int]:
         """Give the sizes of some letters."""
@@ -78,8 +80,8 @@ def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool)
     lacking = [c for c in merged if c not in w]
     w_order = tuple((w + "".join(lacking)).index(c) for c in both + columns + merged)
     counts = prod_of(both, size), prod_of(rows, size), prod_of(columns, size), prod_of(merged, size)
-    way = Affine(x_shape, stride, 0, step, table)
-    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, y_order, w_order, len(lacking), counts)
+    way, kin = Affine(x_shape, stride, 0, step, table), (x, both, rows, columns, x_shape)
+    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, y_order, w_order, len(lacking), counts, kin)
 
 
 def prod_of(letters: str, size: dict[str, int]) -> int:
@@ -125,13 +127,11 @@ class Product:
     split: bool = False
     _found: Pulled | None = None
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """What two products have in common that can be put into one."""
-        p = self.plan
-        sizes = tuple(p.size[c] for c in p.x)
         outer = self.a.data.shape[2:] if self.w is None else (*self.w.shape[:2], *self.a.data.shape[:2])
-        return p.x, p.both, p.rows, p.columns, sizes, self.batch, self.turn, self.split, self.w is None, outer
+        return self.plan.kin, self.batch, self.turn, self.split, self.w is None, outer
 
     @property
     def shape(self) -> Shape:
