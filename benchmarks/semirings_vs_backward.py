@@ -94,7 +94,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time passes under semirings next to backpropagation.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shape", choices=SHAPES, default="gpt2")
-    parser.add_argument("--semirings", default="power:8,entropy,topk:8", help="names, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--semirings", default="power:8,entropy,topk:8", help="names, with commas (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     seconds = measure(given.shape, given.semirings.split(","), given.repeats)

@@ -238,12 +238,12 @@ def _forward(
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[Value, Tensor]]] = {}
     for call in calls:
         for given in call.inputs:
-            value = given.value
-            if value is None or value.id in seen or value.id in skip or type(given.saved) not in kinds:
+            value, saved = given.value, given.saved
+            if value is None or type(saved) not in kinds or value.id in skip or value.id in seen:
                 continue
-            if given.dtype.is_floating_point:
+            if given.dtype.is_floating_point and saved is not None:
                 seen.add(value.id)
-                groups.setdefault((given.dtype, given.device), []).append((value, given.tensor()))
+                groups.setdefault((given.dtype, given.device), []).append((value, saved.get()))
     return groups.values()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,9 +194,12 @@ def joined(parts: list[Plane], dim: int) -> tuple[Plane, list[int]]:
         kind = torch.float64
     if low < TINY[kind]:
         raise OutOfRange
-    scaled = [p.data.to(kind) if f == 1 else p.data.to(kind) * f for p, f in zip(parts, factors, strict=True)]
+    data, sizes = torch.cat([p.data.to(kind) for p in parts], dim), [p.data.shape[dim] for p in parts]
+    if any(f != 1 for f in factors):
+        each = torch.from_numpy(np.repeat(factors, sizes)).to(kind)
+        data.mul_(each if dim == -1 else each.unsqueeze(-1))
     high = max(p.high * f for p, f in zip(parts, factors, strict=True))
-    return Plane(torch.cat(scaled, dim), exponent, high, low, owned=True), [p.data.shape[dim] for p in parts]
+    return Plane(data, exponent, high, low, owned=True), sizes
 
 
 def aligned(a: Plane, b: Plane) -> tuple[float, float, int, bool]:

@@ -34,6 +34,7 @@ MOST_COMPONENTS = 40
 class Traced(Answerable, Protocol):
     """The part of a `Trace` that a report reads."""
 
+    number: float
     certificate: Certificate | None
 
     @property
