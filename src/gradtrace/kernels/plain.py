@@ -21,17 +21,11 @@ from ..errors import NotANumber
 from ..semiring import BLOCK, Carrier, Element
 from . import native, sums
 from .native import LOST
-from .plane import OutOfRange
+from .plane import OutOfRange, wide
 from .sums import AGAIN, MANY, UNBOUNDED, Found
 
-FLOATS = (torch.float32, torch.float64)
 COMFORT = 2.0**60  # numbers further from 1 than this stay in float64
 LOG2 = math.log(2)
-
-
-def wide(weight: Tensor) -> Tensor:
-    """Give weights in float32 or float64."""
-    return weight if weight.dtype in FLOATS else weight.to(torch.float32)
 
 
 class Merge(NamedTuple):

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import NotANumber
 from ..semiring import Carrier, Element
 from . import native
-from .plane import OutOfRange
+from .plane import OutOfRange, wide
 
 LARGE = 1 << 20  # bytes from which memory is worth keeping
 
@@ -77,11 +77,6 @@ def judge(flags: int) -> None:
         raise OutOfRange
 
 
-def real(weight: Tensor) -> Tensor:
-    """Give edge weights in a precision that the kernels read."""
-    return weight if weight.dtype in (torch.float32, torch.float64) else weight.to(torch.float32)
-
-
 def alike(g: Sequence[Tensor]) -> Element:
     """Give planes of one layout."""
     same = all(p.stride() == g[0].stride() for p in g)
@@ -125,7 +120,7 @@ class Largest(Carrier):
     def weigh(self, weight: Tensor, g: Element) -> Element:
         shape = torch.broadcast_shapes(weight.shape, g[0].shape)
         out = self.room(len(g), *shape)
-        judge(native.top_weigh(real(weight).expand(shape).contiguous(), [p.expand(shape).contiguous() for p in g], out))
+        judge(native.top_weigh(wide(weight).expand(shape).contiguous(), [p.expand(shape).contiguous() for p in g], out))
         return out.unbind(0)
 
     def _kept(self, g: Element) -> int:
@@ -197,7 +192,7 @@ class Largest(Carrier):
             return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
         g = alike(g)
         out = self.room(self._kept(g), batch, rows, columns)
-        judge(native.top_product(g, real(weight), out))
+        judge(native.top_product(g, wide(weight), out))
         return out.unbind(0)
 
     def plain(self, g: Element) -> Tensor:
