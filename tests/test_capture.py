@@ -22,7 +22,7 @@ import gradtrace
 from gradtrace import GradtraceError, record
 from gradtrace.capture import Capture
 from gradtrace.errors import NotOnTape, StaleTensor, Unsupported
-from gradtrace.tape import Again, Saved, Value
+from gradtrace.tape import Again, Call, Saved, Value
 
 
 def global_state() -> dict[str, Any]:
@@ -676,6 +676,20 @@ def test_a_long_sum_is_kept_now_and_then():
             before, total = total, total + x
     assert max(v.depth for call in tape.record.calls for v in call.outputs) == 16
     assert torch.equal(tape.record.calls[-1].inputs[0].tensor(), before)
+
+
+def test_what_is_used_twice_is_computed_again_once():
+    x = leaf(2)
+    with record(names={"x": x}) as tape:
+        total = x * 2
+        for _ in range(15):
+            before, total = total, total + total
+    runs = []
+    with pytest.MonkeyPatch.context() as patch:
+        run = Call.run
+        patch.setattr(Call, "run", lambda self, tensors=None: runs.append(self.index) or run(self, tensors))
+        assert torch.equal(tape.record.calls[-1].inputs[0].tensor(), before)
+    assert len(runs) == len(set(runs))
 
 
 def test_what_cannot_be_computed_again_since_somebody_changed_it_is_an_error():

@@ -126,10 +126,10 @@ class Slot:
 class Again:
     """A tensor that no derivative needs, and that autograd does not keep either: computed again if somebody asks."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("value",)
 
     def __init__(self, value: Value) -> None:
-        self._value = value
+        self.value = value
 
     def get(self) -> Tensor:
         """Give the data.
@@ -138,17 +138,32 @@ class Again:
             StaleTensor: what it is computed from was modified in place after the recording.
             NotOnTape: the call that made it is not on the tape any more.
         """
-        value = self._value
-        if value.data is not None:
-            return value.data.get()
-        call = value.call
-        if call is None:
-            raise NotOnTape(f"what made a tensor of shape {value.shape} is not on the tape")
-        number = next(n for n, made in enumerate(call.outputs) if made is value)
-        kept = call.results[number] if call.results else None
-        found = kept.get() if kept is not None else call.run([given.again() for given in call.inputs])[number]
-        assert found is not None
-        return found
+        return _computed(self.value, {})
+
+
+def _computed(value: Value, known: dict[int, list[Tensor | None]]) -> Tensor:
+    """Compute a value again; `known` are the results of calls that were run for it already, by their number."""
+    if value.data is not None:
+        return value.data.get()
+    call = value.call
+    if call is None:
+        raise NotOnTape(f"what made a tensor of shape {value.shape} is not on the tape")
+    number = next(n for n, made in enumerate(call.outputs) if made is value)
+    kept = call.results[number] if call.results else None
+    if kept is not None:
+        return kept.get()
+    if call.index not in known:
+        known[call.index] = call.run([_given(x, known) for x in call.inputs])
+    found = known[call.index][number]
+    assert found is not None
+    return found
+
+
+def _given(x: Input, known: dict[int, list[Tensor | None]]) -> Tensor:
+    if isinstance(x.saved, Saved):
+        return x.saved.get()
+    assert x.value is not None
+    return _computed(x.value, known)
 
 
 @dataclass(eq=False, slots=True)
@@ -162,13 +177,6 @@ class Input:
     dtype: torch.dtype
     device: torch.device
     saved: Saved | Again | None
-
-    def again(self) -> Tensor:
-        """Give the data, computed again where it was not kept."""
-        if self.saved is not None:
-            return self.saved.get()
-        assert self.value is not None
-        return Again(self.value).get()
 
     def tensor(self) -> Tensor:
         """Give the data as it was at the time of the call, detached; complex numbers as pairs of real ones."""
