@@ -14,7 +14,7 @@ from torch import Tensor
 from .kernels import native
 from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
-from .storage import disjoint
+from .storage import disjoint, span
 from .structure import Layout
 from .tape import Value
 from .winners import Edge, Winners
@@ -27,6 +27,7 @@ class Arrivals:
     Attributes:
         terms: products that have not been computed, of one key; nothing else has arrived while there are any.
         covered: the windows that have arrived, where only windows have and no two overlap.
+        span: the first and the last position that they cover.
     """
 
     value: Value
@@ -34,6 +35,7 @@ class Arrivals:
     plane: Plane | None = None
     terms: list[Product] = field(default_factory=list)
     covered: list[Layout] | None = None
+    span: tuple[int, int] = (0, -1)
 
     def merge(self, edge: Edge, part: Pulled, batch: int) -> None:
         """Take in what comes through one more edge, for that many batch entries."""
@@ -45,7 +47,7 @@ class Arrivals:
             if self.plane is None:
                 self.plane, self.winners.index = plane, raw
                 return
-        elif self.plane is None or (self.covered is not None and _apart(self.covered, part.window)):
+        elif self.plane is None or (self.covered is not None and self._apart(part.window)):
             self._paste(part, batch)
             return
         else:
@@ -85,6 +87,8 @@ class Arrivals:
             old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
         else:
             self._paste_scaled(part)
+        first, last = span(part.window)
+        self.span = (min(self.span[0], first), max(self.span[1], last)) if self.covered else (first, last)
         self.covered.append(part.window)
         if len(winners.edges) > 1:
             winners.windows = self.covered
@@ -92,6 +96,14 @@ class Arrivals:
             if winners.index is None:
                 winners.index = torch.zeros((batch, *self.value.shape), dtype=torch.int32)
             _shown(winners.index, part.window).copy_(part.raw)
+
+    def _apart(self, new: Layout) -> bool:
+        """Tell whether a window surely overlaps none that has arrived."""
+        assert self.covered is not None
+        first, last = span(new)
+        if last < self.span[0] or first > self.span[1]:  # steps of a sequence come one after the other
+            return True
+        return all(disjoint(old, new) for old in self.covered)
 
     def _paste_scaled(self, part: Pulled) -> None:
         """Write a window that is in another unit."""
@@ -126,10 +138,6 @@ class Arrivals:
             indices = None if raw is None else (mine, raw.to(torch.int32).contiguous())
         native.merge(a, fa, b, fb, indices, winners.choice, mark)
         self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
-
-
-def _apart(covered: list[Layout], new: Layout) -> bool:
-    return all(disjoint(old, new) for old in covered)
 
 
 def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None]:

@@ -30,7 +30,7 @@ AT_ONCE = 64  # components in one integer
 BLOCK = 1 << 20  # scalars looked up at a time
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Sets:
     """The sets of components that the traces of a value's scalars cross, as bits.
 
@@ -48,7 +48,7 @@ class Sets:
     def joined(self, more: Tensor | int) -> Sets:
         """Join sets with others: an integer, or a tensor that broadcasts to the shape."""
         if isinstance(more, int):
-            return Sets(self.also | more, self.plane, self.edge)
+            return Sets(self.also | more, self.plane, self.edge) if more else self
         plane = more.unsqueeze(0) if self.plane is None else self.plane | more
         return Sets(self.also, plane)
 
@@ -245,6 +245,9 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) 
 
 def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
     """Give the one set of all scalars; None where they differ."""
+    if len(winners.edges) == 1:
+        only = sets[winners.edges[0].target.id]
+        return only.also if only.plane is None else None
     sources = [sets[edge.target.id] for edge in winners.edges]
     alike = all(s.plane is None and s.also == sources[0].also for s in sources)
     return sources[0].also if alike else None

@@ -26,7 +26,8 @@ def disjoint(a: Layout, b: Layout) -> bool:
     """Tell whether two layouts surely share no scalar (False when in doubt)."""
     if 0 in a.size or 0 in b.size:
         return True
-    if _end(a) < b.offset or _end(b) < a.offset:
+    (first, last), (begin, end) = span(a), span(b)
+    if last < begin or end < first:
         return True
     if a.stride != b.stride or any(s <= 0 for s in a.stride):
         return False
@@ -36,8 +37,11 @@ def disjoint(a: Layout, b: Layout) -> bool:
     return any(p + n <= q or q + m <= p for (p, n), (q, m) in zip(ours, theirs, strict=True))
 
 
-def _end(layout: Layout) -> int:
-    return layout.offset + sum((n - 1) * s for n, s in zip(layout.size, layout.stride, strict=True))
+@lru_cache(maxsize=1 << 14)
+def span(layout: Layout) -> tuple[int, int]:
+    """Give the first and the last position of a layout that is not empty."""
+    ends = [(n - 1) * step for n, step in zip(layout.size, layout.stride, strict=True)]
+    return layout.offset + sum(e for e in ends if e < 0), layout.offset + sum(e for e in ends if e > 0)
 
 
 def _box(layout: Layout) -> list[tuple[int, int]] | None:

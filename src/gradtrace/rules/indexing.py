@@ -49,8 +49,12 @@ def view(call: Call) -> Iterator[Edge]:
 def _windows(call: Call, shape: Shape) -> tuple[Layout, ...]:
     """Give the layout of each result; asked once for all calls that are alike."""
     kind = call.inputs[0].dtype
-    key = (call.op, shape, kind, repr(call.args), repr(call.kwargs))
-    known = _SEEN.get(key)
+    try:
+        key = (call.op, shape, kind, call.args, *call.kwargs.items())
+        known = _SEEN.get(key)
+    except TypeError:  # a list among the arguments
+        key = (call.op, shape, kind, repr(call.args), repr(call.kwargs))
+        known = _SEEN.get(key)
     if known is None:
         args, kwargs = call.arguments([torch.empty(shape, dtype=kind, device="meta")])
         found = flat_tensors(call.op(*args, **kwargs))
