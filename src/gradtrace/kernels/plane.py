@@ -23,7 +23,7 @@ from ..ways import Raw, Way
 from . import reference
 from .native import LOST, NAN, Range
 
-EDGE = 20  # values are brought back to about 1 when their largest leaves 2^±20
+LEAST, MOST = 2.0**-20, 2.0**20  # values are brought back to about 1 when their largest leaves this range
 TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
 
 
@@ -68,7 +68,7 @@ class Plane:
     @property
     def shift(self) -> int:
         """The power of two that brings the largest value near 1, if it has strayed from there."""
-        if 2.0**-EDGE <= self.high <= 2.0**EDGE or self.high == 0 or math.isinf(self.high):
+        if LEAST <= self.high <= MOST or self.high == 0 or math.isinf(self.high):
             return 0
         return -math.frexp(self.high)[1]
 

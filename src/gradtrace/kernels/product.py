@@ -27,6 +27,7 @@ class Plan:
 
     Attributes:
         y_order: of the axes batch, y in a product's values: both, batch, rows, merged.
+        in_order: whether that is how they lie.
         w_order: of w's axes, behind which are those that it `lacks`, in a product's weights: both, columns, merged.
         counts: of the scalars that both, rows, columns and merged span.
         kin: what plans have in common whose products can be put into one.
@@ -43,6 +44,8 @@ class Plan:
     size: dict[str, int]
     way: Affine
     y_order: tuple[int, ...]
+    in_order: bool
+    w_shape: Shape
     w_order: tuple[int, ...]
     lacks: int
     counts: tuple[int, int, int, int]
@@ -81,7 +84,8 @@ def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool)
     w_order = tuple((w + "".join(lacking)).index(c) for c in both + columns + merged)
     counts = prod_of(both, size), prod_of(rows, size), prod_of(columns, size), prod_of(merged, size)
     way, kin = Affine(x_shape, stride, 0, step, table), (x, both, rows, columns, x_shape)
-    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, y_order, w_order, len(lacking), counts, kin)
+    orders = y_order, y_order == tuple(range(len(y_order))), tuple(size[c] for c in w), w_order
+    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, *orders, len(lacking), counts, kin)
 
 
 def prod_of(letters: str, size: dict[str, int]) -> int:
@@ -165,7 +169,8 @@ class Product:
             split = p.shape(p.both), p.shape(p.rows + p.columns)
             data = data.reshape(*split[0], self.batch, *split[1]).movedim(len(p.both), 0)
         else:
-            data = data.reshape(self.batch, *p.shape(have))
+            shape = (self.batch, *p.shape(have))
+            data = data if data.shape == shape else data.reshape(shape)
         data = spread(data, have, p)
         data = data.squeeze(0) if self.split else data
         return data if self.turn is None else data.permute(0, *[1 + d for d in self.turn])
@@ -174,8 +179,10 @@ class Product:
 def product(p: Plan, weight: Any, g: Plane) -> Product:
     """Bring a contraction into the form of a batched product."""
     batch, (both, rows, columns, merged) = g.data.shape[0], p.counts
-    data = g.data.permute(p.y_order).reshape(both, batch * rows, merged)
-    w = wide(weight()).reshape(p.shape(p.w))
+    data = g.data if p.in_order else g.data.permute(p.y_order)
+    data = data.reshape(both, batch * rows, merged)
+    w = wide(weight())
+    w = w if w.shape == p.w_shape else w.reshape(p.w_shape)
     if p.lacks:
         w = w[(..., *[None] * p.lacks)].permute(p.w_order).expand(p.shape(p.both + p.columns + p.merged))
     else:
