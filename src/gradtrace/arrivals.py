@@ -14,6 +14,7 @@ from torch import Tensor
 from .kernels import native
 from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
+from .kernels.reference import window
 from .storage import disjoint, span
 from .structure import Layout
 from .tape import Value
@@ -83,7 +84,7 @@ class Arrivals:
         assert self.covered is not None
         old = self.plane
         if old.exponent == plane.exponent and old.data.dtype is plane.data.dtype:
-            _shown(old.data, part.window).copy_(plane.data)
+            window(old.data, part.window).copy_(plane.data)
             old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
         else:
             self._paste_scaled(part)
@@ -95,7 +96,7 @@ class Arrivals:
         if part.raw is not None:
             if winners.index is None:
                 winners.index = torch.zeros((batch, *self.value.shape), dtype=torch.int32)
-            _shown(winners.index, part.window).copy_(part.raw)
+            window(winners.index, part.window).copy_(part.raw)
 
     def _apart(self, new: Layout) -> bool:
         """Tell whether a window surely overlaps none that has arrived."""
@@ -114,7 +115,7 @@ class Arrivals:
         data = old.data.to(torch.float64) if double else old.data
         if factor != 1:
             data.mul_(factor)
-        _shown(data, part.window).copy_(plane.data * other)
+        window(data, part.window).copy_(plane.data * other)
         high, low = max(old.high * factor, plane.high * other), min(old.low * factor, plane.low * other)
         self.plane = Plane(data, exponent, high, low, owned=True)
 
@@ -144,18 +145,13 @@ def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None
     """Give a window's values and winners the shape of the value."""
     assert part.window is not None
     data = torch.zeros((batch, *value.shape), dtype=part.plane.data.dtype)
-    _shown(data, part.window).copy_(part.plane.data)
+    window(data, part.window).copy_(part.plane.data)
     plane = Plane(data, part.plane.exponent, part.plane.high, part.plane.low, owned=True)
     if part.raw is None:
         return plane, None
     raw = torch.full(data.shape, -1, dtype=torch.int32)
-    _shown(raw, part.window).copy_(part.raw)
+    window(raw, part.window).copy_(part.raw)
     return plane, raw
-
-
-def _shown(plane: Tensor, at: Layout) -> Tensor:
-    """View a window of a contiguous plane (batch × shape) that begins its storage."""
-    return plane.as_strided((len(plane), *at.size), (plane.stride(0), *at.stride), at.offset)
 
 
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:

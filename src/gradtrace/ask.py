@@ -114,10 +114,9 @@ def ask(
 
 def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
     """Put carriers of plain numbers in the places of those that have one and keep exponents, or backpointers."""
-    if not native.available() or any(given.device.type != "cpu" for call in record.calls[:1] for given in call.inputs):
+    if not (native.available() and record.on_cpu):
         return list(asked)
-    double = any(v.dtype is torch.float64 for v in (loss, *record.leaves.values()))
-    kind = torch.float64 if double else torch.float32
+    kind = record.precision(loss)
     return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]
 
 
@@ -143,8 +142,7 @@ def _walk(
             for number, (asking, out) in enumerate(zip(asked, found, strict=True)):
                 own = asking.read(g if single is not None else together.part(g, number))
                 numbers = (asking.result.log2(own) if log2 else asking.result.plain(own))[0]
-                kind = value.dtype if cast else numbers.dtype
-                out[value.id] = numbers.to(kind, memory_format=torch.contiguous_format)
+                out[value.id] = (numbers.to(value.dtype) if cast else numbers).contiguous()
 
     def enter(g: Element, value: Value, consumer: Call | None) -> Element:
         parts = (a.enter(together.part(g, n), value, consumer) for n, a in enumerate(asked))

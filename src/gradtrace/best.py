@@ -74,7 +74,7 @@ def best(
 class _Pass:
     def __init__(self, record: Record, loss: Value, labels: Labels | None, everything: bool) -> None:
         self.record, self.loss, self.labels, self.everything = record, loss, labels, everything
-        self.kind = _precision(record, loss)
+        self.kind = record.precision(loss)
         self.edges = Edges.of(record)
         self.found = Best()
         self.pending: dict[int, Arrivals] = {}
@@ -255,12 +255,6 @@ def _after(first: tuple[int, ...], then: tuple[int, ...]) -> tuple[int, ...]:
 
 def _position(edge: rules.Edge) -> tuple[int, int]:
     return edge[0], edge[1]
-
-
-def _precision(record: Record, loss: Value) -> torch.dtype:
-    """Give float64 where the program has a leaf of it, also for what it casts down in between; else float32."""
-    double = any(v.dtype is torch.float64 for v in (loss, *record.leaves.values()))
-    return torch.float64 if double else torch.float32
 
 
 def _uses(record: Record) -> dict[int, int]:

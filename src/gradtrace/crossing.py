@@ -71,7 +71,6 @@ class Crossed:
         for begin in range(0, self.leaf.numel, BLOCK):
             end = min(self.leaf.numel, begin + BLOCK)
             bits = self.rows[row if len(self.rows) > 1 else 0](begin, end)
-            bits = bits.to(torch.int64)
             yield begin, end, bits | self.also if self.also else bits
 
     def whole(self) -> Tensor:
@@ -154,7 +153,7 @@ def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[
 def _leaf(leaf: Value, also: int, plane: Tensor) -> Crossed:
     """Give sets that are held at once (batch × shape)."""
     flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
-    return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end] for row in flat])
+    return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end].to(torch.int64) for row in flat])
 
 
 def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
-    if kind == "best" and native.available() and _on_cpu(record):
+    if kind == "best" and native.available() and record.on_cpu:
         try:
             found = best(record, loss, labels, track)
         except OutOfRange:
@@ -120,10 +120,6 @@ def plant(
             forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
             return forest
     return _planted(forest, track)
-
-
-def _on_cpu(record: Record) -> bool:
-    return all(given.device.type == "cpu" for call in record.calls[:1] for given in call.inputs)
 
 
 def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> Forest:

@@ -318,6 +318,16 @@ class Record:
             shape, dtype = (*shape, 2), dtype.to_real()
         return Value(self.count - 1, shape, dtype, name, differentiable)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it was recorded on the CPU."""
+        return all(given.device.type == "cpu" for call in self.calls[:1] for given in call.inputs)
+
+    def precision(self, loss: Value) -> torch.dtype:
+        """Give float64 where the program has a leaf of it, also for what it casts down in between; else float32."""
+        double = any(v.dtype is torch.float64 for v in (loss, *self.leaves.values()))
+        return torch.float64 if double else torch.float32
+
     def before(self, loss: Value) -> list[Call]:
         """Give the calls from which the loss can be reached, in recording order."""
         reached, out = {loss.id}, []

@@ -178,8 +178,7 @@ class Tape:
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
-        kinds = [torch.float64 if log2 else v.dtype for v in values]
-        results = [tuple(_cast(f.get(v.id), kind) for v, kind in zip(values, kinds, strict=True)) for f in found]
+        results = [tuple(f.get(v.id) for v in values) for f in found]
         return results[0] if one else tuple(results)
 
     @alone()
@@ -204,10 +203,6 @@ class Tape:
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, float(loss), certificate, progress=progress)
-
-
-def _cast(g: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return g if g is None else g.to(dtype).contiguous()
 
 
 class Strength(Mapping[str, Tensor]):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..structure import FORMS, Closed, Constant, Contraction
 from . import native
-from .plane import Plane, Pulled, by_reference, kept, made, precisely, wide
+from .plane import OutOfRange, Plane, Pulled, by_reference, kept, made, precisely, wide
 from .product import Plan, Product, plan, product, spread
 
 
@@ -59,18 +59,13 @@ def _times(data: Tensor, g: Plane, form: str, w: Tensor | None, constant: float)
         plane = made(out, g.exponent - shift, found)
         if kept(plane, g):
             return plane
-    double = w is not None and w.dtype is torch.float64
-
-    def run(g: Plane) -> tuple[Plane, None]:
-        there = data if data.dtype is g.data.dtype else data.to(g.data.dtype)
-        if w is None or w.dtype is there.dtype:
-            out, found = native.scale(there, data.shape, form, w, constant, 2.0**shift)
-        else:  # a weight is what it is in its own precision
-            factor = (w if form == "given" else FORMS[form](w)).to(there.dtype)
-            out, found = native.scale(there, data.shape, "given", factor, constant, 2.0**shift)
-        return made(out, g.exponent - shift, found), None
-
-    return precisely(run, g, double=double)[0]
+    if w is not None and w.dtype is not torch.float64:  # a weight is what it is in its own precision
+        form, w = "given", (w if form == "given" else FORMS[form](w)).to(torch.float64)
+    out, found = native.scale(data.to(torch.float64), data.shape, form, w, constant, 2.0**shift)
+    plane = made(out, g.exponent - shift, found)
+    if not kept(plane, g):
+        raise OutOfRange
+    return plane
 
 
 def merged(p: Plan, g: Plane) -> tuple[Plane, Tensor]:

@@ -20,14 +20,9 @@ from .product import plan
 @lru_cache(maxsize=4096)
 def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine] | None:
     """See a layout as x with its axes in another order: (that order's inverse on y's axes, the way); None if not."""
-    size, stride = layout.size, layout.stride
-    if layout.offset or prod(size) != prod(x_shape) or 0 in size:
+    size, order = layout.size, reference.axes(layout, x_shape)
+    if order is None or 0 in size:
         return None
-    order = sorted(range(len(size)), key=lambda d: (-stride[d], size[d] != 1))
-    real = [d for d in order if size[d] != 1]
-    if [stride[d] for d in real] != list(contiguous([size[d] for d in real])):
-        return None
-    order = real + [d for d in order if size[d] == 1]
     of_y = contiguous(size)
     return tuple(order), Affine(tuple(size[d] for d in order), tuple(of_y[d] for d in order))
 

@@ -136,7 +136,7 @@ def _size(sizes: dict[str, int], letters: list[str]) -> int:
 
 @pull.register
 def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
-    order = _axes(s.layout, s.x_shape)
+    order = axes(s.layout, s.x_shape)
     if order is not None:
         shown, back = (len(g[0]), *s.layout.size), [0, *(1 + d for d in order)]
         return each(g, lambda p: p.reshape(shown).permute(back).reshape(len(p), *s.x_shape))
@@ -166,14 +166,16 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
 
 
-def _axes(layout: Layout, x_shape: Shape) -> list[int] | None:
-    """Give the order in which the axes of a view lie in x, if it shows all of x once; else None."""
-    if layout.offset or _numel(layout.size) != _numel(x_shape):
+def axes(layout: Layout, x_shape: Shape) -> list[int] | None:
+    """Give the order in which x has the axes of a view, those of size 1 last, if it shows all of x once; else None."""
+    size, stride = layout.size, layout.stride
+    if layout.offset or _numel(size) != _numel(x_shape):
         return None
-    order = sorted(range(len(layout.size)), key=lambda d: (-layout.stride[d], layout.size[d] != 1))
-    real = [d for d in order if layout.size[d] != 1]
-    lie = contiguous([layout.size[d] for d in real])
-    return order if tuple(layout.stride[d] for d in real) == lie else None
+    order = sorted(range(len(size)), key=lambda d: -stride[d])
+    real = [d for d in order if size[d] != 1]
+    if tuple(stride[d] for d in real) != contiguous([size[d] for d in real]):
+        return None
+    return real + [d for d in order if size[d] == 1]
 
 
 def _injective(size: list[int], stride: list[int]) -> bool:
@@ -187,7 +189,7 @@ def _injective(size: list[int], stride: list[int]) -> bool:
 
 
 def window(flat: Tensor, layout: Layout) -> Tensor:
-    """View batch × numel through a layout: batch × layout.size."""
+    """View a tensor of batch × numel, or batch × any contiguous shape, through a layout: batch × layout.size."""
     return flat.as_strided(
         (flat.shape[0], *layout.size), (flat.stride(0), *layout.stride), flat.storage_offset() + layout.offset
     )
