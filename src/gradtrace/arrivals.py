@@ -1,12 +1,16 @@
 """Arrivals: what has come to a value so far in a pass of the compiled kernels, from those of its consumers seen.
 
-Of equally strong ones the last to arrive wins. Windows that do not overlap are pasted next to each other, since where
+Of equally strong ones the last to arrive wins. Windows that do not overlap are put next to each other, since where
 only one has arrived there is nothing to compare.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,9 +20,11 @@ from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
 from .kernels.reference import window
 from .storage import disjoint, span
-from .structure import Layout
+from .structure import Layout, Shape, contiguous
 from .tape import Value
 from .winners import Edge, Winners
+
+Put: TypeAlias = Callable[[list[Tensor], int], Tensor]
 
 
 @dataclass(eq=False, slots=True)
@@ -26,44 +32,69 @@ class Arrivals:
     """What has arrived at one value so far.
 
     Attributes:
+        batch: entries that the value's planes have.
         terms: products that have not been computed, of one key; nothing else has arrived while there are any.
-        covered: the windows that have arrived, where only windows have and no two overlap.
+        parts: windows no two of which overlap, not put together; nothing else has arrived while there are any.
         span: the first and the last position that they cover.
     """
 
     value: Value
     winners: Winners
+    batch: int
     plane: Plane | None = None
     terms: list[Product] = field(default_factory=list)
-    covered: list[Layout] | None = None
+    parts: list[Pulled] = field(default_factory=list)
     span: tuple[int, int] = (0, -1)
 
-    def merge(self, edge: Edge, part: Pulled, batch: int) -> None:
-        """Take in what comes through one more edge, for that many batch entries."""
-        self.winners.edges.append(edge)
-        if part.window is None:
-            plane, raw = part.plane, part.raw
-            if plane.shape != (batch, *self.value.shape):
-                plane, raw = self._refit(plane, raw, batch)
-            if self.plane is None:
-                self.plane, self.winners.index = plane, raw
-                return
-        elif self.plane is None or (self.covered is not None and self._apart(part.window)):
-            self._paste(part, batch)
+    def merge(self, edge: Edge, part: Pulled) -> None:
+        """Take in what comes through one more edge."""
+        if part.window is not None and self.plane is None and self._apart(part.window):
+            self.winners.edges.append(edge)
+            self._note(part, part.window)
             return
+        self.complete()
+        self.winners.edges.append(edge)
+        plane, raw = part.plane, part.raw
+        if part.window is not None:
+            plane, raw = _whole(self.value, self.batch, part)
+        elif plane.shape != (self.batch, *self.value.shape):
+            plane, raw = self._refit(plane, raw)
+        if self.plane is None:
+            self.plane, self.winners.index = plane, raw
         else:
-            plane, raw = _whole(self.value, batch, part)
-        if self.covered is not None:
-            self.winners.settle()
-            self.covered = None
-        self._strongest(plane, raw)
+            self._strongest(plane, raw)
 
-    def _refit(self, plane: Plane, raw: Tensor | None, batch: int) -> tuple[Plane, Tensor | None]:
+    def complete(self) -> None:
+        """Put the windows that have arrived together, if there are any."""
+        parts, shape, winners = self.parts, (self.batch, *self.value.shape), self.winners
+        if not parts:
+            return
+        self.parts = []
+        layouts, like = [p.window for p in parts if p.window is not None], parts[0].plane
+        stored = [p.raw for p in parts if p.raw is not None]
+        if len(parts) > 1:
+            winners.windows = layouts
+        kinds = {(p.plane.exponent, p.plane.dtype, len(p.plane.data)) for p in parts}
+        alike = kinds == {(like.exponent, like.dtype, self.batch)} and len(stored) in (0, len(parts))
+        sides = side_by_side(tuple(layouts), self.value.shape) if alike else None
+        if sides is not None:
+            put, axis, order = sides
+            high, low = max([p.plane.high for p in parts]), min([p.plane.low for p in parts])
+            self.plane = Plane(put([parts[i].plane.data for i in order], axis), like.exponent, high, low, owned=True)
+            winners.index = put([stored[i] for i in order], axis) if stored else None
+            return
+        data = torch.zeros(shape, dtype=like.dtype)
+        self.plane = Plane(data, like.exponent, like.high, like.low, owned=True)
+        winners.index = torch.zeros(shape, dtype=torch.int32) if stored else None
+        for part in parts:
+            self._paste(part)
+
+    def _refit(self, plane: Plane, raw: Tensor | None) -> tuple[Plane, Tensor | None]:
         """See what came in the value's own shape, once for each batch entry."""
-        shape, rows = (batch, *self.value.shape), plane.shape[0]
+        shape, rows = (self.batch, *self.value.shape), plane.shape[0]
         data = plane.data.reshape(rows, *self.value.shape).expand(shape)
         raw = None if raw is None else raw.reshape(raw.shape[0], *self.value.shape).expand(shape)
-        return Plane(data, plane.exponent, plane.high, plane.low, plane.owned and rows == batch), raw
+        return Plane(data, plane.exponent, plane.high, plane.low, plane.owned and rows == self.batch), raw
 
     def reshape(self) -> None:
         """See what a product gave, in the shape of its structure, in the value's."""
@@ -74,37 +105,32 @@ class Arrivals:
             plane.data = plane.data.reshape(len(plane.data), *shape)
             self.winners.index = index.reshape(len(index), *shape)
 
-    def _paste(self, part: Pulled, batch: int) -> None:
-        """Write a window where nothing has arrived yet."""
+    def _note(self, part: Pulled, window: Layout) -> None:
+        """Keep a window until all have arrived."""
+        first, last = span(window)
+        self.span = (min(self.span[0], first), max(self.span[1], last)) if self.parts else (first, last)
+        self.parts.append(part)
+
+    def _apart(self, new: Layout) -> bool:
+        """Tell whether a window surely overlaps none that has arrived."""
+        first, last = span(new)
+        if not self.parts or last < self.span[0] or first > self.span[1]:  # steps of a sequence come one by one
+            return True
+        return all(disjoint(old.window, new) for old in self.parts if old.window is not None)
+
+    def _paste(self, part: Pulled) -> None:
+        """Write a window where nothing has been written yet."""
+        old, plane = self.plane, part.plane
+        assert old is not None
         assert part.window is not None
-        winners, plane = self.winners, part.plane
-        if self.plane is None:
-            data = torch.zeros((batch, *self.value.shape), dtype=plane.data.dtype)
-            self.plane, self.covered = Plane(data, plane.exponent, plane.high, plane.low, owned=True), []
-        assert self.covered is not None
-        old = self.plane
-        if old.exponent == plane.exponent and old.data.dtype is plane.data.dtype:
+        if old.exponent == plane.exponent and old.dtype is plane.dtype:
             window(old.data, part.window).copy_(plane.data)
             old.high, old.low = max(old.high, plane.high), min(old.low, plane.low)
         else:
             self._paste_scaled(part)
-        first, last = span(part.window)
-        self.span = (min(self.span[0], first), max(self.span[1], last)) if self.covered else (first, last)
-        self.covered.append(part.window)
-        if len(winners.edges) > 1:
-            winners.windows = self.covered
         if part.raw is not None:
-            if winners.index is None:
-                winners.index = torch.zeros((batch, *self.value.shape), dtype=torch.int32)
-            window(winners.index, part.window).copy_(part.raw)
-
-    def _apart(self, new: Layout) -> bool:
-        """Tell whether a window surely overlaps none that has arrived."""
-        assert self.covered is not None
-        first, last = span(new)
-        if last < self.span[0] or first > self.span[1]:  # steps of a sequence come one after the other
-            return True
-        return all(disjoint(old, new) for old in self.covered)
+            assert self.winners.index is not None
+            window(self.winners.index, part.window).copy_(part.raw)
 
     def _paste_scaled(self, part: Pulled) -> None:
         """Write a window that is in another unit."""
@@ -139,6 +165,30 @@ class Arrivals:
             indices = None if raw is None else (mine, raw.to(torch.int32).contiguous())
         native.merge(a, fa, b, fb, indices, winners.choice, mark)
         self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
+
+
+@lru_cache(maxsize=4096)
+def side_by_side(layouts: tuple[Layout, ...], shape: Shape) -> tuple[Put, int, list[int]] | None:
+    """See windows as what a tensor was split into along one axis, or unbound along it.
+
+    Returns:
+        What puts tensors of batch × window together again, along which of their axes, and in which order they lie;
+        None if the windows are nothing of the kind.
+    """
+    order = sorted(range(len(layouts)), key=lambda i: layouts[i].offset)
+    found, steps = [layouts[i] for i in order], contiguous(shape)
+    for d, step in enumerate(steps):
+        before, after = (shape[:d], steps[:d]), (shape[d + 1 :], steps[d + 1 :])
+        if len(found) == shape[d]:
+            rest = before[0] + after[0], before[1] + after[1]
+            if found == [Layout(*rest, i * step) for i in range(shape[d])]:
+                return torch.stack, d + 1, order
+        sizes = [at.size[d] for at in found if len(at.size) == len(shape)]
+        begins = [0, *accumulate(sizes)]
+        slabs = [Layout((*shape[:d], n, *after[0]), steps, begin * step) for n, begin in zip(sizes, begins)]  # noqa: B905
+        if found == slabs and begins[-1] == shape[d]:
+            return torch.cat, d + 1, order
+    return None
 
 
 def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None]:

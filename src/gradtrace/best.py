@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -84,7 +85,7 @@ class _Pass:
 
     def run(self, track: Callable[[list[Call]], Iterable[Call]]) -> Best:
         one = Plane(torch.ones((1, *self.loss.shape), dtype=self.kind), 0, 1.0, 1.0, owned=True)
-        self.pending[self.loss.id] = Arrivals(self.loss, Winners(self.loss.shape), one)
+        self.pending[self.loss.id] = Arrivals(self.loss, Winners(self.loss.shape), 1, one)
         seconds = self.found.seconds
         for call in track(self.record.calls[::-1]):
             arrived = [self.pending.pop(v.id, None) if v is not None else None for v in call.outputs]
@@ -169,15 +170,16 @@ class _Pass:
     def _arrive(self, argument: Value, edge: Edge, part: Pulled | Product) -> None:
         known = self.pending.get(argument.id)
         if known is None:
-            known = self.pending[argument.id] = Arrivals(argument, Winners(argument.shape))
-        if isinstance(part, Product) and known.plane is None and (not known.terms or known.terms[0].key == part.key):
+            known = self.pending[argument.id] = Arrivals(argument, Winners(argument.shape), self._batch(argument))
+        free = known.plane is None and not known.parts
+        if free and isinstance(part, Product) and (not known.terms or known.terms[0].key == part.key):
             known.terms.append(part)
             known.winners.edges.append(edge)
         else:
             if known.terms:
                 self._compute(known)
             pulled = self._realised(part) if isinstance(part, Product) else part
-            known.merge(edge, pulled, 1 if self.labels is None else self._batch(argument))
+            known.merge(edge, pulled)
             if self.owners:
                 self._lend(part, known.winners, len(known.winners.edges) - 1)
         left = self.uses.get(argument.id)
@@ -216,15 +218,13 @@ class _Pass:
 
     def _together(self, known: Arrivals, terms: list[Product]) -> None:
         """Compute several products as one, side by side in the program's order: the last to arrive first."""
-        order = list(range(len(terms)))[::-1]
-        weights = [w for i in order if (w := terms[i].w) is not None]
-        a, sizes = joined([terms[i].a for i in order], -1 if weights else -2)
+        last_first = terms[::-1]
+        weights = [t.w for t in last_first if t.w is not None]
+        a, sizes = joined([t.a for t in last_first], -1 if weights else -2)
         plane, raw = multiply(a, torch.cat(weights, -1) if weights else None)
         known.plane = terms[0].placed(plane)
         known.winners.index = terms[0].arranged(raw)
-        # by numpy, which does this in a hundredth of the time
-        local = np.concatenate([np.arange(n) for n in sizes])
-        known.winners.terms = torch.from_numpy(np.repeat(order, sizes)), torch.from_numpy(local)
+        known.winners.terms = _numbered(tuple(sizes))
 
     def _lend(self, part: object, winners: Winners, ordinal: int) -> None:
         """Let values whose product went on to another borrow that one's winners."""
@@ -240,12 +240,21 @@ class _Pass:
         """Note the winners of a value that has all it will get, and give its weights."""
         if got.terms:
             self._compute(got)
+        got.complete()
         assert got.plane is not None
         if got.value is not self.loss:
             self.found.winners[got.value.id] = got.winners
         if self.everything or got.value.call is None or got.value is self.loss:
             self.found.planes[got.value.id] = got.plane
         return got.plane
+
+
+@lru_cache(maxsize=256)
+def _numbered(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Give for products of these sizes, the last one first: (each scalar's product, its number there)."""
+    # by numpy, which does this in a hundredth of the time
+    ordinals = np.repeat(np.arange(len(sizes))[::-1], sizes)
+    return torch.from_numpy(ordinals), torch.from_numpy(np.concatenate([np.arange(n) for n in sizes]))
 
 
 def _after(first: tuple[int, ...], then: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ the same set, it is one integer and no gather.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -191,11 +190,12 @@ class _Waiting:
 
     def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
         self.found, asked = found, {leaf.id for leaf in leaves}
-        self.needs: Counter[int] = Counter()
+        self.needs: dict[int, int] = {}
         self.ready: dict[int, list[Value]] = {}
         for value_id, winners in found.winners.items():
             if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
-                self.needs.update(edge.target.id for edge in winners.edges)
+                for edge in winners.edges:
+                    self.needs[edge.target.id] = self.needs.get(edge.target.id, 0) + 1
         for leaf in leaves:
             if leaf.id in found.winners:
                 calls = [edge.target.call for edge in found.winners[leaf.id].edges]

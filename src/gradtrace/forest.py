@@ -239,8 +239,16 @@ def _forward(
                 continue
             if given.dtype.is_floating_point and saved is not None:
                 seen.add(value.id)
-                groups.setdefault((given.dtype, given.device), []).append((value, saved.get()))
+                data = _telling(value, saved.get())
+                groups.setdefault((given.dtype, given.device), []).append((value, data))
     return groups.values()
+
+
+def _telling(value: Value, data: Tensor) -> Tensor:
+    """Give as much of a value's data as a NaN anywhere in it is in."""
+    maker = value.call
+    axis = rules.nan_fills(maker) if maker is not None and maker.outputs[0] is value else None
+    return data if axis is None or data.shape != value.shape else data.narrow(axis, 0, 1)
 
 
 def _suspect(group: list[tuple[Value, Tensor]]) -> bool:

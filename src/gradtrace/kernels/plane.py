@@ -186,19 +186,24 @@ def by_reference(structure: object, g: Plane) -> Pulled:
 
 def joined(parts: list[Plane], dim: int) -> tuple[Plane, list[int]]:
     """Put the values of several products side by side, in one unit: (all of them, the size of each)."""
+    sizes, exponent, kind = [p.data.shape[dim] for p in parts], parts[0].exponent, parts[0].dtype
+    high, low = max([p.high for p in parts]), min([p.low for p in parts])
+    alike = {(p.exponent, p.dtype) for p in parts} == {(exponent, kind)}
+    if alike and high <= MOST and low >= TINY[kind] * 2.0**30:
+        return Plane(torch.cat([p.data for p in parts], dim), exponent, high, low, owned=True), sizes
     exponent = max(p.exponent + (math.frexp(p.high)[1] if p.high > 0 else 0) for p in parts)
     factors = [2.0 ** max(-2000, p.exponent - exponent) if p.high else 1.0 for p in parts]
+    high = max(p.high * f for p, f in zip(parts, factors, strict=True))
     low = min(p.low * f for p, f in zip(parts, factors, strict=True))
-    kind = torch.float64 if any(p.data.dtype is torch.float64 for p in parts) else torch.float32
+    kind = torch.float64 if any(p.dtype is torch.float64 for p in parts) else torch.float32
     if low < TINY[kind] * 2.0**30:
         kind = torch.float64
     if low < TINY[kind]:
         raise OutOfRange
-    data, sizes = torch.cat([p.data.to(kind) for p in parts], dim), [p.data.shape[dim] for p in parts]
+    data = torch.cat([p.data.to(kind) for p in parts], dim)
     if any(f != 1 for f in factors):
         each = torch.from_numpy(np.repeat(factors, sizes)).to(kind)
         data.mul_(each if dim == -1 else each.unsqueeze(-1))
-    high = max(p.high * f for p, f in zip(parts, factors, strict=True))
     return Plane(data, exponent, high, low, owned=True), sizes
 
 

@@ -27,11 +27,12 @@ from . import (
 )
 from .table import TABLE, Edge, Rule, register
 
-__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "register", "served_by", "spreads_nan", "structures"]
+__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "nan_fills", "register", "served_by", "spreads_nan", "structures"]
 
 # by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
 NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
 NAN_SPREADS |= {"_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm", "native_batch_norm"}
+NAN_FILLS = {"_softmax", "_safe_softmax", "_log_softmax"}  # a row's sum is in every scalar of its result
 
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),
@@ -78,6 +79,14 @@ def spreads_nan(call: Call) -> bool:
     """Tell whether a NaN in any scalar of any argument surely makes one in the first result."""
     y = call.outputs[0] if call.outputs else None
     return call.base in NAN_SPREADS and y is not None and y.dtype.is_floating_point and 0 not in y.shape
+
+
+def nan_fills(call: Call) -> int | None:
+    """Give an axis of the first result along which a NaN in one scalar is in all others too; None if there is none."""
+    y = call.outputs[0] if call.outputs else None
+    if call.base not in NAN_FILLS or y is None or not y.shape or 0 in y.shape:
+        return None
+    return call.args[1] % len(y.shape)
 
 
 def structures(call: Call) -> list[Edge]:
