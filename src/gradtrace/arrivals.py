@@ -53,7 +53,6 @@ class Arrivals:
             self._note(part, part.window)
             return
         self.complete()
-        self.winners.edges.append(edge)
         plane, raw = part.plane, part.raw
         if part.window is not None:
             plane, raw = _whole(self.value, self.batch, part)
@@ -63,6 +62,7 @@ class Arrivals:
             self.plane, self.winners.index = plane, raw
         else:
             self._strongest(plane, raw)
+        self.winners.edges.append(edge)
 
     def complete(self) -> None:
         """Put the windows that have arrived together, if there are any."""
@@ -149,13 +149,11 @@ class Arrivals:
         """Keep the stronger of what was there and what has arrived, scalar by scalar."""
         old, winners = self.plane, self.winners
         assert old is not None
-        winners.edges, last = winners.edges[:-1], winners.edges[-1]
         winners.settle()
-        winners.edges.append(last)
         fa, fb, exponent, double = aligned(old, new)
         kind = torch.float64 if double else torch.float32
         a, b = _mine(old, kind), new.data.to(kind).contiguous()
-        mark = len(winners.edges) - 1
+        mark = len(winners.edges)
         _chosen(winners, a.shape, mark)
         indices = None
         if raw is not None or winners.index is not None:

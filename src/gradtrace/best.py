@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +35,8 @@ from .tape import Call, Record, Value
 from .winners import Edge, Unused, Winners
 
 __all__ = ["Best", "OutOfRange", "best"]
+
+_POSITION = itemgetter(0, 1)  # of an edge: its argument, its result
 
 
 @dataclass(eq=False)
@@ -108,14 +111,14 @@ class _Pass:
         covered = set()
         edges = rules.structures(call)
         if len(edges) > 1:
-            edges.sort(key=_position, reverse=True)
+            edges.sort(key=_POSITION, reverse=True)
         for position, output, structure in edges:
             covered.add(output)
             argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
             if got is None or argument is None or not argument.differentiable:
                 continue
             first = (self.edges.first[call.index] + position << EDGE_BITS) + starts[output]
-            passed = self._passed(structure, got)
+            passed = self._passed(structure, got) if got.terms else None
             if passed is not None:
                 product, way = passed
                 self._arrive(argument, Edge(first, got.value, way), product)
@@ -260,10 +263,6 @@ def _numbered(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def _after(first: tuple[int, ...], then: tuple[int, ...]) -> tuple[int, ...]:
     """Compose two orders of axes."""
     return tuple(first[d] for d in then)
-
-
-def _position(edge: rules.Edge) -> tuple[int, int]:
-    return edge[0], edge[1]
 
 
 def _uses(record: Record) -> dict[int, int]:

@@ -35,17 +35,23 @@ def strided(s: Strided, g: Plane) -> Pulled:
     if found is not None:
         order, way = found
         return Pulled(g.view(data.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape)), None, way)
+    through = _through_window(at, s.x_shape)
+    if through is not None:
+        return Pulled(g.view(data), None, through, at)
     if any(step == 0 and n > 1 for n, step in zip(at.size, at.stride, strict=True)):
         return _expanded(s, g.view(data))
-    if not reference._injective(list(at.size), list(at.stride)):
-        index = positions(at).flatten()
-        return _segments(g.view(data.reshape(batch, -1, 1)), index, prod(s.x_shape), s.x_shape)
-    return Pulled(g.view(data), None, _through_window(at, s.x_shape), at)
+    index = positions(at).flatten()
+    return _segments(g.view(data.reshape(batch, -1, 1)), index, prod(s.x_shape), s.x_shape)
 
 
 @lru_cache(maxsize=4096)
-def _through_window(layout: Layout, x_shape: Shape) -> Way:
-    """Give the way from x to a window of it: by strides where the window is a box of x's own axes."""
+def _through_window(layout: Layout, x_shape: Shape) -> Way | None:
+    """Give the way from x to a window of it: by strides where the window is a box of x's own axes.
+
+    None where the window shows some of x several times.
+    """
+    if not reference._injective(list(layout.size), list(layout.stride)):
+        return None
     axes = {step: d for d, step in enumerate(contiguous(x_shape)) if x_shape[d] != 1}
     stride, reach, start, rest = [0] * len(x_shape), [1] * len(x_shape), [], layout.offset
     for n, step, to in zip(layout.size, layout.stride, contiguous(layout.size), strict=True):
