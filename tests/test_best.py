@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
 import torch
 from checks import F64, recorded, recorded_by_example
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from programs import Program, programs
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,6 +58,39 @@ def check(
     given_ = {n: t.clone().requires_grad_() for n, t in leaves.items()}
     tape, loss = recorded(program, given_, examples)
     return assert_same(tape, loss, per_example=per, inside=True)
+
+
+SPLITS = {
+    "split": lambda x, axis: x.split([1, 2, 1][: x.shape[axis] - 1], axis),
+    "chunk": lambda x, axis: x.chunk(2, axis),
+    "unbind": lambda x, axis: x.unbind(axis),
+}
+
+
+@pytest.mark.parametrize("by", SPLITS)
+@given(axis=st.integers(0, 2), order=st.randoms(use_true_random=False), some=st.booleans(), scale=st.integers(0, 60))
+@settings(deadline=None, max_examples=40)
+def test_what_a_tensor_was_split_into_comes_together_again(by, axis, order, some, scale):
+    shape = (3, 4, 3) if by == "split" and axis == 1 else (3, 3, 3)
+
+    def program(x: Tensor) -> Tensor:
+        parts = list(enumerate(SPLITS[by](x * 1.0, axis)))
+        order.shuffle(parts)
+        return torch.stack([(p * (i + 1) * 2.0 ** (i * scale)).sum() for i, p in parts[some:]]).sum()
+
+    check(program, {"x": integers(*shape)})
+
+
+def test_the_collector_is_as_it_was_after_a_pass():
+    x = torch.ones(2, **F64, requires_grad=True)
+    tape, loss = recorded(lambda x: x.sum(), {"x": x})
+    for on in (True, False):
+        (gc.enable if on else gc.disable)()
+        try:
+            tape.trace(loss)
+            assert gc.isenabled() == on
+        finally:
+            gc.enable()
 
 
 # ---------------------------------------------------------------- any program

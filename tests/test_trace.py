@@ -215,6 +215,23 @@ def test_no_nan_among_the_forward_values_is_overlooked(program, place):
     assert kept <= raised <= some  # what is not kept is seen where it leads to
 
 
+@pytest.mark.parametrize("softmax", [torch.softmax, torch.log_softmax, torch._safe_softmax])
+@given(st.integers(0, 1), st.integers(0, 39), st.sampled_from([math.nan, math.inf]))
+@settings(deadline=None)
+def test_nan_in_a_softmax_is_in_all_of_its_row(softmax, axis, place, number):
+    x = torch.randn(2, 20, **F64, generator=torch.Generator().manual_seed(place))
+    x.view(-1)[place] = number
+    x.requires_grad_()
+    with record(names={"x": x}) as tape:
+        y = softmax(x, axis)
+        loss = (y * y).nan_to_num().sum()
+    row = y.detach().select(1 - axis, (place // 20, place % 20)[1 - axis])
+    assert bool(row.isnan().all()) == bool(row.isnan().any())
+    if row.isnan().any():
+        with pytest.raises(NotANumber):
+            tape.trace(loss)
+
+
 def test_nan_only_in_a_derivative_names_the_operator_and_the_module():
     class Length(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import rules
+from .alone import uncollected
 from .arrivals import Arrivals
 from .engine import EDGE_BITS, Edges, offsets
 from .errors import MissingRule, NotANumber
@@ -72,7 +73,8 @@ def best(
         MissingRule, NotANumber: as `engine.reverse`.
         OutOfRange: some tensor's values are too far apart for these kernels.
     """
-    return _Pass(record, loss, labels, everything).run(track)
+    with uncollected():
+        return _Pass(record, loss, labels, everything).run(track)
 
 
 class _Pass:

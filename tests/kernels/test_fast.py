@@ -67,6 +67,12 @@ def test_contractions(s, seed):
     check(s, s.y_shape, torch.Size(s.x_shape).numel(), seed)
 
 
+def test_a_pointwise_weight_of_many_axes():
+    shape = (2, 1, 2, 1, 2, 3, 1, 2, 2)
+    weight = integers((2, 2, 3, 2, 2, 2), 0)[..., None, None, None].permute(0, 6, 1, 7, 3, 2, 8, 4, 5)
+    check(diagonal(shape, shape, lambda: weight), shape, weight.numel(), 1)
+
+
 EINSUMS = ["ik,kj->ij", "bik,bkj->bij", "ik,k->i", "k,k->", "i,j->ij", "bik,bkj->ij", "bhqd,bhkd->bhqk"]
 
 

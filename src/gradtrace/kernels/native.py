@@ -26,6 +26,7 @@ except ImportError:
     lib = None
 
 NAN, LOST = 1, 2
+MAX_DIMS = 8  # of a pointwise kernel's operands
 FORMS = {"one": 0, "given": 1, "tanh": 2, "sigmoid": 3, "relu": 4, "constant": 5}
 _state = {"on": os.environ.get("GRADTRACE_KERNELS", "native") != "reference", "said": False}
 
@@ -128,21 +129,22 @@ def scale(
     `out` is where it is written, if it is there already: it may be w itself.
     """
     out = torch.empty(shape, dtype=g.dtype) if out is None else out
-    if g.is_contiguous() and g.numel() == out.numel() and (w is None or (w.is_contiguous() and w.numel() == g.numel())):
-        size, of_g, of_w = [out.numel()], [1], [1]
-    else:
-        size, of_g = list(shape), _strides(g, shape)
-        of_w = of_g if w is None else _strides(w, shape)
+    if len(shape) > MAX_DIMS:
+        g, w, shape = g.expand(shape).flatten(), w if w is None else w.expand(shape).flatten(), [out.numel()]
+    of_g = _strides(g, shape)
+    of_w = of_g if w is None else _strides(w, shape)
     double, threads = g.dtype is torch.float64, torch.get_num_threads()
     pointer = 0 if w is None else w.data_ptr()
     found = lib.scale(
-        double, FORMS[form], size, g.data_ptr(), of_g, pointer, of_w, constant, f, out.data_ptr(), threads
+        double, FORMS[form], shape, g.data_ptr(), of_g, pointer, of_w, constant, f, out.data_ptr(), threads
     )
     return out, Range(*found)
 
 
 def _strides(t: Tensor, shape: Sequence[int]) -> Sequence[int]:
-    return t.stride() if t.shape == shape else t.expand(shape).stride()
+    if t.shape == shape:
+        return t.stride()
+    return (0, *t.stride()) if t.shape == shape[1:] else t.expand(shape).stride()
 
 
 def merge(
