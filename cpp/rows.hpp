@@ -25,6 +25,7 @@ enum class Weight : int {
     tanh = 2,      // 1 - y·y, rounded once
     sigmoid = 3,   // (1 - y)·y
     relu = 4,      // y > 0
+    exp = 6,       // exp(y), within 2 units in the last place
 };
 
 // out = |weight|·(f·g), of `shape` and contiguous.

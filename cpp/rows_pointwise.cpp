@@ -13,6 +13,7 @@ template <Weight kind, class T> inline Vec<T> weigh(Vec<T> w, Vec<T> c) {
         case Weight::tanh: return magnitude<T>(one_minus_square<T>(w));
         case Weight::sigmoid: return magnitude<T>((T(1) - w) * w);
         case Weight::relu: return w > T(0) ? all(T(1)) : all(T(0));
+        case Weight::exp: return exponential<T>(w);
     }
     return c;
 }
@@ -117,6 +118,7 @@ template <class T> Summary scale(const Scale<T> &given, int threads) {
             case Weight::tanh: return scale_range<Weight::tanh>(s, begin, end);
             case Weight::sigmoid: return scale_range<Weight::sigmoid>(s, begin, end);
             case Weight::relu: return scale_range<Weight::relu>(s, begin, end);
+            case Weight::exp: return scale_range<Weight::exp>(s, begin, end);
             default: return scale_range<Weight::constant>(s, begin, end);
         }
     });

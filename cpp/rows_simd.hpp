@@ -123,6 +123,37 @@ template <class T> inline Vec<T> one_minus_square(Vec<T> a) {
 }
 template <class V> inline V larger(V a, V b) { return a > b ? a : b; }   // b where a is NaN
 template <class V> inline V smaller(V a, V b) { return a < b ? a : b; }  // b where a is NaN
+// What exp(x) = 2^n · exp(r), |r| ≤ ln(2)/2, is worked out with.
+template <class T> struct Exponential;
+template <> struct Exponential<float> {
+    using Bits = int32_t;
+    static constexpr int TERMS = 7, BIAS = 127, FRACTION = 23;
+    static constexpr float LEAST = -105, MOST = 89;          // 0 and infinity are reached before
+    static constexpr float HIGH = 0.693359375f, LOW = -2.12194440e-4f;  // ln 2; n·HIGH is exact
+};
+template <> struct Exponential<double> {
+    using Bits = int64_t;
+    static constexpr int TERMS = 13, BIAS = 1023, FRACTION = 52;
+    static constexpr double LEAST = -746, MOST = 710;
+    static constexpr double HIGH = 6.93145751953125e-1, LOW = 1.42860682030941723212e-6;
+};
+// exp(x), within 2 units in the last place: Taylor's series.
+template <class T> inline Vec<T> exponential(Vec<T> x) {
+    using E = Exponential<T>;
+    const Vec<T> inside = smaller(larger(x, all(E::LEAST)), all(E::MOST));
+    const Vec<T> round = all(T(3) * T(typename E::Bits(1) << (E::FRACTION - 1)));  // nothing behind the point is left
+    Vec<T> n = inside * T(1.4426950408889634) + round;
+    n = n - round;
+    const Vec<T> r = (inside - n * E::HIGH) - n * E::LOW;
+    double factor = 1;
+    for (int k = 2; k <= E::TERMS; k++) factor /= k;
+    Vec<T> sum = all(T(factor));
+    for (int k = E::TERMS; k > 0; k--) sum = sum * r + T(factor *= k);
+    const Int<T> whole = __builtin_convertvector(n, Int<T>), half = whole >> 1;
+    const auto power = [](Int<T> k) { return (Vec<T>)((k + E::BIAS) << E::FRACTION); };
+    return x != x ? x : sum * power(half) * power(whole - half);  // in two steps: 2^n may be out of range
+}
+
 // Zero where a product was zero times infinity.
 template <class V> inline V present(V product) { return larger(product, V{}); }
 

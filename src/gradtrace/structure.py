@@ -184,10 +184,16 @@ ROWS: dict[str, Callable[..., Factors]] = {
 
 @dataclass(eq=False, slots=True)
 class ClosedRows:
-    """Factors in a closed form, so that a kernel may work them out as it goes: `of` gives that form's arguments."""
+    """Factors in a closed form, so that a kernel may work them out as it goes.
+
+    Attributes:
+        of: gives the form's arguments.
+        log: gives the logarithm of the only argument, where that is what is at hand.
+    """
 
     form: str
     of: Callable[[], tuple[Any, ...]]
+    log: Weight | None = None
 
     def __call__(self) -> Factors:
         return ROWS[self.form](*self.of())

@@ -90,6 +90,25 @@ def test_scale(call: Call, shape: list[int], kind: int, broadcast: int, large: b
     check_extent(found, want, (weight != 0) & (g != 0))
 
 
+@some
+@given(settings_of_a_call, st.integers(0, 400), st.floats(0, 1))
+def test_scale_by_exponentials(call: Call, n: int, reach: float) -> None:
+    kind = np.float64 if call["double"] else np.float32
+    least = -746 if call["double"] else -105
+    y = np.random.default_rng(n).uniform(least * reach - 1, 20, n).astype(kind)
+    y[: min(n, 6)] = [0, -np.inf, np.inf, np.nan, least, 800][: min(n, 6)]
+    g, (out, _) = np.ones(n, kind), empty(call, (n,))
+    with instruction_set(call["isa"]), np.errstate(all="ignore"):
+        native.scale(call["double"], 6, [n], address(g), [1], address(y), [1], 1.0, 1.0, address(out), call["threads"])
+        want = np.exp(y.astype(np.longdouble))
+        rounded = want.astype(kind)
+    there = np.isfinite(rounded)
+    unit = np.spacing(rounded[there]).astype(np.longdouble)
+    assert (np.abs(out[there] - want[there]) <= 2 * unit).all()
+    assert (out[y == -np.inf] == 0).all()
+    assert np.isinf(out[y > 750]).all()
+
+
 def test_scale_by_many_threads_and_formulas_of_torch() -> None:
     x = torch.randn(300, 257)
     ones, out = torch.ones_like(x), torch.empty_like(x)

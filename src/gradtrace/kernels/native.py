@@ -27,7 +27,7 @@ except ImportError:
 
 NAN, LOST = 1, 2
 MAX_DIMS = 8  # of a pointwise kernel's operands
-FORMS = {"one": 0, "given": 1, "tanh": 2, "sigmoid": 3, "relu": 4, "constant": 5}
+FORMS = {"one": 0, "given": 1, "tanh": 2, "sigmoid": 3, "relu": 4, "constant": 5, "exp": 6}
 _state = {"on": os.environ.get("GRADTRACE_KERNELS", "native") != "reference", "said": False}
 
 

@@ -58,14 +58,14 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
 def _spiked(s: LowRank, g: Spikes) -> Pulled | None:
     """Carry at most one value a row through a log-softmax: everything in its row has won through it."""
     width, rows = s.shape[-1], g.places // s.shape[-1]
-    p = _probabilities(s, g)
-    if p is None or bool((rows[1:] == rows[:-1]).any()):
+    y = _logarithms(s, g)
+    if y is None or bool((rows[1:] == rows[:-1]).any()):
         return None
-    values, place = p.new_zeros(len(p), 1), torch.zeros(len(p), dtype=torch.int64)
+    values, place = y.new_zeros(len(y), 1), torch.zeros(len(y), dtype=torch.int64)
     values[rows, 0], place[rows] = g.values * 2.0**g.shift, g.places
     targets = (place % width).unsqueeze(1)
-    own = (1 - p.gather(1, targets)) * values
-    out, found = native.scale(values, p.shape, "given", p, out=p)  # p was made for this
+    own = (1 - y.gather(1, targets).exp()) * values
+    out, found = native.scale(values, y.shape, "exp", y)
     out.scatter_(1, targets, own)
     low = min(found.low, float(torch.where(own > 0, own, math.inf).min()))
     found = Range(max(found.high, float(own.max())), low, found.flags)
@@ -73,13 +73,13 @@ def _spiked(s: LowRank, g: Spikes) -> Pulled | None:
     return Pulled(plane, None, Shared(place, width)) if kept(plane, g) else None
 
 
-def _probabilities(s: LowRank, g: Spikes) -> Tensor | None:
-    """Give what a log-softmax along the last axis is the logarithm of (rows × width), in g's precision; else None."""
+def _logarithms(s: LowRank, g: Spikes) -> Tensor | None:
+    """Give a log-softmax along the last axis (rows × width), in g's precision; else None."""
     factors = s.factors
-    if not isinstance(factors, ClosedRows) or factors.form != "log_softmax" or tuple(s.dims) != (len(s.shape) - 1,):
+    if not isinstance(factors, ClosedRows) or factors.log is None or tuple(s.dims) != (len(s.shape) - 1,):
         return None
-    (p,) = factors.of()
-    return p.reshape(-1, s.shape[-1]) if p.dtype is g.dtype and p.is_contiguous() else None
+    y = factors.log()
+    return y.reshape(-1, s.shape[-1]) if y.dtype is g.dtype and y.is_contiguous() else None
 
 
 def _factors(s: LowRank) -> tuple[str, list[Any], int]:

@@ -21,7 +21,8 @@ def softmax(call: Call) -> Iterator[Edge]:
 
 def log_softmax(call: Call) -> Iterator[Edge]:
     """Along one axis; p = exp(y)."""
-    yield 0, 0, LowRank(call.inputs[0].shape, _axis(call), ClosedRows("log_softmax", lambda: (kept(call).exp(),)))
+    factors = ClosedRows("log_softmax", lambda: (kept(call).exp(),), lambda: kept(call))
+    yield 0, 0, LowRank(call.inputs[0].shape, _axis(call), factors)
 
 
 def _axis(call: Call) -> tuple[int, ...]:
