@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gradtrace.kernels.plane import Plane, Pulled
 from gradtrace.kernels.product import Product
-from gradtrace.kernels.reference import window
 from gradtrace.winners import pick
 
 
@@ -29,13 +28,8 @@ def drawn(batch: int, y_shape: tuple[int, ...], seed: int, dtype: torch.dtype, *
 def read(part: Pulled | Product, x_numel: int, batch: int) -> tuple[Tensor, Tensor]:
     """Give (values, winners) of every scalar: batch × x each; -1 where there is no path."""
     part = part.realise() if isinstance(part, Product) else part
+    part = part.laid_out((batch, x_numel))
     data, raw = part.plane.data.to(torch.float64) * 2.0**part.plane.exponent, part.raw
-    if part.window is not None:
-        data, values = torch.zeros(batch, x_numel, dtype=torch.float64), data
-        window(data, part.window).copy_(values)
-        if raw is not None:
-            raw, given_ = torch.full((batch, x_numel), -1, dtype=torch.int32), raw
-            window(raw, part.window).copy_(given_)
     data = data.reshape(batch, x_numel)
     winners = torch.full((batch, x_numel), -1)
     for row in range(batch):

@@ -81,6 +81,37 @@ def test_what_a_tensor_was_split_into_comes_together_again(by, axis, order, some
     check(program, {"x": integers(*shape)})
 
 
+TIED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "product": lambda e, rows: (e @ rows.t()).sum() + rows.sum(),
+    "product of its transpose": lambda e, rows: (rows @ e.t()).sum() * 3,
+    "pointwise": lambda e, rows: (rows.sum(0) * e).sum(),
+    "rows of rows": lambda e, rows: (rows.sum(0) * functional.embedding(torch.tensor([7, 7, 3]), e)).sum(),
+}
+
+
+@pytest.mark.parametrize("use", TIED)
+@given(st.lists(st.integers(0, 19), min_size=1, max_size=4), st.integers(0, 3), st.integers(-140, 140), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_few_rows_are_compared_with_what_reaches_all(use, index, seed, scale, first):
+    words = torch.tensor(index)
+
+    def program(e: Tensor) -> Tensor:
+        rows = functional.embedding(words, e)
+        alone = functional.embedding(words.flip(0), e).sum() * 2.0**scale
+        return alone + TIED[use](e, rows) if first else TIED[use](e, rows) + alone
+
+    check(program, {"e": integers(20, 3, seed=seed)})
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_few_rows_by_example(few):
+    words = torch.tensor([[1, 2], [2, 2], [5, 19]])
+    numbers = integers(20 if few else 6, 3)
+    words = words.clamp(max=len(numbers) - 1)
+    check(lambda e: (functional.embedding(words, e) @ e.t()).sum(), {"e": numbers}, words, per=True)
+    check(lambda e: functional.embedding(words, e).square().sum(), {"e": numbers}, words, per=True)
+
+
 def test_the_collector_is_as_it_was_after_a_pass():
     x = torch.ones(2, **F64, requires_grad=True)
     tape, loss = recorded(lambda x: x.sum(), {"x": x})

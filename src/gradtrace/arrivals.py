@@ -53,10 +53,12 @@ class Arrivals:
             self._note(part, part.window)
             return
         self.complete()
+        if part.rows is not None and self._strongest_rows(part, part.rows):
+            self.winners.edges.append(edge)
+            return
+        part = part.laid_out((self.batch, *self.value.shape))
         plane, raw = part.plane, part.raw
-        if part.window is not None:
-            plane, raw = _whole(self.value, self.batch, part)
-        elif plane.shape != (self.batch, *self.value.shape):
+        if plane.shape != (self.batch, *self.value.shape):
             plane, raw = self._refit(plane, raw)
         if self.plane is None:
             self.plane, self.winners.index = plane, raw
@@ -152,17 +154,37 @@ class Arrivals:
         winners.settle()
         fa, fb, exponent, double = aligned(old, new)
         kind = torch.float64 if double else torch.float32
-        a, b = _mine(old, kind), new.data.to(kind).contiguous()
-        mark = len(winners.edges)
-        _chosen(winners, a.shape, mark)
+        a, b, mark = _mine(old, kind), new.data.to(kind).contiguous(), len(winners.edges)
+        choice, index = _chosen(winners, a.shape, mark), _stored(winners, a.shape, raw)
         indices = None
-        if raw is not None or winners.index is not None:
-            known = winners.index
-            mine = torch.zeros(a.shape, dtype=torch.int32) if known is None else known.to(torch.int32).contiguous()
-            winners.index = mine
-            indices = None if raw is None else (mine, raw.to(torch.int32).contiguous())
-        native.merge(a, fa, b, fb, indices, winners.choice, mark)
+        if index is not None:
+            index = winners.index = index.contiguous()
+            indices = None if raw is None else (index, raw.to(torch.int32).contiguous())
+        native.merge(a, fa, b, fb, indices, choice, mark)
         self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
+
+    def _strongest_rows(self, part: Pulled, rows: Tensor) -> bool:
+        """Do so at some rows alone, if all others can stay as they are; tell whether they can."""
+        old, new, winners = self.plane, part.plane, self.winners
+        if old is None or not old.owned or old.data.dim() != 3 or old.shape[::2] != new.shape[::2]:
+            return False
+        winners.settle()
+        fa, fb, exponent, double = aligned(old, new)
+        if fa != 1 or double != (old.dtype is torch.float64):
+            return False
+        mark = len(winners.edges)
+        choice, index = _chosen(winners, old.shape, mark), _stored(winners, old.shape, part.raw)
+        a, chosen = old.data.index_select(1, rows), choice.index_select(1, rows)
+        indices = None
+        if index is not None and part.raw is not None:
+            indices = index.index_select(1, rows), part.raw.to(torch.int32).contiguous()
+        native.merge(a, 1.0, new.data.to(a.dtype).contiguous(), fb, indices, chosen, mark)
+        old.data.index_copy_(1, rows, a)
+        choice.index_copy_(1, rows, chosen)
+        if index is not None and indices is not None:
+            index.index_copy_(1, rows, indices[0])
+        self.plane = Plane(old.data, exponent, max(old.high, new.high * fb), min(old.low, new.low * fb), owned=True)
+        return True
 
 
 @lru_cache(maxsize=4096)
@@ -189,27 +211,24 @@ def side_by_side(layouts: tuple[Layout, ...], shape: Shape) -> tuple[Put, int, l
     return None
 
 
-def _whole(value: Value, batch: int, part: Pulled) -> tuple[Plane, Tensor | None]:
-    """Give a window's values and winners the shape of the value."""
-    assert part.window is not None
-    data = torch.zeros((batch, *value.shape), dtype=part.plane.data.dtype)
-    window(data, part.window).copy_(part.plane.data)
-    plane = Plane(data, part.plane.exponent, part.plane.high, part.plane.low, owned=True)
-    if part.raw is None:
-        return plane, None
-    raw = torch.full(data.shape, -1, dtype=torch.int32)
-    window(raw, part.window).copy_(part.raw)
-    return plane, raw
-
-
-def _chosen(winners: Winners, shape: torch.Size, mark: int) -> None:
+def _chosen(winners: Winners, shape: torch.Size, mark: int) -> Tensor:
     """Make room for choices, one for each scalar of each example, and wide enough for this one."""
     # choices by window are the same for all examples, and those of turned products lie as these do
     if winners.choice is None and mark <= 255:
         winners.choice = torch.zeros(shape, dtype=torch.uint8)
-        return
+        return winners.choice
     choice = torch.zeros(shape, dtype=torch.uint8) if winners.choice is None else winners.choice.expand(shape)
     winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
+    return winners.choice
+
+
+def _stored(winners: Winners, shape: torch.Size, raw: Tensor | None) -> Tensor | None:
+    """Make room for what kernels store of the winners, once there is something."""
+    if winners.index is None and raw is not None:
+        winners.index = torch.zeros(shape, dtype=torch.int32)
+    elif winners.index is not None:
+        winners.index = winners.index.to(torch.int32)
+    return winners.index
 
 
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:

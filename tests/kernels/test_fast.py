@@ -147,6 +147,19 @@ def test_gathers_of_rows(index, seed):
     check(Gather(lambda: torch.tensor(index), (3, 2), (4, 2), 2), (3, 2), 8, seed)
 
 
+@given(st.lists(st.integers(-1, 3) | st.integers(0, 39), max_size=5), st.sampled_from([(40, 2), (4, 10, 2)]), seeds)
+@settings(deadline=None, max_examples=60)
+def test_gathers_of_few_rows_are_kept_by_themselves(index, x_shape, seed):
+    s = Gather(lambda: torch.tensor(index, dtype=torch.int64), (len(index), 2), x_shape, 2)
+    check(s, (len(index), 2), 80, seed)
+    read_ = sorted({i for i in index if i >= 0})
+    part = pull(s, plane(torch.ones(1, len(index), 2)))
+    assert isinstance(part, Pulled)
+    if read_:
+        assert (part.rows is not None) == (4 * len(read_) < 40)
+        assert part.rows is None or part.rows.tolist() == read_
+
+
 @given(st.permutations(range(-2, 6)), seeds)
 @settings(deadline=None, max_examples=40)
 def test_scatters_leave_out_what_goes_nowhere(index, seed):

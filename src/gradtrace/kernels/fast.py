@@ -27,11 +27,11 @@ def pull(structure: object, g: Plane) -> Pulled | Product:
 def _chain(s: Chain, g: Plane) -> Pulled:
     first = pull(s.first, g)
     first = first.realise() if isinstance(first, Product) else first
-    if first.window is not None:
+    if first.window is not None or first.rows is not None:
         return by_reference(s, g)
     second = pull(s.second, first.plane)
     second = second.realise() if isinstance(second, Product) else second
-    return Pulled(second.plane, second.raw, Composed(second.way, first.way, first.raw), second.window)
+    return Pulled(second.plane, second.raw, Composed(second.way, first.way, first.raw), second.window, second.rows)
 
 
 KERNELS: dict[type, Callable[[Any, Plane], Pulled | Product]] = {

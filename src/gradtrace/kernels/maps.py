@@ -16,6 +16,8 @@ from .contraction import merged
 from .plane import Plane, Pulled, Spikes, made, precisely
 from .product import plan
 
+FEW = 4  # rows that were read are kept by themselves where not one in so many was
+
 
 @lru_cache(maxsize=4096)
 def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine] | None:
@@ -103,17 +105,25 @@ def placed(s: Placed, g: Plane) -> Pulled:
 def gather(s: Gather, g: Plane) -> Pulled:
     """Carry values to the rows that were read."""
     batch, numel = g.data.shape[0], prod(s.x_shape)
+    size = numel // s.width if s.width else 0
     index = s.index().reshape(-1).to(torch.int64).contiguous()
     data = g.data.reshape(batch, len(index), s.width)
     live = (index >= 0).nonzero().squeeze(-1)
-    rows, order = index[live].sort()
-    if len(rows) and bool((rows[1:] > rows[:-1]).all()):  # no row is read twice
+    read, order = index[live].sort()
+    rows, number = torch.unique_consecutive(read, return_inverse=True)
+    few = FEW * len(rows) < size
+    if len(rows) and len(rows) == len(read):  # no row is read twice
         way = Sought(rows, live[order], s.width)
         if batch == s.width == 1:
             return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
-        out = data.new_zeros(batch, numel // s.width, s.width).index_copy_(1, rows, data[:, way.order])
-        return Pulled(Plane(out.reshape(batch, *s.x_shape), g.exponent, g.high, g.low, owned=True), None, way)
-    return _segments(g.view(data), index, numel // s.width if s.width else 0, s.x_shape)
+        found = Pulled(g.view(data[:, way.order]), None, way, rows=rows)
+        return found if few else found.laid_out((batch, *s.x_shape))
+    if not few:
+        return _segments(g.view(data), index, size, s.x_shape)
+    among = torch.full_like(index, -1)
+    among[live[order]] = number
+    found = _segments(g.view(data), among, len(rows), (len(rows), s.width))
+    return Pulled(found.plane, found.raw, Affine((size, s.width), (0, 1), 0, s.width), rows=rows)
 
 
 def _segments(g: Plane, index: Tensor, size: int, x_shape: Shape) -> Pulled:

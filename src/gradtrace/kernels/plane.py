@@ -107,13 +107,33 @@ class Spikes(Plane):
 class Pulled:
     """What one edge gives to its argument: values (batch × x), stored winners if there are, the way back.
 
-    `window` says that only those scalars of x are meant; then values and winners have the window's size.
+    Attributes:
+        window: says that only those scalars of x are meant; then values and winners have the window's size.
+        rows: says that only those rows of x are meant (rising); values and winners are batch × rows × width of one.
     """
 
     plane: Plane
     raw: Tensor | None
     way: Way
     window: Layout | None = None
+    rows: Tensor | None = None
+
+    def laid_out(self, shape: Shape) -> Pulled:
+        """Give values and winners for all of x: `shape` is batch × x."""
+        if self.window is None and self.rows is None:
+            return self
+        # zeros that are not written to take neither time nor memory
+        data = torch.zeros(shape, dtype=self.plane.dtype)
+        raw = None if self.raw is None else torch.zeros(shape, dtype=self.raw.dtype)
+        for whole, some in ((data, self.plane.data), (raw, self.raw)):
+            if whole is None or some is None:
+                continue
+            if self.window is not None:
+                reference.window(whole, self.window).copy_(some)
+            else:
+                whole.view(len(whole), -1, some.shape[2]).index_copy_(1, self.rows, some.expand(len(whole), -1, -1))
+        plane = Plane(data, self.plane.exponent, self.plane.high, self.plane.low, owned=True)
+        return Pulled(plane, raw, self.way)
 
 
 def fits(g: Plane, kind: torch.dtype) -> Plane:
