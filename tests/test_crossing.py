@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import F64, recorded, recorded_by_example
-from hypothesis import given, settings
-from programs import programs
+from hypothesis import example, given, settings
+from programs import Program, programs
 from torch import Tensor
 from zoo import ZOO, build
 
@@ -55,6 +55,8 @@ def assert_same(tape: Tape, loss: Tensor, components: list[Component], *, per_ex
 HALVES: list[Component] = ["a", "b", "c", Slice("a", 0, 2, 0), Slice("b", 1, 2, 1), Slice("c", 0, 2, 1)]
 
 
+# the window of a window: a row of a sum, stacked
+@example(Program((("add", 0, 0, "a"), ("stack", 0, 2, "b"), ("add", 0, 3, "a")), (-2.0,) * 11, "sum"))
 @given(programs(exact=True))
 @settings(deadline=None, max_examples=100)
 def test_exact_programs(program):

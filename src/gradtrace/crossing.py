@@ -19,8 +19,9 @@ from .best import Best
 from .components import Component, Slice, matches, name_of
 from .forest import Forest
 from .kernels import native
+from .kernels.reference import window
 from .places import Places
-from .structure import contiguous
+from .structure import Layout, contiguous
 from .tape import Call, Record, Scope, Value
 from .ways import Affine
 from .winners import Edge, Unused, Winners
@@ -280,8 +281,7 @@ def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | No
     last = way.offset + sum((n - 1) * t for n, t in zip(way.shape, way.stride, strict=True))
     if last >= edge.target.numel:
         return None
-    seen = plane.as_strided((batch, *way.shape), (plane.stride(0), *way.stride), way.offset)
-    return seen.reshape(batch, *winners.shape)
+    return window(plane, Layout(way.shape, way.stride, way.offset)).reshape(batch, *winners.shape)
 
 
 def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) -> Sets:
