@@ -51,6 +51,7 @@ template <class T> struct Job {
     int64_t p_stride, v_stride;
     bool pruned;
     int64_t before;  // k's that `out` has seen already
+    int16_t *short_arg;
 };
 
 constexpr int64_t PANEL_BYTES = 24 << 20;    // of packed columns at a time
@@ -246,11 +247,16 @@ template <class T> class Run {
             for (int r = 0; r < rows; r++) {
                 std::memcpy(tile_.best[r], job_.out + at + r * job_.p_stride, static_cast<size_t>(columns) * sizeof(T));
                 if (job_.arg) std::memcpy(tile_.arg[r], job_.arg + at + r * job_.p_stride, static_cast<size_t>(columns) * sizeof(int32_t));
+                if (job_.short_arg)
+                    for (int64_t c = 0; c < columns; c++) tile_.arg[r][c] = job_.short_arg[at + r * job_.p_stride + c];
             }
             return;
         }
         copy_transposed(job_.out + at, job_.v_stride, rows, columns, tile_.best[0], LANES<T>);
         if (job_.arg) copy_transposed(job_.arg + at, job_.v_stride, rows, columns, tile_.arg[0], LANES<T>);
+        if (job_.short_arg)
+            for (int64_t c = 0; c < columns; c++)
+                for (int r = 0; r < rows; r++) tile_.arg[r][c] = job_.short_arg[at + r + c * job_.v_stride];
     }
 
     void flush(int64_t block, int64_t first_row, int rows) {
@@ -260,11 +266,16 @@ template <class T> class Run {
             for (int r = 0; r < rows; r++) {
                 std::memcpy(job_.out + at + r * job_.p_stride, tile_.best[r], static_cast<size_t>(columns) * sizeof(T));
                 if (job_.arg) std::memcpy(job_.arg + at + r * job_.p_stride, tile_.arg[r], static_cast<size_t>(columns) * sizeof(int32_t));
+                if (job_.short_arg)
+                    for (int64_t c = 0; c < columns; c++) job_.short_arg[at + r * job_.p_stride + c] = static_cast<int16_t>(tile_.arg[r][c]);
             }
             return;
         }
         copy_transposed(tile_.best[0], LANES<T>, columns, rows, job_.out + at, job_.v_stride);
         if (job_.arg) copy_transposed(tile_.arg[0], LANES<T>, columns, rows, job_.arg + at, job_.v_stride);
+        if (job_.short_arg)
+            for (int64_t c = 0; c < columns; c++)
+                for (int r = 0; r < rows; r++) job_.short_arg[at + r + c * job_.v_stride] = static_cast<int16_t>(tile_.arg[r][c]);
     }
 
     // Takes the final values of a tile into account. Padding columns are zero and never suspicious.
@@ -312,8 +323,9 @@ template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
     const Side<T> w{p.w.data + b * p.w.batch_stride, p.w.row_stride, p.w.k_stride, p.n, false};
     T *out = p.out + b * p.m * p.n;
     int32_t *arg = p.arg ? p.arg + b * p.m * p.n : nullptr;
-    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan.pruned, p.before};
-    return {a, w, p.k, out, arg, p.n, 1, plan.pruned, p.before};
+    int16_t *short_arg = p.short_arg ? p.short_arg + b * p.m * p.n : nullptr;
+    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan.pruned, p.before, short_arg};
+    return {a, w, p.k, out, arg, p.n, 1, plan.pruned, p.before, short_arg};
 }
 
 template <class T> void take(const Product<T> &p, int64_t b, const Outcome<T> &part, Summary &summary) {

@@ -21,6 +21,7 @@ template <class T> struct Product {
     T *out;
     int32_t *arg;        // null: values only; else -1 where nothing is above zero
     int64_t before = 0;  // out and arg hold the best of so many k's that come before these
+    int16_t *short_arg = nullptr;  // in place of arg, where no k is above 32767
 };
 
 enum Flag : int {

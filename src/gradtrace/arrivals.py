@@ -173,16 +173,18 @@ class Arrivals:
         if fa != 1 or double != (old.dtype is torch.float64):
             return False
         mark = len(winners.edges)
-        choice, index = _chosen(winners, old.shape, mark), _stored(winners, old.shape, part.raw)
+        choice, index = _chosen(winners, old.shape, mark), winners.index
+        if part.raw is not None and (index is None or part.raw.max() >= native.SHORT):
+            index = _stored(winners, old.shape, part.raw)
         a, chosen = old.data.index_select(1, rows), choice.index_select(1, rows)
         indices = None
         if index is not None and part.raw is not None:
-            indices = index.index_select(1, rows), part.raw.to(torch.int32).contiguous()
+            indices = index.index_select(1, rows).to(torch.int32), part.raw.to(torch.int32).contiguous()
         native.merge(a, 1.0, new.data.to(a.dtype).contiguous(), fb, indices, chosen, mark)
         old.data.index_copy_(1, rows, a)
         choice.index_copy_(1, rows, chosen)
         if index is not None and indices is not None:
-            index.index_copy_(1, rows, indices[0])
+            index.index_copy_(1, rows, indices[0].to(index.dtype))
         self.plane = Plane(old.data, exponent, max(old.high, new.high * fb), min(old.low, new.low * fb), owned=True)
         return True
 

@@ -1,9 +1,9 @@
 """The compiled kernels, called on tensors: every function is one of the (max, ×) semiring's, with the winners.
 
-Values are non-negative float32 or float64, winners are int32 and -1 where the result is 0; of equals the smallest
-index wins. Each function gives its results and a `Range`: what it tells of overflow, underflow and NaN lets the engine
-choose another precision before anything is wrong. Without the compiled module (no compiler when gradtrace was
-installed) `available()` is False, and the reference kernels serve every pass.
+Values are non-negative float32 or float64, winners are int32 (or int16), -1 where the result is 0; of equals the
+smallest index wins. Each function gives its results and a `Range`: what it tells of overflow, underflow and NaN lets
+the engine choose another precision before anything is wrong. Without the compiled module (no compiler when gradtrace
+was installed) `available()` is False, and the reference kernels serve every pass.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ except ImportError:
 
 NAN, LOST = 1, 2
 MAX_DIMS = 8  # of a pointwise kernel's operands
+SHORT, MANY = 1 << 15, 1 << 16  # candidates that 16 bits can number; winners from which on it pays
 FORMS = {"one": 0, "given": 1, "tanh": 2, "sigmoid": 3, "relu": 4, "constant": 5, "exp": 6}
 _state = {"on": os.environ.get("GRADTRACE_KERNELS", "native") != "reference", "said": False}
 
@@ -77,13 +78,13 @@ def _pointers(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _like(shape: Sequence[int], tensor: Tensor) -> tuple[Tensor, Tensor]:
+def _like(shape: Sequence[int], tensor: Tensor, *, small: bool = False) -> tuple[Tensor, Tensor]:
     """Make room for values and winners."""
-    return torch.empty(shape, dtype=tensor.dtype), torch.empty(shape, dtype=torch.int32)
+    return torch.empty(shape, dtype=tensor.dtype), torch.empty(shape, dtype=torch.int16 if small else torch.int32)
 
 
 def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor, Range]:
-    """Give max_k a[b,i,k]·|w[b,j,k]| and the k that reaches it: b × i × j each.
+    """Give max_k a[b,i,k]·|w[b,j,k]| and the k that reaches it, where they are many in 16 bits: b × i × j each.
 
     Args:
         a: b × i × k, non-negative, any strides.
@@ -91,7 +92,7 @@ def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Ten
         prepared: what `prepare(w)` gave, where w is used again and again.
     """
     (batch, m, k), n = a.shape, w.shape[1]
-    out, arg = _like((batch, m, n), a)
+    out, arg = _like((batch, m, n), a, small=k <= SHORT and batch * m * n >= MANY)
     found = lib.max_product(
         a.dtype is torch.float64,
         batch,
@@ -106,6 +107,7 @@ def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Ten
         arg.data_ptr(),
         prepared,
         torch.get_num_threads(),
+        arg.dtype is torch.int16,
     )
     return out, arg, Range(*found)
 

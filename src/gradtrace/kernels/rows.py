@@ -19,8 +19,6 @@ from .native import Range
 from .plane import Plane, Pulled, Spikes, by_reference, kept, made, precisely, wide
 from .product import winners_of
 
-SHORT = 1 << 15  # scalars of a row that 16 bits can number
-
 
 def low_rank(s: LowRank, g: Plane) -> Pulled:
     """Carry values along rows whose scalars are all connected."""
@@ -42,7 +40,7 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
         seen = [None if t is None else grid.view(t.to(kind).expand(s.shape)) for t in parts]
         out, rows_of_out = grid.room(data.shape[0], kind)
         # these winners are a third of what a trace of a convolutional network keeps
-        small = form == "standard" and grid.seen[1] * grid.seen[2] <= SHORT
+        small = form == "standard" and grid.seen[1] * grid.seen[2] <= native.SHORT
         arg, rows_of_arg = grid.room(data.shape[0], torch.int16 if small else torch.int32)
         ranges = [
             native.low_rank(form, grid.view(x.to(kind)), seen, count, y, z, 2.0**shift)
