@@ -17,7 +17,8 @@ namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
 constexpr int64_t CHUNK = 2048;         // k's at a time, as the product likes them
-constexpr int64_t LONGEST_LINE = 4096;  // longer ones would need too much memory for each row of patches
+constexpr int64_t LONGEST_LINE = 4096;  // longer ones would need too much memory for each plane
+constexpr int64_t PLANE_BYTES = 4 << 20;  // of planes that one thread holds
 constexpr int64_t MOST_ZEROS = 4;       // k's for each position of the small side
 
 int64_t volume(const int64_t *size) { return size[0] * size[1] * size[2]; }
@@ -89,7 +90,7 @@ template <class T> class Patches {
     // Rows are numbered through all groups.
     Summary run(int64_t begin, int64_t end) {
         const int64_t rows = s.large_channels * taps;
-        const int64_t room = std::max<int64_t>(1, PATCH_BYTES / int64_t(sizeof(T)) / (residues * plane));
+        const int64_t room = std::max<int64_t>(1, PLANE_BYTES / int64_t(sizeof(T)) / (residues * plane));
         Summary out = nothing_seen();
         for (int64_t x = begin; x < end;) {
             const int64_t group = x / rows, stop = std::min({end, (group + 1) * rows, (x / taps + room) * taps});
