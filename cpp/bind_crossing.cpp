@@ -55,6 +55,26 @@ struct Stretch {
     const int64_t *base, *along;  // of each source
 };
 
+// The sets of a stretch whose scalars have all won through one source, at places where the stored numbers lead. What the
+// loop reads lies in its own variables: a byte written to `out` could be any of the others.
+template <class In, class Out, class Raw, class Move>
+void read_moved(const Source<In> &s, const Raw *raw, int64_t step, int64_t base, int64_t along, int64_t count, Out *out, Move moved) {
+    const In *bits = s.bits;
+    const int64_t size = s.size, also = s.also;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t place = base + i * along + moved(std::max<int64_t>(raw[i * step], 0));
+        out[i] = Out(uint64_t(place) < uint64_t(size) ? also | int64_t(bits[place]) : also);
+    }
+}
+template <class In, class Out, class Raw>
+void read_stored(const Source<In> &s, const Raw *raw, int64_t raw_step, int64_t base, int64_t along, int64_t count, Out *out) {
+    const int64_t step = s.step, *table = s.table;
+    if (table)
+        read_moved(s, raw, raw_step, base, along, count, out, [table](int64_t stored) { return table[stored]; });
+    else
+        read_moved(s, raw, raw_step, base, along, count, out, [step](int64_t stored) { return step * stored; });
+}
+
 template <class In, class Out> void walk_stretch(const Walk<In> &w, const Stretch &x, Out *out) {
     if (w.ordinal) {
         for (int64_t i = 0; i < x.count; i++) {
@@ -66,16 +86,34 @@ template <class In, class Out> void walk_stretch(const Walk<In> &w, const Stretc
         for (int64_t i = 0; i < x.count; i++) {
             const size_t chosen = w.chosen(x.choice + i * x.choice_step);
             const Source<In> &s = w.sources[chosen];
-            const int64_t moved = w.stores() && s.bits ? s.moved(w.stored(x.raw + i * x.raw_step)) : 0;
-            out[i] = Out(s.bits ? s.at(x.base[chosen] + i * x.along[chosen] + moved) : s.also);
+            const int64_t stored = w.stores() ? w.stored(x.raw + i * x.raw_step) : 0;
+            const int64_t moved = s.table ? s.table[stored] : s.step * stored;
+            out[i] = Out(s.at(x.base[chosen] + i * x.along[chosen] + moved));
         }
     } else if (const Source<In> &s = w.sources[0]; !s.bits) {
         std::fill_n(out, x.count, Out(s.also));
-    } else if (w.stores()) {
-        for (int64_t i = 0; i < x.count; i++)
-            out[i] = Out(s.at(x.base[0] + i * x.along[0] + s.moved(w.stored(x.raw + i * x.raw_step))));
+    } else if (w.raw) {
+        read_stored(s, w.raw + x.raw, x.raw_step, x.base[0], x.along[0], x.count, out);
+    } else if (w.short_raw) {
+        read_stored(s, w.short_raw + x.raw, x.raw_step, x.base[0], x.along[0], x.count, out);
     } else {
         for (int64_t i = 0; i < x.count; i++) out[i] = Out(s.at(x.base[0] + i * x.along[0]));
+    }
+}
+
+// Axes along which everything goes on as along the next one become one with it.
+template <class In> void join_axes(Walk<In> &w) {
+    for (size_t d = w.shape.size(); d-- > 1;) {
+        const auto goes_on = [&](const std::vector<int64_t> &stride) { return stride[d - 1] == stride[d] * w.shape[d]; };
+        bool all = (!w.stores() || goes_on(w.raw_stride)) && (!w.chooses() || goes_on(w.choice_stride));
+        for (const Source<In> &s : w.sources) all = all && goes_on(s.stride);
+        if (!all) continue;
+        const auto drop = [&](std::vector<int64_t> &of) { of.erase(of.begin() + int64_t(d) - 1); };
+        w.shape[d] *= w.shape[d - 1];
+        drop(w.shape);
+        if (w.stores()) drop(w.raw_stride);
+        if (w.chooses()) drop(w.choice_stride);
+        for (Source<In> &s : w.sources) drop(s.stride);
     }
 }
 
@@ -135,6 +173,7 @@ template <class In, class Out> void inherited(const Given &g, const nb::list &so
                              nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[5])),
                              nb::cast<std::vector<int64_t>>(t[6])});
     }
+    join_axes(w);
     nb::gil_scoped_release unlocked;
     Out *out = reinterpret_cast<Out *>(to);
     const int64_t numel = end - begin, block = 16384, blocks = (numel + block - 1) / block;

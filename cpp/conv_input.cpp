@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t ROOM = 8 << 20;        // bytes of padded cotangent that one thread holds
 constexpr int64_t MOST_STEPS = 1 << 15;  // of one patch
+constexpr int64_t TOGETHER = 256 << 10;  // bytes of patches at a time: a part of the second-level cache
 
 // One axis of one phase: result t lies at start + t·step and reads the cotangent at t·stride + shift[tap].
 struct Axis {
@@ -192,7 +193,7 @@ template <class T> class SlabRun {
     };
 
     void patches() {
-        const int64_t limit = std::max<int64_t>(LANES<T>, PATCH_BYTES / 4 / int64_t(sizeof(T)) / phase.steps);
+        const int64_t limit = std::max<int64_t>(LANES<T>, TOGETHER / int64_t(sizeof(T)) / phase.steps);
         int64_t t[3], count = 0;
         for (t[0] = begin[0]; t[0] < end[0]; t[0]++)
             for (t[1] = begin[1]; t[1] < end[1]; t[1]++)
@@ -248,26 +249,42 @@ template <class T> class SlabRun {
         x[0] = a, x[1] = b;
     }
 
-    // point × channel to channel × point, a stretch at a time: what is read of it stays in the cache.
+    // Steps to winners, and point × channel to channel × point, a stretch at a time: what is read of it stays in the cache.
     void write_stretches() {
-        const int64_t groups = phase.job.shape.groups, base = slab.group * phase.from * phase.inputs;
-        const int64_t first = (slab.example * groups + slab.group) * phase.to;
-        const int64_t stride = phase.axis[2].stride, step = phase.axis[2].step;
+        const int64_t base = slab.group * phase.from * phase.inputs, stride = phase.axis[2].stride;
         const T *from = best.data();
-        const int32_t *steps_from = step_of.data();
+        int32_t *won = step_of.data();
         for (const Stretch &x : stretches) {
-            for (int64_t c = 0; c < phase.to; c++) {
-                const int64_t at = (first + c) * phase.outputs + x.start.output;
-                T *out = phase.job.out + at;
-                int32_t *arg = phase.job.arg + at;
-                for (int64_t i = 0; i < x.count; i++) {
-                    const int32_t won = steps_from[i * phase.to + c];
-                    out[i * step] = from[i * phase.to + c];
-                    arg[i * step] = won < 0 ? -1 : int32_t(base + x.start.input + i * stride + phase.decoded[won]);
+            for (int64_t i = 0; i < x.count; i++) {
+                const int32_t at = int32_t(base + x.start.input + i * stride), *decoded = phase.decoded.data();
+                int32_t *here = won + i * phase.to;
+                for (int64_t c = 0; c < phase.to; c++) here[c] = here[c] < 0 ? -1 : at + decoded[std::max(here[c], 0)];
+            }
+            write_turned(from, x, phase.job.out);
+            write_turned(won, x, phase.job.arg);
+            from += x.count * phase.to, won += x.count * phase.to;
+        }
+    }
+    template <class U> void write_turned(const U *from, const Stretch &x, U *out) const {
+        constexpr int64_t SIDE = 16 / int64_t(sizeof(U));
+        typedef U Quad __attribute__((vector_size(16)));
+        const int64_t step = phase.axis[2].step, points = x.count / SIDE * SIDE, whole = phase.to / SIDE * SIDE;
+        out += (slab.example * phase.job.shape.groups + slab.group) * phase.to * phase.outputs + x.start.output;
+        for (int64_t c = 0; c < whole; c += SIDE)
+            for (int64_t i = 0; i < points; i += SIDE) {
+                Quad square[SIDE];
+                for (int64_t s = 0; s < SIDE; s++) std::memcpy(&square[s], from + (i + s) * phase.to + c, sizeof(Quad));
+                turn(square);
+                for (int64_t s = 0; s < SIDE; s++) {
+                    U *line = out + (c + s) * phase.outputs + i * step;
+                    if (step == 1)
+                        std::memcpy(line, &square[s], sizeof(Quad));
+                    else
+                        for (int64_t l = 0; l < SIDE; l++) line[l * step] = square[s][l];
                 }
             }
-            from += x.count * phase.to, steps_from += x.count * phase.to;
-        }
+        for (int64_t c = 0; c < phase.to; c++)
+            for (int64_t i = c < whole ? points : 0; i < x.count; i++) out[c * phase.outputs + i * step] = from[i * phase.to + c];
     }
 
     // ---- by tiles

@@ -1,15 +1,14 @@
-// When a convolution is written out as patches and given to the pruned (max, ×) product.
+// When a convolution is seen as patches and given to the pruned (max, ×) product.
 //
-// Patches cost a copy per step, which the product's pruning earns back where enough results share a row's survivors
-// (a block of columns is full) and the reduced axis is long. Elsewhere the direct kernel stays: it has nothing to set up.
+// Patches (towards the input) cost a copy per step, planes (towards the kernel) one per position, which the product's pruning
+// earns back where enough results share a row's survivors (a block of columns is full) and the reduced axis is long. Elsewhere
+// the direct kernel stays: it has nothing to set up.
 #pragma once
 
 #include "conv.hpp"
 #include "conv_tile.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
-
-constexpr int64_t PATCH_BYTES = 4 << 20;  // of patches that one thread holds
 
 // `columns` share what a row prunes, `rows` share the packed columns, `steps` are reduced.
 inline bool worth_patches(int64_t rows, int64_t columns, int64_t steps) { return rows >= 16 && columns >= 32 && steps >= 128; }

@@ -426,8 +426,8 @@ template <class T> void pack(const Side<T> &side, int64_t k, Packed<T> &out) {
     }
 }
 
-template <class T> Prepared *prepare(int64_t batch, int64_t n, int64_t k, const Operand<T> &w) {
-    auto *out = new PreparedBatch<T>;
+template <class T> Prepared *prepare_in(Prepared *again, int64_t batch, int64_t n, int64_t k, const Operand<T> &w) {
+    auto *out = again ? static_cast<PreparedBatch<T> *>(again) : new PreparedBatch<T>;
     Carver count(nullptr);
     for (int64_t b = 0; b < batch; b++) lay_out<T>(n, k, count);
     Carver carve(out->memory.template get<char>(static_cast<int64_t>(count.used())));
@@ -437,6 +437,10 @@ template <class T> Prepared *prepare(int64_t batch, int64_t n, int64_t k, const 
         pack(Side<T>{w.data + b * w.batch_stride, w.row_stride, w.k_stride, n, false}, k, out->packed[b]);
     }
     return out;
+}
+
+template <class T> Prepared *prepare(int64_t batch, int64_t n, int64_t k, const Operand<T> &w) {
+    return prepare_in(nullptr, batch, n, k, w);
 }
 
 template <class T> Summary product(const Product<T> &p, const Prepared *prepared, int threads, Variant variant) {
@@ -458,9 +462,11 @@ template <class T> Summary max_product(const Product<T> &p, const Prepared *prep
 template Summary max_product(const Product<float> &, const Prepared *, Variant);
 template Summary max_product(const Product<double> &, const Prepared *, Variant);
 
-template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w) { return prepare(1, n, k, w); }
-template Prepared *prepare_product(int64_t, int64_t, const Operand<float> &);
-template Prepared *prepare_product(int64_t, int64_t, const Operand<double> &);
+template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w, Prepared *again) {
+    return prepare_in(again, 1, n, k, w);
+}
+template Prepared *prepare_product(int64_t, int64_t, const Operand<float> &, Prepared *);
+template Prepared *prepare_product(int64_t, int64_t, const Operand<double> &, Prepared *);
 
 extern const ProductTable product_table = {product<float>, product<double>, prepare<float>, prepare<double>};
 

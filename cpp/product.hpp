@@ -57,7 +57,7 @@ namespace GRADTRACE_ISA {
 // Only float and double exist.
 template <class T>
 Summary max_product(const Product<T> &product, const Prepared *prepared = nullptr, Variant variant = Variant::automatic);
-template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w);
+template <class T> Prepared *prepare_product(int64_t n, int64_t k, const Operand<T> &w, Prepared *again = nullptr);  // in its memory
 }  // namespace GRADTRACE_ISA
 #endif
 

@@ -27,6 +27,7 @@ constexpr int FINE = COARSE * PARTS;
 constexpr int BUCKETS = 1024;         // of places, by their t
 constexpr int DEEPEST = 64;           // halvings of a range of t by a Splitter
 constexpr int64_t DIRECT = 128;       // rows so short are not worth a sieve
+constexpr int64_t LONG = 1024, SOME = 16;  // of so many candidates, one register in so many gives the levels of a sieve
 constexpr int64_t FEW = 32;           // candidates so few are not sieved again
 constexpr int64_t MANY = 256;        // candidates so many are not sieved again in one go
 constexpr int64_t BEARABLE = 128;     // candidates so few are met with all places rather than sorting these
@@ -110,11 +111,12 @@ template <class T> class Stack {
 template <class T> inline Vec<T> lower(Vec<T> a, Vec<T> b) { return present(larger(smaller(a, b), -larger(a, b))); }
 template <class T> inline Vec<T> upper(Vec<T> a, Vec<T> b) { return larger(magnitude<T>(a), magnitude<T>(b)); }
 
-// For each interval between two edges: a level that two candidates reach everywhere in it.
-template <class T> void levels(const Candidates<T> &c, const T *edge, int intervals, T *level) {
+// For each interval between two edges: a level that two candidates reach everywhere in it. One register of candidates in
+// `every` is looked at: some of them tell nearly as much as all.
+template <class T> void levels(const Candidates<T> &c, const T *edge, int intervals, T *level, int64_t every = 1) {
     TopTwo<T> top[FINE];
     for (int k = 0; k < intervals; k++) top[k] = TopTwo<T>{};
-    for (int64_t i = 0; i < c.count; i += LANES<T>) {
+    for (int64_t i = 0; i < c.count; i += every * LANES<T>) {
         const Block<T> block(c, i);
         Vec<T> before = block.at(edge[0]);
         for (int k = 0; k < intervals; k++) {
@@ -150,7 +152,7 @@ bool keep_above(const Candidates<T> &c, const T *edge, int intervals, const T *l
 // Keeps the candidates that can win in some interval between two edges.
 template <class T> void sieve(const Candidates<T> &c, const T *edge, int intervals, Sieved<T> &kept) {
     T level[FINE];
-    levels(c, edge, intervals, level);
+    levels(c, edge, intervals, level, c.count >= LONG ? SOME : 1);
     keep_above(c, edge, intervals, level, kept);
 }
 // The same between two values of t, but all of them where most would be kept.

@@ -61,6 +61,20 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int, dtype
 # ---------------------------------------------------------------- structures
 
 
+def test_merged_axes_that_lie_apart_are_read_in_place(monkeypatch):
+    """What a channel's β gets from all examples and pixels: no copy of the values, and one more case for the oracle."""
+    seen = []
+    reduce_max = native.reduce_max
+    monkeypatch.setattr(native, "reduce_max", lambda g, *rest: (seen.append(g.data_ptr()), reduce_max(g, *rest))[1])
+    g, weight = drawn(1, (3, 2, 4, 5), 0, torch.float32), integers((3, 2, 4, 5), 1).float()
+    for w in ("", "bchw"):
+        s = Contraction("bchw", "c", (3, 2, 4, 5), (2,), w, (lambda: weight) if w else None)
+        pull(s, plane(g))
+        check(s, (3, 2, 4, 5), 2, 0)
+    assert seen[0] == g.data_ptr()
+    assert g.data_ptr() in seen[1:]
+
+
 @given(contractions(), seeds)
 @settings(deadline=None, max_examples=150)
 def test_contractions(s, seed):

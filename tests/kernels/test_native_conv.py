@@ -162,6 +162,7 @@ LARGE = {
     "patches": Geometry(False, 1, (33, 34), (9, 10), (3, 3), (2, 1), (1, 1), (1, 2)),
     "patches of groups": Geometry(False, 2, (40, 36), (90,), (5,), (1,), (2,), (1,)),
     "patches, transposed": Geometry(True, 1, (40, 35), (6, 8), (3, 4), (2, 1), (1, 2), (1, 1)),
+    "patches, several chunks": Geometry(False, 1, (33, 32), (80, 31), (3, 3), (2, 1), (1, 1), (1, 1)),
     "patches, three axes": Geometry(False, 1, (32, 32), (3, 4, 5), (2, 3, 3), (1, 1, 2), (1, 1, 0), (1, 1, 1)),
 }
 

@@ -84,7 +84,7 @@ def merged(p: Plan, g: Plane) -> tuple[Plane, Tensor]:
 
 
 def _blocks(p: Plan, data: Tensor) -> Tensor:
-    """View batch × y as outer × merged × inner, the merged axes together."""
+    """View batch × y as outer × merged × inner, the merged axes together, or as two where they lie apart."""
     batch = data.shape[0]
     start = p.y.find(p.merged)
     if start >= 0:
@@ -92,7 +92,11 @@ def _blocks(p: Plan, data: Tensor) -> Tensor:
         return data.reshape(batch * outer, p.count(p.merged), inner)
     kept = [1 + i for i, c in enumerate(p.y) if c not in p.merged]
     gone = [1 + i for i, c in enumerate(p.y) if c in p.merged]
-    return data.permute(0, *kept, *gone).reshape(-1, p.count(p.merged), 1)
+    cut = len(gone) - 1  # where their last run begins, which is one axis in memory
+    while cut > 0 and gone[cut - 1] + 1 == gone[cut]:
+        cut -= 1
+    first, last = p.count(p.merged[:cut]), p.count(p.merged[cut:])
+    return data.permute(0, *kept, *gone).reshape(-1, first, last, 1)
 
 
 def _reduced(p: Plan, weight: Any, g: Plane) -> Pulled:

@@ -161,14 +161,14 @@ def merge(
 
 
 def reduce_max(g: Tensor, w: Tensor | None = None, f: float = 1.0) -> tuple[Tensor, Tensor, Range]:
-    """Give max_n |w[o,n,i]|·g[o,n,i]·f and the n that reaches it: o × i each."""
-    outer, n, inner = g.shape
+    """Give max_n |w[o,n,i]|·g[o,n,i]·f and the n that reaches it: o × i each; n may be two axes."""
+    outer, *n, inner = g.shape
     out, arg = _like((outer, inner), g)
     strides = g.stride() if w is None else w.stride()
     found = lib.reduce_max(
         g.dtype is torch.float64,
         outer,
-        n,
+        n if len(n) > 1 else n[0],
         inner,
         g.data_ptr(),
         list(g.stride()),

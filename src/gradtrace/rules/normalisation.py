@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -56,18 +57,19 @@ class Standard:
         """Means, one for each group of scalars that share one."""
         return prod(n for d, n in enumerate(self.shape) if d not in self.dims)
 
+    @cached_property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """Give x̂ and scale."""
+        """x̂ and scale, which the edges towards x and γ share."""
         x = self.call.inputs[0].tensor().reshape(self.shape)
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         found = self.call.results[1:3]
         if len(found) == 2 and all(part is not None and part.get().numel() == self.groups for part in found):
             one = [1 if d in self.dims else n for d, n in enumerate(self.shape)]
             mean, scale = (part.get().to(x.dtype).reshape(one) for part in found if part is not None)
-            return (x - mean) * scale, scale
+            return (x - mean).mul_(scale), scale
         centred = x - x.mean(self.dims, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(self.dims, keepdim=True) + self.eps)
-        return centred * scale, scale
+        return centred.mul_(scale), scale
 
     def gamma(self) -> Tensor | None:
         """Give γ, aligned with `shape`; None if there is none."""
@@ -76,22 +78,22 @@ class Standard:
 
     def arguments(self) -> tuple[Tensor, Tensor | None, Tensor, int]:
         """Give x̂, γ, scale and count."""
-        hat, scale = self.parts()
+        hat, scale = self.parts
         return hat, self.gamma(), scale, self.count
 
     def edges(self) -> Iterator[Edge]:
         """Give the structures towards x, γ and β, and of the statistics, where they are results."""
         yield 0, 0, LowRank(self.shape, self.dims, ClosedRows("standard", self.arguments))
-        yield from affine(self.call, self.shape, self.affine, lambda: self.parts()[0])
+        yield from affine(self.call, self.shape, self.affine, lambda: self.parts[0])
 
     def statistics(self) -> Iterator[Edge]:
         """∂mean/∂x = 1/n, ∂scale/∂x_i = -x̂_i scale²/n."""
         n = self.count
-        mean = lambda: self.parts()[0].new_full(self.shape, 1 / n)  # noqa: E731
+        mean = lambda: self.parts[0].new_full(self.shape, 1 / n)  # noqa: E731
         yield 0, 1, reduction(self.shape, self.dims, mean)
 
         def scale() -> Tensor:
-            hat, scale = self.parts()
+            hat, scale = self.parts
             return -hat * scale.square() / n
 
         yield 0, 2, reduction(self.shape, self.dims, scale)
