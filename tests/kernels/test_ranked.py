@@ -6,8 +6,6 @@ paths in tests/semirings/test_enumeration.py. Here: memory that is used again, a
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from checks import leaf, recorded
@@ -18,7 +16,7 @@ from gradtrace import ask as asking
 from gradtrace.errors import NotANumber
 from gradtrace.kernels import native
 from gradtrace.kernels.plane import OutOfRange
-from gradtrace.kernels.ranked import LARGE, Largest, Room
+from gradtrace.kernels.ranked import Largest
 from gradtrace.semirings import TopK
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
@@ -97,6 +95,34 @@ def _looks_up(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return ((rows @ w).tanh() @ x.t()).exp().sum()
 
 
+def test_what_float32_would_lose_is_kept_in_float64_and_comes_back():
+    carrier = Largest(torch.float32, 3)
+    one = carrier.one(torch.ones(1, 2, 4))
+    tiny = carrier.weigh(torch.tensor(1e-30), carrier.weigh(torch.tensor(1e-30), one))
+    assert [p.dtype for p in (*one, *tiny)] == [torch.float32, torch.float64]
+    assert carrier.seed(tiny, torch.empty(0)) is tiny
+    both = carrier.plus_over(carrier.plus(one, one), tiny)
+    assert carrier.plain(both)[0, :, 0, 0].tolist() == pytest.approx([1.0, 1.0, 1e-60], rel=1e-6)
+    assert carrier.seed(both, torch.empty(0)) is both
+    for narrow in (carrier.reduce(tiny), carrier.contract(torch.full((1, 3, 4), 1e-5), tiny)):
+        assert {p.dtype for p in narrow} == {torch.float64}
+    back = carrier.seed(carrier.weigh(torch.tensor(1e60, dtype=torch.float64), tiny), torch.empty(0))
+    assert back[0].dtype is torch.float32
+    assert torch.allclose(back[0], one[0], rtol=1e-6)
+
+
+def test_a_merge_over_writes_where_there_are_planes_enough():
+    carrier = Largest(torch.float64, 2)
+    one = carrier.one(torch.ones(1, 3))
+    two = carrier.plus_over(one, one)
+    assert len(two) == 2
+    assert two[0].data_ptr() != one[0].data_ptr()
+    three = carrier.weigh(torch.tensor(3.0), one)
+    assert carrier.plus_over(two, three)[0].data_ptr() == two[0].data_ptr()
+    assert torch.stack(two)[:, 0, 0].tolist() == [3, 1]
+    assert carrier.plus(two, three)[0].data_ptr() != two[0].data_ptr()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_out_of_a_floats_range_the_other_carrier_takes_over(dtype):
     def tiny(x):
@@ -142,24 +168,3 @@ def test_elements_have_no_more_planes_than_paths():
     assert len(carrier.contract(torch.eye(5, dtype=torch.float64)[None], one)) == 5  # of a row; each has one of its own
     assert len(carrier.segment(one, torch.tensor([0, 1, 1, 2, 3]), 6)) == 2
     assert carrier.plain(one).shape == (1, 8, 4, 5)
-
-
-def test_room_is_used_again_when_nobody_refers_to_it():
-    room = Room()
-    a = room(torch.float32, LARGE).fill_(1.0)
-    where, view = a.data_ptr(), a[5:]
-    del a
-    gc.collect()
-    other = room(torch.float32, LARGE)
-    assert other.data_ptr() != where
-    del view
-    gc.collect()
-    assert room(torch.float64, LARGE // 2 - 3).data_ptr() == where
-    assert len(room(torch.float32, 3)) == 3
-
-
-def test_large_zeros_are_zeros():
-    room = Room()
-    for _ in range(2):
-        assert not room.zeros(torch.float64, 2, LARGE // 8).any()
-        room(torch.float64, 2, LARGE // 8).fill_(1.0)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import NotANumber
 from ..semiring import BLOCK, Carrier, Element
 from . import native, sums
+from .memory import zeros
 from .native import LOST
 from .plane import OutOfRange, carefully, comfortable, doubled, wide
 from .sums import AGAIN, MANY, UNBOUNDED, Found
@@ -64,7 +65,7 @@ class Plain(Carrier):
         """Merge elements."""
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
-        return tuple(p.new_zeros(shape) for p in like)
+        return tuple(zeros(p.dtype, *shape) for p in like)
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         del ids

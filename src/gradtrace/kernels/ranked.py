@@ -12,8 +12,6 @@ under- or overflow, `OutOfRange` asks for the carrier that has an exponent for e
 
 from __future__ import annotations
 
-import mmap
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -23,47 +21,8 @@ from torch import Tensor
 
 from ..semiring import Carrier, Element
 from . import native
+from .memory import Room, zeros
 from .plane import carefully, comfortable, doubled, wide
-
-LARGE = 1 << 20  # bytes from which memory is worth keeping
-
-
-class Room:
-    """Memory for results, used again when nothing refers to it any more.
-
-    Pages fresh from the system have to be cleared first, which takes longer than many a kernel does.
-    """
-
-    def __init__(self) -> None:
-        self.free: list[mmap.mmap] = []
-
-    def __call__(self, kind: torch.dtype, *shape: int) -> Tensor:
-        """Make room for numbers of a shape."""
-        size = kind.itemsize * prod(shape)
-        if size < LARGE:
-            return torch.empty(shape, dtype=kind)
-        fitting = [m for m in self.free if size <= len(m) <= 2 * size]
-        if fitting:
-            memory = min(fitting, key=len)
-            self.free.remove(memory)
-        else:
-            memory = _pages(size)
-        view = memoryview(memory)  # lives as long as a tensor shows it
-        weakref.finalize(view, self.free.append, memory).atexit = False
-        return _tensor(view, kind, shape)
-
-    def zeros(self, kind: torch.dtype, *shape: int) -> Tensor:
-        """Make zeros, which take no memory, and no time, until they are written."""
-        size = kind.itemsize * prod(shape)
-        return torch.zeros(shape, dtype=kind) if size < LARGE else _tensor(memoryview(_pages(size)), kind, shape)
-
-
-def _pages(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-
-def _tensor(view: memoryview, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    return torch.frombuffer(view, dtype=kind, count=prod(shape)).reshape(shape)
 
 
 def alike(g: Sequence[Tensor]) -> Element:
@@ -89,7 +48,7 @@ class Largest(Carrier):
         return (torch.ones_like(like, dtype=self.kind),)
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
-        return self.room(like[0].dtype, len(like), *shape).zero_().unbind(0)
+        return zeros(like[0].dtype, len(like), *shape).unbind(0)
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         del ids
@@ -147,7 +106,7 @@ class Largest(Carrier):
         if g[0].numel() == 0:
             return self.zero((*shape, size), g[:1])
         rows = alike([p.reshape(prod(shape), -1) for p in g])
-        out = self.room.zeros(g[0].dtype, self.k, len(rows[0]), size)
+        out = zeros(g[0].dtype, self.k, len(rows[0]), size)
         used = native.top_segment(rows, index.reshape(-1, *rows[0].shape[1:]).squeeze(0), out)
         return out.reshape(-1, *shape, size)[: max(1, used)].unbind(0)
 
