@@ -17,11 +17,10 @@ template <class F> int in_parts(int64_t n, int64_t elements, int threads, F f) {
 }
 
 template <class T> int weigh_part(const Lists<T> &g, const T *w, T *out, int64_t n, int64_t begin, int64_t end) {
-    constexpr int LANE = LANES<T>;
     Vec<T> high{};
     Int<T> lost{}, nan{};
-    for (int64_t i = begin; i < end; i += LANE) {
-        const int64_t count = std::min<int64_t>(LANE, end - i);
+    for (int64_t i = begin; i < end; i += LANES<T>) {
+        const int64_t count = std::min<int64_t>(LANES<T>, end - i);
         const Vec<T> edge = magnitude<T>(load(w + i, count));
         nan |= edge != edge;
         high = highest_of(edge, high);
@@ -41,22 +40,21 @@ template <class T> int weigh(const Lists<T> &g, const T *w, int64_t n, T *out, i
 
 template <class T> void merge(const Lists<T> &a, const Lists<T> &b, int64_t n, int keep, T *const *out, int threads) {
     using V = Vec<T>;
-    constexpr int LANE = LANES<T>;
     in_parts(n, n * keep, threads, [&](int64_t begin, int64_t end) {
-        std::vector<T> list(keep * LANE);
-        const T *last = list.data() + (keep - 1) * LANE;
-        for (int64_t i = begin; i < end; i += LANE) {
-            const int64_t count = std::min<int64_t>(LANE, end - i);
+        std::vector<T> list(keep * LANES<T>);
+        const T *last = list.data() + (keep - 1) * LANES<T>;
+        for (int64_t i = begin; i < end; i += LANES<T>) {
+            const int64_t count = std::min<int64_t>(LANES<T>, end - i);
             V x = load(b.plane[0] + i, count);
             const bool none = !any_greater(x, V{});
             if (none && out[0] == a.plane[0] && keep == a.entries) continue;
-            for (int s = 0; s < keep; s++) store(list.data() + s * LANE, s < a.entries ? load(a.plane[s] + i, count) : V{});
+            for (int s = 0; s < keep; s++) store(list.data() + s * LANES<T>, s < a.entries ? load(a.plane[s] + i, count) : V{});
             for (int s = 0; s < b.entries && !none; s++) {
                 x = load(b.plane[s] + i, count);
                 if (!any_greater(x, load(last))) break;
-                let_in(list.data(), LANE, keep, x, s);
+                let_in(list.data(), LANES<T>, keep, x, s);
             }
-            for (int s = 0; s < keep; s++) store(out[s] + i, load(list.data() + s * LANE), count);
+            for (int s = 0; s < keep; s++) store(out[s] + i, load(list.data() + s * LANES<T>), count);
         }
         return 0;
     });
@@ -64,28 +62,28 @@ template <class T> void merge(const Lists<T> &a, const Lists<T> &b, int64_t n, i
 
 template <class T> void reduce(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads) {
     using V = Vec<T>;
-    constexpr int LANE = LANES<T>;
-    const int64_t blocks = (rows + LANE - 1) / LANE;
+    const int64_t blocks = (rows + LANES<T> - 1) / LANES<T>;
     share(blocks, rows * n * g.entries, threads, [&](int64_t begin, int64_t end) {
-        std::vector<T> list(keep * LANE);
-        const T *last = list.data() + (keep - 1) * LANE;
+        std::vector<T> list(keep * LANES<T>);
+        const T *last = list.data() + (keep - 1) * LANES<T>;
         for (int64_t block = begin; block < end; block++) {
-            const int64_t i = block * LANE, count = std::min<int64_t>(LANE, rows - i);
+            const int64_t i = block * LANES<T>, count = std::min<int64_t>(LANES<T>, rows - i);
             std::fill(list.begin(), list.end(), T(0));
             for (int64_t k = 0; k < n; k++)
                 for (int s = 0; s < g.entries; s++) {
                     const V x = load(g.plane[s] + k * g.stride + i, count);
                     if (!any_greater(x, load(last))) break;
-                    let_in(list.data(), LANE, keep, x);
+                    let_in(list.data(), LANES<T>, keep, x);
                 }
-            for (int s = 0; s < keep; s++) store(out + s * rows + i, load(list.data() + s * LANE), count);
+            for (int s = 0; s < keep; s++) store(out + s * rows + i, load(list.data() + s * LANES<T>), count);
         }
         return nothing_seen();
     });
 }
 
 template <class T>
-int segment(const Lists<T> &g, int64_t rows, int64_t n, const int64_t *index, int64_t index_row_stride, int64_t size, int keep, T *out) {
+int segment(const Lists<T> &g, int64_t rows, int64_t n, const int64_t *index, int64_t index_row_stride, int64_t size, int keep,
+            T *out) {
     int deepest = 0;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < n; i++) {

@@ -10,8 +10,8 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-template <class T> constexpr int VECTORS = 4;                         // vectors side by side in a block
-template <class T> constexpr int COLUMNS = VECTORS<T> * LANES<T>;     // lists of a block
+constexpr int VECTORS = 4;                                     // vectors side by side in a block
+template <class T> constexpr int COLUMNS = VECTORS * LANES<T>;  // lists of a block
 template <class T> constexpr T LARGEST = std::numeric_limits<T>::max();
 
 template <class V> constexpr bool SINGLE = std::is_same_v<V, Vec<float>>;
@@ -188,12 +188,10 @@ template <class T> struct Eight {
 // entry of the block is left out.
 // The strongest candidates come first, so that most of the others cannot.
 template <class T, class W> class Filling {
-    static constexpr int COLUMNS = gradtrace::GRADTRACE_ISA::COLUMNS<T>, LANE = LANES<T>, VECTORS = gradtrace::GRADTRACE_ISA::VECTORS<T>;
     using V = Vec<T>;
-    using Eight = gradtrace::GRADTRACE_ISA::Eight<T>;
 
   public:
-    // list: as many entries × COLUMNS as room() says.
+    // list: as many entries × COLUMNS<T> as room() says.
     Filling(T *list, int keep, const Candidates<T> &row, const W &edges)
         : list(list), keep(keep), row(row), edges(edges), size(room(keep)), limit(edges.limit()) {}
 
@@ -201,7 +199,7 @@ template <class T, class W> class Filling {
 
     // Gives the smallest last entry.
     T run() {
-        std::fill(list, list + size * COLUMNS, T(0));
+        std::fill(list, list + size * COLUMNS<T>, T(0));
         if (!networks(keep))
             one_by_one();
         else if (row.entries == 1)
@@ -220,8 +218,8 @@ template <class T, class W> class Filling {
     bool strong(int64_t c, int s) const { return row.value[c * row.width + s] * edges.bound(row.at[c]) > low; }
 
     void update() {
-        V least = load(list + (keep - 1) * COLUMNS);
-        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS + v * LANE));
+        V least = load(list + (keep - 1) * COLUMNS<T>);
+        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
         low = lowest<T>(least);
     }
 
@@ -241,19 +239,19 @@ template <class T, class W> class Filling {
     }
     void eight(const T *a, const int32_t *at) {
         for (int v = 0; v < VECTORS; v++) {
-            Eight x;
+            Eight<T> x;
             for (int i = 0; i < 8; i++) x.e[i] = a[i] * edges.edges(at[i], v);
             V most = x.e[0];
             for (int i = 1; i < 8; i++) most = highest_of(most, x.e[i]);
-            if (!any_greater(most, load(list + 7 * COLUMNS + v * LANE))) continue;
+            if (!any_greater(most, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
             x.sort();
             let_in(x, v);
         }
     }
-    void let_in(const Eight &x, int v) {
-        Eight known = Eight::read(list + v * LANE);
+    void let_in(const Eight<T> &x, int v) {
+        Eight<T> known = Eight<T>::read(list + v * LANES<T>);
         known.merge(x);
-        known.write(list + v * LANE);
+        known.write(list + v * LANES<T>);
     }
 
     // Candidates of several entries, which are sorted as they come.
@@ -265,8 +263,8 @@ template <class T, class W> class Filling {
             const T *a = row.value.data() + c * row.width;
             for (int v = 0; v < VECTORS; v++) {
                 const V w = edges.edges(row.at[c], v), head = a[0] * w;
-                if (!any_greater(head, load(list + 7 * COLUMNS + v * LANE))) continue;
-                Eight x;
+                if (!any_greater(head, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
+                Eight<T> x;
                 for (int s = 0; s < 8; s++) x.e[s] = a[s] * w;
                 let_in(x, v);
             }
@@ -275,14 +273,14 @@ template <class T, class W> class Filling {
     }
 
     void one_by_one() {
-        const T *last = list + (keep - 1) * COLUMNS;
+        const T *last = list + (keep - 1) * COLUMNS<T>;
         for (int64_t c = 0; c < row.count && !over(c); c++)
             for (int s = 0; s < row.entries && strong(c, s); s++) {
                 bool taken = false;
                 for (int v = 0; v < VECTORS; v++) {
                     const V x = row.value[c * row.width + s] * edges.edges(row.at[c], v);
-                    if (!any_greater(x, load(last + v * LANE))) continue;
-                    gradtrace::GRADTRACE_ISA::let_in(list + v * LANE, COLUMNS, keep, x);
+                    if (!any_greater(x, load(last + v * LANES<T>))) continue;
+                    gradtrace::GRADTRACE_ISA::let_in(list + v * LANES<T>, COLUMNS<T>, keep, x);
                     taken = true;
                 }
                 if (!taken) break;

@@ -74,11 +74,10 @@ template <class T> struct Strongest {
 };
 
 template <class T> class RankOne {
-    static constexpr int LANE = LANES<T>;
     using V = Vec<T>;
 
   public:
-    explicit RankOne(const TopRows<T> &p) : p(p), list(p.keep * LANE) {}
+    explicit RankOne(const TopRows<T> &p) : p(p), list(p.keep * LANES<T>) {}
 
     int operator()(int64_t b, int64_t r) {
         row.read(p, b, r);
@@ -86,7 +85,7 @@ template <class T> class RankOne {
         best.find(row, p.keep + p.g.entries);
         T *out = p.out + (b * p.rows + r) * p.n, low = INF<T>;
         bool large = false;
-        for (int64_t j = 0; j < p.n; j += LANE) lanes(j, out, low, large);
+        for (int64_t j = 0; j < p.n; j += LANES<T>) lanes(j, out, low, large);
         for (int64_t i : best.of)
             if (i >= 0) alone(i, out, low, large);
         const bool rounded = best.count > 0 && best.weight[best.count - 1] < TINY<T>;
@@ -100,20 +99,20 @@ template <class T> class RankOne {
     // Scalars side by side, as if none of them were among the strongest.
     void lanes(int64_t j, T *out, T &low, bool &large) {
         V r, own;
-        for (int l = 0; l < LANE; l++) r[l] = std::abs(row.right[0][j + l]), own[l] = row.own[j + l];
-        for (int s = 0; s < p.keep; s++) store(list.data() + s * LANE, V(r * best.weight[s]));
+        for (int l = 0; l < LANES<T>; l++) r[l] = std::abs(row.right[0][j + l]), own[l] = row.own[j + l];
+        for (int s = 0; s < p.keep; s++) store(list.data() + s * LANES<T>, V(r * best.weight[s]));
         for (int s = 0; s < row.entries; s++) {
             V x;
-            for (int l = 0; l < LANE; l++) x[l] = own[l] * row.raw[(j + l) * row.entries + s];
-            if (!any_greater(x, load(list.data() + (p.keep - 1) * LANE))) break;
-            let_in(list.data(), LANE, p.keep, x);
+            for (int l = 0; l < LANES<T>; l++) x[l] = own[l] * row.raw[(j + l) * row.entries + s];
+            if (!any_greater(x, load(list.data() + (p.keep - 1) * LANES<T>))) break;
+            let_in(list.data(), LANES<T>, p.keep, x);
         }
-        const int64_t count = std::min<int64_t>(LANE, p.n - j);
+        const int64_t count = std::min<int64_t>(LANES<T>, p.n - j);
         for (int64_t l = 0; l < count; l++) {
-            low = std::min(low, list[(p.keep - 1) * LANE + l]);
+            low = std::min(low, list[(p.keep - 1) * LANES<T> + l]);
             large |= list[l] > LARGEST<T>;
         }
-        for (int s = 0; s < p.keep; s++) store(out + s * plane() + j, load(list.data() + s * LANE), count);
+        for (int s = 0; s < p.keep; s++) store(out + s * plane() + j, load(list.data() + s * LANES<T>), count);
     }
 
     // One scalar that is among the strongest.
@@ -144,7 +143,6 @@ template <class T> class RankOne {
 // The edges of one block of columns of a Jacobian of rank two.
 template <class T> struct TwoEdges {
     using V = Vec<T>;
-    static constexpr int LANE = LANES<T>;
 
     const Row<T> &row;
     int64_t first;
@@ -154,19 +152,18 @@ template <class T> struct TwoEdges {
     T limit() const { return 1; }  // keys have the bounds in them
     T bound(int32_t at) const { return bounds[at]; }
     V edges(int32_t at, int v) const {
-        const int64_t j = first + v * LANE;
+        const int64_t j = first + v * LANES<T>;
         V x = magnitude<T>(V(row.left[0][at] * load(row.right[0].data() + j) + row.left[1][at] * load(row.right[1].data() + j)));
-        if (at >= j && at < j + LANE) x[at - j] = row.own[at];
+        if (at >= j && at < j + LANES<T>) x[at - j] = row.own[at];
         return x;
     }
 };
 
 template <class T> class RankTwo {
-    static constexpr int LANE = LANES<T>, COLUMNS = gradtrace::GRADTRACE_ISA::COLUMNS<T>, VECTORS = gradtrace::GRADTRACE_ISA::VECTORS<T>;
     using V = Vec<T>;
 
   public:
-    explicit RankTwo(const TopRows<T> &p) : p(p), list(room_for(p.keep) * COLUMNS), bounds(p.n) {}
+    explicit RankTwo(const TopRows<T> &p) : p(p), list(room_for(p.keep) * COLUMNS<T>), bounds(p.n) {}
 
     int operator()(int64_t b, int64_t r) {
         row.read(p, b, r);
@@ -181,16 +178,16 @@ template <class T> class RankTwo {
         if (!(*std::max_element(bounds.begin(), bounds.end()) <= LARGEST<T>)) return TOO_LARGE;
         candidates.sort(row.raw.data(), p.n, p.g.entries, bounds.data());
         int flags = 0;
-        for (int64_t j = 0; j < p.n; j += COLUMNS) flags |= block(b, r, j);
+        for (int64_t j = 0; j < p.n; j += COLUMNS<T>) flags |= block(b, r, j);
         return flags;
     }
 
   private:
     int block(int64_t b, int64_t r, int64_t j) {
         const T low = fill(list.data(), p.keep, candidates, TwoEdges<T>{row, j, bounds.data()});
-        const size_t width = size_t(std::min<int64_t>(COLUMNS, p.n - j)) * sizeof(T);
+        const size_t width = size_t(std::min<int64_t>(COLUMNS<T>, p.n - j)) * sizeof(T);
         for (int s = 0; s < p.keep; s++)
-            std::memcpy(p.out + ((s * p.batch + b) * p.rows + r) * p.n + j, list.data() + s * COLUMNS, width);
+            std::memcpy(p.out + ((s * p.batch + b) * p.rows + r) * p.n + j, list.data() + s * COLUMNS<T>, width);
         return judge(list.data(), low < TINY<T> && smallest(j) < TINY<T>);
     }
 
@@ -201,7 +198,7 @@ template <class T> class RankTwo {
             for (int v = 0; v < VECTORS; v++) {
                 const V x = TwoEdges<T>{row, first, bounds.data()}.edges(int32_t(i), v);
                 for (int s = 0; s < row.entries && row.list(i)[s] > 0; s++)
-                    for (int l = 0; l < LANE; l++)
+                    for (int l = 0; l < LANES<T>; l++)
                         if (x[l] > 0) out = std::min(out, x[l] * row.list(i)[s]);
             }
         return out;

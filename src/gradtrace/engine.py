@@ -186,7 +186,9 @@ def _propagate(
 
 def _apart(g: Element, read: Element) -> bool:
     """Tell whether planes lie beside each other, each without repetitions, in memory that others do not read."""
-    elsewhere = {p.untyped_storage().data_ptr() for p in read}
+    if any(p._is_zerotensor() for p in g):  # autograd's zeros, which have no memory
+        return False
+    elsewhere = {p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()}
     dense = torch.ops.aten.is_non_overlapping_and_dense
     own = all(p.untyped_storage().data_ptr() not in elsewhere and dense(p) for p in g)
     return own and len({p.data_ptr() for p in g}) == len(g)
