@@ -1,10 +1,11 @@
 """What a pass under each semiring costs next to `loss.backward()`, on the shape of a small GPT-2.
 
 Four layers of 768, 12 heads, 50,257 words, batch 4 × 128, random weights, float32. One forward pass is recorded; then
-backward and each semiring's pass over the tape are timed in turn, interleaved in one process so that a slow
-minute of the machine falls on all of them. Medians over the repeats, of the time on the clock and of the CPU time of
-all threads, which other programs on the machine disturb less. A pass is `tape.grad`, and gives g of every parameter.
-TopK(8) holds eight paths of 22 bytes for each scalar, for which this shape needs tens of gigabytes: try --shape small.
+backward and one semiring's pass over the tape are timed in turn, interleaved in one process so that a slow
+minute of the machine falls on both, and so for one semiring after the other: what a pass of gigabytes frees, a virtual
+machine gives back to its host a second later, beside whatever runs then. Medians over the repeats, of the time on the
+clock and of the CPU time of all threads, which other programs on the machine disturb less. A pass is `tape.grad`, and
+gives g of every parameter: under TopK(8) eight numbers for each scalar, 2.2 GB.
 
     python benchmarks/semirings_vs_backward.py --repeats 5 --out benchmarks/results
 """
@@ -37,35 +38,40 @@ def gpt2(shape: str) -> tuple[nn.Module, Tensor]:
     return GPT2LMHeadModel(config), torch.randint(words, (batch, length))
 
 
-def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Give the seconds, on the clock and of CPU time, of backward and of each pass."""
+def measure(shape: str, names: list[str], repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Give the seconds, on the clock and of CPU time, of each pass and of backward beside it."""
     torch.manual_seed(0)
     model, ids = gpt2(shape)
     with gradtrace.record(model) as tape:
         loss = model(input_ids=ids, labels=ids).loss
-    seconds: dict[str, list[tuple[float, float]]] = {"backward": [], **{name: [] for name in names}}
-    for repeat in range(repeats + 1):
-        for name in seconds:
+
+    def timed(name: str) -> tuple[float, float]:
+        start, cpu = time.perf_counter(), time.process_time()
+        if name == "backward":
+            loss.backward(retain_graph=True)
+        else:
+            tape.grad(loss, list(tape.leaves), name)
+        return time.perf_counter() - start, time.process_time() - cpu
+
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for name in names:
+        for repeat in range(repeats + 1):
             model.zero_grad()
-            start, cpu = time.perf_counter(), time.process_time()
-            if name == "backward":
-                loss.backward(retain_graph=True)
-            else:
-                tape.grad(loss, list(tape.leaves), name)
-            took = time.perf_counter() - start, time.process_time() - cpu
-            print(f"repeat {repeat} of {repeats}: {name} {took[0]:.2f} s, {took[1]:.2f} s of CPU time", flush=True)
+            (clock0, cpu0), (clock, cpu) = timed("backward"), timed(name)
+            took = {"backward": clock0, "backward_cpu": cpu0, "pass": clock, "pass_cpu": cpu}
+            print(f"{name}, repeat {repeat} of {repeats}: {took}", flush=True)
             if repeat:  # the first is a warm-up
                 seconds[name].append(took)
     return seconds
 
 
-def row(name: str, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def row(name: str, times: list[dict[str, float]]) -> dict[str, Any]:
     """Give one pass's medians, and their ratios to backward."""
-    clock, cpu = (statistics.median(times) for times in zip(*seconds[name], strict=True))
-    clock0, cpu0 = (statistics.median(times) for times in zip(*seconds["backward"], strict=True))
+    clock0, cpu0, clock, cpu = (statistics.median(t[k] for t in times) for k in times[0])
     return {
         "pass": name,
         "budget": BUDGET.get(name),
+        "backward": clock0,
         "seconds": clock,
         "seconds_to_backward": clock / clock0,
         "cpu_seconds": cpu,
@@ -79,13 +85,13 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], shape: str, repeats
         f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, Python {on['python']}; "
         f"medians of {repeats} interleaved repeats; shape {shape}: {SHAPES[shape]}.",
         "",
-        "| pass | seconds | of backward | CPU seconds | of backward | asked for |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| pass | backward, seconds | seconds | of backward | CPU seconds | of backward | asked for |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
         budget = f"≤ {r['budget']:g}×" if r["budget"] else ""
         clock, cpu = (f"{r[k]:.2f} | {r[k + '_to_backward']:.2f}×" for k in ("seconds", "cpu_seconds"))
-        lines.append(f"| {r['pass']} | {clock} | {cpu} | {budget} |")
+        lines.append(f"| {r['pass']} | {r['backward']:.2f} | {clock} | {cpu} | {budget} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     seconds = measure(given.shape, given.semirings.split(","), given.repeats)
-    rows = [row(name, seconds) for name in seconds]
+    rows = [row(name, times) for name, times in seconds.items()]
     on = machine()
     table = markdown(rows, on, given.shape, given.repeats)
     given.out.mkdir(parents=True, exist_ok=True)

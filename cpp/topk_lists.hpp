@@ -10,52 +10,69 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-using V = Vec<double>;
-constexpr int LANE = LANES<double>;
-constexpr int VECTORS = 4;                // vectors side by side in a block
-constexpr int COLUMNS = VECTORS * LANE;   // lists of a block
-constexpr double SMALLEST = TINY<double>;
-constexpr double LARGEST = std::numeric_limits<double>::max();
+constexpr int VECTORS = 4;                                     // vectors side by side in a block
+template <class T> constexpr int COLUMNS = VECTORS * LANES<T>;  // lists of a block
+template <class T> constexpr T LARGEST = std::numeric_limits<T>::max();
 
-inline bool any_greater(V a, V b) {
+template <class V> constexpr bool SINGLE = std::is_same_v<V, Vec<float>>;
+
+template <class V> inline bool any_greater(V a, V b) {
 #if defined(__AVX512F__)
-    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
+    if constexpr (SINGLE<V>)
+        return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+    else
+        return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
 #elif defined(__AVX2__)
-    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GT_OQ)) != 0;
+    if constexpr (SINGLE<V>)
+        return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+    else
+        return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GT_OQ)) != 0;
 #else
-    return any(Int<double>(a > b));
+    return any(a > b);
 #endif
 }
-inline V highest_of(V a, V b) {
+template <class V> inline V highest_of(V a, V b) {
 #if defined(__AVX512F__)
-    return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+    if constexpr (SINGLE<V>)
+        return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    else
+        return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
 #elif defined(__AVX2__)
-    return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+    if constexpr (SINGLE<V>)
+        return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    else
+        return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
 #else
     return larger(a, b);
 #endif
 }
-inline V lowest_of(V a, V b) {
+template <class V> inline V lowest_of(V a, V b) {
 #if defined(__AVX512F__)
-    return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+    if constexpr (SINGLE<V>)
+        return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    else
+        return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
 #elif defined(__AVX2__)
-    return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+    if constexpr (SINGLE<V>)
+        return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    else
+        return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
 #else
     return smaller(a, b);
 #endif
 }
 
 // Lets x into lists whose entries are `step` apart, from entry `from` on.
-inline void let_in(double *list, int64_t step, int keep, V x, int from = 0) {
+template <class T> inline void let_in(T *list, int64_t step, int keep, Vec<T> x, int from = 0) {
     for (int s = from; s < keep; s++) {
-        const V have = load(list + s * step);
+        const Vec<T> have = load(list + s * step);
         store(list + s * step, highest_of(x, have));
         x = lowest_of(x, have);
     }
 }
 
 // The same for one list, entries next to each other. Gives where x went, `keep` where it did not get in.
-inline int let_in(double *list, int64_t step, int keep, double x) {
+template <class T> inline int let_in(T *list, int64_t step, int keep, T x) {
     int at = keep;
     while (at > 0 && list[(at - 1) * step] < x) at--;
     for (int s = keep - 1; s > at; s--) list[s * step] = list[(s - 1) * step];
@@ -63,60 +80,58 @@ inline int let_in(double *list, int64_t step, int keep, double x) {
     return at;
 }
 
-inline uint64_t bits_of(double x) {
-    uint64_t bits;
+// What orders positive numbers as they are ordered, in whole numbers.
+template <class T> using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+template <class T> inline Bits<T> bits_of(T x) {
+    Bits<T> bits;
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
-inline double number_of(uint64_t bits) {
-    double x;
+template <class T> inline T number_of(Bits<T> bits) {
+    T x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-inline double element(const Edges &e, int64_t at) {
-    return e.is_double ? static_cast<const double *>(e.data)[at] : double(static_cast<const float *>(e.data)[at]);
-}
-
 // The lists of one row that are not empty, roughly the strongest first.
-struct Candidates {
-    static constexpr int SHIFT = 49;  // eight steps for each power of two
+template <class T> struct Candidates {
+    static constexpr int SHIFT = std::numeric_limits<T>::digits - 1 - 3;  // eight steps for each power of two
     static constexpr int STEPS = 512;
 
     int entries = 0, width = 0;  // of a list; its room in `value`, zeros behind the entries
     int64_t count = 0;
     std::vector<int32_t> at;
-    std::vector<double> value, key;
-    uint64_t last = 0;  // the step in which all that is weaker lies, in any order
+    std::vector<T> value, key;
+    Bits<T> last = 0;  // the step in which all that is weaker lies, in any order
 
     // An upper bound of this candidate's key and all later ones'.
-    double reach(int64_t c) const { return number_of(std::max(bits_of(key[c]), last << SHIFT) | ((uint64_t(1) << SHIFT) - 1)); }
+    T reach(int64_t c) const { return number_of<T>(std::max(bits_of(key[c]), last << SHIFT) | ((Bits<T>(1) << SHIFT) - 1)); }
 
     // Sorts raw lists (n × entries, next to each other) by their heads, or by their heads times `factor`.
-    void sort(const double *raw, int64_t n, int with, const double *factor) {
+    void sort(const T *raw, int64_t n, int with, const T *factor) {
         entries = with, width = with == 1 ? 1 : std::max(with, 8), count = 0, least_ = 0;
         if (int64_t(at.size()) < n) at.resize(n), key.resize(n);
         if (int64_t(value.size()) < n * width) value.resize(n * width);
         int64_t places[STEPS + 1] = {};
-        uint64_t top = 0;
+        Bits<T> top = 0;
         for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(keyed(raw, k, factor)) >> SHIFT);
         last = top > STEPS - 1 ? top - (STEPS - 1) : 0;
         for (int64_t k = 0; k < n; k++)
             if (raw[k * with] > 0) places[step(top, keyed(raw, k, factor)) + 1]++, count++;
         for (int s = 0; s < STEPS; s++) places[s + 1] += places[s];
         for (int64_t k = 0; k < n; k++) {
-            const double *list = raw + k * with;
+            const T *list = raw + k * with;
             if (!(list[0] > 0)) continue;
             const int64_t c = places[step(top, keyed(raw, k, factor))]++;
             at[c] = int32_t(k), key[c] = keyed(raw, k, factor);
-            for (int s = 0; s < width; s++) value[c * width + s] = s < with ? list[s] : 0.0;
+            for (int s = 0; s < width; s++) value[c * width + s] = s < with ? list[s] : T(0);
         }
     }
 
     // The smallest weight other than 0.
-    double least() {
+    T least() {
         if (least_ == 0) {
-            least_ = INF<double>;
+            least_ = INF<T>;
             for (int64_t x = 0; x < count * width; x++)
                 if (value[x] > 0) least_ = std::min(least_, value[x]);
         }
@@ -124,14 +139,15 @@ struct Candidates {
     }
 
   private:
-    double least_ = 0;
+    T least_ = 0;
 
-    double keyed(const double *raw, int64_t k, const double *factor) const { return raw[k * entries] * (factor ? factor[k] : 1.0); }
-    static int step(uint64_t top, double x) { return int(std::min<uint64_t>(top - (bits_of(x) >> SHIFT), STEPS - 1)); }
+    T keyed(const T *raw, int64_t k, const T *factor) const { return raw[k * entries] * (factor ? factor[k] : T(1)); }
+    static int step(Bits<T> top, T x) { return int(std::min<Bits<T>>(top - (bits_of(x) >> SHIFT), STEPS - 1)); }
 };
 
 // Eight entries of a vector of lists, in registers: exchanged by networks, so without a branch for each weight.
-struct Eight {
+template <class T> struct Eight {
+    using V = Vec<T>;
     V e[8];
 
     template <int i, int j> void exchange() {
@@ -155,13 +171,13 @@ struct Eight {
         exchange<0, 2>(), exchange<1, 3>(), exchange<4, 6>(), exchange<5, 7>();
         exchange<0, 1>(), exchange<2, 3>(), exchange<4, 5>(), exchange<6, 7>();
     }
-    static Eight read(const double *from) {
+    static Eight read(const T *from) {
         Eight out;
-        for (int i = 0; i < 8; i++) out.e[i] = load(from + i * COLUMNS);
+        for (int i = 0; i < 8; i++) out.e[i] = load(from + i * COLUMNS<T>);
         return out;
     }
-    void write(double *to) const {
-        for (int i = 0; i < 8; i++) store(to + i * COLUMNS, e[i]);
+    void write(T *to) const {
+        for (int i = 0; i < 8; i++) store(to + i * COLUMNS<T>, e[i]);
     }
 };
 
@@ -171,17 +187,19 @@ struct Eight {
 // edges(at, v), those of one vector of columns, which fetch(at) asks for ahead. What cannot be above the smallest last
 // entry of the block is left out.
 // The strongest candidates come first, so that most of the others cannot.
-template <class W> class Filling {
+template <class T, class W> class Filling {
+    using V = Vec<T>;
+
   public:
-    // list: as many entries × COLUMNS as room() says.
-    Filling(double *list, int keep, const Candidates &row, const W &edges)
+    // list: as many entries × COLUMNS<T> as room() says.
+    Filling(T *list, int keep, const Candidates<T> &row, const W &edges)
         : list(list), keep(keep), row(row), edges(edges), size(room(keep)), limit(edges.limit()) {}
 
     static int room(int keep) { return networks(keep) ? 8 : keep; }
 
     // Gives the smallest last entry.
-    double run() {
-        std::fill(list, list + size * COLUMNS, 0.0);
+    T run() {
+        std::fill(list, list + size * COLUMNS<T>, T(0));
         if (!networks(keep))
             one_by_one();
         else if (row.entries == 1)
@@ -200,15 +218,15 @@ template <class W> class Filling {
     bool strong(int64_t c, int s) const { return row.value[c * row.width + s] * edges.bound(row.at[c]) > low; }
 
     void update() {
-        V least = load(list + (keep - 1) * COLUMNS);
-        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS + v * LANE));
-        low = lowest<double>(least);
+        V least = load(list + (keep - 1) * COLUMNS<T>);
+        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
+        low = lowest<T>(least);
     }
 
     // Candidates of one entry, sorted in eights.
     void eight_by_eight() {
         for (int64_t c = 0; c < row.count && !over(c);) {
-            double a[8] = {};
+            T a[8] = {};
             int32_t at[8] = {};
             for (int n = 0; n < 8 && c < row.count; c++) {
                 if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
@@ -219,21 +237,21 @@ template <class W> class Filling {
             update();
         }
     }
-    void eight(const double *a, const int32_t *at) {
+    void eight(const T *a, const int32_t *at) {
         for (int v = 0; v < VECTORS; v++) {
-            Eight x;
+            Eight<T> x;
             for (int i = 0; i < 8; i++) x.e[i] = a[i] * edges.edges(at[i], v);
             V most = x.e[0];
             for (int i = 1; i < 8; i++) most = highest_of(most, x.e[i]);
-            if (!any_greater(most, load(list + 7 * COLUMNS + v * LANE))) continue;
+            if (!any_greater(most, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
             x.sort();
             let_in(x, v);
         }
     }
-    void let_in(const Eight &x, int v) {
-        Eight known = Eight::read(list + v * LANE);
+    void let_in(const Eight<T> &x, int v) {
+        Eight<T> known = Eight<T>::read(list + v * LANES<T>);
         known.merge(x);
-        known.write(list + v * LANE);
+        known.write(list + v * LANES<T>);
     }
 
     // Candidates of several entries, which are sorted as they come.
@@ -242,11 +260,11 @@ template <class W> class Filling {
         for (int64_t c = 0; c < row.count && !over(c); c++) {
             if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
             if (!strong(c, 0)) continue;
-            const double *a = row.value.data() + c * row.width;
+            const T *a = row.value.data() + c * row.width;
             for (int v = 0; v < VECTORS; v++) {
                 const V w = edges.edges(row.at[c], v), head = a[0] * w;
-                if (!any_greater(head, load(list + 7 * COLUMNS + v * LANE))) continue;
-                Eight x;
+                if (!any_greater(head, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
+                Eight<T> x;
                 for (int s = 0; s < 8; s++) x.e[s] = a[s] * w;
                 let_in(x, v);
             }
@@ -255,14 +273,14 @@ template <class W> class Filling {
     }
 
     void one_by_one() {
-        const double *last = list + (keep - 1) * COLUMNS;
+        const T *last = list + (keep - 1) * COLUMNS<T>;
         for (int64_t c = 0; c < row.count && !over(c); c++)
             for (int s = 0; s < row.entries && strong(c, s); s++) {
                 bool taken = false;
                 for (int v = 0; v < VECTORS; v++) {
                     const V x = row.value[c * row.width + s] * edges.edges(row.at[c], v);
-                    if (!any_greater(x, load(last + v * LANE))) continue;
-                    gradtrace::GRADTRACE_ISA::let_in(list + v * LANE, COLUMNS, keep, x);
+                    if (!any_greater(x, load(last + v * LANES<T>))) continue;
+                    gradtrace::GRADTRACE_ISA::let_in(list + v * LANES<T>, COLUMNS<T>, keep, x);
                     taken = true;
                 }
                 if (!taken) break;
@@ -270,24 +288,24 @@ template <class W> class Filling {
             }
     }
 
-    double *list;
+    T *list;
     int keep;
-    const Candidates &row;
+    const Candidates<T> &row;
     const W &edges;
     int size;
-    double limit, low = 0;
+    T limit, low = 0;
 };
 
-template <class W> double fill(double *list, int keep, const Candidates &row, const W &edges) {
-    return Filling<W>(list, keep, row, edges).run();
+template <class T, class W> T fill(T *list, int keep, const Candidates<T> &row, const W &edges) {
+    return Filling<T, W>(list, keep, row, edges).run();
 }
 constexpr int room_for(int keep) { return std::max(keep, 8); }
 
 // Reads `count` rows of lists (n each), one after another as n × entries.
-inline void read_rows(const Lists &g, int64_t b, int64_t row, int64_t count, int64_t n, double *raw) {
+template <class T> inline void read_rows(const Lists<T> &g, int64_t b, int64_t row, int64_t count, int64_t n, T *raw) {
     for (int s = 0; s < g.entries; s++) {
-        const double *from = g.plane[s] + b * g.batch_stride + row * g.row_stride;
-        double *to = raw + s;
+        const T *from = g.plane[s] + b * g.batch_stride + row * g.row_stride;
+        T *to = raw + s;
         if (g.row_stride < g.stride || g.stride == 0) {
             for (int64_t k = 0; k < n; k++)
                 for (int64_t r = 0; r < count; r++) to[(r * n + k) * g.entries] = from[r * g.row_stride + k * g.stride];
@@ -299,10 +317,10 @@ inline void read_rows(const Lists &g, int64_t b, int64_t row, int64_t count, int
 }
 
 // What a finished block tells: an infinite weight, or one that may be missing because products were too small.
-inline int judge(const double *list, bool lost) {
+template <class T> inline int judge(const T *list, bool lost) {
     int flags = lost ? LOST : 0;
-    for (int j = 0; j < COLUMNS; j++)
-        if (list[j] > LARGEST) flags |= TOO_LARGE;
+    for (int j = 0; j < COLUMNS<T>; j++)
+        if (list[j] > LARGEST<T>) flags |= TOO_LARGE;
     return flags;
 }
 

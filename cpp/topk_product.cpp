@@ -20,10 +20,10 @@ template <class T> struct Packed {
     int64_t k, blocks;
     std::vector<T> edges;                // batch × blocks × k × COLUMNS
     std::vector<T> bounds, limits;       // batch × blocks × k; batch × blocks
-    std::vector<double> least;           // batch × blocks: the smallest edge other than 0
+    std::vector<T> least;                // batch × blocks: the smallest edge other than 0
 
-    Packed(const TopProduct &p, int threads)
-        : k(p.k), blocks((p.n + COLUMNS - 1) / COLUMNS), edges(p.batch * blocks * k * COLUMNS), bounds(p.batch * blocks * k),
+    Packed(const TopProduct<T> &p, int threads)
+        : k(p.k), blocks((p.n + COLUMNS<T> - 1) / COLUMNS<T>), edges(p.batch * blocks * k * COLUMNS<T>), bounds(p.batch * blocks * k),
           limits(p.batch * blocks), least(p.batch * blocks) {
         const int64_t all = p.batch * blocks;
         (void)threads;
@@ -41,26 +41,25 @@ template <class T> struct Packed {
     }
 
   private:
-    void pack(const TopProduct &p, int64_t x) {
+    void pack(const TopProduct<T> &p, int64_t x) {
         constexpr int64_t TILE = 16;
-        const int64_t b = x / blocks, first = x % blocks * COLUMNS, width = std::min<int64_t>(COLUMNS, p.n - first);
-        const T *from = static_cast<const T *>(p.w.data) + b * p.w.batch_stride + first * p.w.row_stride;
-        T *to = edges.data() + x * k * COLUMNS;
-        T total{}, limit{};
-        double smallest = INF<double>;
+        const int64_t b = x / blocks, first = x % blocks * COLUMNS<T>, width = std::min<int64_t>(COLUMNS<T>, p.n - first);
+        const T *from = p.w.data + b * p.w.batch_stride + first * p.w.row_stride;
+        T *to = edges.data() + x * k * COLUMNS<T>;
+        T total{}, limit{}, smallest = INF<T>;
         for (int64_t tile = 0; tile < k; tile += TILE) {
             const int64_t end = std::min(k, tile + TILE);
             if (p.w.row_stride == 1)
                 for (int64_t at = tile; at < end; at++)
-                    for (int64_t j = 0; j < width; j++) to[at * COLUMNS + j] = std::abs(from[at * p.w.stride + j]);
+                    for (int64_t j = 0; j < width; j++) to[at * COLUMNS<T> + j] = std::abs(from[at * p.w.stride + j]);
             else
                 for (int64_t j = 0; j < width; j++)
                     for (int64_t at = tile; at < end; at++)
-                        to[at * COLUMNS + j] = std::abs(from[j * p.w.row_stride + at * p.w.stride]);
+                        to[at * COLUMNS<T> + j] = std::abs(from[j * p.w.row_stride + at * p.w.stride]);
             for (int64_t at = tile; at < end; at++) {
-                T *row = to + at * COLUMNS, bound{}, low = INF<T>;
-                for (int64_t j = width; j < COLUMNS; j++) row[j] = row[width - 1];
-                for (int64_t j = 0; j < COLUMNS; j++) {
+                T *row = to + at * COLUMNS<T>, bound{}, low = INF<T>;
+                for (int64_t j = width; j < COLUMNS<T>; j++) row[j] = row[width - 1];
+                for (int64_t j = 0; j < COLUMNS<T>; j++) {
                     bound = row[j] > bound ? row[j] : bound;
                     const T some = row[j] > 0 ? row[j] : INF<T>;
                     low = some < low ? some : low;
@@ -68,7 +67,7 @@ template <class T> struct Packed {
                 }
                 bounds[x * k + at] = bound;
                 limit = std::max(limit, bound);
-                smallest = std::min(smallest, double(low));
+                smallest = std::min(smallest, low);
             }
         }
         limits[x] = std::isnan(total) ? total : limit;  // nothing but a NaN makes a sum of magnitudes one
@@ -80,58 +79,45 @@ template <class T> struct Block {
     const T *packed, *bound_of;
     T most;
 
-    double limit() const { return double(most); }
+    T limit() const { return most; }
     void fetch(int32_t at) const {
-        for (int j = 0; j < COLUMNS; j += 64 / int(sizeof(T))) __builtin_prefetch(packed + int64_t(at) * COLUMNS + j);
+        for (int j = 0; j < COLUMNS<T>; j += 64 / int(sizeof(T))) __builtin_prefetch(packed + int64_t(at) * COLUMNS<T> + j);
     }
-    double bound(int32_t at) const { return double(bound_of[at]); }
-    V edges(int32_t at, int v) const {
-        const T *from = packed + int64_t(at) * COLUMNS + v * LANE;
-        if constexpr (sizeof(T) == 8)
-            return load(from);
-        else {
-#if defined(__AVX512F__)
-            return (V)_mm512_cvtps_pd(_mm256_loadu_ps(from));
-#elif defined(__AVX2__)
-            return (V)_mm256_cvtps_pd(_mm_loadu_ps(from));
-#else
-            V out;
-            for (int l = 0; l < LANE; l++) out[l] = double(from[l]);
-            return out;
-#endif
-        }
-    }
+    T bound(int32_t at) const { return bound_of[at]; }
+    Vec<T> edges(int32_t at, int v) const { return load(packed + int64_t(at) * COLUMNS<T> + v * LANES<T>); }
 };
 
 // What one thread works with.
-struct Room {
-    std::vector<double> raw, list;
-    Candidates rows[ROWS];
+template <class T> struct Room {
+    std::vector<T> raw, list;
+    Candidates<T> rows[ROWS];
 };
 
-template <class T> int some_rows(const TopProduct &p, const Packed<T> &w, int64_t b, int64_t first, Room &room) {
+template <class T> int some_rows(const TopProduct<T> &p, const Packed<T> &w, int64_t b, int64_t first, Room<T> &room) {
     const int64_t count = std::min(ROWS, p.m - first), size = p.k * p.a.entries;
     room.raw.resize(count * size);
-    room.list.resize(room_for(p.keep) * COLUMNS);
+    room.list.resize(room_for(p.keep) * COLUMNS<T>);
     read_rows(p.a, b, first, count, p.k, room.raw.data());
     for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * size, p.k, p.a.entries, nullptr);
     int flags = 0;
     for (int64_t block = 0; block < w.blocks; block++) {
-        const int64_t x = b * w.blocks + block, width = std::min<int64_t>(COLUMNS, p.n - block * COLUMNS);
-        const Block<T> edges{w.edges.data() + x * p.k * COLUMNS, w.bounds.data() + x * p.k, w.limits[x]};
+        const int64_t x = b * w.blocks + block, width = std::min<int64_t>(COLUMNS<T>, p.n - block * COLUMNS<T>);
+        const Block<T> edges{w.edges.data() + x * p.k * COLUMNS<T>, w.bounds.data() + x * p.k, w.limits[x]};
         for (int64_t r = 0; r < count; r++) {
-            const double low = fill(room.list.data(), p.keep, room.rows[r], edges);
-            flags |= judge(room.list.data(), low < SMALLEST && room.rows[r].least() * w.least[x] < SMALLEST);
+            const T low = fill(room.list.data(), p.keep, room.rows[r], edges);
+            flags |= judge(room.list.data(), low < TINY<T> && room.rows[r].least() * w.least[x] < TINY<T>);
             for (int s = 0; s < p.keep; s++) {
-                double *to = p.out + ((s * p.batch + b) * p.m + first + r) * p.n + block * COLUMNS;
-                std::memcpy(to, room.list.data() + s * COLUMNS, size_t(width) * sizeof(double));
+                T *to = p.out + ((s * p.batch + b) * p.m + first + r) * p.n + block * COLUMNS<T>;
+                std::memcpy(to, room.list.data() + s * COLUMNS<T>, size_t(width) * sizeof(T));
             }
         }
     }
     return flags;
 }
 
-template <class T> int typed(const TopProduct &p, int threads) {
+}  // namespace
+
+template <class T> int top_product(const TopProduct<T> &p, int threads) {
     threads = p.batch * p.m * p.n * p.k < SERIAL ? 1 : threads;
     const Packed<T> w(p, threads);
     if (const int found = w.flags()) return found;
@@ -141,7 +127,7 @@ template <class T> int typed(const TopProduct &p, int threads) {
 #pragma omp parallel num_threads(threads) reduction(| : flags)
 #endif
     {
-        Room room;
+        Room<T> room;
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
@@ -150,8 +136,7 @@ template <class T> int typed(const TopProduct &p, int threads) {
     return flags;
 }
 
-}  // namespace
-
-int top_product(const TopProduct &p, int threads) { return p.w.is_double ? typed<double>(p, threads) : typed<float>(p, threads); }
+template int top_product(const TopProduct<float> &, int);
+template int top_product(const TopProduct<double> &, int);
 
 }  // namespace gradtrace::GRADTRACE_ISA

@@ -9,12 +9,15 @@ import pytest
 import torch
 from checks import F64, assert_sum_is_autograd, leaf, recorded
 from torch import Tensor
+from torch.nn import functional
 
-from gradtrace import AbsSum, Max, Sum, record
+from gradtrace import AbsSum, Max, Sum, engine, record
+from gradtrace.ask import gradings, quick
 from gradtrace.engine import Edges, offsets, reverse
 from gradtrace.errors import MissingRule
 from gradtrace.rules import TABLE, dense
 from gradtrace.semiring import Carrier, Count, Element, Linear
+from gradtrace.semirings import named
 from gradtrace.tape import Value
 
 
@@ -90,6 +93,38 @@ def test_cotangents_are_freed_when_they_have_been_passed_on():
     reverse(tape.record, tape.value_of(loss), Sum.carrier, keep)
     assert len(alive) == 42
     assert max(alive) <= 3
+
+
+@pytest.mark.parametrize("semiring", [Sum, AbsSum, Max, Count, "entropy", "power:8", "power:3", "topk:3", "signedmax"])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("again", [0, 1])
+def test_what_a_lookup_carries_back_goes_into_the_rows_it_read(semiring, compiled, again, monkeypatch):
+    """Merged in place, or, where something has to be said of what enters a value, laid out in full: the same."""
+
+    def tied(table, w, bias):
+        x = functional.embedding(torch.tensor([0, 2, 0]), table)
+        for _ in range(again):
+            x = x + functional.embedding(torch.tensor([3, 2, 2]), table)
+        return ((x @ w).tanh() @ table.t() + bias).exp().sum()
+
+    tape, loss = recorded(tied, {"table": leaf(5, 4), "w": leaf(4, 4, seed=1), "bias": leaf(5, seed=2)})
+    record, value, into = tape.record, tape.value_of(loss), engine.gather_into
+    calls = []
+    monkeypatch.setattr(engine, "gather_into", lambda *given: calls.append(given) or into(*given))
+    (asked,) = gradings(record, value, [named(semiring)])
+    if compiled:
+        (asked,) = quick(record, value, [asked])
+    found: list[list[Tensor]] = [[], []]
+    for kept, enter in zip(found, (None, lambda g, value, consumer: g), strict=True):
+
+        def keep(value: Value, g: Element, kept: list[Tensor] = kept) -> None:
+            kept.append(asked.carrier.plain(g))
+
+        wanted = {tape.find(name).id for name in tape.leaves}
+        reverse(record, value, asked.carrier, keep, enter=enter, wanted=wanted)
+    assert asked.carrier.points or len(calls) == 1 + again  # planes of ids are shared
+    assert len(found[0]) == len(found[1]) == 3
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*found, strict=True))
 
 
 def test_edges_are_numbered_by_call_and_argument():

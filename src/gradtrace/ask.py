@@ -122,7 +122,7 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading
 
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
     if isinstance(carrier, Strongest):
-        return Largest(carrier.k)
+        return Largest(kind, carrier.k)
     p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
     if p in POWERS:
         return PlainNorm(kind, POWERS.index(p))
@@ -138,11 +138,10 @@ def _walk(
     found: list[dict[int, Tensor]] = [{} for _ in asked]
 
     def keep(value: Value, g: Element) -> None:
-        if value.id in wanted:
-            for number, (asking, out) in enumerate(zip(asked, found, strict=True)):
-                own = asking.read(g if single is not None else together.part(g, number))
-                numbers = (asking.result.log2(own) if log2 else asking.result.plain(own))[0]
-                out[value.id] = (numbers.to(value.dtype) if cast else numbers).contiguous()
+        for number, (asking, out) in enumerate(zip(asked, found, strict=True)):
+            own = asking.read(g if single is not None else together.part(g, number))
+            numbers = (asking.result.log2(own) if log2 else asking.result.plain(own))[0]
+            out[value.id] = _dense(numbers.to(value.dtype) if cast else numbers)
 
     def enter(g: Element, value: Value, consumer: Call | None) -> Element:
         parts = (a.enter(together.part(g, n), value, consumer) for n, a in enumerate(asked))
@@ -150,5 +149,10 @@ def _walk(
 
     plain = all(isinstance(a, Ungraded) for a in asked)
     carrier = together if single is None else single.carrier
-    reverse(record, loss, carrier, keep, enter=None if plain else enter)
+    reverse(record, loss, carrier, keep, enter=None if plain else enter, wanted=wanted)
     return found
+
+
+def _dense(numbers: Tensor) -> Tensor:
+    """Give numbers without gaps or repetitions in memory, their axes in any order, as autograd's gradients are."""
+    return numbers if torch.ops.aten.is_non_overlapping_and_dense(numbers) else numbers.contiguous()

@@ -8,16 +8,18 @@ strong ones is the one that the definition asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import rules
 from .errors import MissingRule, NotANumber
-from .kernels.reference import pull
+from .kernels.reference import gather_into, pull
 from .labels import Labels
 from .semiring import Carrier, Element
 from .split import pull_by_example
@@ -43,6 +45,14 @@ class Edges:
         return cls(first)
 
 
+class Reached(NamedTuple):
+    """What has reached a value so far: batch × value.shape; `own` says that nobody else reads its memory."""
+
+    value: Value
+    g: Element
+    own: bool = False
+
+
 def offsets(call: Call) -> list[int]:
     """Give the flat index at which each output's scalars begin, among all results of the call."""
     out, total = [], 0
@@ -61,6 +71,7 @@ def reverse(
     track: Callable[[list[Call]], Iterable[Call]] = iter,
     seconds: dict[str, float] | None = None,
     enter: Callable[[Element, Value, Call | None], Element] | None = None,
+    wanted: Container[int] | None = None,
 ) -> None:
     """Compute g_v for every value from which the loss can be reached.
 
@@ -70,12 +81,13 @@ def reverse(
         record: the tape.
         loss: the value of ℓ.
         carrier: the semiring's arrays.
-        keep: called once for every value, with its finished elements (batch × value.shape), as soon as they are.
+        keep: called once for every wanted value, with its finished elements (batch × value.shape), as soon as they are.
         labels: where given, values that belong to no example have a batch of one entry per example;
             all others, and all values where it is None, have a batch of 1.
         track: wraps the calls that are walked, for a progress bar.
         seconds: where the time spent on each operator is added up.
         enter: given what reaches a value from one consumer call (None: it is the loss), and what it becomes there.
+        wanted: ids of values; None: all. What nobody keeps may be written over.
 
     Raises:
         MissingRule: an operator on the way has no rule.
@@ -83,15 +95,16 @@ def reverse(
     """
     edges, first = Edges.of(record), _first_uses(record)
     one = torch.ones((1, *loss.shape), dtype=loss.dtype)
-    pending: dict[int, tuple[Value, Element]] = {loss.id: (loss, carrier.one(one))}
-    if enter is not None:
-        pending[loss.id] = loss, enter(pending[loss.id][1], loss, None)
+    begin = carrier.one(one)
+    pending = {loss.id: Reached(loss, begin if enter is None else enter(begin, loss, None))}
     for call in track(record.calls[::-1]):
         outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
         if not any(outputs):
             continue
-        for found in filter(None, outputs):
-            keep(*found)
+        for place, found in enumerate(outputs):
+            if found is not None and (wanted is None or found.value.id in wanted):
+                keep(found.value, found.g)
+                outputs[place] = found._replace(own=False)
         began = perf_counter()
         try:
             _propagate(call, outputs, carrier, edges.first[call.index], pending, labels, enter)
@@ -99,10 +112,15 @@ def reverse(
             raise NotANumber(f"{error}: {call.where}") from None
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
-        for found in _finished(call, first, pending):
-            keep(*found)
-    for found in pending.values():
-        keep(*found)
+        _finish(_finished(call, first, pending), keep, wanted)
+    _finish(pending.values(), keep, wanted)
+
+
+def _finish(found: Iterable[Reached], keep: Callable[[Value, Element], None], wanted: Container[int] | None) -> None:
+    """Let leaves' elements be kept, if they are wanted."""
+    for value, g, _ in found:
+        if wanted is None or value.id in wanted:
+            keep(value, g)
 
 
 def _first_uses(record: Record) -> dict[int, int]:
@@ -115,9 +133,7 @@ def _first_uses(record: Record) -> dict[int, int]:
     return first
 
 
-def _finished(
-    call: Call, first: dict[int, int], pending: dict[int, tuple[Value, Element]]
-) -> Iterator[tuple[Value, Element]]:
+def _finished(call: Call, first: dict[int, int], pending: dict[int, Reached]) -> Iterator[Reached]:
     """Take out the leaves that no call before this one takes: nothing more will reach them."""
     for given in call.inputs:
         value = given.value
@@ -127,38 +143,55 @@ def _finished(
 
 def _propagate(
     call: Call,
-    outputs: list[tuple[Value, Element] | None],
+    outputs: list[Reached | None],
     carrier: Carrier,
     first_edge: int,
-    pending: dict[int, tuple[Value, Element]],
+    pending: dict[int, Reached],
     labels: Labels | None,
     enter: Callable[[Element, Value, Call | None], Element] | None,
 ) -> None:
     """Carry the cotangents of one call's results to its arguments."""
     starts = offsets(call)
     covered = set()
-    for position, output, structure in rules.structures(call):
+    edges = rules.structures(call)
+    uses = Counter(output for _, output, _ in edges)
+    for position, output, structure in edges:
         argument = call.inputs[position].value
         found = outputs[output] if output < len(outputs) else None
         covered.add(output)
         if argument is None or not argument.differentiable or found is None:
             continue
-        value, g = found
+        value, g, own = found
         ids = _ids(value if carrier.points else None, (first_edge + position << EDGE_BITS) + starts[output], g[0])
         g = carrier.seed(g, ids)
+        known = pending.get(argument.id)
+        if known is not None and known.own and type(structure) is Gather and labels is None and enter is None:
+            merged = gather_into(structure, carrier, g, tuple(p.contiguous() for p in known.g))
+            pending[argument.id] = known._replace(g=merged)
+            continue
         part = (
             pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
         )
         batch = labels.count if labels is not None and labels.free(argument) else 1
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
         part = part if enter is None else enter(part, argument, call)
-        known = pending.get(argument.id)
-        # what comes through a gather lies in memory of its own
-        merge = carrier.plus_over if type(structure) is Gather else carrier.plus
-        pending[argument.id] = argument, part if known is None else merge(known[1], part)
+        if known is not None:
+            part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)
+        read = (() if own and uses[output] == 1 else g) + (() if known is None or known.own else known.g)
+        pending[argument.id] = Reached(argument, part, _apart(part, read))
     missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
     if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):
         raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
+
+
+def _apart(g: Element, read: Element) -> bool:
+    """Tell whether planes lie beside each other, each without repetitions, in memory that others do not read."""
+    if any(p._is_zerotensor() for p in g):  # autograd's zeros, which have no memory
+        return False
+    elsewhere = {p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()}
+    dense = torch.ops.aten.is_non_overlapping_and_dense
+    own = all(p.untyped_storage().data_ptr() not in elsewhere and dense(p) for p in g)
+    return own and len({p.data_ptr() for p in g}) == len(g)
 
 
 def _ids(value: Value | None, start: int, like: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Carrier(ABC):
         """Merge two arrays of one shape, elementwise."""
 
     def plus_over(self, a: Element, b: Element) -> Element:
-        """Merge two arrays as `plus` does; the second one's memory may be used for the result."""
+        """Merge two arrays as `plus` does; the first one's memory may be used for the result."""
         return self.plus(a, b)
 
     @abstractmethod

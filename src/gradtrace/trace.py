@@ -163,7 +163,8 @@ class Tape:
 
         Returns:
             g_v for each input, in its shape; where an element consists of several numbers (`TopK`, `SignedMax`,
-            `Graded`, `Through`), they are in front. For several semirings, one such tuple for each.
+            `Graded`, `Through`), they are in front. Not always contiguous, as autograd's gradients. For several
+            semirings, one such tuple for each.
 
         Raises:
             NotScalar, NotOnTape, Unused, MissingRule: as their messages say.

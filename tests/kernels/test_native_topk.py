@@ -14,7 +14,6 @@ from native_operands import LOST, NAN_SEEN, Array, address, examples, instructio
 from native_operands import native as _native
 
 TOO_LARGE = 4
-TINY = np.finfo(np.float64).tiny
 LISTS = ("integers", "normal", "lognormal", "sparse", "denormal", "huge", "constant", "zero")  # finite
 EDGES = (*LISTS, "infinite")
 
@@ -32,9 +31,9 @@ calls = st.fixed_dictionaries(
 )
 
 
-def lists(rng: np.random.Generator, pool: str, entries: int, shape: tuple[int, ...]) -> Array:
+def lists(rng: np.random.Generator, pool: str, entries: int, shape: tuple[int, ...], double: bool) -> Array:
     """Draw sorted lists, entries in front, laid out in some way."""
-    return strided(-np.sort(-np.abs(numbers(rng, pool, (entries, *shape), True)), 0), rng)
+    return strided(-np.sort(-np.abs(numbers(rng, pool, (entries, *shape), double)), 0), rng)
 
 
 def planes(g: Array) -> list[int]:
@@ -42,10 +41,10 @@ def planes(g: Array) -> list[int]:
 
 
 def weighed(w: Array, g: Array) -> Array:
-    """Give |w|·g in double; an absent edge is absent beside infinity."""
+    """Give |w|·g; an absent edge is absent beside infinity."""
     with np.errstate(all="ignore"):
-        out = np.abs(w).astype(np.float64) * g
-    return np.where((w == 0) | (g == 0), 0, out)
+        out = np.abs(w) * g
+    return np.where((w == 0) | (g == 0), 0, out).astype(g.dtype)
 
 
 def largest(candidates: Array, keep: int) -> Array:
@@ -64,28 +63,28 @@ def check(
         present: which candidates have two ends that are not 0.
         smallest, highest: bounds of all products other than 0, as if the smallest, or the largest, of all factors met.
     """
-    want = largest(candidates, keep)
+    want, limits = largest(candidates, keep), np.finfo(out.dtype)
     assert not flags & NAN_SEEN
     if np.isinf(want).any():
         assert flags & TOO_LARGE
-    elif highest < np.inf:
+    elif highest <= limits.max:
         assert not flags & TOO_LARGE
-    lost = (present & (candidates < TINY)).any(-1) & (want[-1] < TINY)
+    lost = (present & (candidates < limits.tiny)).any(-1) & (want[-1] < limits.tiny)
     if lost.any() and not flags & TOO_LARGE:
         assert flags & LOST
-    if smallest >= TINY:
+    if smallest >= limits.tiny:
         assert not flags & LOST
     if not flags:
         same(out, want)
 
 
 def least(*arrays: Array) -> float:
-    """Multiply the smallest numbers other than 0."""
-    out = 1.0
+    """Multiply the smallest numbers other than 0, in their own precision."""
+    out = arrays[0].dtype.type(1)
     for x in arrays:
-        size = np.abs(x[x != 0]).astype(np.float64)
-        out *= size.min() if size.size else np.inf
-    return out
+        size = np.abs(x[x != 0])
+        out *= size.min() if size.size else x.dtype.type(np.inf)
+    return float(out)
 
 
 def most(*arrays: Array) -> float:
@@ -96,10 +95,9 @@ def most(*arrays: Array) -> float:
 
 def product(a: Array, w: Array, keep: int, threads: int) -> tuple[int, Array]:
     (_, batch, m, k), n = a.shape, w.shape[1]
-    out = np.full((keep, batch, m, n), -7.0)
-    double = w.dtype == np.float64
-    where = planes(a), steps(a[0]), address(w), double, steps(w), keep, address(out), threads
-    return _native.top_product(batch, m, n, k, *where), out
+    out = np.full((keep, batch, m, n), -7, w.dtype)
+    where = planes(a), steps(a[0]), address(w), steps(w), keep, address(out), threads
+    return _native.top_product(w.dtype == np.float64, batch, m, n, k, *where), out
 
 
 @given(call=calls, sizes=st.tuples(st.integers(0, 3), st.integers(0, 19), st.integers(0, 70), st.integers(0, 40)))
@@ -107,7 +105,7 @@ def product(a: Array, w: Array, keep: int, threads: int) -> tuple[int, Array]:
 def test_products(call, sizes):
     (batch, m, n, k), keep = sizes, call["keep"]
     rng = np.random.default_rng(call["seed"])
-    a = lists(rng, call["g"], call["entries"], (batch, m, k))
+    a = lists(rng, call["g"], call["entries"], (batch, m, k), call["double"])
     w = strided(numbers(rng, call["w"], (batch, n, k), call["double"]), rng)
     with instruction_set(call["isa"]), np.errstate(all="ignore"):
         flags, out = product(a, w, keep, call["threads"])
@@ -127,21 +125,23 @@ def test_an_infinite_edge_is_told_whatever_lies_beside_it(isa, entries):
 
 @pytest.mark.parametrize("isa", _native.instruction_sets())
 @pytest.mark.parametrize("entries", [1, 8])
-def test_a_long_product_leaves_most_candidates_out_and_is_exact(isa, entries):
+@pytest.mark.parametrize("double", [False, True])
+def test_a_long_product_leaves_most_candidates_out_and_is_exact(isa, entries, double):
     rng = np.random.default_rng(0)
-    a = lists(rng, "lognormal", entries, (1, 9, 1500))
-    w = numbers(rng, "normal", (1, 45, 1500), False)
+    a = lists(rng, "lognormal", entries, (1, 9, 1500), double)
+    w = numbers(rng, "normal", (1, 140, 1500), double)
     with instruction_set(isa):
         flags, out = product(a, w, 8, 2)
-    every = weighed(w[0, None, :, :, None], np.moveaxis(a[:, 0], 0, -1)[:, None]).reshape(9, 45, -1)
+    every = weighed(w[0, None, :, :, None], np.moveaxis(a[:, 0], 0, -1)[:, None]).reshape(9, 140, -1)
     assert flags == 0
     same(out[:, 0], largest(every, 8))
 
 
 @pytest.mark.parametrize("isa", _native.instruction_sets())
-def test_weights_far_apart_are_ordered(isa):
-    a = np.exp2(np.linspace(-500, 0, 900))[None, None, None]
-    w = np.ones((1, 3, 900))
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_weights_far_apart_are_ordered(isa, kind):
+    a = np.exp2(np.linspace(np.log2(np.finfo(kind).tiny) / 2, 0, 900)).astype(kind)[None, None, None]
+    w = np.ones((1, 3, 900), kind)
     with instruction_set(isa):
         flags, out = product(a, w, 900, 1)
     assert flags == 0
@@ -155,23 +155,21 @@ def test_weights_far_apart_are_ordered(isa):
 def test_rows(call, rank, sizes):
     (batch, rows, n), keep, double = sizes, call["keep"], call["double"]
     rng = np.random.default_rng(call["seed"])
-    g = lists(rng, call["g"], call["entries"], (batch, rows, n))
+    g = lists(rng, call["g"], call["entries"], (batch, rows, n), double)
     own, *sides = (strided(numbers(rng, call["w"], (rows, n), double), rng) for _ in range(1 + 2 * rank))
     left, right = sides[:rank], sides[rank:]
-    out = np.full((keep, batch, rows, n), -7.0)
+    out = np.full((keep, batch, rows, n), -7, g.dtype)
     factors = [own, *left, *right]
-    given_ = double, [address(f) for f in factors], [[0, *steps(f)] for f in factors]
+    given_ = [address(f) for f in factors], [[0, *steps(f)] for f in factors]
     with instruction_set(call["isa"]):
-        flags = _native.top_low_rank(
-            batch, rows, n, planes(g), steps(g[0]), *given_, keep, address(out), call["threads"]
-        )
+        where = planes(g), steps(g[0]), *given_, keep, address(out), call["threads"]
+        flags = _native.top_low_rank(double, batch, rows, n, *where)
     with np.errstate(all="ignore"):
         if any(np.isinf(f).any() for f in factors):
             assert flags & TOO_LARGE
             return
-        wide = [f.astype(np.float64) for f in factors]
         lined = np.moveaxis(g, 0, -1)
-        every, present = candidates_of_rows(lined, wide[0], wide[1 : 1 + rank], wide[1 + rank :])
+        every, present = candidates_of_rows(lined, own, left, right)
         beside = [least(g, left[0]), least(g, left[0], right[0])] if rank == 1 else [0.0]  # sums of two may cancel
         highest = max(most(g, own), *(2 * most(g, x, r) for x, r in zip(left, right, strict=True)))
         highest = max(highest, *(2 * most(x, r) for x, r in zip(left, right, strict=True)), most(g, left[0]))
@@ -200,14 +198,14 @@ def candidates_of_rows(g: Array, own: Array, left: list[Array], right: list[Arra
 @examples(150)
 def test_weighing(call, n):
     rng = np.random.default_rng(call["seed"])
-    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n,)))
+    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n,), call["double"]))
     w = numbers(rng, call["w"], (n,), call["double"])
-    out = np.full(g.shape, -7.0)
+    out = np.full_like(g, -7)
     with instruction_set(call["isa"]):
-        flags = _native.top_weigh(n, planes(g), address(w), call["double"], address(out), call["threads"])
+        flags = _native.top_weigh(call["double"], n, planes(g), address(w), address(out), call["threads"])
     want = weighed(w, g)
     assert bool(flags & TOO_LARGE) == bool(np.isinf(want).any() or np.isinf(w).any())
-    assert bool(flags & LOST) == bool(((want < TINY) & (w != 0) & (g != 0)).any())
+    assert bool(flags & LOST) == bool(((want < np.finfo(g.dtype).tiny) & (w != 0) & (g != 0)).any())
     if not flags:
         same(out, want)
 
@@ -216,14 +214,14 @@ def test_weighing(call, n):
 @examples(150)
 def test_merging(call, n, more, in_place):
     rng = np.random.default_rng(call["seed"])
-    a = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n,)))
-    b = np.ascontiguousarray(lists(rng, "sparse" if in_place else "integers", more, (n,)))
+    a = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n,), call["double"]))
+    b = np.ascontiguousarray(lists(rng, "sparse" if in_place else "integers", more, (n,), call["double"]))
     keep = call["entries"] if in_place else min(call["keep"], len(a) + len(b))
     keep = max(keep, call["entries"])
     want = largest(np.concatenate([a, b]).T, keep)
-    out = a if in_place else np.full((keep, n), -7.0)
+    out = a if in_place else np.full((keep, n), -7, a.dtype)
     with instruction_set(call["isa"]):
-        _native.top_merge(n, planes(a), planes(b), planes(out), call["threads"])
+        _native.top_merge(call["double"], n, planes(a), planes(b), planes(out), call["threads"])
     same(out, want)
 
 
@@ -231,10 +229,11 @@ def test_merging(call, n, more, in_place):
 @examples(150)
 def test_reductions(call, rows, n):
     rng = np.random.default_rng(call["seed"])
-    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n, 2 * rows + 1)))[..., :rows]
-    out = np.full((call["keep"], rows), -7.0)
+    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n, 2 * rows + 1), call["double"]))[..., :rows]
+    out = np.full((call["keep"], rows), -7, g.dtype)
     with instruction_set(call["isa"]):
-        _native.top_reduce(rows, n, planes(g), 2 * rows + 1, call["keep"], address(out), call["threads"])
+        where = planes(g), 2 * rows + 1, call["keep"], address(out), call["threads"]
+        _native.top_reduce(call["double"], rows, n, *where)
     same(out, largest(np.moveaxis(g, (0, 1), (-1, -2)).reshape(rows, n * len(g)), call["keep"]))
 
 
@@ -242,12 +241,12 @@ def test_reductions(call, rows, n):
 @examples(150)
 def test_segments(call, rows, n, size, apart):
     rng = np.random.default_rng(call["seed"])
-    g = lists(rng, call["g"], call["entries"], (rows, n))
+    g = lists(rng, call["g"], call["entries"], (rows, n), call["double"])
     index = rng.integers(0, size, (rows if apart else 1, n))
-    out = np.zeros((call["keep"], rows, size))
+    out = np.zeros((call["keep"], rows, size), g.dtype)
     with instruction_set(call["isa"]):
         where = planes(g), [0, *steps(g[0])], address(index), n if apart else 0
-        used = _native.top_segment(rows, n, *where, size, call["keep"], address(out))
+        used = _native.top_segment(call["double"], rows, n, *where, size, call["keep"], address(out))
     mine = index[:, None, :] == np.arange(size)[:, None]  # rows × size × n
     every = np.where(mine, g[:, :, None], 0)
     want = largest(np.moveaxis(every, 0, -1).reshape(rows, size, n * len(g)), call["keep"])
@@ -259,8 +258,8 @@ def test_segments(call, rows, n, size, apart):
 @examples(150)
 def test_depths(call, batch, rows, n):
     rng = np.random.default_rng(call["seed"])
-    g = lists(rng, call["g"], call["entries"], (batch, rows, n))
-    found = _native.top_depth(batch, rows, n, planes(g), steps(g[0]), call["keep"])
+    g = lists(rng, call["g"], call["entries"], (batch, rows, n), call["double"])
+    found = _native.top_depth(call["double"], batch, rows, n, planes(g), steps(g[0]), call["keep"])
     assert found == min(call["keep"], (g > 0).sum((0, -1)).max(initial=0))
 
 
@@ -268,21 +267,21 @@ def test_depths(call, batch, rows, n):
 @pytest.mark.parametrize("isa", _native.instruction_sets())
 def test_a_nan_is_told(isa, double):
     kind = np.float64 if double else np.float32
-    g = np.ones((2, 1, 3, 5))
+    g = np.ones((2, 1, 3, 5), kind)
     w = np.ones((1, 4, 5), kind)
     w[0, 3, 2] = np.nan
     row = np.full((3, 5), np.nan, kind)
-    out = np.zeros((2, 1, 3, 5))
+    out = np.zeros((2, 1, 3, 5), kind)
     with instruction_set(isa):
         assert product(g, w, 2, 1)[0] & NAN_SEEN
-        factors = double, [address(row)] * 3, [[0, *steps(row)]] * 3
-        assert _native.top_low_rank(1, 3, 5, planes(g), steps(g[0]), *factors, 2, address(out), 1) & NAN_SEEN
-        assert _native.top_weigh(15, planes(g), address(row), double, address(out), 1) & NAN_SEEN
+        factors = [address(row)] * 3, [[0, *steps(row)]] * 3
+        assert _native.top_low_rank(double, 1, 3, 5, planes(g), steps(g[0]), *factors, 2, address(out), 1) & NAN_SEEN
+        assert _native.top_weigh(double, 15, planes(g), address(row), address(out), 1) & NAN_SEEN
 
 
 def test_factors_come_in_threes_or_fives():
     g, out = np.ones((1, 1, 1, 2)), np.zeros((1, 1, 1, 2))
     with pytest.raises(ValueError, match="rank one or two"):
         _native.top_low_rank(
-            1, 1, 2, planes(g), steps(g[0]), True, [address(g)] * 4, [[0, 2, 1]] * 4, 1, address(out), 1
+            True, 1, 1, 2, planes(g), steps(g[0]), [address(g)] * 4, [[0, 2, 1]] * 4, 1, address(out), 1
         )

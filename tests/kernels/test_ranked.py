@@ -6,8 +6,6 @@ paths in tests/semirings/test_enumeration.py. Here: memory that is used again, a
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from checks import leaf, recorded
@@ -18,10 +16,13 @@ from gradtrace import ask as asking
 from gradtrace.errors import NotANumber
 from gradtrace.kernels import native
 from gradtrace.kernels.plane import OutOfRange
-from gradtrace.kernels.ranked import LARGE, Largest, Room
+from gradtrace.kernels.ranked import Largest
 from gradtrace.semirings import TopK
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
+
+
+ROUNDINGS = 40 * torch.finfo(torch.float32).eps  # of a path of so many edges in float32
 
 
 class Block(nn.Module):
@@ -58,8 +59,8 @@ def test_a_transformer_block_as_by_the_carrier_with_backpointers(dtype, k):
         expected = tape.grad(loss, names, TopK(k))
     for name, a, b in zip(names, ours, expected, strict=True):
         assert a.dtype is dtype
-        assert a.is_contiguous()
-        assert torch.allclose(a, b, rtol=1e-12 if dtype is torch.float64 else 1e-6, atol=0), name
+        assert torch.ops.aten.is_non_overlapping_and_dense(a)
+        assert torch.allclose(a, b, rtol=1e-12 if dtype is torch.float64 else ROUNDINGS, atol=0), name
 
 
 def test_values_of_the_fast_carrier_are_those_of_paths():
@@ -69,9 +70,10 @@ def test_values_of_the_fast_carrier_are_those_of_paths():
     assert found[:, 2, 3].tolist() == pytest.approx([abs(p.weight) for p in paths], rel=1e-12)
 
 
-def test_intermediate_answers_are_not_written_over():
+@pytest.mark.parametrize("program", [lambda x, w: _fans_out(x, w), lambda x, w: _looks_up(x, w)])
+def test_intermediate_answers_are_not_written_over(program):
     """A value's answer shares memory with what its consumers' merges might take for their own."""
-    tape, loss = recorded(lambda x, w: _fans_out(x, w), {"x": leaf(3, 4), "w": leaf(4, 4)})
+    tape, loss = recorded(program, {"x": leaf(3, 4), "w": leaf(4, 4)})
     values = [v for call in tape.calls for v in call.outputs if v is not None and v.differentiable]
     together = asking.ask(tape.record, tape.value_of(loss), values, [TopK(3)])[0]
     for value in values:
@@ -88,27 +90,37 @@ def _fans_out(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return sum((v * v).sum() + v.sum() for v in views) + (y @ w).exp().sum()
 
 
-def test_merges_write_only_into_memory_that_nobody_else_reads():
-    def found(times: int, *, alive: bool, kept: bool = False) -> bool:
-        carrier = Largest(2)
-        g = carrier.weigh(torch.ones(1, 3, 4), carrier.plus(*[carrier.one(torch.ones(1, 3, 4))] * 2))
-        for _ in range(times):
-            carrier.seed(g, torch.empty(0))
-        if kept:
-            carrier.plain(g)
-        view = tuple(p.view(1, 12) for p in g)  # what reaches an argument
-        reader = g if alive else None
-        del g
-        out = carrier.plus(view, carrier.one(torch.ones(1, 12)))
-        assert reader is None or reader[0].data_ptr() == view[0].data_ptr()
-        return out[0].data_ptr() == view[0].data_ptr()
+def _looks_up(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    rows = x.index_select(0, torch.tensor([0, 2, 0]))
+    return ((rows @ w).tanh() @ x.t()).exp().sum()
 
-    with torch.no_grad():
-        assert found(0, alive=False)
-        assert found(1, alive=False)
-        assert not found(1, alive=True)  # the same call carries it back along another edge, perhaps
-        assert not found(2, alive=False)  # another argument has a view of it
-        assert not found(0, alive=False, kept=True)
+
+def test_what_float32_would_lose_is_kept_in_float64_and_comes_back():
+    carrier = Largest(torch.float32, 3)
+    one = carrier.one(torch.ones(1, 2, 4))
+    tiny = carrier.weigh(torch.tensor(1e-30), carrier.weigh(torch.tensor(1e-30), one))
+    assert [p.dtype for p in (*one, *tiny)] == [torch.float32, torch.float64]
+    assert carrier.seed(tiny, torch.empty(0)) is tiny
+    both = carrier.plus_over(carrier.plus(one, one), tiny)
+    assert carrier.plain(both)[0, :, 0, 0].tolist() == pytest.approx([1.0, 1.0, 1e-60], rel=1e-6)
+    assert carrier.seed(both, torch.empty(0)) is both
+    for narrow in (carrier.reduce(tiny), carrier.contract(torch.full((1, 3, 4), 1e-5), tiny)):
+        assert {p.dtype for p in narrow} == {torch.float64}
+    back = carrier.seed(carrier.weigh(torch.tensor(1e60, dtype=torch.float64), tiny), torch.empty(0))
+    assert back[0].dtype is torch.float32
+    assert torch.allclose(back[0], one[0], rtol=1e-6)
+
+
+def test_a_merge_over_writes_where_there_are_planes_enough():
+    carrier = Largest(torch.float64, 2)
+    one = carrier.one(torch.ones(1, 3))
+    two = carrier.plus_over(one, one)
+    assert len(two) == 2
+    assert two[0].data_ptr() != one[0].data_ptr()
+    three = carrier.weigh(torch.tensor(3.0), one)
+    assert carrier.plus_over(two, three)[0].data_ptr() == two[0].data_ptr()
+    assert torch.stack(two)[:, 0, 0].tolist() == [3, 1]
+    assert carrier.plus(two, three)[0].data_ptr() != two[0].data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -120,7 +132,9 @@ def test_out_of_a_floats_range_the_other_carrier_takes_over(dtype):
 
     tape, loss = recorded(tiny, {"x": leaf(3).detach().to(dtype).requires_grad_()})
     with pytest.raises(OutOfRange):
-        asking._walk(tape.record, tape.value_of(loss), set(), [asking.Ungraded(Largest(2))], log2=True, cast=False)
+        asking._walk(
+            tape.record, tape.value_of(loss), set(), [asking.Ungraded(Largest(dtype, 2))], log2=True, cast=False
+        )
     (found,) = tape.grad(loss, "x", TopK(2), log2=True)
     weight = torch.tensor(1e-30, dtype=dtype).double().log2().item()
     assert found[0].tolist() == pytest.approx([60 * weight] * 3, rel=1e-6)
@@ -146,7 +160,7 @@ def test_among_other_semirings_and_without_the_compiled_module(monkeypatch):
 
 
 def test_elements_have_no_more_planes_than_paths():
-    carrier = Largest(8)
+    carrier = Largest(torch.float64, 8)
     one = carrier.one(torch.ones(1, 4, 5))
     assert len(one) == 1
     assert len(carrier.reduce(one)) == 5
@@ -154,25 +168,3 @@ def test_elements_have_no_more_planes_than_paths():
     assert len(carrier.contract(torch.eye(5, dtype=torch.float64)[None], one)) == 5  # of a row; each has one of its own
     assert len(carrier.segment(one, torch.tensor([0, 1, 1, 2, 3]), 6)) == 2
     assert carrier.plain(one).shape == (1, 8, 4, 5)
-
-
-def test_room_is_used_again_when_nobody_refers_to_it():
-    room = Room()
-    a = room(LARGE).fill_(1.0)
-    where, view = a.data_ptr(), a[5:]
-    del a
-    gc.collect()
-    other = room(LARGE)
-    assert other.data_ptr() != where
-    del view
-    gc.collect()
-    assert room(LARGE - 3).data_ptr() == where
-    assert len(room(3)) == 3
-
-
-def test_large_zeros_are_zeros():
-    room = Room()
-    for _ in range(2):
-        assert not room.zeros(2, LARGE // 8).fill_(0.0).any()
-        assert not room.zeros(2, LARGE // 8).any()
-        room(2, LARGE // 8).fill_(1.0)

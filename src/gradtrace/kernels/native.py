@@ -344,9 +344,9 @@ def any_nan(tensors: Sequence[Tensor]) -> bool:
     return lib.any_nan(double, list(given.items()), torch.get_num_threads())
 
 
-# Several path weights a scalar, in planes of float64: the s-th largest of every scalar, 0 where there are fewer. All
-# planes of an element have one shape and one layout; `out` has them in front. Flags are those of a `Range`, and
-# TOO_LARGE: a result is infinite.
+# Several path weights a scalar, in planes: the s-th largest of every scalar, 0 where there are fewer. All planes of an
+# element have one shape and one layout; `out` has them in front. All numbers of a call are float32, or all float64.
+# Flags are those of a `Range`, and TOO_LARGE: a result is infinite.
 TOO_LARGE = 4
 Planes = Sequence[Tensor]
 
@@ -355,42 +355,45 @@ def _addresses(planes: Planes) -> list[int]:
     return [p.data_ptr() for p in planes]
 
 
+def _double(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float64
+
+
 def top_product(a: Planes, w: Tensor, out: Tensor) -> int:
     """Write the largest a[b,i,k]·|w[b,j,k]| over k and the entries of a, entries × b × i × j. Gives flags."""
     keep, batch, m, n = out.shape
-    of_w = w.data_ptr(), w.dtype is torch.float64, list(w.stride())
-    where = _addresses(a), list(a[0].stride()), *of_w, keep, out.data_ptr(), torch.get_num_threads()
-    return lib.top_product(batch, m, n, a[0].shape[2], *where)
+    where = _addresses(a), list(a[0].stride()), w.data_ptr(), list(w.stride()), keep, out.data_ptr()
+    return lib.top_product(_double(out), batch, m, n, a[0].shape[2], *where, torch.get_num_threads())
 
 
 def top_low_rank(g: Planes, factors: Sequence[Tensor], out: Tensor) -> int:
     """Carry batch × rows × n back by Jacobians of one row each. Gives flags.
 
     Args:
-        factors: own, then the left and the right ones, one or two each, rows × n of one dtype.
+        factors: own, then the left and the right ones, one or two each, rows × n.
     """
     keep, batch, rows, n = out.shape
     strides = [[0, *t.stride()] for t in factors]
-    given = factors[0].dtype is torch.float64, _addresses(factors), strides
-    to = keep, out.data_ptr(), torch.get_num_threads()
-    return lib.top_low_rank(batch, rows, n, _addresses(g), list(g[0].stride()), *given, *to)
+    given = _addresses(g), list(g[0].stride()), _addresses(factors), strides
+    return lib.top_low_rank(_double(out), batch, rows, n, *given, keep, out.data_ptr(), torch.get_num_threads())
 
 
 def top_weigh(w: Tensor, g: Planes, out: Tensor) -> int:
     """Write |w|·g, all contiguous and of one shape. Gives flags."""
-    of_w = w.data_ptr(), w.dtype is torch.float64
-    return lib.top_weigh(w.numel(), _addresses(g), *of_w, out.data_ptr(), torch.get_num_threads())
+    where = _addresses(g), w.data_ptr(), out.data_ptr()
+    return lib.top_weigh(_double(out), w.numel(), *where, torch.get_num_threads())
 
 
 def top_merge(a: Planes, b: Planes, out: Planes) -> None:
     """Write the largest of a's and b's weights, scalar by scalar; all contiguous. `out` may be a itself."""
-    lib.top_merge(a[0].numel(), _addresses(a), _addresses(b), _addresses(out), torch.get_num_threads())
+    lib.top_merge(_double(a[0]), a[0].numel(), _addresses(a), _addresses(b), _addresses(out), torch.get_num_threads())
 
 
 def top_reduce(g: Planes, out: Tensor) -> None:
     """Write the largest of every column of n × rows, each row contiguous: entries × rows."""
     n, rows = g[0].shape
-    lib.top_reduce(rows, n, _addresses(g), g[0].stride(0), len(out), out.data_ptr(), torch.get_num_threads())
+    where = _addresses(g), g[0].stride(0), len(out), out.data_ptr()
+    lib.top_reduce(_double(out), rows, n, *where, torch.get_num_threads())
 
 
 def top_segment(g: Planes, index: Tensor, out: Tensor) -> int:
@@ -398,9 +401,9 @@ def top_segment(g: Planes, index: Tensor, out: Tensor) -> int:
     keep, rows, size = out.shape
     index = index.contiguous()
     where = _addresses(g), [0, *g[0].stride()], index.data_ptr(), index.shape[-1] if index.dim() > 1 else 0
-    return lib.top_segment(rows, g[0].shape[1], *where, size, keep, out.data_ptr())
+    return lib.top_segment(_double(out), rows, g[0].shape[1], *where, size, keep, out.data_ptr())
 
 
 def top_depth(g: Planes, keep: int) -> int:
     """Give the largest number of weights other than 0 in any row of batch × rows × n, at most `keep`."""
-    return lib.top_depth(*g[0].shape, _addresses(g), list(g[0].stride()), keep)
+    return lib.top_depth(_double(g[0]), *g[0].shape, _addresses(g), list(g[0].stride()), keep)

@@ -20,11 +20,11 @@ from torch import Tensor
 from ..errors import NotANumber
 from ..semiring import BLOCK, Carrier, Element
 from . import native, sums
+from .memory import zeros
 from .native import LOST
-from .plane import OutOfRange, wide
+from .plane import OutOfRange, carefully, comfortable, doubled, wide
 from .sums import AGAIN, MANY, UNBOUNDED, Found
 
-COMFORT = 2.0**60  # numbers further from 1 than this stay in float64
 LOG2 = math.log(2)
 
 
@@ -64,40 +64,24 @@ class Plain(Carrier):
     def merged(self, g: Element, by: Merge) -> Element:
         """Merge elements."""
 
-    def _precisely(self, run: Callable[..., Found], *elements: Element, weights: tuple[Tensor, ...] = ()) -> Element:
-        """Run in the precision of the elements and weights, and again in float64 if that was too narrow."""
-        double = any(p.dtype is torch.float64 for g in (*elements, weights) for p in g)
-        if not double:
-            out, flags = run(*elements, *weights)
-            if not flags:
-                return out
-        out, flags = run(*map(_doubled, elements), *_doubled(weights))
-        if flags and any(bool(w.isnan().any()) for w in weights):
-            raise NotANumber("a local derivative is NaN")
-        if flags:
-            raise OutOfRange
-        return out
-
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
-        return tuple(p.new_zeros(shape) for p in like)
+        return tuple(zeros(p.dtype, *shape) for p in like)
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         del ids
-        z = g[0]
-        if self.kind is torch.float64 or z.dtype is not torch.float64 or not z.numel():
+        if g[0].dtype is self.kind or self.kind is torch.float64 or not comfortable(g[:1]):
             return g
-        low, high = torch.where(z > 0, z, 1.0).aminmax()
-        return tuple(p.to(torch.float32) for p in g) if low > 1 / COMFORT and high < COMFORT else g
+        return tuple(p.to(torch.float32) for p in g)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
         shape = torch.broadcast_shapes(weight.shape, g[0].shape)
-        (z,) = self._precisely(lambda g, w: _scaled(g[0], w, shape), g[:1], weights=(wide(weight),))
+        (z,) = carefully(lambda g, w: _scaled(g[0], w, shape), g[:1], weights=(wide(weight),))
         return (z, *(p.to(z.dtype).expand(shape) for p in g[1:]))
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
             return self.zero(tuple(g[0].shape[:-1]), g)
-        merged = self._precisely(lambda g: _bounded(self.merged(g, LAST)), g)
+        merged = carefully(lambda g: _bounded(self.merged(g, LAST)), g)
         return tuple(p.squeeze(-1) for p in merged)
 
     def others(self, g: Element) -> Element:
@@ -108,18 +92,10 @@ class Plain(Carrier):
 
     def segment(self, g: Element, index: Tensor, size: int) -> Element:
         by = by_index(index.expand(g[0].shape), (*g[0].shape[:-1], size))
-        return self._precisely(lambda g: _bounded(self.merged(g, by)), g)
+        return carefully(lambda g: _bounded(self.merged(g, by)), g)
 
     def plus(self, a: Element, b: Element) -> Element:
-        return self._precisely(lambda a, b: sums.join(a, b, self.squarings), a, b)
-
-    def plus_over(self, a: Element, b: Element) -> Element:
-        if a[0].dtype is not b[0].dtype or not all(p.is_contiguous() for p in b):
-            return self.plus(a, b)
-        out, flags = sums.join(a, b, self.squarings, over=True)
-        if flags:
-            raise OutOfRange
-        return out
+        return carefully(lambda a, b: sums.join(a, b, self.squarings), a, b)
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         shape = *g[0].shape[:2], weight.shape[1]
@@ -129,9 +105,9 @@ class Plain(Carrier):
             return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
         weight = wide(weight)
         if torch.float64 in (weight.dtype, self.kind):
-            weight, g = weight.to(torch.float64), _doubled(g)
+            weight, g = weight.to(torch.float64), doubled(g)
         try:
-            return self._precisely(lambda g: self._product(g, weight), g)
+            return carefully(lambda g: self._product(g, weight), g)
         except OutOfRange:
             if weight.isnan().any():
                 raise NotANumber("a local derivative is NaN") from None
@@ -144,9 +120,9 @@ class Plain(Carrier):
             return out, flags
         again, k = (out[0] < 0).nonzero(), weight.shape[2]
         if len(again) * k > MANY and weight.dtype is torch.float32:
-            doubled, flags = self._product(_doubled(g), weight.double())
-            flags |= _lost(doubled[0], out[0].dtype)
-            return tuple(p.to(out[0].dtype) for p in doubled), flags
+            found, flags = self._product(doubled(g), weight.double())
+            flags |= _lost(found[0], out[0].dtype)
+            return tuple(p.to(out[0].dtype) for p in found), flags
         if len(again) * k > MANY:  # most of them have no edges at all
             some = (g[0] != 0).float() @ (weight != 0).float().transpose(1, 2) > 0
             for plane in out:
@@ -185,7 +161,7 @@ class Plain(Carrier):
 
     def _each(self, run: Callable[..., Found], g: Element, factors: tuple[Tensor, ...]) -> Element:
         """Run for each entry of the batch."""
-        parts = [self._precisely(run, tuple(p[b] for p in g), weights=factors) for b in range(len(g[0]))]
+        parts = [carefully(run, tuple(p[b] for p in g), weights=factors) for b in range(len(g[0]))]
         kind = torch.float64 if any(part[0].dtype is torch.float64 for part in parts) else parts[0][0].dtype
         return tuple(
             torch.stack([p.to(kind) for p in planes]) if len(parts) > 1 else planes[0][None]
@@ -240,10 +216,6 @@ class PlainEntropy(Plain):
 
     def plain(self, g: Element) -> Tensor:
         return torch.where(g[0] > 0, g[1], 0.0)
-
-
-def _doubled(g: Element) -> Element:
-    return tuple(p.to(torch.float64) for p in g)
 
 
 def _bounded(out: Element) -> Found:

@@ -25,6 +25,7 @@ from .native import LOST, NAN, Range
 
 LEAST, MOST = 2.0**-20, 2.0**20  # values are brought back to about 1 when their largest leaves this range
 TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
+COMFORT = 2.0**60  # numbers further from 1 than this stay in float64
 
 
 class OutOfRange(Exception):
@@ -164,6 +165,41 @@ def precisely(run: Callable[[Plane], tuple[Plane, Any]], g: Plane, *, double: bo
     if not kept(plane, g):
         raise OutOfRange
     return plane, more
+
+
+def carefully(run: Callable[..., tuple[Element, int]], *elements: Element, weights: tuple[Tensor, ...] = ()) -> Element:
+    """Run what gives flags in the precision of elements and weights, and again in float64 if that was too narrow.
+
+    Raises:
+        NotANumber: a weight is NaN.
+        OutOfRange: float64 is too narrow as well.
+    """
+    double = any(p.dtype is torch.float64 for g in (*elements, weights) for p in g)
+    if not double:
+        out, flags = run(*elements, *weights)
+        if not flags:
+            return out
+    out, flags = run(*map(doubled, elements), *doubled(weights))
+    if flags and any(bool(w.isnan().any()) for w in weights):
+        raise NotANumber("a local derivative is NaN")
+    if flags:
+        raise OutOfRange
+    return out
+
+
+def doubled(g: Element) -> Element:
+    """Give planes in float64."""
+    return tuple(p.to(torch.float64) for p in g)
+
+
+def comfortable(planes: Element) -> bool:
+    """Tell whether no number of some planes, other than 0, is far from 1."""
+    for p in planes:
+        if p.numel():
+            low, high = torch.where(p > 0, p, 1.0).aminmax()
+            if not (low > 1 / COMFORT and high < COMFORT):
+                return False
+    return True
 
 
 def kept(plane: Plane, g: Plane) -> bool:

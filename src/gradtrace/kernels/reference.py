@@ -213,6 +213,35 @@ def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
     batch, numel = g[0].shape[0], _numel(s.x_shape)
     if 0 in (numel, s.width):
         return carrier.zero((batch, *s.x_shape), g)
+    read, rows = _gathered(s, carrier, g)
+    out = carrier.zero((batch, numel // s.width, s.width), rows)
+    for plane, part in zip(out, rows, strict=True):
+        plane.index_copy_(1, read, part)
+    return each(out, lambda p: p.reshape(batch, *s.x_shape))
+
+
+def gather_into(s: Gather, carrier: Carrier, g: Element, known: Element) -> Element:
+    """Merge what a gather carries back into the rows of x that it reads, in the memory of what is known of x.
+
+    Args:
+        known: batch × x, contiguous.
+    """
+    if 0 in (_numel(s.x_shape), s.width):
+        return known
+    read, rows = _gathered(s, carrier, g)
+    shape, known = known[0].shape, each(known, lambda p: p.reshape(len(p), -1, s.width))
+    rows = carrier.plus(each(known, lambda p: p.index_select(1, read)), rows)
+    if len(rows) > len(known):  # of a carrier without a fixed number of planes
+        known += carrier.zero(tuple(known[0].shape), rows[len(known) :])
+    known = tuple(p.to(r.dtype) for p, r in zip(known, rows, strict=True))
+    for plane, part in zip(known, rows, strict=True):
+        plane.index_copy_(1, read, part)
+    return each(known, lambda p: p.reshape(shape))
+
+
+def _gathered(s: Gather, carrier: Carrier, g: Element) -> tuple[Tensor, Element]:
+    """Give the rows of x that are read, and what reaches them: batch × rows × width."""
+    batch = g[0].shape[0]
     index = s.index().reshape(-1).to(g[0].device, torch.int64)
     # batch × width × rows, merged row by row of x
     flat = each(g, lambda p: p.reshape(batch, len(index), s.width).transpose(1, 2))
@@ -224,10 +253,7 @@ def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
         flat = each(flat, lambda p: p.index_select(2, slot.argsort()))
     else:
         flat = carrier.segment(flat, slot, len(read))
-    out = carrier.zero((batch, numel // s.width, s.width), flat)
-    for plane, part in zip(out, flat, strict=True):
-        plane.index_copy_(1, read, part.transpose(1, 2))
-    return each(out, lambda p: p.reshape(batch, *s.x_shape))
+    return read, each(flat, lambda p: p.transpose(1, 2))
 
 
 @pull.register

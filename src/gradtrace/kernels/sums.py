@@ -185,10 +185,10 @@ def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | No
     return lib.sum_settle_shares(*types, *given, least, *(p.data_ptr() for p in out), threads)
 
 
-def join(a: Element, b: Element, squarings: int | None, *, over: bool = False) -> Found:
-    """Merge two arrays of one shape, perhaps over the second."""
+def join(a: Element, b: Element, squarings: int | None) -> Found:
+    """Merge two arrays of one shape."""
     a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
-    out = b if over else tuple(map(torch.empty_like, a))
+    out = tuple(map(torch.empty_like, a))
     h = [_at(_spread(g)) for g in (a, b, out)]
     power, threads = squarings or 0, torch.get_num_threads()
     where = a[0].data_ptr(), h[0], b[0].data_ptr(), h[1], power, out[0].data_ptr(), h[2], threads
