@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernels import native
+from .kernels.memory import zeros
 from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
 from .kernels.reference import window
@@ -85,9 +86,9 @@ class Arrivals:
             self.plane = Plane(put([parts[i].plane.data for i in order], axis), like.exponent, high, low, owned=True)
             winners.index = put([stored[i] for i in order], axis) if stored else None
             return
-        data = torch.zeros(shape, dtype=like.dtype)
+        data = zeros(like.dtype, *shape)
         self.plane = Plane(data, like.exponent, like.high, like.low, owned=True)
-        winners.index = torch.zeros(shape, dtype=torch.int32) if stored else None
+        winners.index = zeros(torch.int32, *shape) if stored else None
         for part in parts:
             self._paste(part)
 
@@ -217,9 +218,9 @@ def _chosen(winners: Winners, shape: torch.Size, mark: int) -> Tensor:
     """Make room for choices, one for each scalar of each example, and wide enough for this one."""
     # choices by window are the same for all examples, and those of turned products lie as these do
     if winners.choice is None and mark <= 255:
-        winners.choice = torch.zeros(shape, dtype=torch.uint8)
+        winners.choice = zeros(torch.uint8, *shape)
         return winners.choice
-    choice = torch.zeros(shape, dtype=torch.uint8) if winners.choice is None else winners.choice.expand(shape)
+    choice = zeros(torch.uint8, *shape) if winners.choice is None else winners.choice.expand(shape)
     winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
     return winners.choice
 
@@ -227,7 +228,7 @@ def _chosen(winners: Winners, shape: torch.Size, mark: int) -> Tensor:
 def _stored(winners: Winners, shape: torch.Size, raw: Tensor | None) -> Tensor | None:
     """Make room for what kernels store of the winners, once there is something."""
     if winners.index is None and raw is not None:
-        winners.index = torch.zeros(shape, dtype=torch.int32)
+        winners.index = zeros(torch.int32, *shape)
     elif winners.index is not None:
         winners.index = winners.index.to(torch.int32)
     return winners.index

@@ -15,6 +15,8 @@ from torch import Tensor
 
 LARGE = 1 << 20  # bytes from which memory is worth keeping
 MAPPED = 1 << 25  # bytes from which an allocator would ask the system each time anyway
+# of this process alone; a system without such flags gives memory of no other kind
+FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Room:
@@ -46,7 +48,7 @@ def zeros(kind: torch.dtype, *shape: int) -> Tensor:
 
 
 def _pages(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size, **FLAGS)
 
 
 def _tensor(view: memoryview, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,7 @@ from ..semiring import Element, Extreme, normalised, pow2
 from ..structure import Layout, Shape
 from ..ways import Raw, Way
 from . import reference
+from .memory import zeros
 from .native import LOST, NAN, Range
 
 LEAST, MOST = 2.0**-20, 2.0**20  # values are brought back to about 1 when their largest leaves this range
@@ -123,18 +124,18 @@ class Pulled:
         """Give values and winners for all of x: `shape` is batch × x."""
         if self.window is None and self.rows is None:
             return self
-        # zeros that are not written to take neither time nor memory
-        data = torch.zeros(shape, dtype=self.plane.dtype)
-        raw = None if self.raw is None else torch.zeros(shape, dtype=self.raw.dtype)
-        for whole, some in ((data, self.plane.data), (raw, self.raw)):
-            if whole is None or some is None:
-                continue
-            if self.window is not None:
-                reference.window(whole, self.window).copy_(some)
-            else:
-                whole.view(len(whole), -1, some.shape[2]).index_copy_(1, self.rows, some.expand(len(whole), -1, -1))
+        data, raw = self._spread(self.plane.data, shape), None if self.raw is None else self._spread(self.raw, shape)
         plane = Plane(data, self.plane.exponent, self.plane.high, self.plane.low, owned=True)
         return Pulled(plane, raw, self.way)
+
+    def _spread(self, some: Tensor, shape: Shape) -> Tensor:
+        """Lay what there is among zeros."""
+        whole = zeros(some.dtype, *shape)
+        if self.window is not None:
+            reference.window(whole, self.window).copy_(some)
+        elif self.rows is not None:
+            whole.view(len(whole), -1, some.shape[2]).index_copy_(1, self.rows, some.expand(len(whole), -1, -1))
+        return whole
 
 
 def fits(g: Plane, kind: torch.dtype) -> Plane:
