@@ -142,10 +142,11 @@ def reference(a: Tensor, w: Tensor) -> Result:
 
 
 def native() -> tuple[Product | None, Product | None]:
-    """Find the C++ kernel: values alone (if it has such an entry), and with the index."""
+    """Find the C++ kernel, which gives the index too."""
     module = import_module("gradtrace.kernels.native")
-    values = getattr(module, "max_values", None)
-    return (lambda a, w: (values(a, w), None)) if values else None, module.max_product
+    if not module.available():
+        raise ImportError("gradtrace has no compiled kernels here")
+    return None, lambda a, w: module.max_product(a, w)[:2]
 
 
 def einsum() -> tuple[Product | None, Product | None]:
