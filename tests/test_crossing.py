@@ -8,6 +8,7 @@ from checks import F64, recorded, recorded_by_example
 from hypothesis import example, given, settings
 from programs import Program, programs
 from torch import Tensor
+from torch.nn import functional
 from zoo import ZOO, build
 
 from gradtrace import Slice, Tape, component, record
@@ -121,6 +122,27 @@ def test_as_many_components_as_an_integer_has_bits():
     tape, loss = recorded(program, {"x": torch.ones(AT_ONCE, **F64).requires_grad_()})
     every: list[Component] = [f"c{i}" for i in range(AT_ONCE)]
     assert assert_same(tape, loss, every, per_example=False, exact=True) > 1
+
+
+@pytest.mark.parametrize("rows", [4, 40_000])
+def test_winners_in_16_bits_where_that_many_do(rows):
+    words = torch.arange(rows) % 5 * 7
+
+    def program(e: Tensor) -> Tensor:
+        read = functional.embedding(words, e)
+        with component("a"):
+            scores = read[:4] @ e.t()
+        with component("b"):
+            return scores.square().sum() + (read * torch.arange(1.0, rows + 1).unsqueeze(1)).sum() * 4096
+
+    generator = torch.Generator().manual_seed(0)
+    tape, loss = recorded(
+        program, {"e": torch.randint(-3, 4, (300, 256), generator=generator).float().requires_grad_()}
+    )
+    with native.using("native"):
+        winners = tape.trace(loss).forest().compact.winners  # type: ignore[union-attr]
+    assert torch.int16 in {w.index.dtype for w in winners.values() if w.index is not None} or rows > 4
+    assert assert_same(tape, loss, ["a", "b"], per_example=False, exact=True) > 1
 
 
 def test_a_leaf_that_reaches_nothing_is_in_no_set():
