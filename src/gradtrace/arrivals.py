@@ -69,9 +69,9 @@ class Arrivals:
 
     def complete(self) -> None:
         """Put the windows that have arrived together, if there are any."""
-        parts, shape, winners = self.parts, (self.batch, *self.value.shape), self.winners
-        if not parts:
+        if not self.parts:
             return
+        parts, shape, winners = self.parts, (self.batch, *self.value.shape), self.winners
         self.parts = []
         layouts, like = [p.window for p in parts if p.window is not None], parts[0].plane
         stored = [p.raw for p in parts if p.raw is not None]
@@ -217,9 +217,6 @@ def side_by_side(layouts: tuple[Layout, ...], shape: Shape) -> tuple[Put, int, l
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> Tensor:
     """Make room for choices, one for each scalar of each example, and wide enough for this one."""
     # choices by window are the same for all examples, and those of turned products lie as these do
-    if winners.choice is None and mark <= 255:
-        winners.choice = zeros(torch.uint8, *shape)
-        return winners.choice
     choice = zeros(torch.uint8, *shape) if winners.choice is None else winners.choice.expand(shape)
     winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
     return winners.choice

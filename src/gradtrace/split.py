@@ -155,7 +155,7 @@ def _in_order(part: Pulled | Product, found: Division, y_shape: tuple[int, ...],
 def _unstacked(part: Pulled | Product, shape: tuple[int, ...]) -> Pulled:
     """Take the first axis of x for the batch."""
     assert isinstance(part, Pulled)
-    part = part.laid_out((1, prod(shape) // shape[-1], shape[-1])) if part.rows is not None else part
+    part = part.laid_out((1, prod(shape)))
     plane = Plane(part.plane.data.reshape(shape), part.plane.exponent, part.plane.high, part.plane.low, owned=True)
     return Pulled(plane, None if part.raw is None else part.raw.reshape(shape), part.way)
 

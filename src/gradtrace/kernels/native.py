@@ -124,13 +124,9 @@ def scale(
     w: Tensor | None = None,
     constant: float = 1.0,
     f: float = 1.0,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, Range]:
-    """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`).
-
-    `out` is where it is written, if it is there already: it may be w itself.
-    """
-    out = torch.empty(shape, dtype=g.dtype) if out is None else out
+    """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`)."""
+    out = torch.empty(shape, dtype=g.dtype)
     if len(shape) > MAX_DIMS:
         g, w, shape = g.expand(shape).flatten(), w if w is None else w.expand(shape).flatten(), [out.numel()]
     of_g = _strides(g, shape)

@@ -31,8 +31,8 @@ __all__ = ["TABLE", "Edge", "Rule", "generic", "key", "nan_fills", "register", "
 
 # by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
 NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
-NAN_SPREADS |= {"_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm", "native_batch_norm"}
 NAN_FILLS = {"_softmax", "_safe_softmax", "_log_softmax"}  # a row's sum is in every scalar of its result
+NAN_SPREADS |= {*NAN_FILLS, "native_layer_norm", "native_batch_norm"}
 
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),
