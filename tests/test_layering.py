@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "alone"},
     {"semiring", "structure", "tape", "wide", "custom"},
     {"scopes", "storage", "components"},
-    {"ways"},
+    {"ways", "recurrent"},
     {"values", "rules", "kernels", "winners", "semirings"},
     {"capture", "labels"},
     {"split"},

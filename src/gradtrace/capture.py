@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import Unsupported
+from .recurrent import LSTM, room
 from .scopes import Scopes, source_line
 from .storage import disjoint, layout_of
 from .tape import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
@@ -38,7 +39,10 @@ _FIRST = "tanh sigmoid relu exp exp2 expm1 sqrt rsqrt reciprocal tan _softmax _s
 _SECOND = "max_pool2d_with_indices max min sort topk"
 _NORMS = "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit"
 _KEPT = (
-    dict.fromkeys(_FIRST.split(), (0,)) | dict.fromkeys(_SECOND.split(), (1,)) | dict.fromkeys(_NORMS.split(), (1, 2))
+    dict.fromkeys(_FIRST.split(), (0,))
+    | dict.fromkeys(_SECOND.split(), (1,))
+    | dict.fromkeys(_NORMS.split(), (1, 2))
+    | {LSTM: (0, 1, 2)}
 )
 
 # Operators whose derivative needs no argument: it is constant, or a function of the result. Autograd does not keep them
@@ -148,7 +152,7 @@ class Capture(TorchDispatchMode):
             self._backends = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
             stack.callback(_set_backends, *self._backends)
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            _set_backends(False, False)
+            _set_backends(self._backends[0], False)
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(self.scopes.watching())
@@ -250,12 +254,12 @@ class Capture(TorchDispatchMode):
                 self._saved[key] = apart
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run an operator on the user's own backends: what recording wants in parts (an LSTM) comes here in parts."""
+        """Run an operator on the user's own backends: what recording wants in parts (cuDNN's LSTM) comes in parts."""
         _set_backends(*self._backends)
         try:
             return func(*args, **kwargs)
         finally:
-            _set_backends(False, False)
+            _set_backends(self._backends[0], False)
 
     def _note_unfollowed(self, result: Any) -> None:
         """Note where a custom function may have made its result: its own operators run without grad."""
@@ -276,11 +280,13 @@ class Capture(TorchDispatchMode):
         call.written = _written_positions(event)
         if known.draws or (known.kept and event.followed):
             call.results = self._results(event, outputs)
+        if known.base == LSTM:
+            self.record.count += room(len(event.tensors[0]))
         values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
         for number, out in enumerate(outputs):
             values.append(value := None if out is None else self._result(out, event))
             if out is not None and value is not None:
-                value.call, value.seq = call, seq
+                value.call, value.seq, value.number = call, seq, number
                 value.depth = 0 if call.results and call.results[number] is not None else depth
             if out is not None and out.is_complex():
                 call.gives_complex = True

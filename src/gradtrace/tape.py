@@ -28,6 +28,7 @@ class Value:
         differentiable: whether autograd follows it; other values only carry example labels.
         confirmed: whether autograd was seen to follow it: a tensor that stood for it required grad.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
+        number: which of that node's results it is.
         data: of a leaf.
         depth: how many operators have to run to compute it again from what the tape holds; None if that is impossible.
     """
@@ -38,6 +39,7 @@ class Value:
     name: str | None = None
     differentiable: bool = True
     seq: int = -1
+    number: int = 0
     confirmed: bool = False
     data: Saved | None = None
     depth: int | None = None

@@ -25,6 +25,7 @@ from .influence import InfluenceTable, influence
 from .kbest import Ranking, rank
 from .labels import propagate
 from .paths import NoPath, Path, flat_index, follow
+from .recurrent import take_apart
 from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
@@ -82,15 +83,16 @@ def _tensors(examples: Any) -> list[Tensor]:
 
 
 class Tape:
-    """A recorded forward pass.
-
-    Attributes:
-        record: the calls, leaves and names, as plain data.
-    """
+    """A recorded forward pass."""
 
     def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
-        self.record = Record()
-        self._capture = Capture(self.record, model, names, examples)
+        self._record = Record()
+        self._capture = Capture(self._record, model, names, examples)
+
+    @property
+    def record(self) -> Record:
+        """The calls, leaves and names, as plain data."""
+        return take_apart(self._record)
 
     @property
     def calls(self) -> list[Call]:

@@ -174,10 +174,11 @@ class Values:
             return self.leaf(node.variable)
         if node in self._customs:
             return _result(self._customs[node], number)
+        seq = node._sequence_nr()
         for call in reversed(self.record.calls):
-            value = call.outputs[number] if number < len(call.outputs) else None
-            if value is not None and value.seq == node._sequence_nr():
-                return value
+            for value in call.outputs:
+                if value is not None and (value.seq, value.number) == (seq, number):
+                    return value
         raise NotOnTape(f"an argument of a custom autograd.Function comes from {node.name()}, which was not recorded")
 
     def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
