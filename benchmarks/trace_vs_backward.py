@@ -34,6 +34,7 @@ from gradtrace.components import select_leaves
 from gradtrace.crossing import AT_ONCE, crossing
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.options import Options
+from gradtrace.kernels.memory import room_of
 
 Loss = Callable[[], Tensor]
 WEIGHED = 3  # repeats in which memory is measured
@@ -203,6 +204,7 @@ def weighed(subject: Subject, meter: Meter) -> None:
     with meter.peak("forward and backward"):
         subject.loss().backward()
     subject.model.zero_grad()
+    room_of(subject.model).free.clear()  # what earlier traces left is this one's memory too
     with meter.peak("recording and trace"):
         with gradtrace.record(subject.model) as tape:
             loss = subject.loss()

@@ -403,18 +403,22 @@ template <class T> Summary conv_input(const ConvInput<T> &job, int threads) {
     const ConvShape &s = job.shape;
     int64_t numel = s.batch * s.groups * (job.transposed ? s.small_channels : s.large_channels);
     for (int d = 0; d < 3; d++) numel *= job.transposed ? s.small[d] : s.large[d];
-    std::fill_n(job.out, numel, T(0));  // where no tap reaches, there is no path
-    std::fill_n(job.arg, numel, -1);
     if (numel == 0) return nothing_seen();
-    Summary out = nothing_seen();
+    Summary out = share(numel, numel, threads, [&](int64_t begin, int64_t end) {
+        std::fill(job.out + begin, job.out + end, T(0));  // where no tap reaches, there is no path
+        std::fill(job.arg + begin, job.arg + end, -1);
+        return nothing_seen();
+    });
     const int64_t phases[3] = {job.transposed ? 1 : s.stride[0], job.transposed ? 1 : s.stride[1], job.transposed ? 1 : s.stride[2]};
     int64_t residue[3];
     for (residue[0] = 0; residue[0] < phases[0]; residue[0]++)
         for (residue[1] = 0; residue[1] < phases[1]; residue[1]++)
             for (residue[2] = 0; residue[2] < phases[2]; residue[2]++) add(out, phase_at(job, residue, threads));
-    Watch<T> watch;
-    for (int64_t x = 0; x < numel; x += LANES<T>) watch.result(load(job.out + x, numel - x), Int<T>{});
-    add(out, watch.summary());
+    add(out, share(numel, numel, threads, [&](int64_t begin, int64_t end) {
+        Watch<T> watch;
+        for (int64_t x = begin; x < end; x += LANES<T>) watch.result(load(job.out + x, end - x), Int<T>{});
+        return watch.summary();
+    }));
     return out;
 }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .kernels import native
-from .kernels.memory import zeros
+from .kernels.memory import copied, zeros
 from .kernels.plane import Plane, Pulled, aligned
 from .kernels.product import Product
 from .kernels.reference import window
@@ -234,5 +234,6 @@ def _stored(winners: Winners, shape: torch.Size, raw: Tensor | None) -> Tensor |
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:
     """Give data that may be written to."""
     data = plane.data if plane.data.dtype is kind else plane.data.to(kind)
-    data = data if data.is_contiguous() else data.contiguous()
-    return data if plane.owned or data is not plane.data else data.clone()
+    if not data.is_contiguous() or (data is plane.data and not plane.owned):
+        return copied(data)
+    return data

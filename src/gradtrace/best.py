@@ -27,6 +27,7 @@ from .errors import MissingRule, NotANumber
 from .kernels import native
 from .kernels.fast import pull
 from .kernels.maps import turned
+from .kernels.memory import within
 from .kernels.plane import OutOfRange, Plane, Pulled, fits, joined
 from .kernels.product import Product, multiply
 from .labels import Labels
@@ -73,7 +74,7 @@ def best(
         MissingRule, NotANumber: as `engine.reverse`.
         OutOfRange: some tensor's values are too far apart for these kernels.
     """
-    with uncollected():
+    with uncollected(), within(record.room):
         return _Pass(record, loss, labels, everything).run(track)
 
 

@@ -19,6 +19,7 @@ from .best import Best
 from .components import Component, Slice, matches, name_of
 from .forest import Forest
 from .kernels import native
+from .kernels.memory import within
 from .kernels.reference import window
 from .places import Places
 from .structure import Layout, contiguous
@@ -171,10 +172,10 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
             if value is None or (value.id not in found.winners and value is not forest.loss):
                 continue
             winners = found.winners.get(value.id)
-            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value), own.word)
+            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value), own)
             here = own.of(call, value.shape)
             if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
-                inherited = _looked_up(winners, sets, forest.batch(value), own.word)
+                inherited = _looked_up(winners, sets, forest.batch(value), own)
             sets[value.id] = inherited.joined(here)
             waiting.done(value.id, sets)
         for leaf in waiting.ready.pop(call.index, ()):
@@ -220,12 +221,12 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
         walks = _walks(winners, sets, batch)
         assert walks is not None
         return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
-    both = _looked_up(winners, sets, batch, own.word).joined(here)
+    both = _looked_up(winners, sets, batch, own).joined(here)
     assert both.plane is not None
     return _leaf(leaf, both.also, both.plane)
 
 
-def _of(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) -> Sets:
+def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
     """Give the sets of a value's consumers, looked up only where that cannot be put off."""
     shared = _shared(winners, sets)
     if shared is not None:
@@ -240,7 +241,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) 
         seen = _seen(winners, edge, source, batch)
         if seen is not None:
             return Sets(source.also, seen)
-    return _looked_up(winners, sets, batch, word)
+    return _looked_up(winners, sets, batch, own)
 
 
 def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
@@ -284,14 +285,15 @@ def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | No
     return window(plane, Layout(way.shape, way.stride, way.offset)).reshape(batch, *winners.shape)
 
 
-def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, word: torch.dtype) -> Sets:
+def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
     """Look up the sets of all scalars."""
     walks = _walks(winners, sets, batch)
     if walks is None:
         shared = _shared(winners, sets)
         assert shared is not None
         return Sets(shared)
-    rows = [native.inherit(walk, 0, prod(winners.shape), word).reshape(winners.shape) for walk in walks]
+    with within(own.record.room):
+        rows = [native.inherit(walk, 0, prod(winners.shape), own.word).reshape(winners.shape) for walk in walks]
     return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))
 
 

@@ -301,6 +301,7 @@ class Record:
         frozen: names of parameters that do not require grad.
         modules: qualified names of the model's modules.
         examples: the number of examples, where the recording was told which tensors enumerate them.
+        room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -311,6 +312,7 @@ class Record:
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)
     count: int = 0
+    room: Callable[..., Tensor] | None = None
 
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
         """Make a new value for a tensor."""

@@ -23,6 +23,7 @@ from .flow import Flow, flow
 from .forest import Forest, check_numbers, plant
 from .influence import InfluenceTable, influence
 from .kbest import Ranking, rank
+from .kernels.memory import room_of
 from .labels import propagate
 from .paths import NoPath, Path, flat_index, follow
 from .recurrent import take_apart
@@ -86,7 +87,7 @@ class Tape:
     """A recorded forward pass."""
 
     def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
-        self._record = Record()
+        self._record = Record(room=room_of(model))
         self._capture = Capture(self._record, model, names, examples)
 
     @property

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..structure import Sliding
+from .memory import empty
 
 try:
     lib: Any = import_module("gradtrace._native")
@@ -80,7 +81,7 @@ def _pointers(tensor: Tensor | None) -> int:
 
 def _like(shape: Sequence[int], tensor: Tensor, *, small: bool = False) -> tuple[Tensor, Tensor]:
     """Make room for values and winners."""
-    return torch.empty(shape, dtype=tensor.dtype), torch.empty(shape, dtype=torch.int16 if small else torch.int32)
+    return empty(tensor.dtype, *shape), empty(torch.int16 if small else torch.int32, *shape)
 
 
 def max_product(a: Tensor, w: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor, Range]:
@@ -126,7 +127,7 @@ def scale(
     f: float = 1.0,
 ) -> tuple[Tensor, Range]:
     """Give |w|·g·f of a shape that both broadcast to; `form` says what w is a form of (see `structure.FORMS`)."""
-    out = torch.empty(shape, dtype=g.dtype)
+    out = empty(g.dtype, *shape)
     if len(shape) > MAX_DIMS:
         g, w, shape = g.expand(shape).flatten(), w if w is None else w.expand(shape).flatten(), [out.numel()]
     of_g = _strides(g, shape)
@@ -289,7 +290,7 @@ def inherit(w: Walk, begin: int, end: int, word: torch.dtype = torch.int64, *, w
     Args:
         word: of the sources' sets, and of the result; or, with `widen`, the result is in int64.
     """
-    out = torch.empty(end - begin, dtype=torch.int64 if widen else word)
+    out = empty(torch.int64 if widen else word, end - begin)
     given = []
     for s in w.sources:
         size = 0 if s.bits is None else s.bits.numel()

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..structure import ClosedRows, Convolved, LowRank, Shape, contiguous
 from ..ways import Affine, Shared
 from . import native
+from .memory import empty
 from .native import Range
 from .plane import Plane, Pulled, Spikes, by_reference, kept, made, precisely, wide
 from .product import winners_of
@@ -111,11 +112,11 @@ class Grid:
 
     def room(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         """Make a tensor batch × shape, and the views of its parts through which rows are written."""
-        out = torch.empty((batch, *self.shape), dtype=dtype)
+        out = empty(dtype, batch, *self.shape)
         try:
             return out, [x.permute(self.order).view(self.seen) for x in out]
         except RuntimeError:  # not to be seen so without a copy: lay it out as the rows have it
-            rows = torch.empty((batch, *self.seen), dtype=dtype)
+            rows = empty(dtype, batch, *self.seen)
             ordered = rows.view(batch, *[self.shape[d] for d in self.order])
             back = [0] + [1 + self.order.index(d) for d in range(len(self.shape))]
             return ordered.permute(back), list(rows)
