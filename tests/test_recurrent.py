@@ -69,8 +69,11 @@ def test_a_fused_layer_comes_apart_as_pytorch_takes_it_apart(drawn):
     model, run = drawn
     fused, apart, loss, other = both(model, run)
     assert gates(fused) == gates(apart)
-    for name, found in apart.trace(other, check=True).strength.items():
-        torch.testing.assert_close(fused.trace(loss, check=True).strength[name], found, rtol=0, atol=2e-5)
+    found, expected = fused.trace(loss, check=True).strength, apart.trace(other, check=True).strength
+    # oneDNN rounds otherwise, and a derivative such as 1 - y·y has the absolute error of y, not the relative one
+    most = max(2.0 ** float(log2.max()) for log2 in expected.values())
+    for name, log2 in expected.items():
+        torch.testing.assert_close(found[name].exp2(), log2.exp2(), rtol=1e-5, atol=1e-5 * most)
 
 
 @settings(max_examples=60, deadline=None)

@@ -281,7 +281,7 @@ class Capture(TorchDispatchMode):
         if known.draws or (known.kept and event.followed):
             call.results = self._results(event, outputs)
         if known.base == LSTM:
-            self.record.count += room(len(event.tensors[0]))
+            self.record.fused, self.record.count = True, self.record.count + room(len(event.tensors[0]))
         values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
         for number, out in enumerate(outputs):
             values.append(value := None if out is None else self._result(out, event))

@@ -12,14 +12,12 @@ operator gave h_t for all t, and with these the gates of all steps are one produ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .alone import alone
+from .alone import alone, uncollected
 from .storage import layout_of
 from .structure import Layout, contiguous
 from .tape import Again, Call, Input, Record, Saved, Slot, Value
@@ -41,17 +39,16 @@ def take_apart(record: Record) -> Record:
     Raises:
         StaleTensor: a tensor that a layer read was modified in place after the recording; the record stays as it was.
     """
-    if any(call.base == LSTM for call in record.calls):
-        with alone():
+    if record.fused:
+        with alone(), uncollected():
             calls = [part for call in record.calls for part in (_cells(call) if call.base == LSTM else (call,))]
         for index, call in enumerate(calls):
             call.index = index
-        record.calls = calls
+        record.calls, record.fused = calls, False
     return record
 
 
-@dataclass(slots=True)
-class _Operand:
+class _Operand(NamedTuple):
     """A tensor inside a layer: its value (None: not followed), where it lies, and its data where that is kept."""
 
     value: Value | None
@@ -62,6 +59,22 @@ class _Operand:
     def data(self) -> Tensor:
         assert self.saved is not None
         return self.saved.get()
+
+
+class _Operator(NamedTuple):
+    op: Any
+    name: str
+    base: str
+
+
+def _operator(op: Any) -> _Operator:
+    return _Operator(op, str(op), op._schema.name.split("::")[1])
+
+
+_T, _VIEW, _UNBIND = _operator(_aten.t.default), _operator(_aten.view.default), _operator(_aten.unbind.int)
+_MM, _ADDMM, _ADD = _operator(_aten.mm.default), _operator(_aten.addmm.default), _operator(_aten.add.Tensor)
+_MUL, _TANH, _SIGMOID = _operator(_aten.mul.Tensor), _operator(_aten.tanh.default), _operator(_aten.sigmoid.default)
+_SPLIT, _STACK = _operator(_aten.unsafe_split.Tensor), _operator(_aten.stack.default)
 
 
 class _Writer:
@@ -82,46 +95,53 @@ class _Writer:
 
     def __call__(
         self,
-        op: Any,
+        operator: _Operator,
         inputs: Sequence[_Operand],
-        *results: Layout | Tensor,
+        at: Layout,
+        saved: Saved | None = None,
+        *,
         args: tuple[Any, ...] = (),
         into: Value | None = None,
-    ) -> list[_Operand]:
-        """Write a call.
+    ) -> _Operand:
+        """Write a call with one result.
 
         Args:
-            op: the operator.
+            operator: what is called.
             inputs: its tensor arguments.
-            results: the data of each where it is kept, else how it lies.
+            at: how its result lies.
+            saved: its result, where that is kept.
             args: its arguments, where there are others than tensors.
             into: the value that is its result, where the program has that one.
         """
-        made = [self._made(result, into) for result in results]
-        of, name, args = self._fused, str(op), args or _SLOTS[: len(inputs)]
-        call = Call(0, op, name, name.split(".")[1], self._inputs(inputs), args, {}, of.scopes, of.source)
-        call.outputs = tuple([x.value for x in made])
-        if made[0].saved is not None:
-            call.results = tuple([x.saved for x in made])
-        depth = 1 + max([x.value.depth or 0 for x in inputs if x.saved is None and x.value is not None], default=0)
-        for value in call.outputs:
-            assert value is not None
-            value.call, value.depth = call, 0 if call.results else depth
-        self.calls.append(call)
-        return made
-
-    def _made(self, result: Layout | Tensor, into: Value | None) -> _Operand:
-        at, saved = (layout_of(result), Saved(result)) if isinstance(result, Tensor) else (result, None)
-        value = into or Value(0, at.size, self._kind, differentiable=self._followed)
-        value.id, self._number = self._number, self._number + 1
+        value = into or Value(0, at.size, self._kind, None, self._followed)
+        call = self._write(operator, inputs, [value], args)
+        if saved is not None:
+            call.results, value.depth = (saved,), 0
         return _Operand(value, at, saved)
 
-    def _inputs(self, operands: Sequence[_Operand]) -> tuple[Input, ...]:
-        given = []
-        for x in operands:
-            again = Again(x.value) if x.saved is None and x.value is not None else None
-            given.append(Input(x.value, *x.at, self._kind, self._device, x.saved or again))
-        return tuple(given)
+    def several(self, operator: _Operator, given: _Operand, results: Sequence[Layout], *args: Any) -> list[_Operand]:
+        """Write a call with several results, none of which is kept."""
+        values = [Value(0, at.size, self._kind, None, self._followed) for at in results]
+        self._write(operator, [given], values, (_SLOTS[0], *args))
+        return [_Operand(value, at, None) for value, at in zip(values, results, strict=True)]
+
+    def _write(
+        self, operator: _Operator, inputs: Sequence[_Operand], values: list[Value], args: tuple[Any, ...]
+    ) -> Call:
+        given, depth = [], 1
+        for value, at, saved in inputs:
+            kept: Saved | Again | None = saved
+            if saved is None and value is not None:
+                kept, depth = Again(value), max(depth, 1 + (value.depth or 0))
+            given.append(Input(value, *at, self._kind, self._device, kept))
+        of = self._fused
+        call = Call(0, *operator, tuple(given), args or _SLOTS[: len(given)], {}, of.scopes, of.source)
+        call.outputs = tuple(values)
+        for value in values:
+            value.id, value.call, value.depth = self._number, call, depth
+            self._number += 1
+        self.calls.append(call)
+        return call
 
 
 def _cells(fused: Call) -> list[Call]:
@@ -129,52 +149,50 @@ def _cells(fused: Call) -> list[Call]:
     write = _Writer(fused)
     x, w_ih, w_hh, b_ih, b_hh, h, c = map(write.argument, range(7))
     y, last_h, last_c = fused.outputs[:3]
-    (steps, batch, features), hidden = x.at.size, h.at.size[-1]
+    (steps, batch, _), hidden = x.at.size, h.at.size[-1]
     order, biased = range(steps)[:: -1 if fused.args[7] else 1], fused.args[12]
-    ys, ends = _results(fused)
+    ys, *ends = _results(fused)
+    hs = list(map(Saved, ys.unbind(0)))
     biases = b_ih.data + b_hh.data if biased else torch.zeros((), dtype=ys.dtype, device=ys.device)
     i, f, g, o, cs, tanh_cs = _gates(x.data, w_ih.data, w_hh.data, biases, h.data, c.data, ys, order)
 
-    one, four = _rows(batch, hidden), _rows(batch, 4 * hidden)
+    one, four, whole = _lines(batch, hidden), _lines(batch, 4 * hidden), _lines(steps, batch, 4 * hidden)
     split = [Layout(one.size, four.stride, k * hidden) for k in range(4)]
-    (w,) = write(_aten.t.default, [w_ih], w_ih.data.t())
-    (u,) = write(_aten.t.default, [w_hh], w_hh.data.t())
-    (rows,) = write(_aten.view.default, [x], x.data.flatten(0, 1), args=(Slot(0), [steps * batch, features]))
-    product = partial(write, _aten.addmm.default if biased else _aten.mm.default)
-    (moved,) = product([b_ih, rows, w][not biased :], _rows(steps * batch, 4 * hidden))
-    whole = (steps, batch, 4 * hidden)
-    (moved,) = write(_aten.view.default, [moved], _rows(*whole), args=(Slot(0), list(whole)))
-    each = [four._replace(offset=t * batch * 4 * hidden) for t in range(steps)]
-    inputs = write(_aten.unbind.int, [moved], *each, args=(Slot(0), 0))
-    hs: dict[int, _Operand] = {}
+    each = [Layout(*four[:2], t * batch * 4 * hidden) for t in range(steps)]
+    product, skipped = (_ADDMM, 0) if biased else (_MM, 1)
+    w, u = (write(_T, [m], layout_of(m.data.t()), Saved(m.data.t())) for m in (w_ih, w_hh))
+    flat = x.data.flatten(0, 1)
+    rows = write(_VIEW, [x], layout_of(flat), Saved(flat), args=(_SLOTS[0], list(flat.shape)))
+    moved = write(product, [b_ih, rows, w][skipped:], _lines(steps * batch, 4 * hidden))
+    inputs = write.several(_UNBIND, write(_VIEW, [moved], whole, args=(_SLOTS[0], list(whole.size))), each, 0)
+    made: dict[int, _Operand] = {}
     for t in order:
-        (z,) = product([b_hh, h, u][not biased :], four)
-        (z,) = write(_aten.add.Tensor, [z, inputs[t]], four)
-        parts = write(_aten.unsafe_split.Tensor, [z], *split, args=(Slot(0), hidden, 1))
-        (in_,) = write(_aten.sigmoid.default, parts[:1], i[t])
-        (forget,) = write(_aten.sigmoid.default, parts[1:2], f[t])
-        (new,) = write(_aten.tanh.default, parts[2:3], g[t])
-        (out,) = write(_aten.sigmoid.default, parts[3:], o[t])
-        (kept,) = write(_aten.mul.Tensor, [forget, c], one)
-        (added,) = write(_aten.mul.Tensor, [in_, new], one)
-        at_end = t == order[-1]
-        (c,) = write(_aten.add.Tensor, [kept, added], ends[1] if at_end else cs[t], into=last_c if at_end else None)
-        (tanh_c,) = write(_aten.tanh.default, [c], tanh_cs[t])
-        (h,) = write(_aten.mul.Tensor, [out, tanh_c], ends[0] if at_end else ys[t], into=last_h if at_end else None)
-        hs[t] = h
-    write(_aten.stack.default, [hs[t] for t in range(steps)], ys, args=([Slot(t) for t in range(steps)],), into=y)
+        z = write(_ADD, [write(product, [b_hh, h, u][skipped:], four), inputs[t]], four)
+        in_, forget, new, out = write.several(_SPLIT, z, split, hidden, 1)
+        in_, forget = write(_SIGMOID, [in_], one, i[t]), write(_SIGMOID, [forget], one, f[t])
+        new, out = write(_TANH, [new], one, g[t]), write(_SIGMOID, [out], one, o[t])
+        terms = write(_MUL, [forget, c], one), write(_MUL, [in_, new], one)
+        if t != order[-1]:
+            c = write(_ADD, terms, one, cs[t])
+            h = write(_MUL, [out, write(_TANH, [c], one, tanh_cs[t])], one, hs[t])
+        else:
+            c = write(_ADD, terms, one, Saved(ends[1]), into=last_c)
+            h = write(_MUL, [out, write(_TANH, [c], one, tanh_cs[t])], one, Saved(ends[0]), into=last_h)
+        made[t] = h
+    slots = [Slot(t) for t in range(steps)]
+    write(_STACK, [made[t] for t in range(steps)], layout_of(ys), Saved(ys), args=(slots,), into=y)
     return write.calls
 
 
-def _results(fused: Call) -> tuple[Tensor, list[Tensor]]:
-    """Give h_t for all t, and the last h and c; only what autograd follows was kept."""
-    ys, *ends = [r.get() for r in fused.results[:3] if r is not None] or [r for r in fused.run()[:3] if r is not None]
-    return ys, ends
+def _results(fused: Call) -> list[Tensor]:
+    """Give h_t for all t, the last h and the last c; only what autograd follows was kept."""
+    kept = [r.get() for r in fused.results[:3] if r is not None]
+    return kept or [r for r in fused.run()[:3] if r is not None]
 
 
 def _gates(
     x: Tensor, w_ih: Tensor, w_hh: Tensor, biases: Tensor, h: Tensor, c: Tensor, ys: Tensor, order: range
-) -> list[tuple[Tensor, ...]]:
+) -> list[list[Saved]]:
     """Compute i, f, g, o, c and tanh(c) of every step, by step."""
     before = torch.cat((h[None], ys[:-1]) if order.step > 0 else (ys[1:], h[None]))
     sums = torch.addmm(biases, x.flatten(0, 1), w_ih.t()).addmm_(before.flatten(0, 1), w_hh.t())
@@ -182,8 +200,8 @@ def _gates(
     i, f, g, o, cs = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), torch.empty_like(ys)
     for t in order:
         c = torch.addcmul(f[t] * c, i[t], g[t], out=cs[t])
-    return [v.unbind(0) for v in (i, f, g, o, cs, cs.tanh())]
+    return [list(map(Saved.own, v.unbind(0))) for v in (i, f, g, o, cs, cs.tanh())]
 
 
-def _rows(*size: int) -> Layout:
+def _lines(*size: int) -> Layout:
     return Layout(size, contiguous(size), 0)

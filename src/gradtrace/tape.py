@@ -78,6 +78,13 @@ class Saved:
         self._source: weakref.ref[Tensor] | None = weakref.ref(tensor if base is None else base)
         self._tensor, self._version = tensor.detach(), tensor._version + written
 
+    @classmethod
+    def own(cls, tensor: Tensor) -> Saved:
+        """Take a tensor that no program has, so that nobody will write to it."""
+        saved = cls.__new__(cls)
+        saved._tensor, saved._source, saved._version = tensor, None, -1
+        return saved
+
     def get(self) -> Tensor:
         """Give the data, detached.
 
@@ -301,6 +308,7 @@ class Record:
         frozen: names of parameters that do not require grad.
         modules: qualified names of the model's modules.
         examples: the number of examples, where the recording was told which tensors enumerate them.
+        fused: whether there are calls among them that have to be taken apart (see `recurrent`).
         room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
 
@@ -312,6 +320,7 @@ class Record:
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)
     count: int = 0
+    fused: bool = False
     room: Callable[..., Tensor] | None = None
 
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
