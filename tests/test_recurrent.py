@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradtrace import Max, record
+from gradtrace import Max, Sum, record
 from gradtrace.errors import StaleTensor
 from gradtrace.recurrent import LSTM
+from gradtrace.scalar import backpropagate, from_tape
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="LSTM layers are fused by oneDNN")
 
@@ -96,6 +97,25 @@ def test_what_is_written_down_is_a_tape(drawn):
     assert len({*ids, *(v.id for v in tape.leaves.values())}) == len(ids) + len(tape.leaves)
     wanted = list(tape.leaves.values())
     assert tape.grad(loss, [str(v.name) for v in wanted], Max, allow_unused=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(layers())
+def test_strengths_are_those_of_the_scalar_graph(drawn):
+    model, run = drawn
+    with record(model) as tape:
+        loss = run()
+    value = tape.value_of(loss)
+    first, last = value.id, dict(tape._record.leaves)
+    graph = from_tape(tape, loss, max_edges=10**6)
+    assert graph.graph["loss"] == (first, 0)
+    for semiring in (Sum, Max):
+        expected = backpropagate(graph, (first, 0), semiring)
+        for name, leaf in last.items():
+            (found,) = tape.grad(loss, [name], semiring, allow_unused=True)
+            wanted = torch.tensor([expected.get((leaf.id, i), 0.0) for i in range(leaf.numel)]).reshape(leaf.shape)
+            found = torch.zeros(leaf.shape) if found is None else found
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def model_and_input() -> tuple[nn.LSTM, Tensor]:

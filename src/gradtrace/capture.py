@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import Unsupported
-from .recurrent import LSTM, room
+from .recurrent import LSTM, note
 from .scopes import Scopes, source_line
 from .storage import disjoint, layout_of
 from .tape import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
@@ -280,8 +280,6 @@ class Capture(TorchDispatchMode):
         call.written = _written_positions(event)
         if known.draws or (known.kept and event.followed):
             call.results = self._results(event, outputs)
-        if known.base == LSTM:
-            self.record.fused, self.record.count = True, self.record.count + room(len(event.tensors[0]))
         values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
         for number, out in enumerate(outputs):
             values.append(value := None if out is None else self._result(out, event))
@@ -291,6 +289,8 @@ class Capture(TorchDispatchMode):
             if out is not None and out.is_complex():
                 call.gives_complex = True
         call.outputs = tuple(values)
+        if known.base == LSTM:
+            note(self.record, call)
         calls.append(call)
 
     def _results(self, event: Event, outputs: list[Tensor | None]) -> tuple[Saved | None, ...]:

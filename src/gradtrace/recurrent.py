@@ -28,8 +28,19 @@ _aten = torch.ops.aten
 _SLOTS = tuple(map(Slot, range(3)))
 
 
-def room(steps: int) -> int:
-    """Count the values inside a layer, which a recording keeps numbers for."""
+def note(record: Record, call: Call) -> None:
+    """Note that a layer will come apart, and give its results the numbers that they will have then."""
+    call.outputs = call.outputs[:3]  # without oneDNN's own notes
+    y, h, c = call.outputs
+    assert y is not None
+    assert h is not None
+    assert c is not None
+    last = y.id + _inside(call.inputs[0].shape[0])
+    y.id, h.id, c.id = last, last - 1, last - 3  # tanh(c) is between
+    record.fused, record.count = True, last + 1
+
+
+def _inside(steps: int) -> int:
     return 5 + 16 * steps
 
 
@@ -85,7 +96,7 @@ class _Writer:
         self._fused, x, y = fused, fused.inputs[0], fused.outputs[0]
         assert y is not None
         self._kind, self._device, self._followed = x.dtype, x.device, y.differentiable
-        self._number = y.id - room(x.shape[0])
+        self._number = y.id - _inside(x.shape[0])
 
     def argument(self, position: int) -> _Operand:
         """Give an argument of the fused call."""
@@ -138,6 +149,7 @@ class _Writer:
         call = Call(0, *operator, tuple(given), args or _SLOTS[: len(given)], {}, of.scopes, of.source)
         call.outputs = tuple(values)
         for value in values:
+            assert value.id in (0, self._number)
             value.id, value.call, value.depth = self._number, call, depth
             self._number += 1
         self.calls.append(call)

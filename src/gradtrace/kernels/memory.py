@@ -49,23 +49,28 @@ class Room:
         size = kind.itemsize * prod(shape)
         if size < LARGE:
             return torch.empty(shape, dtype=kind)
-        block = self._fitting(size) or Block(size, torch.empty(size, dtype=torch.uint8).numpy())
+        block = self._fitting(size) or Block(size, torch.empty(size, dtype=torch.uint8, device="cpu").numpy())
         view = memoryview(block.bytes)  # lives as long as a tensor shows it
         weakref.finalize(view, _give_back, weakref.ref(self), block).atexit = False
         return _tensor(view, kind, shape)
 
     def _fitting(self, size: int) -> Block | None:
         """Take the smallest block that does, if it is not much too large."""
-        found = min((b for b in self.free if size <= b.size <= 2 * size), key=lambda b: b.size, default=None)
-        if found is not None:
+        fitting = [b for b in self.free if size <= b.size <= 2 * size]
+        if not fitting:
+            return None
+        found = min(fitting, key=lambda b: b.size)
+        try:
             self.free.remove(found)
+        except ValueError:  # it has gone meanwhile: to another thread, or as too much
+            return None
         return found
 
     def take_back(self, block: Block) -> None:
         """Keep a block for later results."""
         self.free.append(block)
-        while sum(b.size for b in self.free) > self.spare:
-            del self.free[0]
+        while sum([b.size for b in self.free]) > self.spare:
+            self.free.pop(0)
 
 
 def _give_back(room: weakref.ref[Room], block: Block) -> None:
