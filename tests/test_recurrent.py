@@ -9,13 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from gradtrace import Max, Sum, record
+from gradtrace import Max, Sum, record, recurrent
 from gradtrace.errors import StaleTensor
 from gradtrace.recurrent import LSTM
 from gradtrace.scalar import backpropagate, from_tape
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="LSTM layers are fused by oneDNN")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recurrent, "SMALL", -1)
+        yield
 
 
 def gates(tape: Any) -> Counter[tuple[str, tuple[int, ...]]]:
@@ -41,9 +49,9 @@ def both(model: nn.Module, run: Callable[[], Tensor], **how: Any) -> tuple[Any, 
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[nn.LSTM, Callable[[], Tensor]]:
+def layers(draw: st.DrawFn, most: int = 4) -> tuple[nn.LSTM, Callable[[], Tensor]]:
     """An LSTM, some of its parameters frozen, and a loss that reads all it gives."""
-    size = st.integers(1, 4)
+    size = st.integers(1, most)
     torch.manual_seed(draw(st.integers(0, 1 << 20)))
     features, hidden, steps, batch, count = (draw(size) for _ in range(5))
     flags = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
@@ -100,7 +108,7 @@ def test_what_is_written_down_is_a_tape(drawn):
 
 
 @settings(max_examples=20, deadline=None)
-@given(layers())
+@given(layers(most=2))
 def test_strengths_are_those_of_the_scalar_graph(drawn):
     model, run = drawn
     with record(model) as tape:
@@ -133,6 +141,28 @@ def test_a_recorded_layer_runs_fused_and_comes_apart_once():
     assert len(first) > 100
     assert tape.calls is first
     assert all("test_recurrent.py" in c.source for c in first)
+
+
+def test_small_layers_come_apart_at_the_end_of_a_recording(monkeypatch):
+    monkeypatch.setattr(recurrent, "SMALL", 5 * 2 * (3 + 4) * 16)
+    for layers, fused in ((1, False), (2, True)):
+        model, x = nn.LSTM(3, 4, layers), torch.randn(5, 2, 3)
+        with record(model) as tape:
+            loss = model(x)[0].sum()
+            assert any(c.base == LSTM for c in tape._record.calls)
+        assert any(c.base == LSTM for c in tape._record.calls) == fused
+        tape.trace(loss, check=True)
+
+
+def test_a_recording_in_which_weights_change_ends_well(monkeypatch):
+    monkeypatch.setattr(recurrent, "SMALL", 10**9)
+    model, x = model_and_input()
+    with record(model) as tape:
+        loss = model(x)[0].sum()
+        with _disable_current_modes(), torch.no_grad():  # which a recording cannot see
+            model.weight_hh_l1.mul_(2)
+    with pytest.raises(StaleTensor, match="modified in place"):
+        tape.trace(loss)
 
 
 def test_a_tape_that_is_looked_at_while_it_is_recorded():

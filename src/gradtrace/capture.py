@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import Unsupported
-from .recurrent import LSTM, note
+from .recurrent import LSTM, note, take_small_apart
 from .scopes import Scopes, source_line
 from .storage import disjoint, layout_of
 from .tape import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
@@ -163,6 +163,7 @@ class Capture(TorchDispatchMode):
     def _close(self) -> None:
         self.values.open = False
         self._saved.clear()
+        take_small_apart(self.record)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and record it if autograd follows one of its arguments."""

@@ -12,17 +12,20 @@ operator gave h_t for all t, and with these the gates of all steps are one produ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .alone import alone, uncollected
+from .errors import StaleTensor
 from .storage import layout_of
 from .structure import Layout, contiguous
 from .tape import Again, Call, Input, Record, Saved, Slot, Value
 
 LSTM = "mkldnn_rnn_layer"
+SMALL = 10**8  # multiplications up to which layers come apart when the recording ends: calls are all that it costs
 
 _aten = torch.ops.aten
 _SLOTS = tuple(map(Slot, range(3)))
@@ -37,7 +40,9 @@ def note(record: Record, call: Call) -> None:
     assert c is not None
     last = y.id + _inside(call.inputs[0].shape[0])
     y.id, h.id, c.id = last, last - 1, last - 3  # tanh(c) is between
-    record.fused, record.count = True, last + 1
+    (steps, batch, features), hidden = call.inputs[0].shape, call.inputs[5].shape[-1]
+    record.fused += steps * batch * (features + hidden) * 4 * hidden
+    record.count = last + 1
 
 
 def _inside(steps: int) -> int:
@@ -55,8 +60,15 @@ def take_apart(record: Record) -> Record:
             calls = [part for call in record.calls for part in (_cells(call) if call.base == LSTM else (call,))]
         for index, call in enumerate(calls):
             call.index = index
-        record.calls, record.fused = calls, False
+        record.calls, record.fused = calls, 0
     return record
+
+
+def take_small_apart(record: Record) -> None:
+    """Do so at the end of a recording if that is little work; what cannot be done says so when it has to be."""
+    if record.fused <= SMALL:
+        with suppress(StaleTensor):
+            take_apart(record)
 
 
 class _Operand(NamedTuple):

@@ -308,7 +308,7 @@ class Record:
         frozen: names of parameters that do not require grad.
         modules: qualified names of the model's modules.
         examples: the number of examples, where the recording was told which tensors enumerate them.
-        fused: whether there are calls among them that have to be taken apart (see `recurrent`).
+        fused: multiplications in the calls among them that have to be taken apart (see `recurrent`).
         room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
 
@@ -320,7 +320,7 @@ class Record:
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)
     count: int = 0
-    fused: bool = False
+    fused: int = 0
     room: Callable[..., Tensor] | None = None
 
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:
