@@ -273,6 +273,8 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> st
     for r in rows:
         backward, trace = r["seconds"]["backward"] * 1000, r["seconds"]["trace"] * 1000
         memory = f"{r['memory_ratio']:.2f} × {r['peak_bytes']['forward and backward'] / 2**20:.0f} MiB"
+        if max(r["peak_bytes"].values()) < 2**20:
+            memory = "both under 1 MiB"
         lines.append(
             f"| {r['what'].split(';')[0].rstrip('.')} | {r['calls']} | {backward:.1f} | {trace:.1f} "
             f"| **{r['trace_to_backward']:.2f}×** | {r['goal']}× | {r['must']}× | {r['recorded_to_forward']:.2f}× "

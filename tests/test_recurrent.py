@@ -77,7 +77,9 @@ def layers(draw: st.DrawFn, most: int = 4) -> tuple[nn.LSTM, Callable[[], Tensor
 def test_a_fused_layer_comes_apart_as_pytorch_takes_it_apart(drawn):
     model, run = drawn
     fused, apart, loss, other = both(model, run)
-    assert gates(fused) == gates(apart)
+    if all(p.requires_grad for p in model.parameters()):
+        assert gates(fused) == gates(apart)
+    assert gates(fused) >= gates(apart)  # a layer is followed as a whole
     found, expected = fused.trace(loss, check=True).strength, apart.trace(other, check=True).strength
     # oneDNN rounds otherwise, and a derivative such as 1 - y·y has the absolute error of y, not the relative one
     most = max(2.0 ** float(log2.max()) for log2 in expected.values())

@@ -2,7 +2,7 @@
 
 oneDNN runs a layer, in one direction, as one operator; cell by cell it takes about twice as long. So the forward pass
 is recorded as it runs, and what a layer consists of is written down when somebody first looks at the tape. The
-operator gave h_t for all t, and with these the gates of all steps are one product:
+operator gave h_t for all t, and with these the gates of all steps are two products, one of them taken while recording:
 
     [i f g o]_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh,   c_t = σ(f) c_{t-1} + σ(i) tanh(g),   h_t = σ(o) tanh(c_t)
 
@@ -32,7 +32,7 @@ _SLOTS = tuple(map(Slot, range(3)))
 
 
 def note(record: Record, call: Call) -> None:
-    """Note that a layer will come apart, and give its results the numbers that they will have then."""
+    """Note that a layer will come apart: the numbers that its results will have then, and what does not wait for h."""
     call.outputs = call.outputs[:3]  # without oneDNN's own notes
     y, h, c = call.outputs
     assert y is not None
@@ -43,6 +43,15 @@ def note(record: Record, call: Call) -> None:
     (steps, batch, features), hidden = call.inputs[0].shape, call.inputs[5].shape[-1]
     record.fused += steps * batch * (features + hidden) * 4 * hidden
     record.count = last + 1
+    if call.results:
+        call.results = (*call.results[:3], Saved.own(_moved(call)))
+
+
+def _moved(fused: Call) -> Tensor:
+    """Compute W_ih x + b_ih + b_hh for all steps, which are its rows."""
+    x, w_ih, _, b_ih, b_hh = (given.tensor() for given in fused.inputs[:5])
+    biases = b_ih + b_hh if fused.args[12] else x.new_zeros(())
+    return torch.addmm(biases, x.flatten(0, 1), w_ih.t())
 
 
 def _inside(steps: int) -> int:
@@ -175,10 +184,9 @@ def _cells(fused: Call) -> list[Call]:
     y, last_h, last_c = fused.outputs[:3]
     (steps, batch, _), hidden = x.at.size, h.at.size[-1]
     order, biased = range(steps)[:: -1 if fused.args[7] else 1], fused.args[12]
-    ys, *ends = _results(fused)
+    ys, *ends, moved = _results(fused)
     hs = list(map(Saved, ys.unbind(0)))
-    biases = b_ih.data + b_hh.data if biased else torch.zeros((), dtype=ys.dtype, device=ys.device)
-    i, f, g, o, cs, tanh_cs = _gates(x.data, w_ih.data, w_hh.data, biases, h.data, c.data, ys, order)
+    i, f, g, o, cs, tanh_cs = _gates(moved, w_hh.data, h.data, c.data, ys, order)
 
     one, four, whole = _lines(batch, hidden), _lines(batch, 4 * hidden), _lines(steps, batch, 4 * hidden)
     split = [Layout(one.size, four.stride, k * hidden) for k in range(4)]
@@ -187,8 +195,8 @@ def _cells(fused: Call) -> list[Call]:
     w, u = (write(_T, [m], layout_of(m.data.t()), Saved(m.data.t())) for m in (w_ih, w_hh))
     flat = x.data.flatten(0, 1)
     rows = write(_VIEW, [x], layout_of(flat), Saved(flat), args=(_SLOTS[0], list(flat.shape)))
-    moved = write(product, [b_ih, rows, w][skipped:], _lines(steps * batch, 4 * hidden))
-    inputs = write.several(_UNBIND, write(_VIEW, [moved], whole, args=(_SLOTS[0], list(whole.size))), each, 0)
+    sums = write(product, [b_ih, rows, w][skipped:], _lines(steps * batch, 4 * hidden))
+    inputs = write.several(_UNBIND, write(_VIEW, [sums], whole, args=(_SLOTS[0], list(whole.size))), each, 0)
     made: dict[int, _Operand] = {}
     for t in order:
         z = write(_ADD, [write(product, [b_hh, h, u][skipped:], four), inputs[t]], four)
@@ -209,17 +217,15 @@ def _cells(fused: Call) -> list[Call]:
 
 
 def _results(fused: Call) -> list[Tensor]:
-    """Give h_t for all t, the last h and the last c; only what autograd follows was kept."""
-    kept = [r.get() for r in fused.results[:3] if r is not None]
-    return kept or [r for r in fused.run()[:3] if r is not None]
+    """Give h_t for all t, the last h and the last c, and `_moved`; only what autograd follows was kept."""
+    kept = [r.get() for r in fused.results if r is not None]
+    return kept or [*(r for r in fused.run()[:3] if r is not None), _moved(fused)]
 
 
-def _gates(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, biases: Tensor, h: Tensor, c: Tensor, ys: Tensor, order: range
-) -> list[list[Saved]]:
+def _gates(moved: Tensor, w_hh: Tensor, h: Tensor, c: Tensor, ys: Tensor, order: range) -> list[list[Saved]]:
     """Compute i, f, g, o, c and tanh(c) of every step, by step."""
     before = torch.cat((h[None], ys[:-1]) if order.step > 0 else (ys[1:], h[None]))
-    sums = torch.addmm(biases, x.flatten(0, 1), w_ih.t()).addmm_(before.flatten(0, 1), w_hh.t())
+    sums = torch.addmm(moved, before.flatten(0, 1), w_hh.t())
     i, f, g, o = sums.view(*ys.shape[:2], 4, -1).unbind(2)
     i, f, g, o, cs = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), torch.empty_like(ys)
     for t in order:
