@@ -42,6 +42,17 @@ def test_one_path_is_certified_to_be_the_best():
     assert bound.gap == pytest.approx(0, abs=1e-9)
 
 
+def test_rounding_of_large_logarithms_is_allowed_for():
+    x = torch.tensor([4.020745683687198e-40], dtype=torch.float64, requires_grad=True)
+    with gradtrace.record(names={"x": x}) as tape:
+        loss = x.pow(2).pow(2).sum()
+    trace = tape.trace(loss)
+    bound = trace.bound("x", 0, p=6, path=trace.path("x", 0))
+    assert bound.holds
+    assert bound.best
+    assert bound.slack < 1e-11
+
+
 def test_a_larger_p_is_tighter():
     tape, loss = recorded(lambda x, w: ((x @ w).tanh() @ w).square().sum(), {"x": leaf(2, 3), "w": leaf(3, 3, seed=2)})
     trace = tape.trace(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -386,9 +387,11 @@ class Trace:
             self._norms[float(p)] = ask(self.tape.record, self.loss, everywhere, [Power(p)], log2=True)[0]
         if value.id not in self._norms[float(p)]:
             self._norms[float(p)] |= ask(self.tape.record, self.loss, [value], [Power(p)], log2=True)[0]
-        upper = self._norms[float(p)][value.id].flatten()[flat_index(value, index)]
+        upper = float(self._norms[float(p)][value.id].flatten()[flat_index(value, index)])
         slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
-        return Bound(path, float(p), float(upper), slack)
+        if math.isfinite(upper):  # and of the logarithms, which are float64
+            slack += 8 * torch.finfo(torch.float64).eps * abs(upper)
+        return Bound(path, float(p), upper, slack)
 
     @alone()
     def influence(
