@@ -249,7 +249,7 @@ def test_the_users_own_backward_gives_bit_for_bit_what_it_would_have_given(name)
             tape.grad(loss, list(model.parameters()))
             assert before == [None] * len(before) == [p.grad for p in model.parameters()]
         else:
-            with _as_recorded(name):
+            with _as_recorded():
                 loss = _loss(model(x))
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
@@ -261,7 +261,7 @@ def _loss(y: Tensor | tuple[Tensor, ...]) -> Tensor:
     return y.pow(3).mean()
 
 
-def _as_recorded(name: str) -> Any:
+def _as_recorded() -> Any:
     """Run attention as its products; everything else runs as ever."""
     return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
 

@@ -27,6 +27,8 @@ from .tape import Again, Call, Input, Record, Saved, Slot, Value
 LSTM = "mkldnn_rnn_layer"
 SMALL = 10**8  # multiplications up to which layers come apart when the recording ends: calls are all that it costs
 
+_REVERSE, _BIASED = 7, 12  # of the operator's arguments
+
 _aten = torch.ops.aten
 _SLOTS = tuple(map(Slot, range(3)))
 
@@ -50,7 +52,7 @@ def note(record: Record, call: Call) -> None:
 def _moved(fused: Call) -> Tensor:
     """Compute W_ih x + b_ih + b_hh for all steps, which are its rows."""
     x, w_ih, _, b_ih, b_hh = (given.tensor() for given in fused.inputs[:5])
-    biases = b_ih + b_hh if fused.args[12] else x.new_zeros(())
+    biases = b_ih + b_hh if fused.args[_BIASED] else x.new_zeros(())
     return torch.addmm(biases, x.flatten(0, 1), w_ih.t())
 
 
@@ -183,7 +185,7 @@ def _cells(fused: Call) -> list[Call]:
     x, w_ih, w_hh, b_ih, b_hh, h, c = map(write.argument, range(7))
     y, last_h, last_c = fused.outputs[:3]
     (steps, batch, _), hidden = x.at.size, h.at.size[-1]
-    order, biased = range(steps)[:: -1 if fused.args[7] else 1], fused.args[12]
+    order, biased = range(steps)[:: -1 if fused.args[_REVERSE] else 1], fused.args[_BIASED]
     ys, *ends, moved = _results(fused)
     hs = list(map(Saved, ys.unbind(0)))
     i, f, g, o, cs, tanh_cs = _gates(moved, w_hh.data, h.data, c.data, ys, order)

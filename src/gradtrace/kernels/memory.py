@@ -100,7 +100,7 @@ def within(room: Callable[..., Tensor] | None) -> Iterator[None]:
 
 def empty(kind: torch.dtype, *shape: int) -> Tensor:
     """Make room for numbers of a shape."""
-    room = _CURRENT.get() if kind.itemsize * prod(shape) >= LARGE else None
+    room = _CURRENT.get()
     return torch.empty(shape, dtype=kind) if room is None else room(kind, *shape)
 
 
