@@ -49,7 +49,7 @@ template <class T> struct Job {
     T *out;
     int32_t *arg;
     int64_t p_stride, v_stride;
-    bool pruned;
+    Plan plan;
     int64_t before;  // k's that `out` has seen already
     int16_t *short_arg;
 };
@@ -99,13 +99,12 @@ template <class T> struct Work {
     Work(const Job<T> &job, const Cuts<T> &cuts, int threads, bool pack_columns, char *memory) {
         Carver carve(memory);
         const int64_t blocks = cuts.panel_blocks, all = cut(job.columns.rows, LANES<T>);
-        panel = {cuts.depth, cuts.padded, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        panel = {cuts.depth, cuts.padded, nullptr, nullptr, nullptr, nullptr, nullptr, job.plan.unit};
         if (pack_columns) panel.w = carve.take<T>(blocks * cuts.depth * LANES<T>);
-        if (pack_columns && job.pruned) {
+        if (pack_columns && job.plan.pruned) {
             panel.bound = carve.take<T>(blocks * cuts.padded);
             panel.scale = carve.take<T>(blocks * LANES<T>);
             panel.dead = carve.take<T>(blocks * LANES<T>);
-            panel.reach = carve.take<T>(blocks);
         }
         packed_rows = cuts.in_place ? nullptr : carve.take<T>(cuts.stripe * cuts.padded);
         facts = carve.take<RowFacts<T>>(cuts.stripe);
@@ -127,7 +126,6 @@ template <class T> struct Packed {
         out.bound += c * blocks * first.padded;
         out.scale += c * blocks * LANES<T>;
         out.dead += c * blocks * LANES<T>;
-        out.reach += c * blocks;
         out.score += c * first.padded;
         return out;
     }
@@ -169,9 +167,9 @@ template <class T> class Run {
         } else {
             panel_.depth = depth_;
             member_.share(blocks, [&](int64_t slot) {
-                outcome_.nan |= pack_block(job_.columns, first_block + slot, slot, k, panel_, job_.pruned, work_.column_limit);
+                outcome_.nan |= pack_block(job_.columns, first_block + slot, slot, k, panel_, job_.plan.pruned, work_.column_limit);
             });
-            if (job_.pruned) find_score(panel_, blocks);
+            if (job_.plan.pruned) find_score(panel_, blocks);
         }
         for (int64_t r = 0; r < job_.rows.rows; r += cuts_.stripe) {
             const int64_t rows = least(cuts_.stripe, job_.rows.rows - r);
@@ -192,7 +190,7 @@ template <class T> class Run {
                           depth_, work_.packed_rows + from * cuts_.padded, cuts_.padded);
         for (int64_t r = from; r < from + count; r++) {
             RowFacts<T> &facts = work_.facts[r];
-            if (job_.pruned)
+            if (job_.plan.pruned)
                 find_seeds(row(stripe, r, k), panel_.score, depth_, facts);
             else
                 sum_row(row(stripe, r, k), depth_, facts);
@@ -214,7 +212,7 @@ template <class T> class Run {
     // Rows [from, to) of a stripe by one block.
     void strip(int64_t first_block, int64_t block, int64_t stripe, int64_t from, int64_t to, int64_t k) {
         int64_t worked = 0, rows_done = 0;
-        bool pruned = job_.pruned;
+        bool pruned = job_.plan.pruned;
         for (int64_t r = from; r < to; r += ROWS) {
             const int rows = static_cast<int>(least(ROWS, to - r));
             fetch(first_block + block, stripe + r, rows, job_.before + k == 0);
@@ -324,8 +322,8 @@ template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
     T *out = p.out + b * p.m * p.n;
     int32_t *arg = p.arg ? p.arg + b * p.m * p.n : nullptr;
     int16_t *short_arg = p.short_arg ? p.short_arg + b * p.m * p.n : nullptr;
-    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan.pruned, p.before, short_arg};
-    return {a, w, p.k, out, arg, p.n, 1, plan.pruned, p.before, short_arg};
+    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan, p.before, short_arg};
+    return {a, w, p.k, out, arg, p.n, 1, plan, p.before, short_arg};
 }
 
 template <class T> void take(const Product<T> &p, int64_t b, const Outcome<T> &part, Summary &summary) {
@@ -408,7 +406,6 @@ template <class T> Packed<T> lay_out(int64_t n, int64_t k, Carver &carve) {
     out.first.bound = carve.take<T>(chunks * blocks * padded);
     out.first.scale = carve.take<T>(chunks * blocks * LANES<T>);
     out.first.dead = carve.take<T>(chunks * blocks * LANES<T>);
-    out.first.reach = carve.take<T>(chunks * blocks);
     out.first.score = carve.take<T>(chunks * padded);
     out.column_limit = carve.take<T>(blocks * LANES<T>);
     return out;

@@ -17,8 +17,9 @@ namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
 struct Plan {
-    bool pruned;
-    bool swapped;  // w's rows are taken one by one and a's in vectors
+    bool pruned = false;
+    bool swapped = false;  // w's rows are taken one by one and a's in vectors
+    Unit unit = Unit::mean;
 };
 
 constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large part of all k's
@@ -26,6 +27,7 @@ constexpr int64_t PRUNED_ROWS = 16;         // below, finding the bounds costs m
 constexpr double WORTH_A_TRIAL = 1 << 26;   // products: about 1.5 ms, of which a trial takes a tenth
 constexpr double PRODUCTS_PER_THREAD = 1 << 21;  // fewer are done before a second thread has woken up and packed its part
 constexpr int TRIED_ROWS = 8;
+constexpr int64_t TRIED_BLOCKS = 3, TRIED_K = 2048;  // at most so many of the latter in all blocks together
 constexpr double DIRECT = 1.3, SEED = 1.5, SURVIVOR = 1.7, SCAN = 4, PACK = 0.6, BOUND = 20;
 
 // Fewer rows than this have to show that pruning pays in a strip of rows, before the rest is done directly.
@@ -55,38 +57,43 @@ void expect_from_elsewhere(const T *row, int64_t k_stride, const Side<T> &column
 }
 
 template <class T> struct Trial {
-    Panel<T> panel;  // of one block
+    Panel<T> panel;
     T *row, *column_limit;
     uint16_t *list;
 
-    Trial(Carver &carve, int64_t depth, int64_t padded)
-        : panel{depth, padded, carve.take<T>(depth * LANES<T>), carve.take<T>(padded), carve.take<T>(LANES<T>),
-                carve.take<T>(LANES<T>), carve.take<T>(1), carve.take<T>(padded)},
+    Trial(Carver &carve, int64_t depth, int64_t padded, int64_t blocks, Unit unit)
+        : panel{depth, padded, carve.take<T>(blocks * depth * LANES<T>), carve.take<T>(blocks * padded), carve.take<T>(blocks * LANES<T>),
+                carve.take<T>(blocks * LANES<T>), carve.take<T>(padded), unit},
           row(carve.take<T>(padded)), column_limit(carve.take<T>(LANES<T>)), list(carve.take<uint16_t>(padded + 64)) {}
 };
 
-// Tries some of `rows` on a block from the middle of `columns`.
-template <class T> double trial(const Side<T> &rows, const Side<T> &columns, int64_t k) {
+// Tries some of `rows` on some blocks of `columns`.
+template <class T> double trial(const Side<T> &rows, const Side<T> &columns, int64_t k, Unit unit) {
     const int64_t depth = chunk_depth(k), padded = padded_to(depth, 64), count = least(LANES<T>, columns.rows);
+    const int64_t blocks = least(most(1, least(TRIED_BLOCKS, TRIED_K / most(depth, 1))), cut(columns.rows, LANES<T>));
     Carver sizes(nullptr);
-    Trial<T> needed(sizes, depth, padded);
+    Trial<T> needed(sizes, depth, padded, blocks, unit);
     Carver carve(scratch().get<char>(static_cast<int64_t>(sizes.used())));
-    const Trial<T> room(carve, depth, padded);
-    const int64_t first = (columns.rows - count) / 2;
-    const Side<T> some{columns.data + first * columns.row_stride, columns.row_stride, columns.k_stride, count, columns.positive};
-    pack_block(some, 0, 0, 0, room.panel, true, room.column_limit);
-    find_score(room.panel, 1);
+    const Trial<T> room(carve, depth, padded, blocks, unit);
+    const auto some = [&](int64_t b) {
+        const int64_t first = (2 * b + 1) * (columns.rows - count) / (2 * blocks);
+        return Side<T>{columns.data + first * columns.row_stride, columns.row_stride, columns.k_stride, count, columns.positive};
+    };
+    for (int64_t b = 0; b < blocks; b++) pack_block(some(b), 0, b, 0, room.panel, true, room.column_limit);
+    find_score(room.panel, blocks);  // of several blocks, as it will be: one block's own seeds would look better than they are
     double survived = 0;
     for (int i = 0; i < TRIED_ROWS; i++) {
-        Tile<T> tile;
         RowFacts<T> facts;
         const T *source = rows.data + (2 * i + 1) * rows.rows / (2 * TRIED_ROWS) * rows.row_stride;
-        expect_from_elsewhere(source, rows.k_stride, some, k, depth, tile);
         copy_absolute(source, rows.row_stride, rows.k_stride, 1, depth, room.row, padded);
         find_seeds(room.row, room.panel.score, depth, facts);
-        survived += pruned_row(room.row, room.row, facts, room.panel.w, room.panel.bounds(0), depth, 0, tile.best[0], tile.arg[0], room.list);
+        for (int64_t b = 0; b < blocks; b++) {
+            Tile<T> tile;
+            expect_from_elsewhere(source, rows.k_stride, some(b), k, depth, tile);
+            survived += pruned_row(room.row, room.row, facts, room.panel.block(b), room.panel.bounds(b), depth, 0, tile.best[0], tile.arg[0], room.list);
+        }
     }
-    return share<T>(survived / TRIED_ROWS, static_cast<double>(depth), static_cast<double>(rows.rows));
+    return share<T>(survived / static_cast<double>(TRIED_ROWS * blocks), static_cast<double>(depth), static_cast<double>(rows.rows));
 }
 
 template <class T> double products(const Product<T> &p) {
@@ -95,19 +102,26 @@ template <class T> double products(const Product<T> &p) {
 
 constexpr double SWAPPED = 1.1;      // the output is written in columns
 constexpr double WORTH_PRUNING = 0.9;
+constexpr double GOOD = 0.3;         // other ways are not tried then
 
 template <class T> Plan choose(const Product<T> &p, bool prepared, Variant variant) {
-    if (variant == Variant::direct) return {false, false};
-    if (variant == Variant::pruned) return {true, false};
+    if (variant == Variant::direct) return {};
+    if (variant == Variant::pruned) return {true};
+    if (variant == Variant::pruned_typical) return {true, false, Unit::typical};
     if (variant == Variant::pruned_swapped) return {true, true};
-    if (p.k < PRUNED_K || p.m < PRUNED_ROWS) return {false, false};
-    if (prepared || products(p) < WORTH_A_TRIAL) return {true, false};  // what doesn't suit it is noticed on the way
+    if (p.k < PRUNED_K || p.m < PRUNED_ROWS) return {};
+    if (prepared || products(p) < WORTH_A_TRIAL) return {true};  // what doesn't suit it is noticed on the way
     const Side<T> a{p.a.data, p.a.row_stride, p.a.k_stride, p.m, true}, w{p.w.data, p.w.row_stride, p.w.k_stride, p.n, false};
-    const double straight = trial(a, w, p.k);
-    const bool either = p.m >= LANES<T> && p.n >= PRUNED_ROWS;
-    const double swapped = either ? trial(w, a, p.k) * SWAPPED : straight;
-    const bool swap = swapped < straight;
-    return (swap ? swapped : straight) < WORTH_PRUNING ? Plan{true, swap} : Plan{false, false};
+    Plan best;
+    double least_share = WORTH_PRUNING;
+    for (const bool swapped : {false, true})
+        for (const Unit unit : {Unit::mean, Unit::typical}) {
+            if (swapped && (p.m < LANES<T> || p.n < PRUNED_ROWS)) continue;
+            const double share = swapped ? trial(w, a, p.k, unit) * SWAPPED : trial(a, w, p.k, unit);
+            if (share < least_share) least_share = share, best = {true, swapped, unit};
+            if (share < GOOD) return best;
+        }
+    return best;
 }
 
 template <class T> int threads_for(const Product<T> &p, int threads) {

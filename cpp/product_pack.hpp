@@ -71,6 +71,10 @@ class Scratch {
     size_t size_ = 0;
 };
 
+template <class T> struct Unsigned;
+template <> struct Unsigned<float> { using type = uint32_t; };
+template <> struct Unsigned<double> { using type = uint64_t; };
+
 inline float absolute(float x) { return __builtin_fabsf(x); }
 inline double absolute(double x) { return __builtin_fabs(x); }
 
@@ -150,13 +154,19 @@ void copy_absolute(const T *src, int64_t outer, int64_t inner, int64_t outers, i
     }
 }
 
-// What the pruned kernel wants to know of one block of columns. Bounds are in units of each column's own mean,
-// so that one small column doesn't hold back the others; `scale` is one over that mean.
+// What a column's numbers are measured in. One number that stands out, as the target word's among the derivatives of
+// a softmax, lifts the mean above all others; a typical number is then what products with other k's compare with.
+enum class Unit {
+    mean,
+    typical,  // about the geometric mean of the numbers that are not zero
+};
+
+// What the pruned kernel wants to know of one block of columns. Bounds are in each column's own unit,
+// so that one small column doesn't hold back the others; `scale` is one over that unit.
 template <class T> struct Bounds {
     T *bound;  // depth, padded: the largest scaled |w| of the block, a little rounded up
     T *scale;  // LANES
     T *dead;   // LANES: infinity where the column is zero throughout, else 0
-    T *reach;  // one number: the largest bound
 };
 
 // Scaled numbers below this are not trusted to be in order; scales stay within 2^±60.
@@ -164,9 +174,9 @@ template <class T> constexpr T TRUSTED = T(8.673617379884035e-19);   // 2^-60
 template <class T> constexpr T SMALLEST_BOUND = T(7.52316384526264e-37);  // 2^-120: never zero beside a weight
 template <class T> constexpr T ROUNDED_UP = T(1) + T(9.5367431640625e-07);  // 1 + 2^-20
 
-template <class T> T column_scale(T mean) {
+template <class T> T column_scale(T unit) {
     const T limit = T(1) / TRUSTED<T>;
-    const T scale = T(1) / mean;
+    const T scale = T(1) / unit;
     return scale < limit ? (scale > TRUSTED<T> ? scale : TRUSTED<T>) : limit;
 }
 
@@ -180,15 +190,37 @@ template <class T> void column_sums(const T *w, int64_t depth, T *sums) {
     for (int v = 0; v < VECTORS; v++) S::store(sums + v * S::lanes, sum[v]);
 }
 
-template <class T> void find_bounds(const T *w, int64_t depth, int64_t padded, const T *sums, const Bounds<T> &out) {
-    using S = Simd<T>;
+// A typical number of each column of a packed block; 0 where there is none. The first 16 bits of a number, its exponent
+// in front, grow about as its logarithm does.
+template <class T> void typical(const T *w, int64_t depth, T *out) {
+    using Bits = typename Unsigned<T>::type;
+    constexpr int SHIFT = 8 * sizeof(T) - 16;
+    Bits sum[LANES<T>] = {}, count[LANES<T>] = {};
+    for (int64_t k = 0; k < depth; k++)
+        for (int lane = 0; lane < LANES<T>; lane++) {
+            Bits bits;
+            std::memcpy(&bits, w + k * LANES<T> + lane, sizeof bits);
+            sum[lane] += bits >> SHIFT;
+            count[lane] += bits != 0;
+        }
     for (int lane = 0; lane < LANES<T>; lane++) {
-        out.scale[lane] = sums[lane] > 0 ? column_scale(sums[lane] / static_cast<T>(depth)) : T(1);
+        const Bits mean = count[lane] ? sum[lane] / count[lane] << SHIFT : 0;
+        std::memcpy(out + lane, &mean, sizeof mean);
+    }
+}
+
+template <class T> void find_bounds(const T *w, int64_t depth, int64_t padded, const T *sums, Unit unit, const Bounds<T> &out) {
+    using S = Simd<T>;
+    T units[LANES<T>];
+    if (unit == Unit::typical) typical(w, depth, units);
+    else
+        for (int lane = 0; lane < LANES<T>; lane++) units[lane] = sums[lane] / static_cast<T>(depth);
+    for (int lane = 0; lane < LANES<T>; lane++) {
+        out.scale[lane] = sums[lane] > 0 ? column_scale(units[lane]) : T(1);
         out.dead[lane] = sums[lane] > 0 ? T(0) : std::numeric_limits<T>::infinity();
     }
     typename S::reg scale[VECTORS];
     for (int v = 0; v < VECTORS; v++) scale[v] = S::load(out.scale + v * S::lanes);
-    T reach = 0;
     for (int64_t k = 0; k < depth; k++) {
         auto top = S::zero(), raw = S::zero();
         for (int v = 0; v < VECTORS; v++) {
@@ -199,10 +231,8 @@ template <class T> void find_bounds(const T *w, int64_t depth, int64_t padded, c
         T bound = S::max_of(top) * ROUNDED_UP<T>;
         if (!(bound > SMALLEST_BOUND<T>)) bound = S::max_of(raw) > 0 ? SMALLEST_BOUND<T> : T(0);
         out.bound[k] = bound;
-        reach = bound > reach ? bound : reach;
     }
     for (int64_t k = depth; k < padded; k++) out.bound[k] = 0;
-    *out.reach = reach;
 }
 
 // One operand of one product: a's rows or w's.
@@ -215,12 +245,13 @@ template <class T> struct Side {
 // |w| of some columns and a chunk of k.
 template <class T> struct Panel {
     int64_t depth, padded;
-    T *w, *bound, *scale, *dead, *reach;  // from bound on: only if pruned
-    T *score;                             // how strong each k looks
+    T *w, *bound, *scale, *dead;  // from bound on: only if pruned
+    T *score;                     // how strong each k looks
+    Unit unit = Unit::mean;
 
     T *block(int64_t b) const { return w + b * depth * LANES<T>; }
     Bounds<T> bounds(int64_t b) const {
-        return {bound + b * padded, scale + b * LANES<T>, dead + b * LANES<T>, reach + b};
+        return {bound + b * padded, scale + b * LANES<T>, dead + b * LANES<T>};
     }
 };
 
@@ -243,7 +274,7 @@ bool pack_block(const Side<T> &side, int64_t block, int64_t slot, int64_t k, con
         if (sums[lane] != 0) column_limit[first + lane] = std::numeric_limits<T>::min();
         nan |= sums[lane] != sums[lane];
     }
-    if (bounds) find_bounds(w, panel.depth, panel.padded, sums, panel.bounds(slot));
+    if (bounds) find_bounds(w, panel.depth, panel.padded, sums, panel.unit, panel.bounds(slot));
     return nan;
 }
 

@@ -11,8 +11,8 @@ from native_operands import native as _native
 
 NAN_SEEN, LOST = 1, 2
 SETS = _native.instruction_sets()
-VARIANTS = ["automatic", "direct", "pruned", "pruned_swapped"]
-CONTENTS = ["gauss", "heavy", "integers", "sparse", "denormal", "wide", "infinite", "equal", "dead"]
+VARIANTS = ["automatic", "direct", "pruned", "pruned_typical", "pruned_swapped"]
+CONTENTS = ["gauss", "heavy", "integers", "sparse", "denormal", "wide", "infinite", "equal", "outlier", "dead"]
 LAYOUTS = ["rows", "columns", "stepped", "reversed", "repeated"]
 
 
@@ -88,6 +88,10 @@ def contents(kind, rng, shape, dtype):
         x = np.where(rng.random(shape) < 0.02, np.inf, np.where(rng.random(shape) < 0.3, 0, x))
     elif kind == "equal":
         x = np.ones(shape)
+    elif kind == "outlier":  # one number of each row stands far above the others, as in the derivatives of a softmax
+        x = 1 + 0.1 * x
+        if x.size:
+            np.put_along_axis(x, rng.integers(x.shape[-1], size=(*shape[:2], 1)), 1e4, -1)
     elif kind == "dead":  # whole rows and whole k's of zeros
         x *= (rng.random((*shape[:2], 1)) < 0.7) & (rng.random((*shape[:1], 1, shape[2])) < 0.7)
     return x.astype(dtype)
@@ -142,9 +146,11 @@ def test_several_chunks_of_k_and_strips_of_rows(a_kind, w_kind):
     check(a, w, [{"threads": 2, "short": True}, {"threads": 1, "prepared": True}])
 
 
-@pytest.mark.parametrize("w_kind", ["gauss", "heavy", "equal"])
-def test_large_enough_to_be_tried_out(w_kind):
-    a, w = operands(2, (1, 400, 500, 400), np.float32, "gauss", w_kind)
+@pytest.mark.parametrize(
+    ("a_kind", "w_kind"), [("gauss", "heavy"), ("gauss", "equal"), ("outlier", "gauss"), ("gauss", "outlier")]
+)
+def test_large_enough_to_be_tried_out(a_kind, w_kind):
+    a, w = operands(2, (1, 400, 500, 400), np.float32, a_kind, w_kind)
     check(a, w, [{"threads": 2}, {"threads": 2, "short": True}], ["automatic"])
 
 
@@ -219,7 +225,7 @@ def test_prepared_for_other_sizes_is_refused():
 def test_unknown_names_list_the_valid_ones():
     with pytest.raises(ValueError, match="portable"):
         _native.use_instruction_set("z80")
-    with pytest.raises(ValueError, match="automatic, direct, pruned, pruned_swapped"):
+    with pytest.raises(ValueError, match="automatic, direct, pruned, pruned_typical, pruned_swapped"):
         _native.use_variant("guess")
 
 
