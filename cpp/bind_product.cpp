@@ -69,13 +69,13 @@ PreparedWeight *prepare(bool is_double, int64_t batch, int64_t n, int64_t k, uin
 }
 
 void use_variant(const char *name) {
-    const char *names[] = {"automatic", "direct", "pruned", "pruned_typical", "pruned_swapped"};
-    for (int i = 0; i < 5; i++)
+    const char *names[] = {"automatic", "direct", "pruned", "pruned_typical", "pruned_swapped", "pruned_sorted"};
+    for (int i = 0; i < 6; i++)
         if (std::string(names[i]) == name) {
             forced = static_cast<Variant>(i);
             return;
         }
-    throw nb::value_error("one of automatic, direct, pruned, pruned_typical, pruned_swapped");
+    throw nb::value_error("one of automatic, direct, pruned, pruned_typical, pruned_swapped, pruned_sorted");
 }
 
 }  // namespace

@@ -41,14 +41,13 @@ struct Member {
 
 // --- one product of a batch -------------------------------------------------------------------------------
 
-// out[p·p_stride + v·v_stride] = max_k rows[p,k]·columns[v,k]: rows are taken one by one, columns in vectors.
-// One of the strides is 1.
+// out[p·n + v] = max_k rows[p,k]·columns[v,k], or out[v·n + p] if swapped: rows are taken one by one, columns in vectors.
 template <class T> struct Job {
     Side<T> rows, columns;
     int64_t k;
     T *out;
     int32_t *arg;
-    int64_t p_stride, v_stride;
+    int64_t n;
     Plan plan;
     int64_t before;  // k's that `out` has seen already
     int16_t *short_arg;
@@ -240,40 +239,49 @@ template <class T> class Run {
             for (int lane = 0; lane < LANES<T>; lane++) tile_.best[r][lane] = 0, tile_.arg[r][lane] = -1;
         if (fresh) return;
         const int64_t column = block * LANES<T>, columns = least(LANES<T>, job_.columns.rows - column);
-        const int64_t at = first_row * job_.p_stride + column * job_.v_stride;
-        if (job_.v_stride == 1) {
+        const int64_t at = first_row * job_.n + column;
+        if (!job_.plan.swapped) {
             for (int r = 0; r < rows; r++) {
-                std::memcpy(tile_.best[r], job_.out + at + r * job_.p_stride, static_cast<size_t>(columns) * sizeof(T));
-                if (job_.arg) std::memcpy(tile_.arg[r], job_.arg + at + r * job_.p_stride, static_cast<size_t>(columns) * sizeof(int32_t));
+                std::memcpy(tile_.best[r], job_.out + at + r * job_.n, static_cast<size_t>(columns) * sizeof(T));
+                if (job_.arg) std::memcpy(tile_.arg[r], job_.arg + at + r * job_.n, static_cast<size_t>(columns) * sizeof(int32_t));
                 if (job_.short_arg)
-                    for (int64_t c = 0; c < columns; c++) tile_.arg[r][c] = job_.short_arg[at + r * job_.p_stride + c];
+                    for (int64_t c = 0; c < columns; c++) tile_.arg[r][c] = job_.short_arg[at + r * job_.n + c];
             }
             return;
         }
-        copy_transposed(job_.out + at, job_.v_stride, rows, columns, tile_.best[0], LANES<T>);
-        if (job_.arg) copy_transposed(job_.arg + at, job_.v_stride, rows, columns, tile_.arg[0], LANES<T>);
-        if (job_.short_arg)
-            for (int64_t c = 0; c < columns; c++)
-                for (int r = 0; r < rows; r++) tile_.arg[r][c] = job_.short_arg[at + r + c * job_.v_stride];
+        for (int64_t c = 0; c < columns; c++) {
+            const int64_t line = first_row + job_.columns.place(column + c) * job_.n;
+            for (int r = 0; r < rows; r++) {
+                tile_.best[r][c] = job_.out[line + r];
+                if (job_.arg) tile_.arg[r][c] = job_.arg[line + r];
+                if (job_.short_arg) tile_.arg[r][c] = job_.short_arg[line + r];
+            }
+        }
     }
 
     void flush(int64_t block, int64_t first_row, int rows) {
         const int64_t column = block * LANES<T>, columns = least(LANES<T>, job_.columns.rows - column);
-        const int64_t at = first_row * job_.p_stride + column * job_.v_stride;
-        if (job_.v_stride == 1) {
+        const int64_t at = first_row * job_.n + column;
+        if (!job_.plan.swapped) {
             for (int r = 0; r < rows; r++) {
-                std::memcpy(job_.out + at + r * job_.p_stride, tile_.best[r], static_cast<size_t>(columns) * sizeof(T));
-                if (job_.arg) std::memcpy(job_.arg + at + r * job_.p_stride, tile_.arg[r], static_cast<size_t>(columns) * sizeof(int32_t));
+                std::memcpy(job_.out + at + r * job_.n, tile_.best[r], static_cast<size_t>(columns) * sizeof(T));
+                if (job_.arg) std::memcpy(job_.arg + at + r * job_.n, tile_.arg[r], static_cast<size_t>(columns) * sizeof(int32_t));
                 if (job_.short_arg)
-                    for (int64_t c = 0; c < columns; c++) job_.short_arg[at + r * job_.p_stride + c] = static_cast<int16_t>(tile_.arg[r][c]);
+                    for (int64_t c = 0; c < columns; c++) job_.short_arg[at + r * job_.n + c] = static_cast<int16_t>(tile_.arg[r][c]);
             }
             return;
         }
-        copy_transposed(tile_.best[0], LANES<T>, columns, rows, job_.out + at, job_.v_stride);
-        if (job_.arg) copy_transposed(tile_.arg[0], LANES<T>, columns, rows, job_.arg + at, job_.v_stride);
-        if (job_.short_arg)
-            for (int64_t c = 0; c < columns; c++)
-                for (int r = 0; r < rows; r++) job_.short_arg[at + r + c * job_.v_stride] = static_cast<int16_t>(tile_.arg[r][c]);
+        T best[LANES<T> * ROWS];
+        int32_t arg[LANES<T> * ROWS];
+        copy_transposed(tile_.best[0], LANES<T>, columns, rows, best, ROWS);
+        if (job_.arg || job_.short_arg) copy_transposed(tile_.arg[0], LANES<T>, columns, rows, arg, ROWS);
+        for (int64_t c = 0; c < columns; c++) {
+            const int64_t line = first_row + job_.columns.place(column + c) * job_.n;
+            std::memcpy(job_.out + line, best + c * ROWS, static_cast<size_t>(rows) * sizeof(T));
+            if (job_.arg) std::memcpy(job_.arg + line, arg + c * ROWS, static_cast<size_t>(rows) * sizeof(int32_t));
+            if (job_.short_arg)
+                for (int r = 0; r < rows; r++) job_.short_arg[line + r] = static_cast<int16_t>(arg[c * ROWS + r]);
+        }
     }
 
     // Takes the final values of a tile into account. Padding columns are zero and never suspicious.
@@ -317,13 +325,13 @@ template <class T> class Run {
 constexpr size_t KEPT_BYTES = size_t(32) << 20;  // of scratch memory between calls
 
 template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
-    const Side<T> a{p.a.data + b * p.a.batch_stride, p.a.row_stride, p.a.k_stride, p.m, true};
+    const Side<T> a{p.a.data + b * p.a.batch_stride, p.a.row_stride, p.a.k_stride, p.m, true, plan.order};
     const Side<T> w{p.w.data + b * p.w.batch_stride, p.w.row_stride, p.w.k_stride, p.n, false};
     T *out = p.out + b * p.m * p.n;
     int32_t *arg = p.arg ? p.arg + b * p.m * p.n : nullptr;
     int16_t *short_arg = p.short_arg ? p.short_arg + b * p.m * p.n : nullptr;
-    if (plan.swapped) return {w, a, p.k, out, arg, 1, p.n, plan, p.before, short_arg};
-    return {a, w, p.k, out, arg, p.n, 1, plan, p.before, short_arg};
+    if (plan.swapped) return {w, a, p.k, out, arg, p.n, plan, p.before, short_arg};
+    return {a, w, p.k, out, arg, p.n, plan, p.before, short_arg};
 }
 
 template <class T> void take(const Product<T> &p, int64_t b, const Outcome<T> &part, Summary &summary) {

@@ -41,7 +41,7 @@ struct Prepared {
 };
 
 // Forces one algorithm, for tests; `automatic` lets the shape and the operands decide.
-enum class Variant : int { automatic, direct, pruned, pruned_typical, pruned_swapped };
+enum class Variant : int { automatic, direct, pruned, pruned_typical, pruned_swapped, pruned_sorted };
 
 struct ProductTable {
     Summary (*product_float)(const Product<float> &, const Prepared *, int threads, Variant);

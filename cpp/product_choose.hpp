@@ -20,6 +20,7 @@ struct Plan {
     bool pruned = false;
     bool swapped = false;  // w's rows are taken one by one and a's in vectors
     Unit unit = Unit::mean;
+    const int32_t *order = nullptr;  // of a's rows, if swapped: blocks of full ones and blocks of nearly empty ones
 };
 
 constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large part of all k's
@@ -53,7 +54,7 @@ void expect_from_elsewhere(const T *row, int64_t k_stride, const Side<T> &column
     for (int64_t at = 1; at < k; at++)
         if (absolute(row[at]) > absolute(row[strongest])) strongest = at;
     for (int64_t lane = 0; lane < columns.rows; lane++)
-        tile.best[0][lane] = absolute(row[strongest]) * absolute(columns.data[lane * columns.row_stride + strongest * columns.k_stride]);
+        tile.best[0][lane] = absolute(row[strongest]) * absolute(columns.data[columns.place(lane) * columns.row_stride + strongest * columns.k_stride]);
 }
 
 template <class T> struct Trial {
@@ -77,7 +78,11 @@ template <class T> double trial(const Side<T> &rows, const Side<T> &columns, int
     const Trial<T> room(carve, depth, padded, blocks, unit);
     const auto some = [&](int64_t b) {
         const int64_t first = (2 * b + 1) * (columns.rows - count) / (2 * blocks);
-        return Side<T>{columns.data + first * columns.row_stride, columns.row_stride, columns.k_stride, count, columns.positive};
+        Side<T> block = columns;
+        block.rows = count;
+        if (columns.order) block.order += first;
+        else block.data += first * columns.row_stride;
+        return block;
     };
     for (int64_t b = 0; b < blocks; b++) pack_block(some(b), 0, b, 0, room.panel, true, room.column_limit);
     find_score(room.panel, blocks);  // of several blocks, as it will be: one block's own seeds would look better than they are
@@ -103,24 +108,63 @@ template <class T> double products(const Product<T> &p) {
 constexpr double SWAPPED = 1.1;      // the output is written in columns
 constexpr double WORTH_PRUNING = 0.9;
 constexpr double GOOD = 0.3;         // other ways are not tried then
+constexpr double UNEVEN = 0.25;      // of all k's
+
+// How many k's of each row are not zero.
+template <class T> void count_full(const Side<T> &side, int64_t k, int32_t *count) {
+    std::memset(count, 0, static_cast<size_t>(side.rows) * sizeof *count);
+    const bool along = side.row_stride == 1;  // memory is read in its own order
+    for (int64_t outer = 0; outer < (along ? k : side.rows); outer++)
+        if (along)
+            for (int64_t row = 0; row < side.rows; row++) count[row] += side.data[outer * side.k_stride + row] != 0;
+        else
+            for (int64_t at = 0; at < k; at++) count[outer] += side.data[outer * side.row_stride + at * side.k_stride] != 0;
+}
+
+// Whether some rows of a block from the middle are much fuller than others.
+template <class T> bool uneven(const Side<T> &side, int64_t k) {
+    int32_t count[LANES<T>];
+    const int64_t some = least(LANES<T>, side.rows);
+    count_full(Side<T>{side.data + (side.rows - some) / 2 * side.row_stride, side.row_stride, side.k_stride, some, true}, k, count);
+    int64_t fullest = 0, emptiest = k;
+    for (int64_t row = 0; row < some; row++) fullest = most(fullest, count[row]), emptiest = least(emptiest, count[row]);
+    return static_cast<double>(fullest - emptiest) > static_cast<double>(k) * UNEVEN;
+}
+
+// Orders rows by how full they are. One column that is nearly empty lets a whole block's threshold fall to zero.
+template <class T> const int32_t *by_fullness(const Side<T> &side, int64_t k) {
+    static thread_local Scratch own;
+    int32_t *order = own.get<int32_t>(2 * side.rows + k + 2), *count = order + side.rows, *next = count + side.rows;
+    count_full(side, k, count);
+    std::memset(next, 0, static_cast<size_t>(k + 2) * sizeof *next);
+    for (int64_t row = 0; row < side.rows; row++) next[count[row] + 1]++;
+    for (int64_t full = 0; full < k; full++) next[full + 1] += next[full];
+    for (int64_t row = 0; row < side.rows; row++) order[next[count[row]]++] = static_cast<int32_t>(row);
+    return order;
+}
 
 template <class T> Plan choose(const Product<T> &p, bool prepared, Variant variant) {
+    Side<T> a{p.a.data, p.a.row_stride, p.a.k_stride, p.m, true}, w{p.w.data, p.w.row_stride, p.w.k_stride, p.n, false};
     if (variant == Variant::direct) return {};
     if (variant == Variant::pruned) return {true};
     if (variant == Variant::pruned_typical) return {true, false, Unit::typical};
     if (variant == Variant::pruned_swapped) return {true, true};
+    if (variant == Variant::pruned_sorted) return {true, true, Unit::typical, by_fullness(a, p.k)};
     if (p.k < PRUNED_K || p.m < PRUNED_ROWS) return {};
     if (prepared || products(p) < WORTH_A_TRIAL) return {true};  // what doesn't suit it is noticed on the way
-    const Side<T> a{p.a.data, p.a.row_stride, p.a.k_stride, p.m, true}, w{p.w.data, p.w.row_stride, p.w.k_stride, p.n, false};
     Plan best;
     double least_share = WORTH_PRUNING;
-    for (const bool swapped : {false, true})
+    const auto good = [&](bool swapped) {
         for (const Unit unit : {Unit::mean, Unit::typical}) {
-            if (swapped && (p.m < LANES<T> || p.n < PRUNED_ROWS)) continue;
             const double share = swapped ? trial(w, a, p.k, unit) * SWAPPED : trial(a, w, p.k, unit);
-            if (share < least_share) least_share = share, best = {true, swapped, unit};
-            if (share < GOOD) return best;
+            if (share < least_share) least_share = share, best = {true, swapped, unit, a.order};
+            if (share < GOOD) return true;
         }
+        return false;
+    };
+    if (good(false) || p.m < LANES<T> || p.n < PRUNED_ROWS || good(true) || !uneven(a, p.k)) return best;
+    a.order = by_fullness(a, p.k);
+    good(true);
     return best;
 }
 

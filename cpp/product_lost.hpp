@@ -23,19 +23,39 @@ inline bool meet(const uint64_t *x, const uint64_t *y, int64_t words) {
     return both != 0;
 }
 
+// The smallest |x| that is not zero; infinity if there is none.
+template <class T> T smallest(const T *data, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t k) {
+    using S = Simd<T>;
+    const bool along = row_stride == 1;  // memory is read in its own order
+    const int64_t outers = along ? k : rows, inners = along ? rows : k, outer = along ? k_stride : row_stride, inner = along ? 1 : k_stride;
+    const auto zero = S::zero(), nothing = S::set(std::numeric_limits<T>::infinity());
+    auto low = nothing;
+    const auto take = [&](auto x) { low = S::smaller(S::blend(S::equal(x, zero), nothing, S::abs(x)), low); };
+    for (int64_t o = 0; o < outers; o++) {
+        const T *line = data + o * outer;
+        int64_t i = 0;
+        for (; inner == 1 && i + S::lanes <= inners; i += S::lanes) take(S::load(line + i));
+        for (; i < inners; i++) take(S::set(line[i * inner]));
+    }
+    return S::min_of(low);
+}
+
 // Looks through the zeros of one product of the batch.
 template <class T> bool zero_was_lost(const Product<T> &p, int64_t b) {
+    const T *a = p.a.data + b * p.a.batch_stride, *w = p.w.data + b * p.w.batch_stride;
+    // rounding keeps order: if this is not zero, no product of numbers that are not is
+    if (smallest(a, p.a.row_stride, p.a.k_stride, p.m, p.k) * smallest(w, p.w.row_stride, p.w.k_stride, p.n, p.k) != 0) return false;
     const int64_t words = cut(p.k, 64);
     Scratch memory;
     uint64_t *columns = memory.get<uint64_t>((p.n + 1) * words), *row = columns + p.n * words;
     for (int64_t j = 0; j < p.n; j++)
-        nonzero_bits(p.w.data + b * p.w.batch_stride + j * p.w.row_stride, p.w.k_stride, p.k, columns + j * words);
+        nonzero_bits(w + j * p.w.row_stride, p.w.k_stride, p.k, columns + j * words);
     for (int64_t i = 0; i < p.m; i++) {
         const T *out = p.out + (b * p.m + i) * p.n;
         bool known = false;
         for (int64_t j = 0; j < p.n; j++) {
             if (out[j] != 0) continue;
-            if (!known) nonzero_bits(p.a.data + b * p.a.batch_stride + i * p.a.row_stride, p.a.k_stride, p.k, row);
+            if (!known) nonzero_bits(a + i * p.a.row_stride, p.a.k_stride, p.k, row);
             known = true;
             if (meet(row, columns + j * words, words)) return true;
         }

@@ -240,6 +240,9 @@ template <class T> struct Side {
     const T *data;
     int64_t row_stride, k_stride, rows;
     bool positive;
+    const int32_t *order = nullptr;  // in which its rows are taken; null: as they lie
+
+    int64_t place(int64_t row) const { return order ? order[row] : row; }
 };
 
 // |w| of some columns and a chunk of k.
@@ -267,7 +270,12 @@ bool pack_block(const Side<T> &side, int64_t block, int64_t slot, int64_t k, con
     const int64_t first = block * LANES<T>, count = least(LANES<T>, side.rows - first);
     T *w = panel.block(slot), sums[LANES<T>];
     if (count < LANES<T>) std::memset(static_cast<void *>(w), 0, static_cast<size_t>(panel.depth * LANES<T>) * sizeof(T));
-    copy_absolute(side.data + first * side.row_stride + k * side.k_stride, side.k_stride, side.row_stride, panel.depth, count, w, LANES<T>);
+    if (side.order)
+        for (int64_t at = 0; at < panel.depth; at++)
+            for (int64_t lane = 0; lane < count; lane++)
+                w[at * LANES<T> + lane] = absolute(side.data[side.order[first + lane] * side.row_stride + (k + at) * side.k_stride]);
+    else
+        copy_absolute(side.data + first * side.row_stride + k * side.k_stride, side.k_stride, side.row_stride, panel.depth, count, w, LANES<T>);
     column_sums(w, panel.depth, sums);
     bool nan = false;
     for (int lane = 0; lane < LANES<T>; lane++) {

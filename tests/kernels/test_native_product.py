@@ -11,7 +11,7 @@ from native_operands import native as _native
 
 NAN_SEEN, LOST = 1, 2
 SETS = _native.instruction_sets()
-VARIANTS = ["automatic", "direct", "pruned", "pruned_typical", "pruned_swapped"]
+VARIANTS = ["automatic", "direct", "pruned", "pruned_typical", "pruned_swapped", "pruned_sorted"]
 CONTENTS = ["gauss", "heavy", "integers", "sparse", "denormal", "wide", "infinite", "equal", "outlier", "dead"]
 LAYOUTS = ["rows", "columns", "stepped", "reversed", "repeated"]
 
@@ -147,7 +147,7 @@ def test_several_chunks_of_k_and_strips_of_rows(a_kind, w_kind):
 
 
 @pytest.mark.parametrize(
-    ("a_kind", "w_kind"), [("gauss", "heavy"), ("gauss", "equal"), ("outlier", "gauss"), ("gauss", "outlier")]
+    ("a_kind", "w_kind"), [("gauss", "gauss"), ("gauss", "heavy"), ("gauss", "equal"), ("outlier", "gauss"), ("gauss", "outlier")]
 )
 def test_large_enough_to_be_tried_out(a_kind, w_kind):
     a, w = operands(2, (1, 400, 500, 400), np.float32, a_kind, w_kind)
@@ -225,7 +225,7 @@ def test_prepared_for_other_sizes_is_refused():
 def test_unknown_names_list_the_valid_ones():
     with pytest.raises(ValueError, match="portable"):
         _native.use_instruction_set("z80")
-    with pytest.raises(ValueError, match="automatic, direct, pruned, pruned_typical, pruned_swapped"):
+    with pytest.raises(ValueError, match="automatic, direct, pruned, pruned_typical, pruned_swapped, pruned_sorted"):
         _native.use_variant("guess")
 
 
