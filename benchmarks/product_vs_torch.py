@@ -8,8 +8,8 @@ and with the index. Their results are compared before anything is timed. What is
 and said so.
 
 Operands are Gaussian; log-normal with σ = 2; and *real*: a small `gradtrace compete` model is trained, a batch is
-traced, and the operands of the largest products of its reverse pass are taken. How much a kernel can leave out
-depends on the tails of the operands, so a ratio holds for operands like these.
+traced, and the operands of the largest products of its reverse pass are taken; and after its first step. How much a
+kernel can leave out depends on the tails of the operands, so a ratio holds for operands like these.
 
     python benchmarks/product_vs_torch.py --out benchmarks/results
     python benchmarks/product_vs_torch.py --operands real.pt    # keep the real operands, or take those of last time
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -113,7 +113,7 @@ def real_operands(options: Options, count: int) -> list[Operands]:
         loss = next_word_loss(model, words, targets)
     observer = Observer()
     reverse(tape.record, tape.value_of(loss), observer, lambda value, g: None)
-    kind = f"real, after {options.steps} steps"
+    kind = f"real, after {options.steps} step{'s' * (options.steps > 1)}"
     found = [Operands(kind, "compete model", a, w) for a, w in observer.seen.values()]
     return sorted(found, key=lambda o: -o.products)[:count]
 
@@ -122,7 +122,7 @@ def kept(path: Path | None, options: Options, count: int) -> list[Operands]:
     """Give the real operands, from a file if it exists; a path that does not exist is written."""
     if path is not None and path.exists():
         return [Operands(**fields) for fields in torch.load(path, weights_only=True)]
-    made = real_operands(options, count)
+    made = [*real_operands(options, count), *real_operands(replace(options, steps=1), 2)]
     if path is not None:
         torch.save([vars(o) for o in made], path)
     return made

@@ -122,16 +122,6 @@ Extent standard(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g,
     });
 }
 
-Extent sparse_max(bool is_double, int64_t outer, int64_t m, int64_t n, int64_t inner, Pointer start, Pointer i, Pointer w,
-                  Pointer g, double f, Pointer out, Pointer arg, int threads) {
-    return typed(is_double, [&](auto number) {
-        using T = decltype(number);
-        const SparseMax<T> s{outer, m, n, inner, at<const int64_t>(start), at<const int64_t>(i), at<const T>(w), at<const T>(g), f,
-                             at<T>(out), at<int32_t>(arg)};
-        return kernels<T>().sparse_max(s, threads);
-    });
-}
-
 using PythonCounts = std::vector<std::tuple<uint64_t, int64_t, double>>;
 
 template <class T> std::optional<PythonCounts> counted(Pointer bits, Pointer strength, int64_t n, int threads) {
@@ -148,20 +138,6 @@ template <class T> std::optional<PythonCounts> counted(Pointer bits, Pointer str
 
 std::optional<PythonCounts> tally(bool is_double, Pointer bits, Pointer strength, int64_t n, int threads) {
     return is_double ? counted<double>(bits, strength, n, threads) : counted<float>(bits, strength, n, threads);
-}
-
-std::vector<std::optional<PythonCounts>> tally_rows(bool is_double, Pointer bits, Pointer strength, int64_t batch, int64_t n,
-                                                    int threads) {
-    std::vector<std::optional<PythonCounts>> out;
-    const size_t size = is_double ? sizeof(double) : sizeof(float);
-    for (int64_t b = 0; b < batch; b++)
-        out.push_back(tally(is_double, bits + size_t(b * n) * sizeof(uint64_t), strength ? strength + size_t(b * n) * size : 0, n, threads));
-    return out;
-}
-
-void gather_bits(int64_t n, Pointer index, Pointer source, uint64_t also, Pointer out, int threads) {
-    nb::gil_scoped_release unlocked;
-    GRADTRACE_PICK(rows_table).gather_bits(n, at<const int32_t>(index), at<const uint64_t>(source), also, at<uint64_t>(out), threads);
 }
 
 }  // namespace
@@ -194,13 +170,6 @@ void bind_rows(nb::module_ &m) {
     m.def("standard", &standard, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("g_ptr"), arg("g_strides"), arg("hat_ptr"),
           arg("hat_strides"), arg("gamma_ptr"), arg("gamma_strides"), arg("scale_ptr"), arg("scale_strides"), arg("count"), arg("f"),
           arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("short_arg"), arg("threads"), "The Jacobian of a normalisation x̂·γ");
-    m.def("sparse_max", &sparse_max, arg("double_"), arg("outer"), arg("m"), arg("n"), arg("inner"), arg("j_start_ptr"), arg("i_ptr"),
-          arg("w_ptr"), arg("g_ptr"), arg("f"), arg("out_ptr"), arg("arg_ptr"), arg("threads"),
-          "out[o,j,s] = max over edges (i, j, w) of |w|·f·g[o,i,s]: (max, min, flags)");
     m.def("tally", &tally, arg("double_"), arg("bits_ptr"), arg("strength_ptr"), arg("n"), arg("threads"),
           "Different bit sets among the live: [(bits, count, strength)], None where there are more than 65536");
-    m.def("tally_rows", &tally_rows, arg("double_"), arg("bits_ptr"), arg("strength_ptr"), arg("batch"), arg("n"), arg("threads"),
-          "A tally for each row");
-    m.def("gather_bits", &gather_bits, arg("n"), arg("index_ptr"), arg("source_ptr"), arg("or_value"), arg("out_ptr"), arg("threads"),
-          "out = source[index] | or_value, 0 where the index is -1");
 }

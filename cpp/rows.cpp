@@ -4,10 +4,9 @@
 namespace gradtrace::GRADTRACE_ISA {
 
 template <class T> constexpr RowKernels<T> kernels() {
-    return {&scale<T>,    &merge<T>,    &reduce_max<T>, &segment_max<T>, &rank_one<T>,
-            &rank_two<T>, &standard<T>, &sparse_max<T>, &tally<T>};
+    return {&scale<T>, &merge<T>, &reduce_max<T>, &segment_max<T>, &rank_one<T>, &rank_two<T>, &standard<T>, &tally<T>};
 }
 
-extern const RowsTable rows_table = {kernels<float>(), kernels<double>(), &gather_bits};
+extern const RowsTable rows_table = {kernels<float>(), kernels<double>()};
 
 }  // namespace gradtrace::GRADTRACE_ISA

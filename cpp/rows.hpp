@@ -1,5 +1,5 @@
 // Everything that isn't a (max, ×) product of matrices: pointwise weights, merges, reductions, index maps,
-// low-rank Jacobians, edge lists and sets of components.
+// low-rank Jacobians, and tallies of sets of components.
 //
 // Cotangents are non-negative, edge weights have any sign and count with their absolute value. Zero times
 // infinity is zero: an absent edge is absent. Indices of winners are -1 where the best is 0, and of equal
@@ -123,18 +123,6 @@ template <class T> struct Standard {
     int16_t *short_arg;  // where not null, winners go here: a row is short enough
 };
 
-// out[o, j, s] = max over edges (i, j, w) of |w|·f·g[o, i, s]; arg is i. Edges are sorted by j.
-template <class T> struct SparseMax {
-    int64_t outer, m, n, inner;
-    const int64_t *start;  // n + 1: where the edges of j begin
-    const int64_t *i;
-    const T *w;  // null: ones
-    const T *g;
-    double f;
-    T *out;
-    int32_t *arg;
-};
-
 struct BitCount {
     uint64_t bits;
     int64_t count;
@@ -150,14 +138,12 @@ template <class T> struct RowKernels {
     Summary (*rank_one)(const RankOne<T> &, int threads);
     Summary (*rank_two)(const RankTwo<T> &, int threads);
     Summary (*standard)(const Standard<T> &, int threads);
-    Summary (*sparse_max)(const SparseMax<T> &, int threads);
     Counts (*tally)(const uint64_t *bits, const T *strength, int64_t n, int threads);
 };
 
 struct RowsTable {
     RowKernels<float> single;
     RowKernels<double> dual;
-    void (*gather_bits)(int64_t n, const int32_t *index, const uint64_t *source, uint64_t also, uint64_t *out, int threads);
 };
 GRADTRACE_TABLE(RowsTable, rows_table)
 
@@ -170,9 +156,7 @@ template <class T> Summary segment_max(const Segment<T> &, int threads);
 template <class T> Summary rank_one(const RankOne<T> &, int threads);
 template <class T> Summary rank_two(const RankTwo<T> &, int threads);
 template <class T> Summary standard(const Standard<T> &, int threads);
-template <class T> Summary sparse_max(const SparseMax<T> &, int threads);
 template <class T> Counts tally(const uint64_t *bits, const T *strength, int64_t n, int threads);
-void gather_bits(int64_t n, const int32_t *index, const uint64_t *source, uint64_t also, uint64_t *out, int threads);
 }  // namespace GRADTRACE_ISA
 #endif
 

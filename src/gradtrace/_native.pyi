@@ -202,28 +202,9 @@ def standard(
     short_arg: bool,
     threads: int,
 ) -> tuple[float, float, int]: ...
-def sparse_max(
-    double_: bool,
-    outer: int,
-    m: int,
-    n: int,
-    inner: int,
-    j_start_ptr: int,
-    i_ptr: int,
-    w_ptr: int,
-    g_ptr: int,
-    f: float,
-    out_ptr: int,
-    arg_ptr: int,
-    threads: int,
-) -> tuple[float, float, int]: ...
 def tally(
     double_: bool, bits_ptr: int, strength_ptr: int, n: int, threads: int
 ) -> list[tuple[int, int, float]] | None: ...
-def tally_rows(
-    double_: bool, bits_ptr: int, strength_ptr: int, batch: int, n: int, threads: int
-) -> list[list[tuple[int, int, float]] | None]: ...
-def gather_bits(n: int, index_ptr: int, source_ptr: int, or_value: int, out_ptr: int, threads: int) -> None: ...
 def inherit(
     shape: Sequence[int],
     raw_ptr: int,

@@ -32,14 +32,12 @@ def test_room_is_used_again_when_nobody_refers_to_it():
 def test_a_room_keeps_no_more_than_it_may():
     room = Room(3 * LARGE)
     a, b, c = (room(torch.uint8, LARGE * n) for n in (1, 2, 4))
-    where = b.data_ptr()
     del a, b, c
     gc.collect()
     assert [block.size for block in room.free] == []  # the last one alone is too much, and the first ones went for it
     d = room(torch.uint8, 2 * LARGE)
     del d
     assert [block.size for block in room.free] == [2 * LARGE]
-    assert where
 
 
 def test_memory_outlives_its_room():

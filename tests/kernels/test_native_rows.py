@@ -446,54 +446,20 @@ def test_standard_is_rank_two_with_the_factors_of_torch(
 
 
 @some
-@given(
-    settings_of_a_call,
-    st.integers(0, 3),
-    st.integers(1, 9),
-    st.integers(0, 9),
-    st.sampled_from([0, 1, 2, 19]),
-    st.integers(0, 40),
-    st.booleans(),
-)
-def test_sparse_max(call: Call, outer: int, m: int, n: int, inner: int, count: int, weights: bool) -> None:
-    count = min(count, m * n)
-    rng, (g, w) = operands(call, (outer, m, inner), (count,))
-    pairs = rng.permutation(m * n)[:count]  # every pair once, sorted by j alone
-    pairs = pairs[np.argsort(pairs // m, kind="stable")]
-    j, i = pairs // m, pairs % m
-    start = np.searchsorted(j, np.arange(n + 1))
-    out, arg = empty(call, (outer, n, inner))
-    with instruction_set(call["isa"]):
-        found = native.sparse_max(
-            call["double"], outer, m, n, inner, address(start), address(i), address(w) if weights else 0, address(g),
-            call["f"], address(out), address(arg), call["threads"],
-        )  # fmt: skip
-    jacobian = np.zeros((n, m), g.dtype)
-    jacobian[j, i] = w if weights else 1
-    # outer × n × inner × m
-    products = weighed(jacobian[:, None, :], np.moveaxis(g, 1, -1)[:, None], call["f"])
-    want, where = best(np.broadcast_to(products, (outer, n, inner, m)))
-    same(out, want)
-    same(arg, where)
-    check_extent(found, want, ((jacobian[:, None, :] != 0) & (np.moveaxis(g, 1, -1)[:, None] != 0)).any(-1))
-
-
-@some
-@given(settings_of_a_call, st.integers(0, 3), st.integers(0, 300), st.integers(1, 200), st.booleans())
-def test_tally(call: Call, batch: int, n: int, kinds: int, weighted: bool) -> None:
-    rng, (strength,) = operands(call, (batch, n))
+@given(settings_of_a_call, st.integers(0, 300), st.integers(1, 200), st.booleans())
+def test_tally(call: Call, n: int, kinds: int, weighted: bool) -> None:
+    rng, (strength,) = operands(call, (n,))
     strength = np.where(strength < 1e30, strength, 1)
-    bits = rng.integers(0, 1 << 63, kinds, dtype=np.uint64)[rng.integers(0, kinds, (batch, n))]
-    found = native.tally_rows(
-        call["double"], address(bits), address(strength) if weighted else 0, batch, n, call["threads"]
-    )
-    assert len(found) == batch
-    for row, (b, s) in zip(found, zip(bits, strength, strict=True), strict=True):
-        live = s > 0 if weighted else np.ones(n, bool)
-        want = {int(x): (int((live & (b == x)).sum()), s[live & (b == x)].astype(float).sum()) for x in set(b[live])}
-        assert {x: count for x, count, _ in row} == {x: count for x, (count, _) in want.items()}
-        for x, _, total in row:
-            np.testing.assert_allclose(total, want[x][1] if weighted else 0, rtol=1e-12)
+    bits = rng.integers(0, 1 << 63, kinds, dtype=np.uint64)[rng.integers(0, kinds, n)]
+    found = native.tally(call["double"], address(bits), address(strength) if weighted else 0, n, call["threads"])
+    live = strength > 0 if weighted else np.ones(n, bool)
+    want = {
+        int(x): (int((live & (bits == x)).sum()), strength[live & (bits == x)].astype(float).sum())
+        for x in set(bits[live])
+    }
+    assert {x: count for x, count, _ in found} == {x: count for x, (count, _) in want.items()}
+    for x, _, total in found:
+        np.testing.assert_allclose(total, want[x][1] if weighted else 0, rtol=1e-12)
 
 
 def test_tally_gives_up_on_too_many_sets_and_threads_agree() -> None:
@@ -508,16 +474,6 @@ def test_tally_gives_up_on_too_many_sets_and_threads_agree() -> None:
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_gather_bits(threads: int) -> None:
-    rng = np.random.default_rng(2)
-    source = rng.integers(0, 1 << 60, 100, dtype=np.uint64)
-    index = rng.integers(-1, 100, 70_001, dtype=np.int32)
-    out = np.empty(len(index), np.uint64)
-    native.gather_bits(len(index), address(index), address(source), 1 << 63, address(out), threads)
-    same(out, np.where(index < 0, np.uint64(0), source[index] | np.uint64(1 << 63)))
-
-
 @pytest.mark.parametrize("isa", native.instruction_sets())
 @pytest.mark.parametrize("where", [0, 20])
 def test_a_nan_in_any_operand_is_reported(isa: str, where: int) -> None:
@@ -526,7 +482,6 @@ def test_a_nan_in_any_operand_is_reported(isa: str, where: int) -> None:
     bad[where] = np.nan
     p, q, o, i = address(fine), address(bad), address(out), address(arg)
     index, line, s3 = np.zeros(n, np.int64), [n, n, 1], (0, 1, 0)
-    start = np.array([0, n])
     five = [[q if x == y else p for y in range(5)] for x in range(5)]
 
     def lines(pointers: list[int]) -> list[Any]:
@@ -542,8 +497,6 @@ def test_a_nan_in_any_operand_is_reported(isa: str, where: int) -> None:
             native.reduce_max(False, 1, n, 1, p, s3, q, s3, 1.0, o, i, 1)[2],
             native.reduce_max(False, 1, 1, n, q, (0, 0, 1), 0, s3, 1.0, o, i, 1)[2],
             native.segment_max(False, 1, n, 1, 1, q, address(index), 1.0, o, i, True, 0, 0, False, 1)[2],
-            native.sparse_max(False, 1, n, 1, 1, address(start), address(np.arange(n)), p, q, 1.0, o, i, 1)[2],
-            native.sparse_max(False, 1, n, 1, 1, address(start), address(np.arange(n)), q, p, 1.0, o, i, 1)[2],
             *[native.rank_one(False, 0, 1, 1, n, *lines(row[:4]), 1.0, o, line, i, 1)[2] for row in five[:4]],
             *[native.rank_two(False, 1, 1, n, *lines(row), 1.0, o, line, i, 1)[2] for row in five],
         ]  # fmt: skip
