@@ -81,7 +81,7 @@ template <class T> struct Phase {
                 }
     }
 
-    void pack() {
+    void pack(int threads) {
         const ConvShape &s = job.shape;
         const int64_t all_taps = s.taps[0] * s.taps[1] * s.taps[2];
         taps = int64_t(axis[0].tap.size() * axis[1].tap.size() * axis[2].tap.size());
@@ -92,18 +92,24 @@ template <class T> struct Phase {
         b_at.resize(steps);
         decoded.resize(steps);
         for (int64_t k = 0; k < steps; k++) b_at[k] = int32_t(k * WIDTH<T>);
+        std::vector<int64_t> tap_at(taps);
         each_tap([&](int64_t number, const int64_t *tap, const int64_t *shift) {
-            const int64_t at = (tap[0] * s.taps[1] + tap[1]) * s.taps[2] + tap[2];
+            tap_at[number] = (tap[0] * s.taps[1] + tap[1]) * s.taps[2] + tap[2];
             const int64_t moved = (shift[0] * axis[1].size + shift[1]) * axis[2].size + shift[2];
             for (int64_t i = 0; i < from; i++) decoded[i * taps + number] = int32_t(i * inputs + moved);
-            for (int64_t g = 0; g < s.groups; g++)
-                for (int64_t i = 0; i < from; i++)
-                    for (int64_t j = 0; j < to; j++) {
-                        // small channel × large channel × tap
-                        const int64_t small = job.transposed ? j : i, large = job.transposed ? i : j;
-                        weight[weight_at(g, i * taps + number, j)] =
-                            job.w[((g * s.small_channels + small) * s.large_channels + large) * all_taps + at];
-                    }
+        });
+        share(s.groups * to, s.groups * to * steps, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t x = begin; x < end; x++) {
+                const int64_t g = x / to, j = x % to, stride = patched ? 1 : WIDTH<T>;
+                T *out = weight.data() + weight_at(g, 0, j);
+                for (int64_t i = 0; i < from; i++) {
+                    // small channel × large channel × tap
+                    const int64_t small = job.transposed ? j : i, large = job.transposed ? i : j;
+                    const T *w = job.w + ((g * s.small_channels + small) * s.large_channels + large) * all_taps;
+                    for (int64_t number = 0; number < taps; number++) out[(i * taps + number) * stride] = w[tap_at[number]];
+                }
+            }
+            return nothing_seen();
         });
         packed.take(weight.data(), weight.data(), int64_t(weight.size()), all(T(1)));
         for (int64_t g = 0; patched && g < s.groups; g++) prepared.emplace_back(prepare_product(to, steps, rows(g)));
@@ -390,7 +396,7 @@ template <class T> Summary phase_at(const ConvInput<T> &job, const int64_t *resi
     }
     for (const Axis &axis : phase.axis)
         if (axis.count <= 0 || axis.tap.empty()) return nothing_seen();
-    phase.pack();
+    phase.pack(threads);
     if (phase.steps == 0) return nothing_seen();
     Summary out = run_phase(phase, threads);
     out.flags |= phase.packed.flags();
