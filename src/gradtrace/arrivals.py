@@ -155,7 +155,7 @@ class Arrivals:
         winners.settle()
         fa, fb, exponent, double = aligned(old, new)
         kind = torch.float64 if double else torch.float32
-        a, b, mark = _mine(old, kind), new.data.to(kind).contiguous(), len(winners.edges)
+        a, b, mark = _mine(old, kind), _given(new.data, kind), len(winners.edges)
         choice, index = _chosen(winners, a.shape, mark), _stored(winners, a.shape, raw)
         indices = None
         if index is not None:
@@ -217,8 +217,11 @@ def side_by_side(layouts: tuple[Layout, ...], shape: Shape) -> tuple[Put, int, l
 def _chosen(winners: Winners, shape: torch.Size, mark: int) -> Tensor:
     """Make room for choices, one for each scalar of each example, and wide enough for this one."""
     # choices by window are the same for all examples, and those of turned products lie as these do
-    choice = zeros(torch.uint8, *shape) if winners.choice is None else winners.choice.expand(shape)
-    winners.choice = choice.to(torch.int32 if mark > 255 else choice.dtype).contiguous()
+    if winners.choice is None:
+        winners.choice = zeros(torch.int32 if mark > 255 else torch.uint8, *shape)
+    else:
+        kind = torch.int32 if mark > 255 else winners.choice.dtype
+        winners.choice = _given(winners.choice.expand(shape), kind)
     return winners.choice
 
 
@@ -229,6 +232,12 @@ def _stored(winners: Winners, shape: torch.Size, raw: Tensor | None) -> Tensor |
     elif winners.index is not None:
         winners.index = winners.index.to(torch.int32)
     return winners.index
+
+
+def _given(data: Tensor, kind: torch.dtype) -> Tensor:
+    """Give data to be read one after the other."""
+    data = data if data.dtype is kind else data.to(kind)
+    return data if data.is_contiguous() else copied(data)
 
 
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:

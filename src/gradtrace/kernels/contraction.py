@@ -42,6 +42,8 @@ def _scaled(p: Plan, weight: Any, g: Plane, have: str) -> Plane:
     """Multiply by a weight with letters among x's."""
     data = spread(g.data, have, p)
     if type(weight) is Constant:
+        if abs(weight.value) == 1:
+            return g.view(data)
         return _times(data, g, "constant", None, weight.value)
     form, w = (weight.form, weight.of()) if type(weight) is Closed else ("given", weight())
     if p.w != p.x:

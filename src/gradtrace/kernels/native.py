@@ -333,12 +333,17 @@ def any_nan(tensors: Sequence[Tensor]) -> bool:
     given: dict[int, int] = {}
     kept = []  # copies live until they have been read
     for t in tensors:
-        if not (t.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(t)):
+        if not t.is_contiguous() and _reach(t) != t.numel():
             kept.append(t := t.contiguous())
         pointer = t.data_ptr()
         given[pointer] = max(t.numel(), given.get(pointer, 0))
     double = bool(tensors) and tensors[0].dtype is torch.float64
     return lib.any_nan(double, list(given.items()), torch.get_num_threads())
+
+
+def _reach(t: Tensor) -> int:
+    """Count the numbers from a tensor's first to its last: where they are no more than it has, it is all of them."""
+    return 1 + sum([(n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)])
 
 
 # Several path weights a scalar, in planes: the s-th largest of every scalar, 0 where there are fewer. All planes of an
