@@ -7,8 +7,8 @@
 //     scan       4 per 16 k's of a row and a block of columns
 //     packing    0.6 per number and 20 per bound, shared by all rows
 // so a pruned row costs (scan + seeds + survivors + packing) against 1.3·k·VECTORS for a direct one. How many k's survive
-// depends on the tails of both operands and on which of the two is taken row by row. It is not guessed: a few rows
-// are tried on one block of columns, both ways round, which costs less than a hundredth of a product worth pruning.
+// depends on the tails of both operands, on which of the two is taken row by row, on what a column is measured in, and on
+// which columns share a block. It is not guessed: a few rows are tried on a few blocks of columns, one way after the other.
 #pragma once
 
 #include "product_kernels.hpp"
@@ -105,10 +105,10 @@ template <class T> double products(const Product<T> &p) {
     return static_cast<double>(p.batch) * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
 }
 
-constexpr double SWAPPED = 1.1;      // the output is written in columns
-constexpr double WORTH_PRUNING = 0.9;
-constexpr double GOOD = 0.3;         // other ways are not tried then
-constexpr double UNEVEN = 0.25;      // of all k's
+constexpr double SWAPPED = 1.1;        // the output is written in columns
+constexpr double WORTH_PRUNING = 0.9;  // of the direct kernel's cost
+constexpr double GOOD = 0.3;           // of the same: other ways are not tried then
+constexpr double UNEVEN = 0.25;        // of all k's: how many more one row may have than another before rows are sorted
 
 // How many k's of each row are not zero.
 template <class T> void count_full(const Side<T> &side, int64_t k, int32_t *count) {
