@@ -107,7 +107,7 @@ template <class T> double products(const Product<T> &p) {
 
 constexpr double SWAPPED = 1.1;        // the output is written in columns
 constexpr double WORTH_PRUNING = 0.9;  // of the direct kernel's cost
-constexpr double GOOD = 0.3;           // of the same: other ways are not tried then
+constexpr double GOOD = 0.45;          // of the same: other ways are not tried then
 constexpr double UNEVEN = 0.25;        // of all k's: how many more one row may have than another before rows are sorted
 
 // How many k's of each row are not zero.
@@ -154,17 +154,20 @@ template <class T> Plan choose(const Product<T> &p, bool prepared, Variant varia
     if (prepared || products(p) < WORTH_A_TRIAL) return {true};  // what doesn't suit it is noticed on the way
     Plan best;
     double least_share = WORTH_PRUNING;
-    const auto good = [&](bool swapped) {
-        for (const Unit unit : {Unit::mean, Unit::typical}) {
-            const double share = swapped ? trial(w, a, p.k, unit) * SWAPPED : trial(a, w, p.k, unit);
-            if (share < least_share) least_share = share, best = {true, swapped, unit, a.order};
-            if (share < GOOD) return true;
-        }
-        return false;
+    const bool either = p.m >= LANES<T> && p.n >= PRUNED_ROWS;
+    const auto good = [&](bool swapped, Unit unit) {
+        if (swapped && !either) return false;
+        const double share = swapped ? trial(w, a, p.k, unit) * SWAPPED : trial(a, w, p.k, unit);
+        if (share < least_share) least_share = share, best = {true, swapped, unit, a.order};
+        return share < GOOD;
     };
-    if (good(false) || p.m < LANES<T> || p.n < PRUNED_ROWS || good(true) || !uneven(a, p.k)) return best;
+    for (const Unit unit : {Unit::mean, Unit::typical})
+        for (const bool swapped : {false, true})
+            if (good(swapped, unit)) return best;
+    if (!either || !uneven(a, p.k)) return best;
     a.order = by_fullness(a, p.k);
-    good(true);
+    for (const Unit unit : {Unit::mean, Unit::typical})
+        if (good(true, unit)) break;
     return best;
 }
 
