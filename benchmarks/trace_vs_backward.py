@@ -223,17 +223,22 @@ def everything(tape: gradtrace.Tape, loss: Tensor) -> int:
     return seen
 
 
-def run(names: list[str], repeats: int) -> list[dict[str, Any]]:
-    """Measure every workload `repeats` times after a warm-up, one workload after the other, its phases in turn."""
+def run(names: list[str], repeats: int, seconds: float) -> list[dict[str, Any]]:
+    """Measure every workload after a warm-up, one workload after the other, its phases in turn.
+
+    At least `repeats` times, and for some seconds, so that a short one is not measured in one moment of a busy machine.
+    """
     rows = []
     for name in names:
         torch.manual_seed(0)
         subject, meter = SUBJECTS[name][0](), Meter()
         timed(subject, Meter())
         calls = timed(subject, Meter())
-        for i in range(repeats):
-            print(f"{name}: {i + 1} of {repeats}", end="\r", flush=True)
+        began, done = time.perf_counter(), 0
+        while done < repeats or time.perf_counter() - began < seconds:
+            print(f"{name}: {done + 1} of at least {repeats}", end="\r", flush=True)
             timed(subject, meter)
+            done += 1
         for _ in range(WEIGHED):
             weighed(subject, meter)
         rows.append(row(name, subject, calls, meter))
@@ -264,7 +269,7 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> st
     """Write the table for people."""
     lines = [
         f"{on['cpu']}, {on['threads']} threads, torch {on['torch']}, Python {on['python']}; "
-        f"medians of {repeats} interleaved repeats.",
+        f"medians of at least {repeats} interleaved repeats.",
         "",
         "| workload | calls | backward, ms | trace, ms | trace / backward | goal | must "
         "| recorded / plain forward | µs a call, trace | peak memory / forward and backward |",
@@ -286,11 +291,12 @@ def markdown(rows: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> st
 def main() -> None:
     """Measure, print the table, write it as Markdown and JSON."""
     parser = argparse.ArgumentParser(description="Time a whole trace next to backpropagation.")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="at least so many (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="and for so long (default: %(default)s)")
     parser.add_argument("--workloads", default=",".join(SUBJECTS), help="names, with commas (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    rows, on = run(given.workloads.split(","), given.repeats), machine()
+    rows, on = run(given.workloads.split(","), given.repeats, given.seconds), machine()
     table = markdown(rows, on, given.repeats)
     save(given.out, "trace_vs_backward", table, {"machine": on, "repeats": given.repeats, "rows": rows})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from math import prod
 
 import torch
@@ -31,7 +31,7 @@ AT_ONCE = 64  # components in one integer
 BLOCK = 1 << 20  # scalars looked up at a time
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Sets:
     """The sets of components that the traces of a value's scalars cross, as bits.
 
@@ -49,9 +49,17 @@ class Sets:
     def joined(self, more: Tensor | int) -> Sets:
         """Join sets with others: an integer, or a tensor that broadcasts to the shape."""
         if isinstance(more, int):
+            if self.plane is None:
+                return _alike(self.also | more)
             return Sets(self.also | more, self.plane, self.edge) if more else self
         plane = more.unsqueeze(0) if self.plane is None else self.plane | more
         return Sets(self.also, plane)
+
+
+@lru_cache(maxsize=4096)
+def _alike(bits: int) -> Sets:
+    """Give the sets of a value whose scalars all have this one: most values of a recurrent network."""
+    return Sets(bits)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -191,21 +199,28 @@ class _Waiting:
     """Who still needs the sets of a value, and which leaves can be read after a call's results."""
 
     def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
-        self.found, asked = found, {leaf.id for leaf in leaves}
-        self.needs: dict[int, int] = {}
+        self.found, self.asked, self.planes = found, {leaf.id for leaf in leaves}, False
         self.ready: dict[int, list[Value]] = {}
-        for value_id, winners in found.winners.items():
-            if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
-                for edge in winners.edges:
-                    self.needs[edge.target.id] = self.needs.get(edge.target.id, 0) + 1
         for leaf in leaves:
             if leaf.id in found.winners:
                 calls = [edge.target.call for edge in found.winners[leaf.id].edges]
                 self.ready.setdefault(min(call.index for call in calls if call is not None), []).append(leaf)
 
+    @cached_property
+    def needs(self) -> dict[int, int]:
+        """How many values will look a value's sets up."""
+        out: dict[int, int] = {}
+        for value_id, winners in self.found.winners.items():
+            if value_id in self.asked or value_id not in self.found.planes:  # other leaves are not asked about
+                for edge in winners.edges:
+                    out[edge.target.id] = out.get(edge.target.id, 0) + 1
+        return out
+
     def done(self, value_id: int, sets: dict[int, Sets]) -> None:
-        """Forget the sets that only this value needed."""
-        winners = self.found.winners.get(value_id)
+        """Forget the sets that only this value needed, from the first on that take memory."""
+        known = sets.get(value_id)
+        self.planes = self.planes or (known is not None and known.plane is not None)
+        winners = self.found.winners.get(value_id) if self.planes else None
         for edge in winners.edges if winners is not None else ():
             self.needs[edge.target.id] -= 1
             if not self.needs[edge.target.id]:
@@ -230,7 +245,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
     """Give the sets of a value's consumers, looked up only where that cannot be put off."""
     shared = _shared(winners, sets)
     if shared is not None:
-        return Sets(shared)
+        return _alike(shared)
     if len(winners.edges) == 1:
         (edge,) = winners.edges
         source = sets[edge.target.id]
@@ -291,7 +306,7 @@ def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) ->
     if walks is None:
         shared = _shared(winners, sets)
         assert shared is not None
-        return Sets(shared)
+        return _alike(shared)
     with within(own.record.room):
         rows = [native.inherit(walk, 0, prod(winners.shape), own.word).reshape(winners.shape) for walk in walks]
     return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))

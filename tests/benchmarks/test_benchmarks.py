@@ -46,7 +46,8 @@ def need(name: str) -> None:
 
 
 def test_trace_vs_backward(tmp_path):
-    done = start("trace_vs_backward", "--repeats", "1", "--workloads", "tiny MLP", "--out", str(tmp_path))
+    flags = ("--repeats", "1", "--seconds", "0")
+    done = start("trace_vs_backward", *flags, "--workloads", "tiny MLP", "--out", str(tmp_path))
     assert not done.returncode, done.stderr
     assert len(results(tmp_path, "trace_vs_backward")["rows"]) == 1
 
