@@ -1,4 +1,4 @@
-"""Which kernels run: the compiled ones, the reference on request, and the reference where nothing was compiled."""
+"""Which kernels run (the compiled ones, or the reference on request and where none are), and what they say of NaN."""
 
 from __future__ import annotations
 
@@ -57,3 +57,24 @@ def test_kernels_are_restored_after_an_error():
 def test_unknown_kernels():
     with pytest.raises(ValueError, match=r"unknown kernels 'fast'; there are native, reference"), native.using("fast"):
         pass
+
+
+LAID_OUT = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.T.contiguous().T,
+    "turned": lambda x: x.reshape(5, 3, 2).permute(2, 0, 1),
+    "steps": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0],  # NaN between, which is not its own
+    "a window": lambda x: torch.nn.functional.pad(x, (2, 2), value=torch.nan)[:, 2:-2],
+    "repeated": lambda x: x[:1].expand(4, 6),
+}
+
+
+@pytest.mark.parametrize("layout", LAID_OUT)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_nan_is_found_wherever_it_lies_and_none_beside(layout, kind):
+    for place in (None, *range(6)):
+        x = torch.arange(30, dtype=kind).reshape(5, 6)
+        if place is not None:
+            x[0, place] = torch.nan
+        others = [torch.ones(3, dtype=kind), torch.ones(0, dtype=kind)]
+        assert native.any_nan([*others, LAID_OUT[layout](x)]) == (place is not None)
