@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <string>
 
 #include "product.hpp"
 
@@ -70,12 +71,16 @@ PreparedWeight *prepare(bool is_double, int64_t batch, int64_t n, int64_t k, uin
 
 void use_variant(const char *name) {
     const char *names[] = {"automatic", "direct", "pruned", "pruned_typical", "pruned_swapped", "pruned_sorted"};
-    for (int i = 0; i < 6; i++)
-        if (std::string(names[i]) == name) {
-            forced = static_cast<Variant>(i);
+    std::string known;
+    int number = 0;
+    for (const char *each : names) {
+        if (std::string(each) == name) {
+            forced = static_cast<Variant>(number);
             return;
         }
-    throw nb::value_error("one of automatic, direct, pruned, pruned_typical, pruned_swapped, pruned_sorted");
+        known += (number++ ? ", " : "") + std::string(each);
+    }
+    throw nb::value_error(("one of " + known).c_str());
 }
 
 }  // namespace

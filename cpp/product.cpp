@@ -325,8 +325,8 @@ template <class T> class Run {
 constexpr size_t KEPT_BYTES = size_t(32) << 20;  // of scratch memory between calls
 
 template <class T> Job<T> job_of(const Product<T> &p, int64_t b, Plan plan) {
-    const Side<T> a{p.a.data + b * p.a.batch_stride, p.a.row_stride, p.a.k_stride, p.m, true, plan.order};
-    const Side<T> w{p.w.data + b * p.w.batch_stride, p.w.row_stride, p.w.k_stride, p.n, false};
+    Side<T> a = side_a(p, b), w = side_w(p, b);
+    a.order = plan.order;
     T *out = p.out + b * p.m * p.n;
     int32_t *arg = p.arg ? p.arg + b * p.m * p.n : nullptr;
     int16_t *short_arg = p.short_arg ? p.short_arg + b * p.m * p.n : nullptr;

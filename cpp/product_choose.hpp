@@ -144,7 +144,7 @@ template <class T> const int32_t *by_fullness(const Side<T> &side, int64_t k) {
 }
 
 template <class T> Plan choose(const Product<T> &p, bool prepared, Variant variant) {
-    Side<T> a{p.a.data, p.a.row_stride, p.a.k_stride, p.m, true}, w{p.w.data, p.w.row_stride, p.w.k_stride, p.n, false};
+    Side<T> a = side_a(p, 0), w = side_w(p, 0);
     if (variant == Variant::direct) return {};
     if (variant == Variant::pruned) return {true};
     if (variant == Variant::pruned_typical) return {true, false, Unit::typical};

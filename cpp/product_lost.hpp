@@ -24,15 +24,16 @@ inline bool meet(const uint64_t *x, const uint64_t *y, int64_t words) {
 }
 
 // The smallest |x| that is not zero; infinity if there is none.
-template <class T> T smallest(const T *data, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t k) {
+template <class T> T smallest(const Side<T> &side, int64_t k) {
     using S = Simd<T>;
-    const bool along = row_stride == 1;  // memory is read in its own order
-    const int64_t outers = along ? k : rows, inners = along ? rows : k, outer = along ? k_stride : row_stride, inner = along ? 1 : k_stride;
+    const bool along = side.row_stride == 1;  // memory is read in its own order
+    const int64_t outers = along ? k : side.rows, outer = along ? side.k_stride : side.row_stride;
+    const int64_t inners = along ? side.rows : k, inner = along ? 1 : side.k_stride;
     const auto zero = S::zero(), nothing = S::set(std::numeric_limits<T>::infinity());
     auto low = nothing;
     const auto take = [&](auto x) { low = S::smaller(S::blend(S::equal(x, zero), nothing, S::abs(x)), low); };
     for (int64_t o = 0; o < outers; o++) {
-        const T *line = data + o * outer;
+        const T *line = side.data + o * outer;
         int64_t i = 0;
         for (; inner == 1 && i + S::lanes <= inners; i += S::lanes) take(S::load(line + i));
         for (; i < inners; i++) take(S::set(line[i * inner]));
@@ -42,20 +43,20 @@ template <class T> T smallest(const T *data, int64_t row_stride, int64_t k_strid
 
 // Looks through the zeros of one product of the batch.
 template <class T> bool zero_was_lost(const Product<T> &p, int64_t b) {
-    const T *a = p.a.data + b * p.a.batch_stride, *w = p.w.data + b * p.w.batch_stride;
+    const Side<T> a = side_a(p, b), w = side_w(p, b);
     // rounding keeps order: if this is not zero, no product of numbers that are not is
-    if (smallest(a, p.a.row_stride, p.a.k_stride, p.m, p.k) * smallest(w, p.w.row_stride, p.w.k_stride, p.n, p.k) != 0) return false;
+    if (smallest(a, p.k) * smallest(w, p.k) != 0) return false;
     const int64_t words = cut(p.k, 64);
     Scratch memory;
     uint64_t *columns = memory.get<uint64_t>((p.n + 1) * words), *row = columns + p.n * words;
     for (int64_t j = 0; j < p.n; j++)
-        nonzero_bits(w + j * p.w.row_stride, p.w.k_stride, p.k, columns + j * words);
+        nonzero_bits(w.data + j * w.row_stride, w.k_stride, p.k, columns + j * words);
     for (int64_t i = 0; i < p.m; i++) {
         const T *out = p.out + (b * p.m + i) * p.n;
         bool known = false;
         for (int64_t j = 0; j < p.n; j++) {
             if (out[j] != 0) continue;
-            if (!known) nonzero_bits(a + i * p.a.row_stride, p.a.k_stride, p.k, row);
+            if (!known) nonzero_bits(a.data + i * a.row_stride, a.k_stride, p.k, row);
             known = true;
             if (meet(row, columns + j * words, words)) return true;
         }

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -70,10 +71,6 @@ class Scratch {
     void *memory_ = nullptr;
     size_t size_ = 0;
 };
-
-template <class T> struct Unsigned;
-template <> struct Unsigned<float> { using type = uint32_t; };
-template <> struct Unsigned<double> { using type = uint64_t; };
 
 inline float absolute(float x) { return __builtin_fabsf(x); }
 inline double absolute(double x) { return __builtin_fabs(x); }
@@ -193,7 +190,7 @@ template <class T> void column_sums(const T *w, int64_t depth, T *sums) {
 // A typical number of each column of a packed block; 0 where there is none. The first 16 bits of a number, its exponent
 // in front, grow about as its logarithm does.
 template <class T> void typical(const T *w, int64_t depth, T *out) {
-    using Bits = typename Unsigned<T>::type;
+    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
     constexpr int SHIFT = 8 * sizeof(T) - 16;
     Bits sum[LANES<T>] = {}, count[LANES<T>] = {};
     for (int64_t k = 0; k < depth; k++)
@@ -244,6 +241,14 @@ template <class T> struct Side {
 
     int64_t place(int64_t row) const { return order ? order[row] : row; }
 };
+
+// a's rows, or w's, of one product of a batch; a is positive.
+template <class T> Side<T> side_a(const Product<T> &p, int64_t b) {
+    return {p.a.data + b * p.a.batch_stride, p.a.row_stride, p.a.k_stride, p.m, true};
+}
+template <class T> Side<T> side_w(const Product<T> &p, int64_t b) {
+    return {p.w.data + b * p.w.batch_stride, p.w.row_stride, p.w.k_stride, p.n, false};
+}
 
 // |w| of some columns and a chunk of k.
 template <class T> struct Panel {

@@ -242,7 +242,5 @@ def _given(data: Tensor, kind: torch.dtype) -> Tensor:
 
 def _mine(plane: Plane, kind: torch.dtype) -> Tensor:
     """Give data that may be written to."""
-    data = plane.data if plane.data.dtype is kind else plane.data.to(kind)
-    if not data.is_contiguous() or (data is plane.data and not plane.owned):
-        return copied(data)
-    return data
+    data = _given(plane.data, kind)
+    return copied(data) if data is plane.data and not plane.owned else data

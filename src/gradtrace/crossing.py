@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from math import prod
 
 import torch
@@ -199,28 +199,21 @@ class _Waiting:
     """Who still needs the sets of a value, and which leaves can be read after a call's results."""
 
     def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
-        self.found, self.asked, self.planes = found, {leaf.id for leaf in leaves}, False
+        self.found, asked = found, {leaf.id for leaf in leaves}
+        self.needs: dict[int, int] = {}
         self.ready: dict[int, list[Value]] = {}
+        for value_id, winners in found.winners.items():
+            if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
+                for edge in winners.edges:
+                    self.needs[edge.target.id] = self.needs.get(edge.target.id, 0) + 1
         for leaf in leaves:
             if leaf.id in found.winners:
                 calls = [edge.target.call for edge in found.winners[leaf.id].edges]
                 self.ready.setdefault(min(call.index for call in calls if call is not None), []).append(leaf)
 
-    @cached_property
-    def needs(self) -> dict[int, int]:
-        """How many values will look a value's sets up."""
-        out: dict[int, int] = {}
-        for value_id, winners in self.found.winners.items():
-            if value_id in self.asked or value_id not in self.found.planes:  # other leaves are not asked about
-                for edge in winners.edges:
-                    out[edge.target.id] = out.get(edge.target.id, 0) + 1
-        return out
-
     def done(self, value_id: int, sets: dict[int, Sets]) -> None:
-        """Forget the sets that only this value needed, from the first on that take memory."""
-        known = sets.get(value_id)
-        self.planes = self.planes or (known is not None and known.plane is not None)
-        winners = self.found.winners.get(value_id) if self.planes else None
+        """Forget the sets that only this value needed."""
+        winners = self.found.winners.get(value_id)
         for edge in winners.edges if winners is not None else ():
             self.needs[edge.target.id] -= 1
             if not self.needs[edge.target.id]:

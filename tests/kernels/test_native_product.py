@@ -93,9 +93,8 @@ CONTENTS = {
     "heavy": lambda rng, x, dtype: x * np.exp(2 * rng.standard_normal(x.shape)),
     "integers": lambda rng, x, dtype: rng.integers(-3, 4, x.shape),
     "sparse": lambda rng, x, dtype: x * (rng.random(x.shape) < 0.05),
-    "uneven": lambda rng, x, dtype: (
-        x * (rng.random(x.shape) < rng.random((*x.shape[:2], 1)))
-    ),  # full rows and empty ones
+    # full rows and empty ones
+    "uneven": lambda rng, x, dtype: x * (rng.random(x.shape) < rng.random((*x.shape[:2], 1))),
     "denormal": lambda rng, x, dtype: x * float(np.finfo(dtype).tiny) ** 0.5,
     # products overflow here and underflow there
     "wide": lambda rng, x, dtype: x * np.exp2(rng.uniform(-1, 1, x.shape) * np.finfo(dtype).maxexp * 0.95),
