@@ -21,9 +21,10 @@ test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
 
 # What the answers rest on, with the compiled kernels switched off.
-REFERENCE := brute_force labels influence forest flow models architectures trace semantics_numbers
+REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \
+	test_models test_architectures test_api test_semantics_numbers
 test-reference: $(INSTALLED)
-	GRADTRACE_KERNELS=reference $(BIN)/python -m pytest $(REFERENCE:%=tests/test_%.py) $(PYTEST_ARGS)
+	GRADTRACE_KERNELS=reference $(BIN)/python -m pytest $(REFERENCE:%=tests/%.py) $(PYTEST_ARGS)
 
 # The C++ kernels once more, in a build that stops at the first access out of bounds or undefined operation. Python
 # itself leaks, so leaks aren't looked for; capturing file descriptors would swallow the report.
@@ -64,7 +65,7 @@ clean:
 	rm -rf $(VENV) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis
 
 # The package is built again when its C++ changes, without setting up everything else again.
-$(INSTALLED): $(DEPENDENCIES) CMakeLists.txt $(wildcard cpp/*)
+$(INSTALLED): $(DEPENDENCIES) CMakeLists.txt $(wildcard cpp/*/*)
 	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 

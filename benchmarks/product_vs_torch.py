@@ -30,12 +30,12 @@ from common import RESULTS, machine, medians, save
 from torch import Tensor
 
 import gradtrace
-from gradtrace.engine import reverse
+from gradtrace.backward.walk import reverse
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.corpus import Corpus, default_text, make_corpus
 from gradtrace.experiments.options import Options
 from gradtrace.experiments.training import traced_windows, training_step, training_window
-from gradtrace.semiring import Element, Extreme, aligned, max_product
+from gradtrace.semirings.base import Element, Extreme, aligned, max_product
 
 Result = tuple[Tensor, Tensor | None]
 Product = Callable[[Tensor, Tensor], Result]

@@ -30,11 +30,11 @@ from common import RESULTS, machine, save
 from torch import Tensor, nn
 
 import gradtrace
-from gradtrace.components import select_leaves
-from gradtrace.crossing import AT_ONCE, crossing
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.options import Options
 from gradtrace.kernels.memory import room_of
+from gradtrace.queries.component_sets import AT_ONCE, crossing
+from gradtrace.recording.components import select_leaves
 
 Loss = Callable[[], Tensor]
 WEIGHED = 3  # repeats in which memory is measured

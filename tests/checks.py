@@ -9,8 +9,8 @@ from programs import Program
 from torch import Tensor, nn
 
 from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, Trace, record
-from gradtrace.paths import Path
-from gradtrace.semiring import Count
+from gradtrace.queries.paths import Path
+from gradtrace.semirings.base import Count
 
 F64 = {"dtype": torch.float64}
 

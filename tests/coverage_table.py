@@ -23,7 +23,7 @@ winner) and AbsSum equal brute force over that call's Jacobian.
 
 - **exact**: a rule gives the structure of every call's Jacobian;
 - **fallback**: some call's Jacobian is written out by autograd (slow for large tensors, limited by
-  `gradtrace.rules.dense.LIMIT`);
+  `gradtrace.jacobians.rules.dense.LIMIT`);
 - **refused**: some sample raises the error that is quoted.
 
 {counts}

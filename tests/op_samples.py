@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import gradtrace
-from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, rules
+from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape
 from gradtrace.errors import NotANumber
+from gradtrace.jacobians import rules
+from gradtrace.jacobians.structure import Chain, LowRank
 from gradtrace.kernels.reference import pull
-from gradtrace.structure import Chain, LowRank
-from gradtrace.tape import Call
+from gradtrace.recording.record import Call
 
 MOST_ENTRIES = 400  # of a Jacobian that is checked under Max and AbsSum
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from gradtrace.kernels.plane import Plane, Pulled
+from gradtrace.backward.backpointers import pick
 from gradtrace.kernels.product import Product
-from gradtrace.winners import pick
+from gradtrace.kernels.shared_exponent import Plane, Pulled
 
 
 def plane(data: Tensor, exponent: int = 0) -> Plane:

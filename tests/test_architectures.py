@@ -15,10 +15,10 @@ from zoo import ZOO, Subject, build
 
 import gradtrace
 from gradtrace import Tape, Trace
-from gradtrace.components import heads
-from gradtrace.forest import NONE, Forest
-from gradtrace.paths import walk
-from gradtrace.tape import Call, Value
+from gradtrace.queries.forest import NONE, Forest
+from gradtrace.queries.paths import walk
+from gradtrace.recording.components import heads
+from gradtrace.recording.record import Call, Value
 
 PATHS = 100
 

@@ -16,10 +16,10 @@ from programs import Program, programs
 
 import gradtrace
 from gradtrace import AbsSum, Sum, Tape
-from gradtrace.forest import NONE, Forest
-from gradtrace.paths import walk
+from gradtrace.queries.forest import NONE, Forest
+from gradtrace.queries.paths import walk
 from gradtrace.scalar import from_tape
-from gradtrace.semiring import Count, Max
+from gradtrace.semirings.base import Count, Max
 
 MOST_PATHS = 3000
 NEAR = 1e-9

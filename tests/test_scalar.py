@@ -27,7 +27,7 @@ from gradtrace.scalar import (
     paths,
     pathwise_sum,
 )
-from gradtrace.semiring import AbsSum, Count, Max, Sum
+from gradtrace.semirings.base import AbsSum, Count, Max, Sum
 
 SEMIRINGS = (Sum, AbsSum, Max, Count)
 Edges = list[tuple[Any, Any, float]]  # producer, consumer, weight

@@ -9,7 +9,7 @@ from torch.nn import functional
 from gradtrace import record
 from gradtrace.errors import NotANumber, NotOnTape, NotScalar
 from gradtrace.scalar import BadGraph, TooLarge, backpropagate, from_tape
-from gradtrace.semiring import Count, Sum
+from gradtrace.semirings.base import Count, Sum
 
 
 def leaf(*values: float) -> torch.Tensor:

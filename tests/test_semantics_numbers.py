@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradtrace import record
 from gradtrace.scalar import all_pairs, backpropagate, best_path, crossing, from_tape, greedy_path, paths
-from gradtrace.semiring import AbsSum, Count, Max, Semiring, Sum
+from gradtrace.semirings.base import AbsSum, Count, Max, Semiring, Sum
 
 SEMIRINGS = (Sum, AbsSum, Max, Count)
 Terms = Sequence[float]  # the weights of all paths from one leaf scalar to the loss

@@ -9,12 +9,12 @@ print(trace.influence(of="embedding*"))
 from importlib import import_module
 from typing import Any
 
-from .components import Slice
+from .api import Tape, Trace, record
 from .errors import GradtraceError
-from .paths import Path
-from .scopes import component
-from .semiring import AbsSum, Max, Semiring, Sum
-from .trace import Tape, Trace, record
+from .queries.paths import Path
+from .recording.components import Slice
+from .recording.scopes import component
+from .semirings.base import AbsSum, Max, Semiring, Sum
 
 __version__ = "0.1.0"
 __all__ = [

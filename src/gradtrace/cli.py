@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__
-from .answers import lines
 from .errors import GradtraceError
 from .experiments.checkpoint import RESULTS, prepare_folder, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.competition import COMPONENTS
 from .experiments.options import OptionError, Options
 from .experiments.user_model import Question, load_subject, trace_subject
+from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory, read_results
 from .report.page import render
 from .report.show import show

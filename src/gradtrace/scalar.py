@@ -33,14 +33,14 @@ import networkx
 import torch
 from torch import Tensor
 
-from .alone import alone
 from .errors import GradtraceError, NotANumber, NotScalar, UnknownName
-from .semiring import Semiring, Sum
-from .wide import Wide, WideMax, WideSemiring, WideSum
+from .recording.isolation import alone
+from .semirings.base import Semiring, Sum
+from .semirings.wide import Wide, WideMax, WideSemiring, WideSum
 
 if TYPE_CHECKING:
-    from .tape import Call, Input, Value
-    from .trace import Tape
+    from .api import Tape
+    from .recording.record import Call, Input, Value
 
 Vertex = Hashable
 

@@ -16,7 +16,7 @@ import torch
 import gradtrace
 from gradtrace.kernels import native
 from gradtrace.kernels.triton_product import CONFIGS
-from gradtrace.semiring import max_product
+from gradtrace.semirings.base import max_product
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SOURCE = Path(gradtrace.__file__).parents[1]

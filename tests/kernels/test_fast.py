@@ -13,14 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
+from numeric_jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
 from planes import drawn, plane, read
 
 from gradtrace.errors import NotANumber
-from gradtrace.kernels import native
-from gradtrace.kernels.fast import pull
-from gradtrace.kernels.plane import OutOfRange, Plane, Pulled, Spikes
-from gradtrace.structure import (
+from gradtrace.jacobians.structure import (
     Chain,
     Closed,
     ClosedRows,
@@ -28,7 +25,6 @@ from gradtrace.structure import (
     Contraction,
     Convolved,
     Gather,
-    Layout,
     LowRank,
     Placed,
     Scatter,
@@ -39,6 +35,10 @@ from gradtrace.structure import (
     diagonal,
     reduction,
 )
+from gradtrace.kernels import native
+from gradtrace.kernels.fast import pull
+from gradtrace.kernels.shared_exponent import OutOfRange, Plane, Pulled, Spikes
+from gradtrace.recording.layouts import Layout
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
 DTYPES = (torch.float64, torch.float32)

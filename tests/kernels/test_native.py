@@ -8,8 +8,8 @@ import pytest
 import torch
 from checks import leaf, recorded
 
-from gradtrace.forest import Forest
 from gradtrace.kernels import native
+from gradtrace.queries.forest import Forest
 
 
 def _planted() -> tuple[Forest, torch.Tensor]:

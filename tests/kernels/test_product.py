@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from jacobians import integers
+from numeric_jacobians import integers
 from planes import drawn, plane
 
+from gradtrace.jacobians.structure import Contraction
 from gradtrace.kernels import native
 from gradtrace.kernels.fast import pull
-from gradtrace.kernels.plane import OutOfRange, joined
 from gradtrace.kernels.product import Product, multiply
-from gradtrace.structure import Contraction
+from gradtrace.kernels.shared_exponent import OutOfRange, joined
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
 

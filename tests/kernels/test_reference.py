@@ -11,17 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
+from numeric_jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds, strongest
 
-from gradtrace.kernels import native, reference
-from gradtrace.kernels.ranked import Largest
-from gradtrace.kernels.reference import pull
-from gradtrace.semiring import NO_ID, AbsSum, Carrier, Count, Element, Extreme, Greedy, Scaled, Sum, normalised
-from gradtrace.structure import (
+from gradtrace.jacobians.structure import (
     Chain,
     Contraction,
     Gather,
-    Layout,
     LowRank,
     Placed,
     Scatter,
@@ -31,6 +26,11 @@ from gradtrace.structure import (
     diagonal,
     reduction,
 )
+from gradtrace.kernels import native, reference
+from gradtrace.kernels.reference import pull
+from gradtrace.kernels.top_k import Largest
+from gradtrace.recording.layouts import Layout
+from gradtrace.semirings.base import NO_ID, AbsSum, Carrier, Count, Element, Extreme, Greedy, Scaled, Sum, normalised
 
 BATCH = 2
 

@@ -12,8 +12,8 @@ from checks import leaf, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradtrace.semiring import AbsSum, Count, Max, Semiring, Sum
 from gradtrace.semirings import BrokenAxiom, Entropy, Power, SignedMax, TopK, check_axioms, make
+from gradtrace.semirings.base import AbsSum, Count, Max, Semiring, Sum
 from gradtrace.semirings.graded import polynomial
 
 INF = math.inf

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import GradtraceError, NotANumber, UnknownName
+from gradtrace.jacobians.structure import LowRank
 from gradtrace.kernels.reference import pull
-from gradtrace.semiring import AbsSum, Count, Element, Max, Semiring, Sum
 from gradtrace.semirings import Entropy, Graded, Power, SignedMax, Through, TopK, make, named
+from gradtrace.semirings.base import AbsSum, Count, Element, Max, Semiring, Sum
 from gradtrace.semirings.ranked import Ranked
 from gradtrace.semirings.together import Together
-from gradtrace.structure import LowRank
 
 SUMS = make("sums", zero=0.0, one=1.0, plus=torch.add, times=torch.mul, lift=lambda w: w)  # folded, not reduced
 FAMILY: dict[str, Semiring] = {

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..api import Trace, record
 from ..report.document import EMBEDDING
 from ..report.snapshot import Question, graph_of, snapshot
-from ..trace import Trace, record
 from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, prepare_folder, restore, save, write_json
 from .competition import Competition, derived_seed, next_word_loss
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text

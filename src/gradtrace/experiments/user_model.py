@@ -21,14 +21,14 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..answers import answers
+from ..api import Trace, record
 from ..errors import GradtraceError
-from ..influence import InfluenceRow, InfluenceTable
-from ..paths import Path
+from ..queries.influence import InfluenceRow, InfluenceTable
+from ..queries.paths import Path
+from ..queries.summaries import answers
 from ..report.snapshot import Question as Asked
 from ..report.snapshot import graph_of, snapshot
 from ..semirings import named
-from ..trace import Trace, record
 from .options import OptionError
 from .results import SCHEMA, versions
 

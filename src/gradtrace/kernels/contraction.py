@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structure import FORMS, Closed, Constant, Contraction
+from ..jacobians.structure import FORMS, Closed, Constant, Contraction
 from . import native
-from .plane import OutOfRange, Plane, Pulled, by_reference, kept, made, precisely, wide
 from .product import Plan, Product, plan, product, spread
+from .shared_exponent import OutOfRange, Plane, Pulled, by_reference, kept, made, precisely, wide
 
 
 def contraction(s: Contraction, g: Plane) -> Pulled | Product:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..structure import Chain, Contraction, Convolved, Gather, LowRank, Placed, Scatter, Strided
-from ..ways import Composed
+from ..jacobians.index_maps import Composed
+from ..jacobians.structure import Chain, Contraction, Convolved, Gather, LowRank, Placed, Scatter, Strided
 from .contraction import contraction
 from .maps import gather, placed, scatter, strided
-from .plane import Plane, Pulled, by_reference
+from .norms_and_convolutions import convolved, low_rank
 from .product import Product
-from .rows import convolved, low_rank
+from .shared_exponent import Plane, Pulled, by_reference
 
 
 def pull(structure: object, g: Plane) -> Pulled | Product:

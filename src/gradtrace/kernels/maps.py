@@ -9,12 +9,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..structure import Gather, Layout, Placed, Scatter, Shape, Strided, contiguous, positions
-from ..ways import Affine, Composed, Sought, Table, Way, identity
+from ..jacobians.index_maps import Affine, Composed, Sought, Table, Way, identity
+from ..jacobians.structure import Gather, Placed, Scatter, Shape, Strided
+from ..recording.layouts import Layout, contiguous, positions
 from . import native, reference
 from .contraction import merged
-from .plane import Plane, Pulled, Spikes, made, precisely
 from .product import plan
+from .shared_exponent import Plane, Pulled, Spikes, made, precisely
 
 FEW = 4  # rows that were read are kept by themselves where not one in so many was
 

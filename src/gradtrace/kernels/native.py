@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..structure import Sliding
+from ..jacobians.structure import Sliding
 from .memory import empty
 
 try:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..structure import Layout, Shape, contiguous, positions
-from ..ways import Affine
+from ..jacobians.index_maps import Affine
+from ..jacobians.structure import Shape
+from ..recording.layouts import Layout, contiguous, positions
 from . import native
-from .plane import Plane, Pulled, made, precisely, wide
+from .shared_exponent import Plane, Pulled, made, precisely, wide
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -12,23 +12,21 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from ..semiring import Carrier, Element
-from ..structure import (
+from ..jacobians.structure import (
     Chain,
     ClosedRows,
     Contraction,
     Convolved,
     Gather,
-    Layout,
     LowRank,
     Placed,
     Scatter,
     Shape,
     Sparse,
     Strided,
-    contiguous,
-    positions,
 )
+from ..recording.layouts import Layout, contiguous, positions
+from ..semirings.base import Carrier, Element
 
 ROWS = 1 << 22  # entries of a dense Jacobian held at a time
 

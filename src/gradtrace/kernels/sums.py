@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..semiring import Element
+from ..semirings.base import Element
 from .native import lib
 
 LOST, UNBOUNDED, AGAIN = 2, 4, 8

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ..forest import NONE, Forest
-from ..paths import derivative
-from ..tape import Value
+from ..queries.forest import NONE, Forest
+from ..queries.paths import derivative
+from ..recording.record import Value
 from .tokens import Tokens
 
 END = -1

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..answers import answers
 from ..errors import GradtraceError
+from ..queries.summaries import answers
 from ..semirings import named
 from . import headline
 from .snapshot import Question, Traced, graph_of, snapshot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..components import Component
-from ..flow import Flow
+from ..queries.flow import Flow
+from ..recording.components import Component
 from .snapshot import Traced, default_components
 
 if TYPE_CHECKING:

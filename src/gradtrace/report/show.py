@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..answers import lines
+from ..queries.summaries import lines
 from .fold import label_of, links_at
 from .terminal import plain
 from .words import percent

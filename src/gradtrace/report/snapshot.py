@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..answers import Answerable
-from ..certificate import Certificate
-from ..components import Component, matches, name_of, select_leaves
+from ..backward.certificate import Certificate
 from ..errors import GradtraceError
-from ..flow import Asked, Flow, flows
-from ..forest import Forest
-from ..influence import InfluenceTable
+from ..queries.flow import Asked, Flow, flows
+from ..queries.forest import Forest
+from ..queries.influence import InfluenceTable
+from ..queries.summaries import Answerable
+from ..recording.components import Component, matches, name_of, select_leaves
+from ..recording.record import Call, Record
 from ..semirings import Family, named
-from ..tape import Call, Record
 from .branches import Branches, strongest
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..tape import Value
+from ..recording.record import Value
 
 Texts = Sequence[Sequence[str]]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tape import Call, Value
+from ..recording.record import Call, Value
 
 MOST_CHILDREN = 32  # more of them are gathered in stretches, which open one by one
 MOST_SHOWN = 24

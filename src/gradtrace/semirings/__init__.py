@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from ..errors import GradtraceError, UnknownName
-from ..semiring import SEMIRINGS, AbsSum, Count, Max, Semiring, Sum
 from .axioms import BrokenAxiom, check_axioms
+from .base import SEMIRINGS, AbsSum, Count, Max, Semiring, Sum
 from .entropy import Entropy
 from .folding import Folded, make
 from .graded import Graded, Through

@@ -15,7 +15,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from ..errors import GradtraceError
-from ..semiring import Semiring
+from .base import Semiring
 
 SAMPLES = (0.0, 1.0, -1.0, 2.0, 2.0, -3.0, 0.5, -0.25)
 

@@ -8,17 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..semiring import (
-    Element,
-    Scaled,
-    Semiring,
-    aligned,
-    lifted,
-    multiply,
-    narrow,
-    normalised,
-    pow2,
-)
+from .base import Element, Scaled, Semiring, aligned, lifted, multiply, narrow, normalised, pow2
 from .folding import Folded
 
 FLOW = Scaled(torch.abs)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..semiring import Carrier, Element, Semiring
 from .axioms import check_axioms
+from .base import Carrier, Element, Semiring
 
 
 def each(f: Callable[..., Tensor], *elements: Element) -> Element:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..components import Component, Slice, check, expand, matches, name_of, top_level
 from ..errors import GradtraceError
-from ..semiring import AbsSum, Carrier, Element, Scaled, Semiring, Sum, named
-from ..tape import Call, Record, Value
+from ..recording.components import Component, Slice, check, expand, matches, name_of, top_level
+from ..recording.record import Call, Record, Value
+from .base import AbsSum, Carrier, Element, Scaled, Semiring, Sum, named
 
 MOST_STATES = 512
 Enter = Callable[[Element, Value, Call | None], Element]

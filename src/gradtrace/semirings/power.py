@@ -11,18 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GradtraceError, NotANumber
-from ..semiring import (
-    BLOCK,
-    INFINITE_EXPONENT,
-    ZERO_EXPONENT,
-    Carrier,
-    Element,
-    Linear,
-    Scaled,
-    Semiring,
-    multiply,
-)
-from ..semiring import pow2 as wide_pow2
+from .base import BLOCK, INFINITE_EXPONENT, ZERO_EXPONENT, Carrier, Element, Linear, Scaled, Semiring, multiply
+from .base import pow2 as wide_pow2
 
 FLOW = Scaled(torch.abs)
 
@@ -70,7 +60,7 @@ def aligned(g: Element) -> tuple[Tensor, Tensor]:
 
 
 def normalised(value: Tensor, exponent: Tensor | int = 0) -> Element:
-    """Split value · 2^exponent into a mantissa in [½, 1) and an int32 exponent; as `semiring.normalised`, in place."""
+    """Split value · 2^exponent into a mantissa in [½, 1) and an int32 exponent; as `base.normalised`, in place."""
     mantissa, shift = torch.frexp(value)
     shift += exponent
     shift.masked_fill_(mantissa == 0, ZERO_EXPONENT)

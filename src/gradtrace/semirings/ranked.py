@@ -16,19 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GradtraceError
-from ..semiring import (
-    NO_ID,
-    ZERO_EXPONENT,
-    Element,
-    Extreme,
-    Scaled,
-    Semiring,
-    aligned,
-    lifted,
-    multiply,
-    narrow,
-    tiles,
-)
+from .base import NO_ID, ZERO_EXPONENT, Element, Extreme, Scaled, Semiring, aligned, lifted, multiply, narrow, tiles
 from .folding import Folded, each
 
 WIDTH = 4  # planes of an entry

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..semiring import Carrier, Element
+from .base import Carrier, Element
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,247 @@
+// Jacobians of rank two beside their diagonal (layer norm).
+//
+// For an even p, Σ_i (l_i·r_j)^p g_i^p is a polynomial in r_j, of which a row has one: its coefficients are found once,
+// in double precision. Its terms may cancel, where l_i·r_j is near 0 for all i that matter: such a j meets every i.
+// The entropy has no such form, and every j meets every i.
+#include <vector>
+
+#include "sums/simd.hpp"
+
+namespace gradtrace::GRADTRACE_ISA {
+namespace {
+
+constexpr int HIGHEST = 4;  // log2 of the power up to which binomial coefficients are small enough
+
+template <class T> T largest_of(const T *x, int64_t n) {
+    T most = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    return most;
+}
+
+// A row: r0 and r1 in units of their largest, a = left0·z and b = left1·z so that a r0 + b r1, in units of 2^exponent,
+// has no part above 1.
+template <class S> struct Line {
+    std::vector<S> a, b, r0, r1, straight, sum, size;
+    int exponent = 0;
+    bool some = false;
+
+    explicit Line(int64_t n) : a(n), b(n), r0(n), r1(n), straight(n), sum(n), size(n) {}
+
+    // False where the units themselves lose something.
+    template <class T> bool read(const TwoRows<T> &s, int64_t row) {
+        const T *left0 = s.left0 + row * s.n, *left1 = s.left1 + row * s.n, *z = s.z + row * s.n;
+        const T *right0 = s.right0 + row * s.n, *right1 = s.right1 + row * s.n;
+        const S reach0 = largest_of(right0, s.n), reach1 = largest_of(right1, s.n);
+        S *to_a = a.data(), *to_b = b.data(), *to_r0 = r0.data(), *to_r1 = r1.data();
+        const int64_t n = s.n;
+        S most = 0;
+        int lost = 0, live = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < n; i++) {
+            const S here = (std::fabs(S(left0[i])) * reach0 + std::fabs(S(left1[i])) * reach1) * S(z[i]);
+            most = here > most ? here : most;
+        }
+        if (!(most < INF<S>)) return false;
+        const int e = most >= TINY<S> ? 1 + std::ilogb(most) : 0;
+        const int e0 = reach0 >= TINY<S> ? std::ilogb(reach0) : 0, e1 = reach1 >= TINY<S> ? std::ilogb(reach1) : 0;
+#pragma omp simd reduction(| : lost, live)
+        for (int64_t i = 0; i < n; i++) {
+            const S l0 = S(left0[i]), l1 = S(left1[i]), x = S(right0[i]), y = S(right1[i]), g = S(z[i]);
+            const S raw0 = l0 * g, raw1 = l1 * g, first = scaled(raw0, e0 - e), second = scaled(raw1, e1 - e);
+            to_a[i] = first;
+            to_b[i] = second;
+            to_r0[i] = scaled(x, -e0);
+            to_r1[i] = scaled(y, -e1);
+            lost |= flags_of(std::fabs(raw0), l0, g) | flags_of(std::fabs(raw1), l1, g);
+            lost |= flags_of(std::fabs(first), l0, g) | flags_of(std::fabs(second), l1, g);
+            lost |= flags_of(std::fabs(to_r0[i]), x, S(1)) | flags_of(std::fabs(to_r1[i]), y, S(1));
+            live |= z[i] == 0 ? 0 : left0[i] != 0 ? 1 : left1[i] != 0;
+        }
+        exponent = e;
+        some = live;
+        return !lost;
+    }
+};
+
+// x^(p-k)·y^k.
+template <int p, int k> inline double monomial(double x, double y) {
+    double term = 1;
+#pragma GCC unroll 16
+    for (int d = 0; d < p; d++) term *= d < k ? y : x;
+    return term;
+}
+
+// Σ_i (a_i r0 + b_i r1)^p by its coefficients, and a bound of what its terms amount to.
+template <int p> struct Polynomial {
+    double of[p + 1], size[p + 1];
+
+    Polynomial(const Line<double> &line, int64_t n) { coefficients<0>(line, n, 1); }
+
+    template <int k> void coefficients(const Line<double> &line, int64_t n, double ways) {
+        const double *a = line.a.data(), *b = line.b.data();
+        double sum = 0, total = 0;
+#pragma omp simd reduction(+ : sum, total)
+        for (int64_t i = 0; i < n; i++) {
+            const double term = monomial<p, k>(a[i], b[i]);
+            sum += term;
+            total += std::fabs(term);
+        }
+        of[k] = ways * sum;
+        size[k] = ways * total;
+        if constexpr (k < p) coefficients<k + 1>(line, n, ways * (p - k) / (k + 1));
+    }
+    // Fills in sums over all i but j, and sizes.
+    void at(Line<double> &line, int64_t n) const {
+        const double *a = line.a.data(), *b = line.b.data(), *r0 = line.r0.data(), *r1 = line.r1.data();
+        double *sums = line.sum.data(), *sizes = line.size.data();
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            const double x = r0[j], y = r1[j];
+            double sum = of[0], total = size[0], power = 1;
+#pragma GCC unroll 16
+            for (int k = 1; k <= p; k++) {  // Horner's rule for both variables: … x^(p-k) y^k
+                power *= y;
+                sum = sum * x + of[k] * power;
+                total = total * std::fabs(x) + size[k] * std::fabs(power);
+            }
+            sums[j] = sum - monomial<p, p>(0, a[j] * x + b[j] * y);
+            sizes[j] = total;
+        }
+    }
+};
+
+// (Σ over i≠j of |a_i r0_j + b_i r1_j|^p)^(1/p), in units of the largest term.
+template <int squarings> double directly(const Line<double> &line, int64_t n, int64_t j) {
+    const double x = line.r0[j], y = line.r1[j], *a = line.a.data(), *b = line.b.data();
+    double most = 0, sum = 0;
+    const auto term = [=](int64_t i) { return i == j ? 0.0 : std::fabs(a[i] * x + b[i] * y); };
+    if constexpr (squarings == 0) {  // nothing is raised, so nothing underflows
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < n; i++) sum += term(i);
+        return sum;
+    }
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = term(i) > most ? term(i) : most;
+    if (!(most > 0)) return most;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += raised<squarings>(term(i) / most);
+    return most * rooted<squarings>(sum);
+}
+
+template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
+    constexpr double noise = sizeof(T) == 8 ? 1e-3 : 1e-9;  // of what is left, so that rounding stays about that of T
+    const int64_t at = row * s.n;
+    if (!line.template read<T>(s, row)) return LOST;
+    constexpr bool quick = squarings >= 1 && squarings <= HIGHEST;
+    if constexpr (quick)
+        if (line.some) Polynomial<1 << squarings>(line, s.n).at(line, s.n);
+    int found = 0;
+    for (int64_t j = 0; j < s.n; j++) {
+        double beside = 0;
+        if (line.some) {
+            const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > 1e-250 && line.size[j] < 1e250;
+            beside = clear ? rooted<squarings>(line.sum[j]) : directly<squarings>(line, s.n, j);
+        }
+        line.sum[j] = beside;
+    }
+    const T *straight = s.own + at, *g = s.z + at;
+    const double *beside = line.sum.data();
+    const int exponent = line.exponent;
+    T *out = s.out + at;
+#pragma omp simd reduction(| : found)
+    for (int64_t j = 0; j < s.n; j++) {
+        const T across = T(scaled(beside[j], exponent)), own = std::fabs(straight[j]), direct = own * g[j];
+        found |= flags_of(across, T(beside[j] > 0), T(1)) | flags_of(direct, own, g[j]);
+        const T high = across > direct ? across : direct, low = across > direct ? direct : across;
+        out[j] = high * rooted<squarings>(1 + raised<squarings>(low / (high > 0 ? high : T(1))));
+    }
+    return found;
+}
+
+// z and z·(h - log2 z) of the edges into some neighbouring j, a register each.
+template <class T, int WIDTH> struct Tally {
+    T total[WIDTH] = {}, mixed[WIDTH] = {};
+
+    inline void add(T a, T b, T h, const T *x, const T *y) {
+#pragma omp simd
+        for (int l = 0; l < WIDTH; l++) {
+            const T z = std::fabs(a * x[l] + b * y[l]);
+            total[l] += z;
+            mixed[l] += surprise(z, h);
+        }
+    }
+};
+
+// Tells whether any edge leads into j from elsewhere.
+template <class T> bool reached(const TwoRows<T> &s, int64_t at, int64_t j) {
+    const double x = s.right0[at + j], y = s.right1[at + j];
+    for (int64_t i = 0; i < s.n; i++)
+        if (i != j && s.z[at + i] > 0 && s.left0[at + i] * x + s.left1[at + i] * y != 0) return true;
+    return false;
+}
+
+template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line) {
+    constexpr int WIDTH = 4 * LANES<T>;
+    const int64_t at = row * s.n, n = s.n;
+    const T least = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-900);
+    if (!line.template read<T>(s, row)) return LOST;
+    const T *diagonal = s.own + at, *g = s.z + at;
+    const int exponent = line.exponent;
+    T *straight = line.straight.data();
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t j = 0; j < n; j++) {
+        const T own = std::fabs(diagonal[j]) * g[j], in_units = scaled(own, -exponent);
+        found |= flags_of(own, diagonal[j], g[j]) | flags_of(in_units, own, T(1));
+        straight[j] = in_units;
+    }
+    for (int64_t first = 0; first < n; first += WIDTH) {
+        const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
+        T x[WIDTH] = {}, y[WIDTH] = {};
+        std::copy_n(line.r0.data() + first, some, x);
+        std::copy_n(line.r1.data() + first, some, y);
+        Tally<T, WIDTH> tally;
+        for (int64_t i = 0; i < first; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
+        for (int64_t i = behind; i < n; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
+        for (int64_t i = first; i < behind; i++) {
+            T here[WIDTH], there[WIDTH];
+            std::copy_n(x, WIDTH, here);
+            std::copy_n(y, WIDTH, there);
+            here[i - first] = there[i - first] = 0;
+            tally.add(line.a[i], line.b[i], s.h[at + i], here, there);
+        }
+        for (int64_t l = 0; l < some; l++) {
+            const int64_t j = first + l;
+            const T direct = straight[j], total = tally.total[l] + direct;
+            const T safe = total > 0 ? total : T(1);
+            const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
+            s.out[at + j] = scaled(total, line.exponent);
+            s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
+            found |= flags_of(s.out[at + j], total, T(1)) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
+        }
+    }
+    return found;
+}
+
+}  // namespace
+
+template <class T> int two_rows(const TwoRows<T> &s, int threads) {
+    return share_flags(s.rows, s.rows * s.n * (s.h ? s.n : 8), threads, [&](int64_t begin, int64_t end) {
+        int found = 0;
+        if (s.h) {
+            Line<T> line(s.n);
+            for (int64_t row = begin; row < end; row++) found |= entropies(s, row, line);
+        } else {
+            Line<double> line(s.n);
+            for (int64_t row = begin; row < end; row++)
+                found |= with_power(s.squarings, [&](auto squarings) { return powers<squarings()>(s, row, line); });
+        }
+        return found;
+    });
+}
+
+template int two_rows(const TwoRows<float> &, int);
+template int two_rows(const TwoRows<double> &, int);
+
+}  // namespace gradtrace::GRADTRACE_ISA

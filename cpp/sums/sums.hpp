@@ -1,0 +1,132 @@
+// Sums of positive numbers: the p-norm, p = 2^squarings, and the entropy of shares, on plain numbers.
+//
+// Cotangents are finite and non-negative, weights have any sign and count with their absolute value. Powers are taken
+// of numbers in units of a row's largest, in powers of two, so that they neither round nor, where it counts, underflow.
+// Every function gives flags: LOST where a result isn't 0 and below the smallest normal number, or where what
+// underflowed on the way may count; UNBOUNDED where one is infinite or no number; AGAIN where -1 stands for a result
+// that has to be found in another way.
+#pragma once
+
+#include <cstdint>
+
+#include "shared/isa.hpp"
+#include "product/product.hpp"
+
+namespace gradtrace {
+
+constexpr int UNBOUNDED = 4, AGAIN = 8;
+constexpr int32_t NOTHING = -(1 << 28);  // the exponent of a row of zeros
+
+// A matrix for each batch entry, its rows contiguous.
+template <class T> struct Matrices {
+    const T *data;
+    int64_t batch, rows, columns;
+    int64_t batch_stride, row_stride;
+};
+
+// The largest magnitude of each row, or of each column.
+template <class T> struct Peaks {
+    Matrices<T> x;
+    bool of_columns;
+    T *out;
+};
+
+// out = (|x|·scale)^p, contiguous; a scale for each row, or for each column.
+template <class T, class U> struct Raise {
+    Matrices<T> x;
+    bool by_column;
+    const T *scale;
+    int squarings;
+    U *out;
+};
+
+// out = v = |x|·scale, and out_h = v·(h - log2 v), contiguous; h lies as x does, null: zeros.
+template <class T, class U> struct Shares {
+    Matrices<T> x;
+    const T *h;
+    bool by_column;
+    const T *scale;
+    U *out, *out_h;
+};
+
+// out = total^(1/p)·2^(row exponent + column exponent). `least`: a total that underflow may have changed.
+template <class T, class U> struct Settle {
+    const U *total;
+    int64_t batch, rows, columns;  // contiguous
+    const int32_t *of_row, *of_column;
+    int squarings;
+    double least;
+    T *out;
+};
+
+// z = total·2^(…) likewise, h = mixed / total + log2 total.
+template <class T, class U> struct SettleShares {
+    const U *total, *mixed;
+    int64_t batch, rows, columns;
+    const int32_t *of_row, *of_column;
+    double least;
+    T *z, *h;
+};
+
+// Elements are z, and for the entropy h beside it; null h: the p-norm.
+template <class T> struct Join {
+    int64_t n;
+    const T *z1, *h1, *z2, *h2;
+    int squarings;
+    T *z, *h;
+};
+
+// out_j = own_j·g_j merged with, over i≠j, right_j·left_i·g_i. All rows × n, contiguous.
+template <class T> struct OneRows {
+    int kind;  // as RankOneKind
+    int64_t rows, n;
+    const T *own, *left, *right, *z, *h;
+    int squarings;
+    T *out, *out_h;
+};
+
+// The same with left0_i·right0_j + left1_i·right1_j.
+template <class T> struct TwoRows {
+    int64_t rows, n;
+    const T *own, *left0, *left1, *right0, *right1, *z, *h;
+    int squarings;
+    T *out, *out_h;
+};
+
+template <class T, class U> struct SumProducts {
+    int (*raise)(const Raise<T, U> &, int threads);
+    int (*settle)(const Settle<T, U> &, int threads);
+    int (*shares)(const Shares<T, U> &, int threads);
+    int (*settle_shares)(const SettleShares<T, U> &, int threads);
+};
+
+template <class T> struct SumRows {
+    int (*peaks)(const Peaks<T> &, int threads);
+    int (*join)(const Join<T> &, int threads);
+    int (*one)(const OneRows<T> &, int threads);
+    int (*two)(const TwoRows<T> &, int threads);
+};
+
+struct SumsTable {
+    SumRows<float> single;
+    SumRows<double> dual;
+    SumProducts<float, float> narrow;
+    SumProducts<double, float> mixed;
+    SumProducts<double, double> wide;
+};
+GRADTRACE_TABLE(SumsTable, sums_table)
+
+#ifdef GRADTRACE_ISA
+namespace GRADTRACE_ISA {
+template <class T> int peaks(const Peaks<T> &, int threads);
+template <class T> int join(const Join<T> &, int threads);
+template <class T> int one_rows(const OneRows<T> &, int threads);
+template <class T> int two_rows(const TwoRows<T> &, int threads);
+template <class T, class U> int raise(const Raise<T, U> &, int threads);
+template <class T, class U> int settle(const Settle<T, U> &, int threads);
+template <class T, class U> int shares(const Shares<T, U> &, int threads);
+template <class T, class U> int settle_shares(const SettleShares<T, U> &, int threads);
+}  // namespace GRADTRACE_ISA
+#endif
+
+}  // namespace gradtrace

@@ -1,0 +1,474 @@
+"""`record` → `Tape` → `Trace`: the calls that most programs need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .backward.certificate import Certificate, certify
+from .backward.example_labels import propagate
+from .backward.several import ask
+from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, UnknownName, Unused
+from .jacobians.rules import served_by
+from .kernels.memory import room_of
+from .queries.bounds import Bound
+from .queries.flow import Flow, flow
+from .queries.forest import Forest, check_numbers, plant
+from .queries.influence import InfluenceTable, influence
+from .queries.k_best import Ranking, rank
+from .queries.paths import NoPath, Path, flat_index, follow
+from .recording.components import Component, Slice, select_leaves
+from .recording.dispatch import Capture
+from .recording.fused_lstm import take_apart
+from .recording.isolation import alone
+from .recording.record import Call, Record, Value
+from .report.document import of_trace
+from .report.frames import dataframe, dot
+from .report.page import frame, render
+from .report.snapshot import Question
+from .semirings import Family, Graded, Power, SignedMax, Through, TopK, named
+from .semirings.base import Semiring, Sum
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@contextmanager
+def record(
+    model: nn.Module | None = None,
+    examples: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
+    names: Mapping[str, Tensor] | None = None,
+) -> Iterator[Tape]:
+    """Record the forward pass made inside the block.
+
+    Args:
+        model: gives parameters and module calls their names. Without it the leaves are the tensors that
+            require grad, named leaf0, leaf1, … in order of use.
+        examples: the tensor, or tensors, whose first dimension enumerates the examples of the batch;
+            needed for per-example results.
+        names: names for leaves of functional code.
+
+    Yields:
+        the tape, to be used after the block.
+
+    >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+    >>> with record(names={"w": w}) as tape:
+    ...     loss = (w * w).sum()
+    >>> tape.grad(loss, [w])[0].tolist()
+    [6.0, 8.0]
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise GradtraceError(f"record(model) takes a torch.nn.Module or None, not {type(model).__name__}")
+    tape = Tape(model, _tensors(examples), dict(names or {}))
+    with tape._capture.running():
+        yield tape
+
+
+def _tensors(examples: Any) -> list[Tensor]:
+    """Give the example tensors as a list, after checking that they agree on the number of examples."""
+    given = examples.values() if isinstance(examples, Mapping) else examples
+    given = [] if given is None else [given] if isinstance(given, Tensor) else list(given)
+    for tensor in given:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise GradtraceError("examples must be tensors with a first dimension that enumerates the examples")
+    if len({t.shape[0] for t in given}) > 1:
+        raise GradtraceError(f"examples disagree on their number: {[t.shape[0] for t in given]}")
+    return given
+
+
+class Tape:
+    """A recorded forward pass."""
+
+    def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
+        self._record = Record(room=room_of(model))
+        self._capture = Capture(self._record, model, names, examples)
+
+    @property
+    def record(self) -> Record:
+        """The calls, leaves and names, as plain data."""
+        return take_apart(self._record)
+
+    @property
+    def calls(self) -> list[Call]:
+        """Operator calls, in recording order."""
+        return self.record.calls
+
+    @property
+    def leaves(self) -> dict[str, Value]:
+        """Parameters and inputs that require grad, by name."""
+        return self.record.leaves
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """Find the value that a tensor stands for.
+
+        Raises:
+            NotOnTape: the tape has not seen it, or autograd does not follow it.
+        """
+        value = self._capture.values.lookup(tensor) if tensor.requires_grad else None
+        if value is None:
+            raise NotOnTape(
+                f"a tensor of shape {tuple(tensor.shape)} that does not require grad is not followed on a tape"
+            )
+        return value
+
+    def find(self, key: str | Tensor) -> Value:
+        """Find a value by its tensor or by its leaf's name.
+
+        Raises:
+            UnknownName: no leaf has that name; the message lists those that exist.
+        """
+        if isinstance(key, Tensor):
+            return self.value_of(key)
+        name = self.record.aliases.get(key, key)
+        if name in self.record.frozen:
+            raise UnknownName(f"{name!r} does not require grad, so no gradient reaches it")
+        if name not in self.record.leaves:
+            raise UnknownName(f"unknown parameter {key!r}; there are {', '.join(self.record.leaves) or 'none'}")
+        return self.record.leaves[name]
+
+    def _loss(self, loss: Tensor) -> Value:
+        if not isinstance(loss, Tensor):
+            raise GradtraceError(f"the loss must be a tensor, not {type(loss).__name__}")
+        if loss.numel() != 1:
+            raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
+        if loss.is_complex():
+            raise NotScalar("the loss is complex: take its abs() or real part")
+        if not loss.requires_grad:
+            raise NotOnTape("the loss does not require grad: it was computed under no_grad, or from constants only")
+        return self.value_of(loss)
+
+    @alone()
+    def grad(
+        self,
+        loss: Tensor,
+        inputs: Tensor | str | Sequence[Tensor | str],
+        semiring: Family | str | Sequence[Family | str] = Sum,
+        *,
+        allow_unused: bool = False,
+        log2: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run backpropagation under a semiring, in the image of `torch.autograd.grad`.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            inputs: leaves or other recorded tensors, or names of leaves.
+            semiring: ⊕, ⊗ and λ; `Sum` gives the gradient. One, or its name ("power:8"), or several, which share
+                one walk of the tape.
+            allow_unused: give None for an input that the loss does not depend on, instead of an error.
+            log2: give log2 of the absolute numbers, in float64, which reaches where no float does (1e-2000).
+
+        Returns:
+            g_v for each input, in its shape; where an element consists of several numbers (`TopK`, `SignedMax`,
+            `Graded`, `Through`), they are in front. Not always contiguous, as autograd's gradients. For several
+            semirings, one such tuple for each.
+
+        Raises:
+            NotScalar, NotOnTape, Unused, MissingRule: as their messages say.
+        """
+        wanted = [inputs] if isinstance(inputs, (Tensor, str)) else list(inputs)
+        values = [self.find(i) for i in wanted]
+        one = isinstance(semiring, (Semiring, Graded, Through, str))
+        asked = [named(semiring)] if one else [named(k) for k in semiring]
+        if not asked:
+            return ()
+        found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
+        unused = [str(v) for v in values if v.id not in found[0]]
+        if unused and not allow_unused:
+            raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
+        results = [tuple(f.get(v.id) for v in values) for f in found]
+        return results[0] if one else tuple(results)
+
+    @alone()
+    def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:
+        """Find the strongest paths from every leaf scalar to the loss.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            check: compare the tape under Sum with autograd first (call before `loss.backward()`). This runs one
+                ordinary backward pass, and with it any hooks that the program has set on tensors or modules.
+            progress: show a progress bar for each pass.
+
+        Raises:
+            CertificateError: `check` found a difference.
+            NotANumber: a forward value is NaN; names the operator and the module.
+        """
+        value = self._loss(loss)
+        check_numbers(self.record, value)
+        if loss.isnan().any():
+            raise NotANumber(f"the loss is NaN (from {value.call.where if value.call else 'a leaf'})")
+        certificate = None
+        if check:
+            certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
+        return Trace(self, value, float(loss), certificate, progress=progress)
+
+
+class Strength(Mapping[str, Tensor]):
+    """log2 weights of the best paths, by leaf name or recorded tensor; -inf where there is no path."""
+
+    def __init__(self, tape: Tape, forest: Callable[[], Forest]) -> None:
+        self._tape, self._forest = tape, forest
+
+    def __getitem__(self, key: str | Tensor) -> Tensor:
+        value = self._tape.find(key)
+        log2 = self._forest().log2.get(value.id)
+        if log2 is None:
+            return torch.full(value.shape, -torch.inf, dtype=torch.float64)
+        return log2.amax(0).reshape(value.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tape.leaves)
+
+    def __len__(self) -> int:
+        return len(self._tape.leaves)
+
+
+class Trace:
+    """Where the gradient of one loss goes.
+
+    Passes are run when they are first asked for, and kept.
+
+    Attributes:
+        number: what the loss came to.
+        certificate: what `check=True` compared, else None.
+    """
+
+    def __init__(
+        self, tape: Tape, loss: Value, number: float, certificate: Certificate | None, *, progress: bool = False
+    ) -> None:
+        self.tape, self.loss, self.number, self.certificate, self._progress = tape, loss, number, certificate, progress
+        self._forests: dict[tuple[str, bool], Forest] = {}
+        self._rankings: dict[str, Ranking] = {}
+        self._norms: dict[float, dict[int, Tensor]] = {}
+        self.forest()
+
+    @property
+    def strength(self) -> Mapping[Any, Tensor]:
+        """log2 weight of the best path of every scalar, by leaf name or recorded tensor."""
+        return Strength(self.tape, self.forest)
+
+    @alone()
+    def forest(self, kind: str = "best", *, per_example: bool = False) -> Forest:
+        """Give the winners of a pass: the whole batch as one, or each example on its own.
+
+        Raises:
+            GradtraceError: per-example results without `record(…, examples=…)`.
+        """
+        key = kind, per_example
+        if key not in self._forests:
+            labels = None
+            if per_example:
+                if self.tape.record.examples is None:
+                    raise GradtraceError(
+                        "per-example results need record(model, examples=x): which tensor is the batch?"
+                    )
+                labels = propagate(self.tape.record, self.loss)
+                if labels.free(self.loss):
+                    raise GradtraceError(
+                        "the loss does not depend on the tensors given as examples, or only through integer "
+                        "operators that gradtrace does not follow: give the tensors made from them as well"
+                    )
+            self._forests[key] = plant(self.tape.record, self.loss, kind, labels, self._track(kind))
+        return self._forests[key]
+
+    def _track(self, kind: str) -> Callable[[list[Call]], Iterable[Call]]:
+        if not self._progress:
+            return iter
+        from rich.progress import track
+
+        return lambda calls: track(calls, description=f"{kind} paths", transient=True)
+
+    @alone()
+    def path(
+        self,
+        key: str | Tensor,
+        index: tuple[int, ...] | int,
+        *,
+        kind: str = "best",
+        example: int | None = None,
+    ) -> Path:
+        """Follow the trace of one scalar to the loss.
+
+        Args:
+            key: a leaf's name, or a recorded tensor.
+            index: which scalar of it.
+            kind: "best" (strongest path) or "greedy" (argmax |w·g| with the ordinary gradient, step by step).
+            example: trace this example of the batch alone.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        count = self.tape.record.examples
+        if example is not None and count is not None and not 0 <= example < count:
+            raise UnknownName(f"example {example} does not exist; there are {count}")
+        forest = self.forest(kind, per_example=example is not None)
+        path = follow(forest, value, index, example)
+        if path is None:
+            raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
+        return path
+
+    def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
+        """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
+        leaves = select_leaves(self.tape.record, of)
+        flat = torch.cat([self.strength[str(v.name)].flatten() for v in leaves])
+        top = flat.topk(min(k, len(flat)))
+        ends = torch.tensor([v.numel for v in leaves]).cumsum(0)
+        paths = []
+        for log2, position in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            which = int(torch.searchsorted(ends, position, right=True))
+            inside = position - int(ends[which]) + leaves[which].numel
+            index = torch.unravel_index(torch.tensor(inside), leaves[which].shape)
+            if log2 > -torch.inf:
+                paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
+        return paths
+
+    @alone()
+    def paths(
+        self, of: str | Tensor | Sequence[str] = "*", index: tuple[int, ...] | int | None = None, k: int = 10
+    ) -> list[Path]:
+        """Find the k strongest paths, strongest first: of one scalar, or among all paths of a group of parameters.
+
+        Args:
+            of: a leaf's name or a recorded tensor; without `index`, a glob over parameter names, or several.
+            index: which scalar of it; None for all scalars of the group.
+            k: how many; fewer where there are not so many.
+        """
+        ranking = self._ranking(TopK(k), "best")
+        if index is None:
+            values = [self.tape.find(of)] if isinstance(of, Tensor) else select_leaves(self.tape.record, of)
+            return ranking.strongest(values, k)
+        if not isinstance(of, (str, Tensor)):
+            raise UnknownName(f"an index needs one parameter, not {of!r}")
+        return [path for path in ranking.paths(self.tape.find(of), index) if path is not None]
+
+    @alone()
+    def extremes(self, key: str | Tensor, index: tuple[int, ...] | int) -> tuple[Path, Path]:
+        """Find one scalar's path of most positive weight, and that of most negative (or least positive) weight.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        found = [path for path in self._ranking(SignedMax, "extreme").paths(value, index) if path is not None]
+        if len(found) < 2:
+            raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
+        return found[0], found[1]
+
+    def _ranking(self, semiring: Semiring, kind: str) -> Ranking:
+        if semiring.name not in self._rankings:
+            self._rankings[semiring.name] = rank(self.tape.record, self.loss, semiring, kind)
+        return self._rankings[semiring.name]
+
+    @alone()
+    def bound(
+        self, key: str | Tensor, index: tuple[int, ...] | int, *, p: float = 8, path: Path | None = None
+    ) -> Bound:
+        """Bound one scalar's strongest path: by Power(p) from above, by one concrete path from below.
+
+        Args:
+            p: larger is tighter.
+            path: the concrete path; the greedy one by default.
+
+        Raises:
+            NoPath: no path of non-zero weight leads from there to the loss.
+        """
+        value = self.tape.find(key)
+        path = self.path(key, index, kind="greedy") if path is None else path
+        if float(p) not in self._norms:
+            everywhere = [*self.tape.leaves.values(), value]
+            self._norms[float(p)] = ask(self.tape.record, self.loss, everywhere, [Power(p)], log2=True)[0]
+        if value.id not in self._norms[float(p)]:
+            self._norms[float(p)] |= ask(self.tape.record, self.loss, [value], [Power(p)], log2=True)[0]
+        upper = float(self._norms[float(p)][value.id].flatten()[flat_index(value, index)])
+        slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
+        if math.isfinite(upper):  # and of the logarithms, which are float64
+            slack += 8 * torch.finfo(torch.float64).eps * abs(upper)
+        return Bound(path, float(p), upper, slack)
+
+    @alone()
+    def influence(
+        self,
+        components: Component | Sequence[Component] | None = None,
+        of: str | Sequence[str] = "*",
+        *,
+        per_example: bool | None = None,
+        kind: str = "best",
+    ) -> InfluenceTable:
+        """Tabulate which components the traces of a group of parameters cross.
+
+        Args:
+            components: module names, globs, call instances ("rnn:2"), component blocks, or `Slice`s
+                (attention heads: `gradtrace.components.heads(model)`); the outermost modules by default.
+            of: a glob over parameter names, or several.
+            per_example: trace each example on its own; by default if the recording knows the examples.
+            kind: "best" or "greedy".
+        """
+        apart = self.tape.record.examples is not None if per_example is None else per_example
+        names = [components] if isinstance(components, (str, Slice)) else components
+        return influence(self.forest(kind, per_example=apart), names, of)
+
+    @alone()
+    def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
+        """Count the traces that run through every operator call and between modules."""
+        return flow(self.forest(kind), of, weighted=weighted)
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Operators on the way to the loss that no exact rule serves, with their numbers of calls: slow, but exact."""
+        calls = self.tape.record.before(self.loss)
+        return dict(Counter(call.name for call in calls if served_by(call) == "fallback"))
+
+    @alone()
+    def report(self, path: str | PathLike[str], *, title: str | None = None, **question: Any) -> File:
+        """Write an interactive report, one HTML file that needs nothing else.
+
+        Args:
+            path: where to.
+            title: what the page is called.
+            question: fields of `gradtrace.report.snapshot.Question`: `groups` of parameters, `components`, `kinds`,
+                how many `paths`, the `tokens` of each example, batch × time, for a text model, and `semirings`, what
+                else to ask: "entropy", "graded" and "power:8" have a view each.
+
+        Returns:
+            the path.
+        """
+        document = of_trace(self, Question(**question), title)
+        File(path).write_text(render(document), encoding="utf-8")
+        return File(path)
+
+    @alone()
+    def _repr_html_(self) -> str:
+        return frame(render(of_trace(self, Question(kinds=("best",), paths=10, each=1), repr(self))))
+
+    @alone()
+    def to_dataframe(self, components: Component | Sequence[Component] | None = None) -> pandas.DataFrame:
+        """Give one row a parameter and component: its shape, its strongest path, and how many paths cross."""
+        return dataframe(self, [components] if isinstance(components, (str, Slice)) else components)
+
+    @alone()
+    def to_dot(self, of: str | Sequence[str] = "*", *, kind: str = "best") -> str:
+        """Write the flow between modules as a graph in the DOT language, for Graphviz."""
+        return dot(self.flow(of, kind=kind))
+
+    def __repr__(self) -> str:
+        leaves, calls = len(self.tape.leaves), len(self.tape.calls)
+        done = "" if self.certificate is None else f", certified to {self.certificate.difference:.1e}"
+        return f"Trace({leaves} leaves, {calls} operator calls{done}{self._slow()})"
+
+    def _slow(self) -> str:
+        """Say which operators the fallback served, and how much of the passes' time they took."""
+        if not self.fallbacks:
+            return ""
+        passes = [forest.seconds for forest in self._forests.values()]
+        whole = sum(sum(seconds.values()) for seconds in passes)
+        share = sum(seconds.get(name, 0.0) for seconds in passes for name in self.fallbacks) / (whole or 1.0)
+        named = ", ".join(f"{name} ({count})" for name, count in self.fallbacks.items())
+        return f"; by the fallback, {share:.0%} of the time: {named}"

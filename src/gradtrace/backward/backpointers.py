@@ -1,0 +1,148 @@
+"""Winners: for every scalar of a value, the consumer through which its best path goes on, kept small.
+
+`Winners` belongs to one value: its edges, which of them each scalar chose (nothing is kept where there is one), and
+what the kernels stored of the place in it. Backpointers as integers are worked out when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..jacobians.index_maps import Affine, Way
+from ..recording.layouts import Layout, contiguous
+from ..recording.record import Value
+
+
+@dataclass(eq=False, slots=True)
+class Edge:
+    """One (call, argument, output) by which a value is used.
+
+    Attributes:
+        first: the backpointer of the output's first scalar.
+        target: the output.
+        way: to a scalar of the output.
+        split: whether the examples, which share the output's one batch entry, were told apart on the way.
+    """
+
+    first: int
+    target: Value
+    way: Way
+    split: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Winners:
+    """The winners of one value: batch × shape.
+
+    Attributes:
+        edges: by ordinal; of equals the last came first in the program.
+        choice: the ordinal of each scalar's edge, None where there is one edge.
+        index: what the kernels stored; None where every way is arithmetic.
+        windows: where every edge has a window of its own, by ordinal, instead of `choice`.
+        terms: where several products were put into one, (ordinal, number within the product) of each stored number.
+    """
+
+    shape: tuple[int, ...]
+    edges: list[Edge] = field(default_factory=list)
+    choice: Tensor | None = None
+    index: Tensor | None = None
+    terms: tuple[Tensor, Tensor] | None = None
+    windows: list[Layout] | None = None
+
+    def settle(self) -> None:
+        """Write out choices that are implied by windows, or by the stored numbers."""
+        if self.windows is not None:
+            self.choice = torch.zeros((1, prod(self.shape)), dtype=torch.int32)
+            for mark, at in enumerate(self.windows):
+                self.choice.as_strided((1, *at.size), (0, *at.stride), at.offset).fill_(mark)
+            kind = torch.uint8 if len(self.edges) < 256 else torch.int32
+            self.choice, self.windows = self.choice.reshape(1, *self.shape).to(kind), None
+        if self.terms is None or self.index is None:
+            return
+        raw = self.index.clamp(min=0).to(torch.int64)
+        ordinal, local = self.terms
+        kind = torch.uint8 if len(self.edges) < 256 else torch.int32
+        self.choice, self.index, self.terms = ordinal[raw].to(kind), local[raw].to(torch.int32), None
+
+    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Give (choice, index, terms)."""
+        if self.windows is not None:
+            self.settle()
+        return self.choice, self.index, self.terms
+
+    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give (the ordinal of the edge, what is stored) of some scalars."""
+        if self.windows is not None:
+            self.settle()
+        raw = None if self.index is None else pick(self.index, row, positions, self.shape)
+        if self.terms is not None and raw is not None:
+            raw = raw.clamp(min=0).to(torch.int64)
+            return self.terms[0][raw], self.terms[1][raw]
+        if self.choice is None:
+            return torch.zeros_like(positions), raw
+        return pick(self.choice, row, positions, self.shape).to(torch.int64), raw
+
+    def pointers(self, row: int, positions: Tensor) -> Tensor:
+        """Give the backpointers of some scalars, which have to have a path."""
+        chosen, raw = self.at(row, positions)
+        out = torch.zeros_like(positions)
+        for ordinal in range(len(self.edges)) if len(self.edges) > 1 else (0,):
+            edge = self.edges[ordinal]
+            here = (chosen == ordinal).nonzero().squeeze(-1) if len(self.edges) > 1 else slice(None)
+            where = positions[here] + (row * prod(self.shape) if edge.split else 0)
+            out[here] = edge.way.flat(where, None if raw is None else raw[here], row) + edge.first
+        return out
+
+
+class Unused(Winners):
+    """Winners of a value whose product went on, uncomputed, through a transposition to another value.
+
+    That value's winners say all about the scalars that it chose to come from here. All others are on no leaf's path.
+    """
+
+    __slots__ = ("_link",)
+
+    def __init__(self, shape: tuple[int, ...], edges: list[Edge]) -> None:
+        super().__init__(shape, edges)
+        self._link: tuple[Winners, int, Affine] | None = None
+
+    def borrow(self, winners: Winners, ordinal: int, order: tuple[int, ...]) -> None:
+        """Say whose winners serve: those of a value that has this one's axes in another order, for one ordinal."""
+        stride = [0] * len(self.shape)
+        for step, d in zip(contiguous(winners.shape), order, strict=True):
+            stride[d] = step
+        self._link = winners, ordinal, Affine(self.shape, tuple(stride))
+
+    def knows(self, row: int, position: int) -> bool:
+        """Tell whether a scalar was chosen, so that its winner is known."""
+        assert self._link is not None
+        winners, ordinal, way = self._link
+        there = way.flat(torch.tensor([position]), None)
+        return int(winners.at(row, there)[0]) == ordinal
+
+    def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        assert self._link is not None
+        stored, everywhere = self._link[0].index, torch.arange(prod(self.shape))
+        if stored is None:
+            return None, None, None
+        rows = [self.at(row, everywhere)[1] for row in range(len(stored))]
+        index = torch.stack([raw for raw in rows if raw is not None]).to(torch.int32)
+        return None, index.reshape(-1, *self.shape), None
+
+    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self._link is not None
+        winners, _, way = self._link
+        return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
+
+
+def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """Read some scalars of a plane (batch × shape, any strides) by their flat positions."""
+    plane = plane[row if len(plane) > 1 else 0]
+    if 4 * len(positions) > prod(shape) or plane.is_contiguous():
+        return plane.reshape(-1)[positions]
+    return plane[torch.unravel_index(positions, tuple(shape))] if shape else plane.reshape(1)[positions]

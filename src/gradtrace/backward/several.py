@@ -1,0 +1,158 @@
+"""Ask a tape about several semirings in one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels import native
+from ..kernels.float_carriers import PlainEntropy, PlainNorm
+from ..kernels.shared_exponent import OutOfRange
+from ..kernels.top_k import Largest
+from ..recording.record import Call, Record, Value
+from ..semirings import Family
+from ..semirings.base import AbsSum, Carrier, Element, Semiring
+from ..semirings.entropy import Spread
+from ..semirings.power import Norm
+from ..semirings.ranked import Strongest
+from ..semirings.together import Together
+from .walk import reverse
+
+POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
+
+
+class Grading(Protocol):
+    """What tells apart where paths went: see `semirings.graded`."""
+
+    @property
+    def carrier(self) -> Carrier:
+        """The arrays that the pass works on."""
+        ...
+
+    @property
+    def result(self) -> Carrier:
+        """The arrays that `read` gives."""
+        ...
+
+    def enter(self, g: Element, value: Value, consumer: Call | None) -> Element:
+        """Say what the elements that reach a value from a consumer become there."""
+        ...
+
+    def read(self, g: Element) -> Element:
+        """Give the answer from a finished value's elements."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ungraded:
+    """A semiring by itself: where a path goes makes no difference."""
+
+    carrier: Carrier
+
+    @property
+    def result(self) -> Carrier:
+        """The same arrays."""
+        return self.carrier
+
+    def enter(self, g: Element, value: Value, consumer: Call | None) -> Element:
+        """Leave it as it is."""
+        del value, consumer
+        return g
+
+    def read(self, g: Element) -> Element:
+        """Leave it as it is."""
+        return g
+
+
+def gradings(record: Record, loss: Value, semirings: Iterable[Family]) -> list[Grading]:
+    """Set semirings up for one tape."""
+    return [Ungraded(k.carrier) if isinstance(k, Semiring) else k.on(record, loss) for k in semirings]
+
+
+def ask(
+    record: Record,
+    loss: Value,
+    values: Iterable[Value],
+    semirings: Sequence[Family],
+    *,
+    log2: bool = False,
+    cast: bool = False,
+) -> list[dict[int, Tensor]]:
+    """Compute g of some values under several semirings at once.
+
+    Powers, entropies and the k largest are computed on plain numbers first, which is much faster; where those are too
+    narrow the pass runs again with an exponent for each number.
+
+    Args:
+        log2: give log2 of the absolute numbers, which may be beyond a float.
+        cast: give numbers in each value's dtype; float64 is more than a large model's parameters leave room for.
+
+    Returns:
+        for each semiring, by value id, g: of the value's shape, with what one element consists of in front. Values
+        from which the loss cannot be reached are missing.
+    """
+    wanted = {v.id for v in values}
+    asked = gradings(record, loss, semirings)
+    swift = quick(record, loss, asked)
+    # elements of the k largest are as long as some scalar has paths: they walk by themselves
+    alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
+    walks = [[n] for n in alone] + [[n for n in range(len(asked)) if n not in alone]]
+    found: list[dict[int, Tensor]] = [{} for _ in asked]
+    for numbers in filter(None, walks):
+        try:
+            answers = _walk(record, loss, wanted, [swift[n] for n in numbers], log2=log2, cast=cast)
+        except OutOfRange:
+            answers = _walk(record, loss, wanted, [asked[n] for n in numbers], log2=log2, cast=cast)
+        for n, answer in zip(numbers, answers, strict=True):
+            found[n] = answer
+    return found
+
+
+def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
+    """Put carriers of plain numbers in the places of those that have one and keep exponents, or backpointers."""
+    if not (native.available() and record.on_cpu):
+        return list(asked)
+    kind = record.precision(loss)
+    return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]
+
+
+def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
+    if isinstance(carrier, Strongest):
+        return Largest(kind, carrier.k)
+    p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
+    if p in POWERS:
+        return PlainNorm(kind, POWERS.index(p))
+    return PlainEntropy(kind) if isinstance(carrier, Spread) else carrier
+
+
+def _walk(
+    record: Record, loss: Value, wanted: set[int], asked: Sequence[Grading], *, log2: bool, cast: bool
+) -> list[dict[int, Tensor]]:
+    """Walk the tape once for all that is asked."""
+    single = asked[0] if len(asked) == 1 else None
+    together = Together(tuple(a.carrier for a in asked))
+    found: list[dict[int, Tensor]] = [{} for _ in asked]
+
+    def keep(value: Value, g: Element) -> None:
+        for number, (asking, out) in enumerate(zip(asked, found, strict=True)):
+            own = asking.read(g if single is not None else together.part(g, number))
+            numbers = (asking.result.log2(own) if log2 else asking.result.plain(own))[0]
+            out[value.id] = _dense(numbers.to(value.dtype) if cast else numbers)
+
+    def enter(g: Element, value: Value, consumer: Call | None) -> Element:
+        parts = (a.enter(together.part(g, n), value, consumer) for n, a in enumerate(asked))
+        return tuple(plane for part in parts for plane in part)
+
+    plain = all(isinstance(a, Ungraded) for a in asked)
+    carrier = together if single is None else single.carrier
+    reverse(record, loss, carrier, keep, enter=None if plain else enter, wanted=wanted)
+    return found
+
+
+def _dense(numbers: Tensor) -> Tensor:
+    """Give numbers without gaps or repetitions in memory, their axes in any order, as autograd's gradients are."""
+    return numbers if torch.ops.aten.is_non_overlapping_and_dense(numbers) else numbers.contiguous()

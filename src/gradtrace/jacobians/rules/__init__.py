@@ -1,0 +1,98 @@
+"""Rules: which structure the Jacobian of each operator has.
+
+A rule is a row: `register(names, rule)`, where a rule is a function from a call to `(argument position,
+output number, structure)` triples. It states what the derivative *is*, never what is done with it. Rows live
+in the file of their family; operators that PyTorch tags as pointwise, or marks as views, need none.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ...recording.record import Call
+from . import (
+    constant,
+    contraction,
+    convolution,
+    custom,
+    dense,
+    indexing,
+    losses,
+    normalisation,
+    pointwise,
+    reduction,
+    resampling,
+    rowwise,
+    scattering,
+)
+from .table import TABLE, Edge, Rule, register
+
+__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "nan_fills", "register", "served_by", "spreads_nan", "structures"]
+
+# by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
+NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
+NAN_FILLS = {"_softmax", "_safe_softmax", "_log_softmax"}  # a row's sum is in every scalar of its result
+NAN_SPREADS |= {*NAN_FILLS, "native_layer_norm", "native_batch_norm"}
+
+_FAMILIES = (
+    *(constant, contraction, convolution, indexing, losses, normalisation),
+    *(reduction, resampling, rowwise, scattering, pointwise, dense),
+)
+
+
+def key(call: Call) -> str:
+    """Name the row of a call: the bare name for PyTorch's own operators, "library.name" for all others."""
+    return _key(call.name, call.base)
+
+
+@cache
+def _key(name: str, base: str) -> str:
+    names = name.split(".")
+    return base if names[0] == "aten" else ".".join(names[:2])
+
+
+def generic(call: Call) -> bool:
+    """Tell whether a row or a tagged family covers an operator, so that no derivative is needed to know it."""
+    return rule_of(call) is not dense.fallback
+
+
+def rule_of(call: Call) -> Rule:
+    """Find what serves a call: its row, else its tagged family, else the fallback."""
+    if call.complex:  # rules speak of real scalars; two of them that are one complex number need their own Jacobian
+        return indexing.view if indexing.moves_pairs(call) else dense.fallback
+    row = TABLE.get(key(call))
+    if row is not None:
+        return row
+    if custom.is_custom(call):
+        return custom.custom
+    if indexing.is_view(call.op, call.base):
+        return indexing.view
+    return pointwise.pointwise if pointwise.is_pointwise(call.op) else dense.fallback
+
+
+def served_by(call: Call) -> str:
+    """Say whether an exact rule or the dense fallback serves a call: "exact" or "fallback"."""
+    return "fallback" if rule_of(call) is dense.fallback else "exact"
+
+
+def spreads_nan(call: Call) -> bool:
+    """Tell whether a NaN in any scalar of any argument surely makes one in the first result."""
+    y = call.outputs[0] if call.outputs else None
+    return call.base in NAN_SPREADS and y is not None and y.dtype.is_floating_point and 0 not in y.shape
+
+
+def nan_fills(call: Call) -> int | None:
+    """Give an axis of the first result along which a NaN in one scalar is in all others too; None if there is none."""
+    y = call.outputs[0] if call.outputs else None
+    if call.base not in NAN_FILLS or y is None or not y.shape or 0 in y.shape:
+        return None
+    return call.args[1] % len(y.shape)
+
+
+def structures(call: Call) -> list[Edge]:
+    """Give the structure of a call towards each of its arguments.
+
+    Raises:
+        MissingRule: no row, no generic family and no fallback covers the operator.
+    """
+    return list(rule_of(call)(call))

@@ -1,0 +1,237 @@
+"""Carriers of plain numbers: the p-norm and the entropy of path weights without an exponent for each scalar.
+
+They cost about what backpropagation does, and hold as long as every number is within the range of a float. An
+operation that would lose something in float32 is done in float64; where that is too narrow, or something is infinite,
+`OutOfRange` says that the pass has to be run with exponents (`semirings.power`, `semirings.entropy`). They need the
+compiled kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import NotANumber
+from ..semirings.base import BLOCK, Carrier, Element
+from . import native, sums
+from .memory import zeros
+from .native import LOST
+from .shared_exponent import OutOfRange, carefully, comfortable, doubled, wide
+from .sums import AGAIN, MANY, UNBOUNDED, Found
+
+LOG2 = math.log(2)
+
+
+class Merge(NamedTuple):
+    """A way to merge: sums and maxima of what belongs together, and each of these back `at` what it was made of."""
+
+    add: Callable[[Tensor], Tensor]
+    top: Callable[[Tensor], Tensor]
+    at: Callable[[Tensor], Tensor]
+
+
+LAST = Merge(lambda t: t.sum(-1, keepdim=True), lambda t: t.amax(-1, keepdim=True), lambda t: t)
+
+
+def by_index(index: Tensor, shape: tuple[int, ...]) -> Merge:
+    """Merge along the last axis by an index map, into arrays of some shape."""
+    return Merge(
+        lambda t: t.new_zeros(shape).scatter_add_(-1, index, t.contiguous()),
+        lambda t: t.new_zeros(shape).scatter_reduce_(-1, index, t.contiguous(), "amax"),
+        lambda t: t.gather(-1, index),
+    )
+
+
+@dataclass(frozen=True)
+class Plain(Carrier):
+    """Planes (z,) or (z, h), in float32 if that is the precision of the model (`kind`), as far as it holds them."""
+
+    kind: torch.dtype
+    points = False
+
+    @property
+    @abstractmethod
+    def squarings(self) -> int | None:
+        """log2 p; None for the entropy."""
+
+    @abstractmethod
+    def merged(self, g: Element, by: Merge) -> Element:
+        """Merge elements."""
+
+    def zero(self, shape: tuple[int, ...], like: Element) -> Element:
+        return tuple(zeros(p.dtype, *shape) for p in like)
+
+    def seed(self, g: Element, ids: Tensor) -> Element:
+        del ids
+        if g[0].dtype is self.kind or self.kind is torch.float64 or not comfortable(g[:1]):
+            return g
+        return tuple(p.to(torch.float32) for p in g)
+
+    def weigh(self, weight: Tensor, g: Element) -> Element:
+        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+        (z,) = carefully(lambda g, w: _scaled(g[0], w, shape), g[:1], weights=(wide(weight),))
+        return (z, *(p.to(z.dtype).expand(shape) for p in g[1:]))
+
+    def reduce(self, g: Element) -> Element:
+        if g[0].shape[-1] == 0:
+            return self.zero(tuple(g[0].shape[:-1]), g)
+        merged = carefully(lambda g: _bounded(self.merged(g, LAST)), g)
+        return tuple(p.squeeze(-1) for p in merged)
+
+    def others(self, g: Element) -> Element:
+        if g[0].numel() == 0:
+            return g
+        ones = torch.ones_like(g[0], memory_format=torch.contiguous_format)
+        return self._rank_one("given", g, (torch.zeros_like(ones), ones, ones))
+
+    def segment(self, g: Element, index: Tensor, size: int) -> Element:
+        by = by_index(index.expand(g[0].shape), (*g[0].shape[:-1], size))
+        return carefully(lambda g: _bounded(self.merged(g, by)), g)
+
+    def plus(self, a: Element, b: Element) -> Element:
+        return carefully(lambda a, b: sums.join(a, b, self.squarings), a, b)
+
+    def contract(self, weight: Tensor, g: Element) -> Element:
+        shape = *g[0].shape[:2], weight.shape[1]
+        if 0 in (*shape, g[0].shape[2]):
+            return self.zero(shape, g)
+        if shape[1:] == (1, 1):
+            return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
+        weight = wide(weight)
+        if torch.float64 in (weight.dtype, self.kind):
+            weight, g = weight.to(torch.float64), doubled(g)
+        try:
+            return carefully(lambda g: self._product(g, weight), g)
+        except OutOfRange:
+            if weight.isnan().any():
+                raise NotANumber("a local derivative is NaN") from None
+            raise
+
+    def _product(self, g: Element, weight: Tensor) -> Found:
+        """Multiply; what underflow may have changed is done again in float64, or one entry at a time."""
+        out, flags = sums.product(g, weight, self.squarings)
+        if not flags & AGAIN or flags & UNBOUNDED:
+            return out, flags
+        again, k = (out[0] < 0).nonzero(), weight.shape[2]
+        if len(again) * k > MANY and weight.dtype is torch.float32:
+            found, flags = self._product(doubled(g), weight.double())
+            flags |= _lost(found[0], out[0].dtype)
+            return tuple(p.to(out[0].dtype) for p in found), flags
+        if len(again) * k > MANY:  # most of them have no edges at all
+            some = (g[0] != 0).float() @ (weight != 0).float().transpose(1, 2) > 0
+            for plane in out:
+                plane.masked_fill_((out[0] < 0) & ~some, 0)
+            again = (out[0] < 0).nonzero()
+        for few in again.split(max(1, BLOCK // k)):
+            b, i, j = few.unbind(-1)
+            terms = self.weigh(weight[b, j].double(), tuple(p[b, i].double() for p in g))
+            found = self.reduce(terms)
+            flags |= _lost(found[0], out[0].dtype)
+            for plane, values in zip(out, found, strict=True):
+                plane[b, i, j] = values.to(plane.dtype)
+        return out, flags & ~AGAIN
+
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        own, left, right = wide(own), wide(left), wide(right)
+        if left.shape[-1] == 1:
+            return self._rank_one("given", g, (own, left[..., 0], right[..., 0]))
+        if left.shape[-1] != 2:
+            return None
+        return self._each(lambda g, *f: sums.rank_two(g, f[0], f[1], f[2], self.squarings), g, (own, left, right))
+
+    def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
+        if not log:
+            return self._rank_one("softmax", g, (wide(p()),))
+        made = p()
+        if len(g[0]) == 1 and made.dtype is g[0].dtype:  # there is no need to keep it
+            out, flags = sums.rank_one("log_softmax", tuple(t[0] for t in g), (made,), self.squarings, over=True)
+            if not flags:
+                return tuple(t[None] for t in out)
+            made = p()
+        return self._rank_one("log_softmax", g, (wide(made),))
+
+    def _rank_one(self, form: str, g: Element, factors: tuple[Tensor, ...]) -> Element:
+        return self._each(lambda g, *f: sums.rank_one(form, g, f, self.squarings), g, factors)
+
+    def _each(self, run: Callable[..., Found], g: Element, factors: tuple[Tensor, ...]) -> Element:
+        """Run for each entry of the batch."""
+        parts = [carefully(run, tuple(p[b] for p in g), weights=factors) for b in range(len(g[0]))]
+        kind = torch.float64 if any(part[0].dtype is torch.float64 for part in parts) else parts[0][0].dtype
+        return tuple(
+            torch.stack([p.to(kind) for p in planes]) if len(parts) > 1 else planes[0][None]
+            for planes in zip(*parts, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class PlainNorm(Plain):
+    """(Σ |path weight|^p)^(1/p) for p = 2^squarings."""
+
+    steps: int
+
+    @property
+    def squarings(self) -> int:
+        return self.steps
+
+    def one(self, like: Tensor) -> Element:
+        return (torch.ones_like(like, dtype=self.kind),)
+
+    def merged(self, g: Element, by: Merge) -> Element:
+        unit = by.top(g[0])
+        unit = torch.where(unit > 0, unit, 1.0)
+        powers = g[0] / by.at(unit)
+        for _ in range(self.steps):
+            powers.mul_(powers)
+        total = by.add(powers)
+        for _ in range(self.steps):
+            total.sqrt_()
+        return (total.mul_(unit),)
+
+    def plain(self, g: Element) -> Tensor:
+        return g[0]
+
+
+@dataclass(frozen=True)
+class PlainEntropy(Plain):
+    """(Σ |path weight|, the entropy of the paths in bits)."""
+
+    @property
+    def squarings(self) -> None:
+        return None
+
+    def one(self, like: Tensor) -> Element:
+        one = torch.ones_like(like, dtype=self.kind)
+        return one, torch.zeros_like(one)
+
+    def merged(self, g: Element, by: Merge) -> Element:
+        total = by.add(g[0])
+        share = g[0] / by.at(torch.where(total > 0, total, 1.0))
+        return total, by.add(share * g[1] - torch.xlogy(share, share) / LOG2).clamp_(min=0)
+
+    def plain(self, g: Element) -> Tensor:
+        return torch.where(g[0] > 0, g[1], 0.0)
+
+
+def _bounded(out: Element) -> Found:
+    return out, 0 if bool(out[0].isfinite().all()) else UNBOUNDED
+
+
+def _lost(found: Tensor, kind: torch.dtype) -> int:
+    """Tell whether numbers are lost in some type."""
+    limits = torch.finfo(kind)
+    return LOST if bool(((found > 0) & (found < limits.tiny)).any()) or bool((found > limits.max).any()) else 0
+
+
+def _scaled(g: Tensor, weight: Tensor, shape: torch.Size) -> Found:
+    """Give |weight|·g."""
+    g, weight = g.expand(shape), weight.expand(shape)
+    if len(shape) > 8:
+        g, weight = g.reshape(-1), weight.reshape(-1)
+    out, found = native.scale(g, g.shape, "given", weight)
+    return (out.reshape(shape),), found.flags | (UNBOUNDED if math.isinf(found.high) else 0)

@@ -1,0 +1,162 @@
+"""The k largest path weights by the compiled kernels: a carrier of values alone.
+
+An element is 1 to k planes of plain numbers, the s-th largest weight of every scalar in the s-th plane; there are only
+as many planes as some scalar has paths. Which of equal weights is kept makes no difference to their values, so there
+are no backpointers, and candidates that cannot be among the largest are never looked at.
+
+Numbers are float32 in a float32 model: each product rounds there, and nothing else does. An operation that would lose
+something to underflow or overflow is done in float64. In float64 products round as the mantissas of `semirings.ranked`
+do, so values are the same, bit for bit, save where a norm's own Jacobian is worked out. Where even a float64 would
+under- or overflow, `OutOfRange` asks for the carrier that has an exponent for each weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..semirings.base import Carrier, Element
+from . import native
+from .memory import Room, zeros
+from .shared_exponent import carefully, comfortable, doubled, wide
+
+
+def alike(g: Sequence[Tensor]) -> Element:
+    """Give planes of one layout."""
+    same = all(p.stride() == g[0].stride() for p in g)
+    return tuple(g) if same else tuple(p.contiguous() for p in g)
+
+
+@dataclass(frozen=True)
+class Largest(Carrier):
+    """The k largest path weights, in float32 if that is the precision of the model (`kind`), as far as it holds them.
+
+    One is made for each pass, whose memory it uses again.
+    """
+
+    points = False
+
+    kind: torch.dtype
+    k: int
+    room: Room = field(default_factory=Room)
+
+    def one(self, like: Tensor) -> Element:
+        return (torch.ones_like(like, dtype=self.kind),)
+
+    def zero(self, shape: tuple[int, ...], like: Element) -> Element:
+        return zeros(like[0].dtype, len(like), *shape).unbind(0)
+
+    def seed(self, g: Element, ids: Tensor) -> Element:
+        del ids
+        if g[0].dtype is self.kind or self.kind is torch.float64 or not comfortable(g):
+            return g
+        return tuple(p.to(torch.float32) for p in g)
+
+    def weigh(self, weight: Tensor, g: Element) -> Element:
+        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+
+        def run(g: Element, w: Tensor) -> tuple[Element, int]:
+            out = self.room(w.dtype, len(g), *shape)
+            planes = [p.expand(shape).contiguous() for p in g]
+            return out.unbind(0), native.top_weigh(w.expand(shape).contiguous(), planes, out)
+
+        return carefully(run, g, weights=(wide(weight),))
+
+    def _kept(self, g: Element) -> int:
+        """Count how many entries a merge of the rows of batch × rows × n needs."""
+        return max(1, native.top_depth(g, self.k))
+
+    def reduce(self, g: Element) -> Element:
+        shape, n = g[0].shape[:-1], g[0].shape[-1]
+        if g[0].numel() == 0:
+            return self.zero(tuple(shape), g[:1])
+        rows = alike([p.reshape(prod(shape), n) for p in g])
+        keep = self._kept(tuple(p.unsqueeze(0) for p in rows))
+        columns = [p.t() if p.stride(0) == 1 else p.t().contiguous() for p in rows]
+        out = self.room(g[0].dtype, keep, prod(shape))
+        native.top_reduce(columns, out)
+        return out.reshape(keep, *shape).unbind(0)
+
+    def others(self, g: Element) -> Element:
+        shape, n = g[0].shape, g[0].shape[-1]
+        if g[0].numel() == 0:
+            return g
+        one = g[0].new_ones(()).expand(prod(shape[:-1]), n, 1)
+        out = self.low_rank(torch.zeros_like(one[..., 0]), one, one, tuple(p.reshape(1, -1, n) for p in g))
+        assert out is not None
+        return tuple(p.reshape(shape) for p in out)
+
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        if left.shape[-1] > 2:
+            return None
+
+        def run(g: Element, *factors: Tensor) -> tuple[Element, int]:
+            g = alike(g)
+            out = self.room(g[0].dtype, self._kept(g), *g[0].shape)
+            return out.unbind(0), native.top_low_rank(g, factors, out)
+
+        return carefully(run, g, weights=tuple(map(wide, (own, *left.unbind(-1), *right.unbind(-1)))))
+
+    def segment(self, g: Element, index: Tensor, size: int) -> Element:
+        shape = g[0].shape[:-1]
+        if g[0].numel() == 0:
+            return self.zero((*shape, size), g[:1])
+        rows = alike([p.reshape(prod(shape), -1) for p in g])
+        out = zeros(g[0].dtype, self.k, len(rows[0]), size)
+        used = native.top_segment(rows, index.reshape(-1, *rows[0].shape[1:]).squeeze(0), out)
+        return out.reshape(-1, *shape, size)[: max(1, used)].unbind(0)
+
+    def plus(self, a: Element, b: Element) -> Element:
+        return self._merged(a, b, over=False)
+
+    def plus_over(self, a: Element, b: Element) -> Element:
+        return self._merged(a, b, over=True)
+
+    def _merged(self, a: Element, b: Element, *, over: bool) -> Element:
+        """Merge two arrays, over the first one if there are planes enough."""
+        if a[0].dtype is not b[0].dtype:
+            a, b = doubled(a), doubled(b)
+        a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
+        keep = min(self.k, len(a) + len(b))
+        out = a if over and keep == len(a) else self.room(a[0].dtype, keep, *a[0].shape).unbind(0)
+        native.top_merge(a, b, out)
+        return out
+
+    def contract(self, weight: Tensor, g: Element) -> Element:
+        batch, rows, inner = g[0].shape
+        columns = weight.shape[1]
+        if 0 in (batch, rows, inner, columns):
+            return self.zero((batch, rows, columns), g[:1])
+        if columns == 1:  # a block of columns would be wasted on it
+            return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
+
+        def run(g: Element, w: Tensor) -> tuple[Element, int]:
+            g = alike(g)
+            out = self.room(w.dtype, self._kept(g), batch, rows, columns)
+            return out.unbind(0), native.top_product(g, w, out)
+
+        return carefully(run, g, weights=(wide(weight),))
+
+    def plain(self, g: Element) -> Tensor:
+        out, missing = together(g), self.k - len(g)
+        return out if not missing else torch.cat([out, out.new_zeros(len(out), missing, *out.shape[2:])], 1)
+
+
+def together(g: Element) -> Tensor:
+    """Give batch × entries × shape: a view, where the planes lie in memory as one array's do."""
+    first, step = g[0], g[1].storage_offset() - g[0].storage_offset() if len(g) > 1 else 0
+    at = first.storage_offset()
+    if all(
+        p.stride() == first.stride()
+        and p.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and p.storage_offset() == at + s * step
+        for s, p in enumerate(g)
+    ):
+        batch, *shape = first.shape
+        of_batch, *strides = first.stride()
+        return first.as_strided((batch, len(g), *shape), (of_batch, step, *strides), at)
+    return torch.stack(g, 1)

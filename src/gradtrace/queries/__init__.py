@@ -1,0 +1,1 @@
+"""What is read off backpointers: paths, sets of components, influence, flow."""

@@ -1,0 +1,370 @@
+"""Crossing: the set of components that each scalar's trace runs through, for all scalars at once.
+
+Backpointers form a forest rooted at the loss, so a scalar's set is its consumer's set and the consumer's own: one
+gather for each value, from the loss outwards. A set is the bits of an integer. As long as all scalars of a value have
+the same set, it is one integer and no gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..backward.backpointers import Edge, Unused, Winners
+from ..backward.best import Best
+from ..jacobians.index_maps import Affine
+from ..kernels import native
+from ..kernels.memory import within
+from ..kernels.reference import window
+from ..recording.components import Component, Slice, matches, name_of
+from ..recording.layouts import Layout, contiguous
+from ..recording.record import Call, Record, Scope, Value
+from .flat_index import Places
+from .forest import Forest
+
+AT_ONCE = 64  # components in one integer
+BLOCK = 1 << 20  # scalars looked up at a time
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sets:
+    """The sets of components that the traces of a value's scalars cross, as bits.
+
+    Attributes:
+        also: what all of them cross; a signed integer of 64 bits.
+        plane: batch × shape (the batch possibly 1), what is to be joined with `also`, in integers as short as `word`
+            finds; None for nothing.
+        edge: where given, `plane` belongs to the edge's target, and nobody has looked it up from here yet.
+    """
+
+    also: int
+    plane: Tensor | None = None
+    edge: Edge | None = None
+
+    def joined(self, more: Tensor | int) -> Sets:
+        """Join sets with others: an integer, or a tensor that broadcasts to the shape."""
+        if isinstance(more, int):
+            if self.plane is None:
+                return _alike(self.also | more)
+            return Sets(self.also | more, self.plane, self.edge) if more else self
+        plane = more.unsqueeze(0) if self.plane is None else self.plane | more
+        return Sets(self.also, plane)
+
+
+@lru_cache(maxsize=4096)
+def _alike(bits: int) -> Sets:
+    """Give the sets of a value whose scalars all have this one: most values of a recurrent network."""
+    return Sets(bits)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Crossed:
+    """The sets of a leaf's scalars, which may be too many to be held at once.
+
+    Attributes:
+        rows: by example, where each has its own; a function from a range of flat positions to their sets.
+    """
+
+    leaf: Value
+    also: int
+    rows: Sequence[Callable[[int, int], Tensor]] | None = None
+
+    def parts(self, row: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Give (begin, end, sets of the scalars from begin to end), piece by piece."""
+        assert self.rows is not None
+        for begin in range(0, self.leaf.numel, BLOCK):
+            end = min(self.leaf.numel, begin + BLOCK)
+            bits = self.rows[row if len(self.rows) > 1 else 0](begin, end)
+            yield begin, end, bits | self.also if self.also else bits
+
+    def whole(self) -> Tensor:
+        """Give all sets: batch × shape."""
+        if self.rows is None:
+            return torch.full((1, *self.leaf.shape), self.also)
+        rows = [torch.cat([part for *_, part in self.parts(b)] or [torch.zeros(0)]) for b in range(len(self.rows))]
+        return torch.stack(rows).reshape(-1, *self.leaf.shape)
+
+
+def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Give for each leaf the set of components that each scalar's trace crosses.
+
+    Bit i stands for components[i]; at most `AT_ONCE` of them. What is said of scalars without a trace means nothing.
+    """
+    own = Own(forest.record, components)
+    if forest.compact is None:
+        yield from _by_pointers(forest, own, leaves)
+    else:
+        yield from _by_winners(forest, forest.compact, own, leaves)
+
+
+class Own:
+    """The components that a call's results, or a leaf's scalars, are in themselves."""
+
+    def __init__(self, record: Record, components: Sequence[Component]) -> None:
+        self.record, self.components, self.word = record, list(enumerate(components)), word(len(components))
+        self._known: dict[tuple[Scope, ...], tuple[int, list[tuple[int, Slice]]]] = {}
+
+    def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
+        """Give the bits of a result; as a tensor, they broadcast to its shape."""
+        known = self._known.get(call.scopes)
+        if known is None:
+            here = [(i, c) for i, c in self.components if matches(call, name_of(c))]
+            whole = signed(sum(1 << i for i, c in here if not isinstance(c, Slice)))
+            known = self._known[call.scopes] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
+        whole, slices = known
+        return self._sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
+
+    def of_leaf(self, leaf: Value) -> Tensor | int:
+        """Give the slices that a leaf's own scalars are in: expert weights, say."""
+        named = [(i, c) for i, c in self.components if isinstance(c, Slice) and c.module == leaf.name]
+        return self._sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
+
+    def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
+        out: Tensor | int = whole
+        for i, mask in masks:
+            if mask is not None:
+                out = out | (mask.to(self.word) << i)
+        return out
+
+
+def word(components: int) -> torch.dtype:
+    """Give the shortest integers that have a bit for each component; in the longest one of them is the sign."""
+    sizes = (8, torch.uint8), (15, torch.int16), (31, torch.int32)
+    return next((kind for most, kind in sizes if components <= most), torch.int64)
+
+
+def signed(bits: int) -> int:
+    """Read 64 bits as the signed integer that a tensor holds."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Read sets off backpointers."""
+    places = Places.of(forest)
+    bits = torch.zeros(places.total, dtype=torch.int64)
+    for call in reversed(forest.record.calls):
+        for value, at, numel in places.results(call):
+            winners = forest.winners.get(value.id)
+            if winners is None:
+                continue
+            found = _inherited(places, winners, bits) | own.of(call, value.shape)
+            for b, row in enumerate(found):
+                bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
+    for leaf in leaves:
+        yield _leaf(leaf, 0, _inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
+
+
+def _leaf(leaf: Value, also: int, plane: Tensor) -> Crossed:
+    """Give sets that are held at once (batch × shape)."""
+    flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
+    return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end].to(torch.int64) for row in flat])
+
+
+def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
+    """Give each scalar the set of its winning consumer."""
+    live, consumer = places.consumers(winners)
+    return bits[consumer].masked_fill_(~live, 0)
+
+
+def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Read sets off compact winners; a leaf's as soon as can be, so that nobody's are kept longer than needed."""
+    sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
+    waiting = _Waiting(found, leaves)
+    for call in reversed(forest.record.calls):
+        for value in call.outputs:
+            if value is None or (value.id not in found.winners and value is not forest.loss):
+                continue
+            winners = found.winners.get(value.id)
+            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value), own)
+            here = own.of(call, value.shape)
+            if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
+                inherited = _looked_up(winners, sets, forest.batch(value), own)
+            sets[value.id] = inherited.joined(here)
+            waiting.done(value.id, sets)
+        for leaf in waiting.ready.pop(call.index, ()):
+            yield _of_leaf(leaf, found.winners[leaf.id], own, sets, forest.batch(leaf))
+            waiting.done(leaf.id, sets)
+    for leaf in leaves:
+        if leaf.id not in found.winners:
+            here = own.of_leaf(leaf)
+            yield Crossed(leaf, here) if isinstance(here, int) else _leaf(leaf, 0, here.unsqueeze(0))
+
+
+class _Waiting:
+    """Who still needs the sets of a value, and which leaves can be read after a call's results."""
+
+    def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
+        self.found, asked = found, {leaf.id for leaf in leaves}
+        self.needs: dict[int, int] = {}
+        self.ready: dict[int, list[Value]] = {}
+        for value_id, winners in found.winners.items():
+            if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
+                for edge in winners.edges:
+                    self.needs[edge.target.id] = self.needs.get(edge.target.id, 0) + 1
+        for leaf in leaves:
+            if leaf.id in found.winners:
+                calls = [edge.target.call for edge in found.winners[leaf.id].edges]
+                self.ready.setdefault(min(call.index for call in calls if call is not None), []).append(leaf)
+
+    def done(self, value_id: int, sets: dict[int, Sets]) -> None:
+        """Forget the sets that only this value needed."""
+        winners = self.found.winners.get(value_id)
+        for edge in winners.edges if winners is not None else ():
+            self.needs[edge.target.id] -= 1
+            if not self.needs[edge.target.id]:
+                del sets[edge.target.id]
+
+
+def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], batch: int) -> Crossed:
+    """Give a leaf's sets, to be looked up piece by piece where that is possible."""
+    here, shared = own.of_leaf(leaf), _shared(winners, sets)
+    if isinstance(here, int) and shared is not None:
+        return Crossed(leaf, shared | here)
+    if isinstance(here, int):
+        walks = _walks(winners, sets, batch)
+        assert walks is not None
+        return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
+    both = _looked_up(winners, sets, batch, own).joined(here)
+    assert both.plane is not None
+    return _leaf(leaf, both.also, both.plane)
+
+
+def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
+    """Give the sets of a value's consumers, looked up only where that cannot be put off."""
+    shared = _shared(winners, sets)
+    if shared is not None:
+        return _alike(shared)
+    if len(winners.edges) == 1:
+        (edge,) = winners.edges
+        source = sets[edge.target.id]
+        assert source.plane is not None
+        if isinstance(winners, Unused):  # what chose its scalars is known at the value that its product went on to
+            there = edge if source.edge is None else _through(edge, source.edge)
+            return Sets(source.also, source.plane, there)
+        seen = _seen(winners, edge, source, batch)
+        if seen is not None:
+            return Sets(source.also, seen)
+    return _looked_up(winners, sets, batch, own)
+
+
+def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
+    """Give the one set of all scalars; None where they differ."""
+    if len(winners.edges) == 1:
+        only = sets[winners.edges[0].target.id]
+        return only.also if only.plane is None else None
+    sources = [sets[edge.target.id] for edge in winners.edges]
+    alike = all(s.plane is None and s.also == sources[0].also for s in sources)
+    return sources[0].also if alike else None
+
+
+def _through(outer: Edge, inner: Edge) -> Edge:
+    """Go by strides to a value that has the axes in another order, and from there by another edge."""
+    way, then = outer.way, inner.way
+    assert isinstance(way, Affine)
+    assert isinstance(then, Affine)
+    seen, split = then.shape[1:] if inner.split else then.shape, then.stride[:1] if inner.split else ()
+    # which axis of the value between each axis is: the one that it steps along
+    steps = {(step, n): d for d, (step, n) in enumerate(zip(contiguous(seen), seen, strict=True))}
+    axes = [steps[step, n] if n > 1 else None for n, step in zip(way.shape, way.stride, strict=True)]
+    tail = then.stride[1:] if inner.split else then.stride
+    stride = (*split, *(0 if d is None else tail[d] for d in axes))
+    shape = (*then.shape[:1], *way.shape) if inner.split else way.shape
+    return Edge(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
+
+
+def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | None:
+    """See the consumer's sets through the way, where that takes strides alone."""
+    way, plane = edge.way, source.plane
+    if plane is None or source.edge is not None or not isinstance(way, Affine) or way.stored or edge.split:
+        return None
+    if len(plane) != batch or way.offset + sum((n - 1) * t for n, t in zip(way.shape, way.stride, strict=True)) < 0:
+        return None
+    if way.offset < 0:
+        return None
+    plane = plane.expand(len(plane), *edge.target.shape).contiguous()
+    last = way.offset + sum((n - 1) * t for n, t in zip(way.shape, way.stride, strict=True))
+    if last >= edge.target.numel:
+        return None
+    return window(plane, Layout(way.shape, way.stride, way.offset)).reshape(batch, *winners.shape)
+
+
+def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
+    """Look up the sets of all scalars."""
+    walks = _walks(winners, sets, batch)
+    if walks is None:
+        shared = _shared(winners, sets)
+        assert shared is not None
+        return _alike(shared)
+    with within(own.record.room):
+        rows = [native.inherit(walk, 0, prod(winners.shape), own.word).reshape(winners.shape) for walk in walks]
+    return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))
+
+
+def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.Walk] | None:
+    """Say how the sets of each row are looked up; None where all are one."""
+    if _shared(winners, sets) is not None:
+        return None
+    choice, raw, terms = winners.planes()
+    return [
+        native.Walk(
+            list(winners.shape),
+            _row(raw, row),
+            _row(choice, row),
+            terms,
+            [_source(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+        )
+        for row in range(batch)
+    ]
+
+
+def _row(plane: Tensor | None, row: int) -> Tensor | None:
+    return None if plane is None else plane[row if len(plane) > 1 else 0]
+
+
+def _source(winners: Winners, edge: Edge, sets: Sets, row: int) -> native.Source:
+    """Say where one edge's sets are read."""
+    shape = winners.shape
+    if sets.plane is None:
+        return native.Source(None, sets.also, 0, 0, None, [0] * len(shape))
+    there = edge if sets.edge is None else _through(edge, sets.edge)
+    plane = _row(sets.plane.expand(len(sets.plane), *there.target.shape), row)
+    assert plane is not None
+    plane = plane.contiguous()
+    way = _on(there, shape, row)
+    if way is None:  # of another kind: by a table of all scalars' places, or of what is stored
+        return _tabled(winners, there, plane, sets.also, row)
+    table = None if way.table is None else way.table()
+    return native.Source(plane, sets.also, way.offset, way.step, table, list(way.stride))
+
+
+def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) -> native.Source:
+    """Read sets through a way that no strides describe: look every scalar's place up first."""
+    numel = prod(winners.shape)
+    positions = torch.arange(numel)
+    raw = winners.at(row, positions)[1] if edge.way.stored else None
+    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
+    bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)]
+    return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))
+
+
+def _on(edge: Edge, shape: tuple[int, ...], row: int) -> Affine | None:
+    """Give an edge's way by strides on the axes of a value, for one row; None where it is of another kind."""
+    way = edge.way
+    if not isinstance(way, Affine):
+        return None
+    seen, stride, offset = way.shape, way.stride, way.offset
+    if edge.split:  # the examples are the way's first axis, and this row is one of them
+        seen, stride, offset = seen[1:], stride[1:], offset + row * stride[0]
+    if seen == shape:
+        return Affine(shape, stride, offset, way.step, way.table)
+    if len(seen) == 1 and seen[0] == prod(shape):
+        return Affine(shape, tuple(stride[0] * t for t in contiguous(shape)), offset, way.step, way.table)
+    if [n for n in seen if n != 1] != [n for n in shape if n != 1]:
+        return None
+    real = iter([t for n, t in zip(seen, stride, strict=True) if n != 1])
+    return Affine(shape, tuple(next(real) if n != 1 else 0 for n in shape), offset, way.step, way.table)

@@ -1,0 +1,259 @@
+"""The forest of winners: for every scalar, the consumer through which its trace goes on.
+
+`plant` runs one reverse pass with backpointers, for the best paths or the greedy ones. Every trace, crossing
+and flow is read off its result by gathers. Best paths are found by the compiled kernels where they are there, which
+keep winners small (`Best`): integers are made of them when somebody asks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..backward.backpointers import Unused, pick
+from ..backward.best import Best, OutOfRange, best
+from ..backward.example_labels import Labels
+from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
+from ..errors import NotANumber, UnknownName
+from ..jacobians import rules
+from ..kernels import native
+from ..recording.record import Again, Call, Record, Saved, Value
+from ..semirings.base import NO_ID, Element, Extreme, Greedy
+
+NONE = -1  # in `winners`: no path
+KINDS = ("best", "greedy")
+
+
+@dataclass(eq=False)
+class Forest:
+    """Winners of one reverse pass.
+
+    Attributes:
+        kind: "best" or "greedy".
+        labels: example labels, or None where the batch is traced as a whole.
+        winners: by value id, batch × shape: the backpointer of each scalar, NONE where it has no path.
+        seconds: by operator, the time that the pass spent on its calls.
+        log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
+        compact: what the compiled kernels left, where they ran.
+    """
+
+    record: Record
+    loss: Value
+    kind: str
+    labels: Labels | None
+    edges: Edges
+    winners: Mapping[int, Tensor] = field(default_factory=dict)
+    log2: Mapping[int, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    compact: Best | None = None
+
+    def batch(self, value: Value) -> int:
+        """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
+        free = self.labels is not None and self.labels.free(value)
+        return self.labels.count if free and self.labels is not None else 1
+
+    def pointer(self, value: Value, row: int, flat: int) -> int:
+        """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
+        compact = self.compact.winners.get(value.id) if self.compact is not None else None
+        if compact is not None and (not isinstance(compact, Unused) or compact.knows(row, flat)):
+            return int(compact.pointers(row, torch.tensor([flat])))
+        winners = self.winners[value.id]
+        return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])
+
+    def row(self, value: Value, flat: int) -> int:
+        """Give the row (the example, where each has its own) in which one scalar's trace is strongest."""
+        if self.batch(value) == 1:
+            return 0
+        log2 = self.log2[value.id]
+        return int(log2.reshape(len(log2), -1)[:, flat].argmax())
+
+    def traced(self, value: Value, row: int, flat: int) -> bool:
+        """Tell whether a scalar has a trace."""
+        if self.compact is not None and value.id in self.compact.planes:
+            return bool(pick(self.compact.planes[value.id].data, row, torch.tensor([flat]), value.shape) > 0)
+        winners = self.winners.get(value.id)
+        return winners is not None and int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat]) != NONE
+
+    def step(self, pointer: int) -> tuple[Call, int, int, int]:
+        """Read a backpointer: (call, argument position, output number, flat index in that output)."""
+        edge, flat = pointer >> EDGE_BITS, pointer & ((1 << EDGE_BITS) - 1)
+        index = bisect_right(self.edges.first, edge) - 1
+        call = self.record.calls[index]
+        while not call.inputs:  # calls without arguments share their number with the next
+            index -= 1
+            call = self.record.calls[index]
+        starts = offsets(call)
+        output = max(i for i, start in enumerate(starts) if start <= flat and call.outputs[i] is not None)
+        return call, edge - self.edges.first[index], output, flat - starts[output]
+
+
+def plant(
+    record: Record,
+    loss: Value,
+    kind: str,
+    labels: Labels | None = None,
+    track: Callable[[list[Call]], Iterable[Call]] = iter,
+) -> Forest:
+    """Run the reverse pass of a trace.
+
+    Raises:
+        UnknownName: `kind` is neither "best" nor "greedy".
+        NotANumber: a forward value or a local derivative is NaN.
+    """
+    if kind not in KINDS:
+        raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
+    forest = Forest(record, loss, kind, labels, Edges.of(record))
+    if kind == "best" and native.available() and record.on_cpu:
+        try:
+            found = best(record, loss, labels, track)
+        except OutOfRange:
+            pass
+        else:
+            forest.compact, forest.seconds = found, found.seconds
+            lazy = _Lazy(record, loss, labels, found)
+            forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
+            return forest
+    return _planted(forest, track)
+
+
+def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> Forest:
+    """Run the reference pass, which serves every kind and every range."""
+    winners: dict[int, Tensor] = {}
+    log2: dict[int, Tensor] = {}
+
+    def keep(value: Value, g: Element) -> None:
+        log2[value.id] = g[0].abs().log2() + g[1]
+        if log2[value.id].isnan().any():  # the ordinary gradient, where infinite terms cancel
+            raise NotANumber(f"the gradient of {value} is NaN")
+        *_, strongest, _, ids = g
+        winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
+
+    carrier = Extreme() if forest.kind == "best" else Greedy()
+    reverse(forest.record, forest.loss, carrier, keep, forest.labels, track, forest.seconds)
+    for value in (forest.loss, *forest.record.leaves.values()):
+        log2.setdefault(value.id, _nowhere(forest.labels, value))
+        winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))
+    forest.winners, forest.log2 = winners, log2
+    return forest
+
+
+def _nowhere(labels: Labels | None, value: Value) -> Tensor:
+    batch = labels.count if labels is not None and labels.free(value) else 1
+    return torch.full((batch, *value.shape), -torch.inf, dtype=torch.float64)
+
+
+class _Lazy:
+    """Backpointers and log2 weights, worked out of the compact ones when they are asked for."""
+
+    def __init__(self, record: Record, loss: Value, labels: Labels | None, compact: Best) -> None:
+        # the parts of a forest, not the forest, which holds this: memory should go with it, without a collector
+        self.record, self.loss, self.labels, self.compact = record, loss, labels, compact
+        self.leaves = {v.id: v for v in (loss, *record.leaves.values())}
+        self.ids = [*self.leaves, *(i for i in self.compact.winners if i not in self.leaves)]
+
+    @cached_property
+    def whole(self) -> Best:
+        """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
+        return best(self.record, self.loss, self.labels, everything=True)
+
+    def of(self, key: int) -> Best:
+        return self.compact if key in self.compact.planes else self.whole
+
+    def log2(self, key: int) -> Tensor:
+        if key in self.leaves and key not in self.compact.planes:
+            return _nowhere(self.labels, self.leaves[key])
+        plane = self.of(key).planes[key]
+        return plane.data.to(torch.float64).log2() + plane.exponent
+
+    def winners(self, key: int) -> Tensor:
+        found = self.of(key) if key not in self.leaves else self.compact
+        if key not in found.winners:  # the loss, or a leaf that does not reach it
+            return torch.full(self.log2(key).shape, NONE)
+        winners, data = found.winners[key], found.planes[key].data
+        positions = torch.arange(prod(winners.shape))
+        rows = [winners.pointers(row, positions).reshape(winners.shape) for row in range(len(data))]
+        return torch.stack(rows).masked_fill(data == 0, NONE)
+
+
+class _Read(Mapping[int, Tensor]):
+    def __init__(self, lazy: _Lazy, read: Callable[[int], Tensor]) -> None:
+        self._lazy, self._read = lazy, read
+
+    def __getitem__(self, key: int) -> Tensor:
+        if key not in self._lazy.leaves and key not in self._lazy.compact.winners:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._lazy.ids)
+
+    def __len__(self) -> int:
+        return len(self._lazy.ids)
+
+
+def check_numbers(record: Record, loss: Value) -> None:
+    """Look for NaN among the forward values that the loss is computed from.
+
+    Raises:
+        NotANumber: names the first operator that made one.
+    """
+    if not any(_suspect(group) for group in _forward(record.calls, (Saved,), _spread(record.calls))):
+        return
+    for group in _forward(record.before(loss), (Saved, Again)):
+        for value, data in group:
+            if data.isnan().any():
+                what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
+                raise NotANumber(f"NaN in {what}")
+
+
+def _spread(calls: Sequence[Call]) -> set[int]:
+    """Find the values in which a NaN would be seen in another value as well: the result of a call that spreads it."""
+    read: set[int] = set()
+    out: set[int] = set()
+    for call in reversed(calls):
+        first = call.outputs[0] if call.outputs else None
+        if first is not None and first.id in read and rules.spreads_nan(call):
+            out.update(given.value.id for given in call.inputs if given.value is not None)
+        for given in call.inputs:
+            if given.value is not None and type(given.saved) is Saved:
+                read.add(given.value.id)
+    return out
+
+
+def _forward(
+    calls: Iterable[Call], kinds: tuple[type, ...], skip: Container[int] = ()
+) -> Iterable[list[tuple[Value, Tensor]]]:
+    """Give the forward values that calls take, each once, by dtype and device."""
+    seen: set[int] = set()
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[Value, Tensor]]] = {}
+    for call in calls:
+        for given in call.inputs:
+            value, saved = given.value, given.saved
+            if value is None or type(saved) not in kinds or value.id in skip or value.id in seen:
+                continue
+            if given.dtype.is_floating_point and saved is not None:
+                seen.add(value.id)
+                data = _telling(value, saved.get())
+                groups.setdefault((given.dtype, given.device), []).append((value, data))
+    return groups.values()
+
+
+def _telling(value: Value, data: Tensor) -> Tensor:
+    """Give as much of a value's data as a NaN anywhere in it is in."""
+    maker = value.call
+    axis = rules.nan_fills(maker) if maker is not None and maker.outputs[0] is value else None
+    return data if axis is None or data.shape != value.shape else data.narrow(axis, 0, 1)
+
+
+def _suspect(group: list[tuple[Value, Tensor]]) -> bool:
+    """Tell whether any of some tensors may hold a NaN."""
+    first = group[0][1]
+    if native.available() and first.dtype in (torch.float32, torch.float64) and first.device.type == "cpu":
+        return native.any_nan([data for _, data in group])
+    return any(bool(data.isnan().any()) for _, data in group)

@@ -1,0 +1,238 @@
+"""Influence: the share of a group of parameters' traces that cross each component.
+
+An influence is a share of traces. It is not the share of the gradient, and it says nothing of what would happen
+without the component; that is what ablation is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..kernels import native
+from ..recording.components import Component, check, expand, name_of, select_leaves, top_level
+from ..recording.record import Value
+from .component_sets import AT_ONCE, Crossed, crossing
+from .forest import NONE, Forest
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class InfluenceRow:
+    """The influence of one component on a group of parameters.
+
+    Attributes:
+        share: traces that cross the component, of all (example, scalar) pairs that have one; nan if none has.
+        weighted_share: the same, each pair counted by its path weight (best) or |∂ℓ/∂θ| (greedy).
+        dead_share: pairs without a trace, of all pairs.
+        examples: how many examples; 1 where the batch was traced as a whole.
+        inside: whether parameters of the group live in the component, and so cross it trivially.
+    """
+
+    component: str
+    share: float
+    weighted_share: float
+    dead_share: float
+    examples: int
+    inside: bool
+
+
+@dataclass(frozen=True)
+class InfluenceTable:
+    """Influence of components on a group of parameters; `connected` names calls that connect examples."""
+
+    kind: str
+    of: tuple[str, ...]
+    rows: tuple[InfluenceRow, ...]
+    by_example: tuple[tuple[InfluenceRow, ...], ...] = ()
+    connected: tuple[str, ...] = ()
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Give one row a component, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([asdict(r) for r in self.rows])
+
+    def __str__(self) -> str:
+        name = max([9, *(len(r.component) for r in self.rows)])
+        lines = [f"{self.kind} influence on {', '.join(self.of)}"]
+        lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
+        for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
+            mark = "  (parameters inside)" if r.inside else ""
+            shares = f"{r.share:>7.1%}  {r.weighted_share:>8.1%}  {r.dead_share:>7.1%}"
+            lines.append(f"{r.component:<{name}}  {shares}  {r.examples:>8}{mark}")
+        if self.connected:
+            lines.append(f"examples are connected at {', '.join(self.connected)}: shares are by position")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def influence(forest: Forest, components: Sequence[Component] | None, of: str | Sequence[str]) -> InfluenceTable:
+    """Tabulate the share of traces that cross each component (SEMANTICS: a trace crosses it or not).
+
+    Raises:
+        UnknownName: a component or parameter that does not exist.
+    """
+    record = forest.record
+    parts = expand(components) if components is not None else [*top_level(record)]
+    check(record, parts)
+    names = [str(p) for p in parts]
+    leaves = select_leaves(record, of)
+    count = forest.labels.count if forest.labels is not None else 1
+    totals = _Totals(names, count)
+    for start in range(0, len(names), AT_ONCE):
+        for crossed in crossing(forest, parts[start : start + AT_ONCE], leaves):
+            totals.add(start, crossed, _weights(forest, crossed.leaf))
+    inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
+    rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
+    connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
+    return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A leaf's traces: examples × scalars.
+
+    Attributes:
+        live: whether there is one.
+        weight: its weight over 2^unit.
+        pairs: how many (example, scalar) pairs count, by example.
+        compiled: whether a compiled kernel may count: a trace is live where its weight is not 0.
+    """
+
+    live: Tensor
+    weight: Tensor
+    unit: float
+    pairs: Tensor
+    compiled: bool
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Give by example (how many traces, the sum of their weights)."""
+        if not self.compiled:
+            return self.live.sum(1).to(torch.float64), self.weight.sum(1, dtype=torch.float64)
+        found = torch.tensor([native.measure(row) for row in self.weight], dtype=torch.float64)
+        return found[:, 0], found[:, 1]
+
+
+def _weights(forest: Forest, leaf: Value) -> _Weights:
+    belongs = _belongs(forest, leaf)
+    compiled = forest.compact is not None and leaf.id in forest.compact.planes
+    if forest.compact is not None and compiled:
+        plane = forest.compact.planes[leaf.id]
+        weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
+        live = weight  # counts as true where it is not 0
+    else:
+        winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
+        live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)
+        unit = float(log2[live].max()) if live.any() else -math.inf
+        weight = _relative(log2, unit).masked_fill(~live, 0)  # a greedy trace can start from a gradient of 0
+    if belongs is not None:
+        live, weight = live.bool() & belongs, weight * belongs
+        return _Weights(live, weight, unit, belongs.sum(1), compiled)
+    return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled)
+
+
+def _relative(log2: Tensor, unit: float) -> Tensor:
+    """Give weights over the largest; beside an infinite one all finite ones are nothing."""
+    if unit == -math.inf:
+        return torch.zeros_like(log2)
+    return (log2 == math.inf).to(log2.dtype) if unit == math.inf else torch.exp2(log2 - unit)
+
+
+def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
+    """Say which scalars of a leaf count for which example (examples × numel), if it is an input itself; else None."""
+    label = forest.labels.of.get(leaf.id) if forest.labels is not None else None
+    if not isinstance(label, Tensor) or forest.labels is None:
+        return None
+    return torch.arange(forest.labels.count).unsqueeze(1) == label.expand(leaf.shape).reshape(1, -1)
+
+
+def _lives_in(parameter: str, component: str) -> bool:
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), component.split(":")[0]) for n in range(1, len(parts)))
+
+
+def _members(bits: int) -> list[int]:
+    return [i for i in range(AT_ONCE) if bits >> i & 1]
+
+
+def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequence[tuple[int, float, float]]:
+    """Give for each distinct set among live scalars (the set, how many have it, their weights' sum)."""
+    if compiled:
+        found = native.tally(bits, weight)
+        if found is not None:
+            return found
+    live = live.bool()
+    sets, which = bits[live].unique(return_inverse=True)
+    counts = torch.bincount(which, minlength=len(sets)).to(torch.float64)
+    sums = torch.zeros(len(sets), dtype=torch.float64).index_add_(0, which, weight[live].to(torch.float64))
+    return list(zip(sets.tolist(), counts.tolist(), sums.tolist(), strict=True))
+
+
+class _Totals:
+    """Counts and weights of crossing pairs, by example and component; weights relative to the largest."""
+
+    def __init__(self, names: Sequence[str], count: int) -> None:
+        self.names, self.count = names, count
+        self.cross = torch.zeros(count, len(names), dtype=torch.float64)
+        self.live, self.pairs = (
+            torch.zeros(count, dtype=torch.float64),
+            torch.zeros(count, dtype=torch.float64),
+        )
+        self.weight = torch.zeros(count, dtype=torch.float64)
+        self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
+        self.top = -math.inf
+
+    def add(self, start: int, crossed: Crossed, of: _Weights) -> None:
+        """Count the traces of one leaf's scalars by the sets of components that they cross."""
+        if of.unit > self.top:
+            self._raise_top(of.unit)
+        unit = 1.0 if of.unit == self.top else 2.0 ** max(-2000.0, of.unit - self.top)
+        live, weight = of.totals()
+        if start == 0:
+            self.live += live
+            self.pairs += of.pairs
+            self.weight += weight * unit
+        if crossed.rows is None:
+            for i in _members(crossed.also):
+                self.cross[:, start + i] += live
+                self.crossed[:, start + i] += weight * unit
+            return
+        for row in range(len(of.weight)):
+            for begin, end, bits in crossed.parts(row):
+                found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
+                for members, number, amount in found:
+                    for i in _members(members):
+                        self.cross[row, start + i] += number
+                        self.crossed[row, start + i] += amount * unit
+
+    def _raise_top(self, top: float) -> None:
+        """Take a larger unit for the weights."""
+        if top > self.top:
+            shrink = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
+            self.weight, self.crossed, self.top = self.weight * shrink, self.crossed * shrink, top
+
+    def rows(self, example: int | None, inside: Sequence[bool]) -> tuple[InfluenceRow, ...]:
+        """Give the table's rows, for all examples together or for one."""
+        at = slice(None) if example is None else slice(example, example + 1)
+        live, pairs, weight = (float(t[at].sum()) for t in (self.live, self.pairs, self.weight))
+        return tuple(
+            InfluenceRow(
+                name,
+                float(self.cross[at, i].sum()) / live if live else math.nan,
+                float(self.crossed[at, i].sum()) / weight if weight else math.nan,
+                1 - live / pairs if pairs else math.nan,
+                self.count if example is None else 1,
+                inside[i],
+            )
+            for i, name in enumerate(self.names)
+        )

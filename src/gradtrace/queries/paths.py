@@ -1,0 +1,163 @@
+"""Follow backpointers: one path from a leaf scalar to the loss, step by step."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path as File
+from typing import TypeAlias
+
+import torch
+
+from ..errors import GradtraceError, UnknownName
+from ..recording.record import Call, Value
+from .forest import Forest
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edge of a path, named by the operator call at its far end.
+
+    Attributes:
+        operator: "aten.mm.default"; `argument` is the position at which the path enters it.
+        module: the innermost module call or component block, "" at the top.
+        source: "file:line".
+        index: the scalar of the call's result that the path goes through.
+        derivative: the local derivative ∂(this scalar)/∂(the one before).
+        log2_weight: log2 of the absolute product of the derivatives so far.
+        scopes: all module calls around the call, outermost first.
+    """
+
+    operator: str
+    argument: int
+    module: str
+    source: str
+    index: tuple[int, ...]
+    derivative: float
+    log2_weight: float
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path from a leaf scalar to the loss.
+
+    Attributes:
+        start: the leaf's name; `index`: which scalar of it.
+        kind: "best" or "greedy".
+        steps: the edges, from the leaf to the loss.
+        log2_weight: log2 of the absolute product of all local derivatives; 0 for the loss itself.
+    """
+
+    start: str
+    index: tuple[int, ...]
+    kind: str
+    steps: tuple[Step, ...]
+
+    @property
+    def log2_weight(self) -> float:
+        return self.steps[-1].log2_weight if self.steps else 0.0
+
+    @property
+    def weight(self) -> float:
+        """The product of all local derivatives, with its sign (0 or inf where a float cannot hold it)."""
+        return math.prod(s.derivative for s in self.steps)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The module calls and component blocks that the path crosses, in order, each once."""
+        return tuple(dict.fromkeys(name for step in self.steps for name in step.scopes))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kind} path from {self.start}{list(self.index)}: "
+            f"|weight| = 2^{self.log2_weight:.2f}, {len(self.steps)} steps"
+        ]
+        width = max((len(s.module) for s in self.steps), default=0)
+        names = [s.operator.removeprefix("aten.") + (str(list(s.index)) if s.index else "") for s in self.steps]
+        wide = max(map(len, names), default=0)
+        for step, name in zip(self.steps, names, strict=True):
+            at = f"{File(step.source.rsplit(':', 1)[0]).name}:{step.source.rsplit(':', 1)[-1]}"
+            product = f"×{step.derivative:<12.5g} 2^{step.log2_weight:<9.2f}"
+            lines.append(f"  {step.module:<{width}}  {name:<{wide}}  {product} {at}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: int | None = None) -> Path | None:
+    """Read the path of one scalar; None where it has none.
+
+    Args:
+        forest: the winners.
+        value: where the path starts.
+        index: which scalar of it.
+        example: in a per-example forest, which example; the one with the strongest path by default.
+    """
+    where = flat_index(value, index)
+    path = path_of(forest.kind, value, where, walk(forest, value, where, example))
+    return path if path.steps or value is forest.loss else None
+
+
+Move: TypeAlias = tuple[Call, int, int, int, float]  # call, argument, output, flat index in the output, derivative
+
+
+def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
+    """Describe a path, given its steps."""
+    start = str(value), tuple(int(i) for i in torch.unravel_index(torch.tensor(where), value.shape))
+    steps, total = [], 0.0
+    for call, argument, output, flat, weight in moves:
+        total += math.log2(abs(weight)) if weight else -math.inf
+        made = call.outputs[output]
+        assert made is not None
+        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), made.shape)) if made.shape else ()
+        scopes = tuple(map(str, call.scopes))
+        steps.append(Step(call.name, argument, call.module, call.source, at, weight, total, scopes))
+    return Path(*start, kind, tuple(steps))
+
+
+def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[Move]:
+    """Step along winners."""
+    if value is forest.loss:
+        return
+    if value.id not in forest.winners:
+        return
+    row = example if example is not None else forest.row(value, flat)
+    if not forest.traced(value, row, flat):
+        return
+    while value is not forest.loss:
+        call, argument, output, there = forest.step(forest.pointer(value, row, flat))
+        yield call, argument, output, there, derivative(call, argument, flat, output, there)
+        made = call.outputs[output]
+        assert made is not None
+        value, flat = made, there
+
+
+def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
+    """Give ∂(scalar y of a result)/∂(scalar x of an argument), by autograd on the recorded operator."""
+    tensors = [i.tensor() for i in call.inputs]
+    with torch.enable_grad():
+        tensors[argument] = leaf = tensors[argument].detach().requires_grad_()
+        out = call.run(tensors)[output]
+        assert out is not None
+        (grad,) = torch.autograd.grad(out.flatten()[y], [leaf])
+    return float(grad.flatten()[x])
+
+
+def flat_index(value: Value, index: tuple[int, ...] | int) -> int:
+    """Give the flat index of a scalar, or say what would have been one."""
+    given = tuple(operator.index(i) for i in (index if isinstance(index, (tuple, list)) else (index,)))
+    ok = len(given) == len(value.shape) and all(-n <= i < n for i, n in zip(given, value.shape, strict=True))
+    if not ok:
+        raise UnknownName(f"{value} has shape {value.shape}: {index} is not an index of one of its scalars")
+    flat = 0
+    for i, n in zip(given, value.shape, strict=True):
+        flat = flat * n + i % n
+    return flat
+
+
+class NoPath(GradtraceError):
+    """A scalar from which no path of non-zero weight reaches the loss."""

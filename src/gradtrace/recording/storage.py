@@ -1,0 +1,91 @@
+"""Storages as cells: a write makes a new version, an alias read later is an index map of that version."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from torch import Tensor, UntypedStorage
+
+from .layouts import Layout, positions
+from .record import Value
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """Say where a tensor's scalars lie in its storage; a complex number is two of them, as in `view_as_real`."""
+    if tensor.is_complex():
+        size, stride = (*tensor.shape, 2), (*(2 * s for s in tensor.stride()), 1)
+        return Layout(size, stride, 2 * int(tensor.storage_offset()))
+    return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+
+
+@lru_cache(maxsize=1 << 14)  # a recurrent layer asks about the same few gates at every step
+def disjoint(a: Layout, b: Layout) -> bool:
+    """Tell whether two layouts surely share no scalar (False when in doubt)."""
+    if 0 in a.size or 0 in b.size:
+        return True
+    (first, last), (begin, end) = span(a), span(b)
+    if last < begin or end < first:
+        return True
+    if a.stride != b.stride or any(s <= 0 for s in a.stride):
+        return False
+    ours, theirs = _box(a), _box(b)
+    if ours is None or theirs is None:
+        return False
+    return any(p + n <= q or q + m <= p for (p, n), (q, m) in zip(ours, theirs, strict=True))
+
+
+@lru_cache(maxsize=1 << 14)
+def span(layout: Layout) -> tuple[int, int]:
+    """Give the first and the last position of a layout that is not empty."""
+    ends = [(n - 1) * step for n, step in zip(layout.size, layout.stride, strict=True)]
+    return layout.offset + sum(e for e in ends if e < 0), layout.offset + sum(e for e in ends if e > 0)
+
+
+def _box(layout: Layout) -> list[tuple[int, int]] | None:
+    """Write a layout as (start, length) on the grid of its own strides; None if it wraps around."""
+    order = sorted(range(len(layout.size)), key=lambda d: -layout.stride[d])
+    rest, box, room = layout.offset, [], None
+    for d in order:
+        start, rest = divmod(rest, layout.stride[d])
+        if room is not None and (start + layout.size[d]) * layout.stride[d] > room:
+            return None
+        box.append((start, layout.size[d]))
+        room = layout.stride[d]
+    return [*box, (rest, 1)]
+
+
+def overlay(parts: Sequence[Tensor], layouts: Sequence[Layout], numel: int) -> Tensor:
+    """Lay tensors into a flat storage, later ones over earlier ones (a storage after in-place writes)."""
+    flat = parts[0].new_zeros(numel)
+    for part, at in zip(parts, layouts, strict=True):
+        flat = flat.scatter(0, positions(at, flat.device).flatten(), part.flatten())
+    return flat
+
+
+def alias(flat: Tensor, at: Layout) -> Tensor:
+    """Read a flat storage through a layout."""
+    return flat.as_strided(at.size, at.stride, at.offset)
+
+
+@dataclass(eq=False, slots=True)
+class Cell:
+    """A storage: the writes that made its present content, and the values that stand for views of it.
+
+    The storage is held weakly, by its Python object, which lives as long as the storage itself: another one may come
+    to lie at its address.
+    """
+
+    ref: weakref.ref[UntypedStorage]
+    writes: list[tuple[Layout, Value]] = field(default_factory=list)
+    views: dict[Layout, list[Value]] = field(default_factory=dict)
+
+    def write(self, at: Layout, value: Value) -> None:
+        """Overwrite a layout; views that may overlap it are no longer what they were."""
+        if self.views or self.writes:  # most results lie in a storage of their own, which nobody has seen
+            self.writes = [(a, v) for a, v in self.writes if a != at]
+            self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
+        self.writes.append((at, value))
+        self.views[at] = [value]

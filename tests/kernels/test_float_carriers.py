@@ -1,0 +1,282 @@
+"""Carriers on plain numbers: each operation against its equation, and where they say that they are too narrow.
+
+The oracles list every edge into a scalar, in float64 in units of the largest: (Σ t^p)^(1/p), and Σ q (h - log2 q).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_operands import instruction_set
+from torch import Tensor
+
+from gradtrace.errors import NotANumber
+from gradtrace.jacobians.structure import ClosedRows, LowRank
+from gradtrace.kernels import float_carriers as plain
+from gradtrace.kernels import native, sums
+from gradtrace.kernels.float_carriers import Plain, PlainEntropy, PlainNorm
+from gradtrace.kernels.reference import pull
+from gradtrace.kernels.shared_exponent import OutOfRange
+from gradtrace.semirings.base import Element
+
+if not native.available():
+    pytest.skip("no compiled kernels", allow_module_level=True)
+
+KINDS = [torch.float32, torch.float64]
+EXACT = {torch.float32: 2e-6, torch.float64: 1e-12}
+POWERS = [1, 2, 4, 8, 16, 64]
+
+calls = st.fixed_dictionaries(
+    {
+        "isa": st.sampled_from(native.lib.instruction_sets()),
+        "seed": st.integers(0, 10_000),
+        "kind": st.sampled_from(KINDS),
+        "p": st.sampled_from([*POWERS, None]),
+        "spread": st.sampled_from([0, 3, 30]),
+        "zeros": st.sampled_from([0.0, 0.3, 0.95]),
+    }
+)
+some = settings(deadline=None, max_examples=150)
+
+
+class Drawn:
+    """Operands of one call."""
+
+    def __init__(self, call: dict) -> None:
+        self.call, self.kind = call, call["kind"]
+        self.random = torch.Generator().manual_seed(call["seed"])
+
+    @property
+    def carrier(self) -> Plain:
+        p = self.call["p"]
+        return PlainEntropy(self.kind) if p is None else PlainNorm(self.kind, p.bit_length() - 1)
+
+    def weights(self, *shape: int) -> Tensor:
+        w = torch.randn(shape, generator=self.random, dtype=torch.float64)
+        w *= 10.0 ** -torch.randint(0, self.call["spread"] + 1, shape, generator=self.random)
+        return w.masked_fill(torch.rand(shape, generator=self.random) < self.call["zeros"], 0).to(self.kind)
+
+    def elements(self, *shape: int) -> Element:
+        z = self.weights(*shape).abs()
+        return (z,) if self.call["p"] else (z, 9 * torch.rand(shape, generator=self.random, dtype=self.kind))
+
+    def int(self, most: int) -> int:
+        return int(torch.randint(1, most + 1, (), generator=self.random))
+
+
+def merged(z: Tensor, h: Tensor | None, p: int | None) -> Element:
+    """Merge the last axis by the definition."""
+    top = z.amax(-1, keepdim=True).double()
+    z = z.double() / torch.where(top > 0, top, 1.0)
+    if p is not None:
+        return ((z**p).sum(-1) ** (1 / p) * top.squeeze(-1),)
+    assert h is not None
+    total = z.sum(-1, keepdim=True)
+    q = z / torch.where(total > 0, total, 1.0)
+    return total.squeeze(-1) * top.squeeze(-1), (q * h.double() - torch.xlogy(q, q) / math.log(2)).sum(-1)
+
+
+def check(drawn: Drawn, found: Element, wanted: Element, rounding: float = 1.0) -> None:
+    exact = EXACT[drawn.kind] * rounding
+    assert ((found[0].double() - wanted[0]).abs() <= exact * wanted[0]).all()
+    if len(wanted) > 1:
+        there = drawn.carrier.plain(found).double()
+        assert ((there - wanted[1]).abs() <= 8 * exact * (4 + wanted[1])).all()
+
+
+def edges(weight: Tensor, g: Element) -> tuple[Tensor, Tensor | None]:
+    z = weight.double().abs() * g[0].double()
+    return z, g[1].expand(z.shape) if len(g) > 1 else None
+
+
+@given(calls)
+@some
+def test_products(call):
+    drawn = Drawn(call)
+    b, i, j, k = drawn.int(3), drawn.int(20), drawn.int(20), drawn.int(70)
+    w, g = drawn.weights(b, j, k), drawn.elements(b, i, k)
+    if call["seed"] % 2:  # as a transposed matrix lies
+        w = w.transpose(1, 2).contiguous().transpose(1, 2)
+    if call["seed"] % 3:
+        g = tuple(p.transpose(1, 2).contiguous().transpose(1, 2) for p in g)
+    if call["seed"] % 5 == 0:
+        g = tuple(p.double() for p in g)
+    with instruction_set(call["isa"]):
+        found = drawn.carrier.contract(w, g)
+    z, h = edges(w.unsqueeze(1), tuple(p.unsqueeze(2) for p in g))
+    check(drawn, found, merged(z, h, call["p"]), 4)
+
+
+@given(calls)
+@settings(deadline=None, max_examples=20)
+def test_products_in_blocks(call):
+    drawn, cells = Drawn(call), sums.CELLS
+    i, j, k = 300 + drawn.int(300), drawn.int(9), 300 + drawn.int(300)
+    w, g = drawn.weights(1, j, k), drawn.elements(1, i, k)
+    sums.CELLS = 1 << drawn.int(15)
+    try:
+        found = drawn.carrier.contract(w, g)
+    finally:
+        sums.CELLS = cells
+    z, h = edges(w.unsqueeze(1), tuple(p.unsqueeze(2) for p in g))
+    check(drawn, found, merged(z, h, call["p"]), 8)
+
+
+@given(calls)
+@settings(deadline=None, max_examples=30)
+def test_many_entries_whose_powers_underflow(call):
+    """A factor whose rows are small where the other's are large: sums far below the product of the largest."""
+    drawn = Drawn(call | {"spread": 0})
+    w, g = drawn.weights(1, 30, 40), drawn.elements(1, 20, 40)
+    w[..., :20] *= 2.0**-40
+    g[0][..., 20:] *= 2.0**-40
+    many, plain.MANY = plain.MANY, 10 * call["seed"]
+    try:
+        found = drawn.carrier.contract(w, g)
+    finally:
+        plain.MANY = many
+    z, h = edges(w.unsqueeze(1), tuple(p.unsqueeze(2) for p in g))
+    check(drawn, found, merged(z, h, call["p"]), 4)
+
+
+def pulled(drawn: Drawn, factors: Callable, g: Element) -> Element:
+    shape = tuple(g[0].shape[1:])
+    with instruction_set(drawn.call["isa"]):
+        return pull(LowRank(shape, (1,), factors), drawn.carrier, g)
+
+
+def along_rows(drawn: Drawn, jacobian: Tensor, g: Element) -> Element:
+    """Merge over i of rows × i × j."""
+    z, h = edges(jacobian.transpose(1, 2), tuple(p.unsqueeze(2) for p in g))
+    return merged(z, h, drawn.call["p"])
+
+
+@given(calls)
+@some
+def test_softmax_and_its_logarithm(call):
+    drawn = Drawn(call)
+    rows, n = drawn.int(4), drawn.int(600)
+    p = torch.randn(rows, n, generator=drawn.random, dtype=drawn.kind).mul(3).softmax(-1)
+    g = drawn.elements(1, rows, n)
+    if call["seed"] % 2:  # what a loss reads
+        g[0][..., torch.arange(n) != call["seed"] % n] = 0
+    eye, q = torch.eye(n, dtype=torch.float64), p.double()
+    log = eye - q.unsqueeze(1)
+    with instruction_set(call["isa"]):
+        for form, jacobian in (("log_softmax", log), ("softmax", q.unsqueeze(2) * log)):
+            found = pulled(drawn, ClosedRows(form, lambda: (p.clone(),)), g)
+            check(drawn, found, along_rows(drawn, jacobian, g), 8 + 4 * (drawn.kind is torch.float32))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@given(call=calls, kind=st.sampled_from(["any", "norm", "one"]))
+@some
+def test_jacobians_of_low_rank(rank, call, kind):
+    drawn = Drawn(call)
+    rows, n = drawn.int(4), drawn.int(80)
+    own, left, right = drawn.weights(rows, n), drawn.weights(rows, n, rank), drawn.weights(rows, n, rank)
+    if kind == "norm" and rank == 2:
+        left[..., 0], right[..., 0], right[..., 1] = 1, 1, left[..., 1]
+    g = drawn.elements(1, rows, n)
+    if kind == "one":
+        g[0][..., 1:] = 0
+    jacobian = torch.einsum("rik,rjk->rij", left.double(), right.double())
+    size = torch.einsum("rik,rjk->rij", left.double().abs(), right.double().abs())
+    for m, diagonal in ((jacobian, own.double()), (size, own.double().abs())):
+        m.diagonal(0, 1, 2).copy_(diagonal)
+    found = pulled(drawn, lambda: (own, left.unbind(-1), right.unbind(-1)), g)
+    wanted = along_rows(drawn, jacobian, g)
+    if rank == 1:
+        check(drawn, found, wanted, 4)
+        return
+    # edge weights l·r may cancel, to about the rounding of their parts
+    rounding = 8 * EXACT[drawn.kind] * along_rows(drawn, size, g)[0]
+    assert ((found[0].double() - wanted[0]).abs() <= 4 * EXACT[drawn.kind] * wanted[0] + rounding).all()
+    if len(g) > 1:
+        kept = rounding < 1e-3 * wanted[0]
+        slack = 64 * EXACT[drawn.kind] * (4 + wanted[1]) + 64 * (rounding / wanted[0].clamp(min=1e-300)) * 60
+        assert ((found[1].double() - wanted[1]).abs() <= slack)[kept].all()
+
+
+@given(calls)
+@some
+def test_merges(call):
+    drawn = Drawn(call)
+    rows, n, size = drawn.int(4), drawn.int(300), drawn.int(5)
+    g, other = drawn.elements(rows, n), drawn.elements(rows, n)
+    index = torch.randint(size, (n,), generator=drawn.random)
+    with instruction_set(call["isa"]):
+        both = drawn.carrier.plus(g, other)
+        reduced, segments, others = (
+            drawn.carrier.reduce(g),
+            drawn.carrier.segment(g, index, size),
+            drawn.carrier.others(g),
+        )
+    h = g[-1] if call["p"] is None else None
+    pair = merged(
+        torch.stack([g[0], other[0]], -1), torch.stack([h, other[1]], -1) if h is not None else None, call["p"]
+    )
+    check(drawn, both, pair)
+    check(drawn, reduced, merged(g[0], h, call["p"]), 4)
+    for s in range(size):
+        part = tuple(p[..., s] for p in segments)
+        check(drawn, part, merged(torch.where(index == s, g[0], 0), h, call["p"]), 4)
+    left_out = torch.where(torch.eye(n, dtype=torch.bool), 0, g[0].unsqueeze(1))
+    check(drawn, others, merged(left_out, None if h is None else h.unsqueeze(1).expand(left_out.shape), call["p"]), 8)
+
+
+@pytest.mark.parametrize("p", [None, 8])
+def test_what_float32_would_lose_is_kept_in_float64_and_comes_back(p):
+    drawn = Drawn({"kind": torch.float32, "p": p, "seed": 0, "spread": 0, "zeros": 0.0})
+    carrier, g = drawn.carrier, drawn.elements(1, 4)
+    low = carrier.weigh(torch.full((1, 4), 1e-30), carrier.weigh(torch.full((1, 4), 1e-30), g))
+    assert low[0].dtype is torch.float64
+    assert torch.allclose(low[0], g[0].double() * 1e-60, rtol=1e-6, atol=0)
+    back = carrier.weigh(torch.full((1, 4), 1e30), carrier.weigh(torch.full((1, 4), 1e30), low))
+    back = carrier.seed(back, torch.empty(0, dtype=torch.int64))
+    assert back[0].dtype is torch.float32
+    assert torch.allclose(back[0], g[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [None, 1, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_beyond_float64_is_out_of_range_and_a_nan_an_error(p, kind):
+    drawn = Drawn({"kind": kind, "p": p, "seed": 0, "spread": 0, "zeros": 0.0})
+    carrier, g = drawn.carrier, drawn.elements(1, 2, 4)
+    far = tuple(t.double() for t in g)
+    for factor in (1e-200, 1e200, math.inf):
+        weight = torch.full((1, 3, 4), factor, dtype=torch.float64)
+        for once in (lambda w, h: carrier.weigh(w[:, :2], h), carrier.contract):
+            with pytest.raises(OutOfRange):
+                once(weight, (far[0] * min(factor, 1e200), *far[1:]))
+    nan = torch.full((1, 3, 4), math.nan, dtype=kind)
+    own, pair = nan[0, :2].clone(), nan[0, :2].unsqueeze(-1)
+    for wrong in (
+        lambda: carrier.weigh(nan[:, :2], g),
+        lambda: carrier.contract(nan, g),
+        lambda: carrier.low_rank(own, pair, pair, g),
+        lambda: carrier.low_rank(own, pair.expand(2, 4, 2), pair.expand(2, 4, 2), g),
+        lambda: carrier.low_rank(torch.ones(2, 4), torch.ones(2, 4, 2), pair.expand(2, 4, 2), g),
+        lambda: carrier.softmax(lambda: own, g, log=True),
+    ):
+        with pytest.raises(NotANumber):
+            wrong()
+
+
+@pytest.mark.parametrize("p", [None, 8])
+def test_edges_of_weight_zero_are_absent(p):
+    drawn = Drawn({"kind": torch.float32, "p": p, "seed": 1, "spread": 0, "zeros": 0.0})
+    carrier, g = drawn.carrier, drawn.elements(1, 2, 4)
+    none = carrier.contract(torch.zeros(1, 3, 4), g)
+    assert all(not t.any() for t in none)
+    assert not carrier.plain(carrier.weigh(torch.zeros(1, 2, 4), g)).any()
+    assert all(t.shape == (1, 2, 0) for t in carrier.contract(torch.zeros(1, 0, 4), g))
+    assert all(
+        not t.any() and t.shape == (1, 2, 3)
+        for t in carrier.contract(torch.zeros(1, 3, 0), tuple(t[..., :0] for t in g))
+    )
