@@ -106,7 +106,7 @@ def verify_paths(tape: Tape, trace: Trace, count: int = PATHS) -> None:
             made = call.outputs[output]
             assert made is not None
             value, at = made, there
-        assert value is trace.loss
+        assert value is trace.root
         assert total == pytest.approx(strength, abs=TOLERANCE)
 
 

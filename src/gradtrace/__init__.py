@@ -14,18 +14,25 @@ from .errors import GradtraceError
 from .queries.paths import Path
 from .recording.components import Slice
 from .recording.scopes import component
-from .semirings.base import AbsSum, Max, Semiring, Sum
+from .semirings import AbsSum, Count, Entropy, Graded, Max, Power, Semiring, SignedMax, Sum, Through, TopK
 
 __version__ = "0.1.0"
 __all__ = [
     "AbsSum",
+    "Count",
+    "Entropy",
+    "Graded",
     "GradtraceError",
     "Max",
     "Path",
+    "Power",
     "Semiring",
+    "SignedMax",
     "Slice",
     "Sum",
     "Tape",
+    "Through",
+    "TopK",
     "Trace",
     "component",
     "record",

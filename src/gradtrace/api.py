@@ -236,14 +236,15 @@ class Trace:
     Passes are run when they are first asked for, and kept.
 
     Attributes:
-        number: what the loss came to.
+        root: the loss's value on the tape, where all paths end.
+        loss: what it came to.
         certificate: what `check=True` compared, else None.
     """
 
     def __init__(
-        self, tape: Tape, loss: Value, number: float, certificate: Certificate | None, *, progress: bool = False
+        self, tape: Tape, root: Value, loss: float, certificate: Certificate | None, *, progress: bool = False
     ) -> None:
-        self.tape, self.loss, self.number, self.certificate, self._progress = tape, loss, number, certificate, progress
+        self.tape, self.root, self.loss, self.certificate, self._progress = tape, root, loss, certificate, progress
         self._forests: dict[tuple[str, bool], Forest] = {}
         self._rankings: dict[str, Ranking] = {}
         self._norms: dict[float, dict[int, Tensor]] = {}
@@ -269,13 +270,13 @@ class Trace:
                     raise GradtraceError(
                         "per-example results need record(model, examples=x): which tensor is the batch?"
                     )
-                labels = propagate(self.tape.record, self.loss)
-                if labels.free(self.loss):
+                labels = propagate(self.tape.record, self.root)
+                if labels.free(self.root):
                     raise GradtraceError(
                         "the loss does not depend on the tensors given as examples, or only through integer "
                         "operators that gradtrace does not follow: give the tensors made from them as well"
                     )
-            self._forests[key] = plant(self.tape.record, self.loss, kind, labels, self._track(kind))
+            self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind))
         return self._forests[key]
 
     def _track(self, kind: str) -> Callable[[list[Call]], Iterable[Call]]:
@@ -364,7 +365,7 @@ class Trace:
 
     def _ranking(self, semiring: Semiring, kind: str) -> Ranking:
         if semiring.name not in self._rankings:
-            self._rankings[semiring.name] = rank(self.tape.record, self.loss, semiring, kind)
+            self._rankings[semiring.name] = rank(self.tape.record, self.root, semiring, kind)
         return self._rankings[semiring.name]
 
     @alone()
@@ -384,9 +385,9 @@ class Trace:
         path = self.path(key, index, kind="greedy") if path is None else path
         if float(p) not in self._norms:
             everywhere = [*self.tape.leaves.values(), value]
-            self._norms[float(p)] = ask(self.tape.record, self.loss, everywhere, [Power(p)], log2=True)[0]
+            self._norms[float(p)] = ask(self.tape.record, self.root, everywhere, [Power(p)], log2=True)[0]
         if value.id not in self._norms[float(p)]:
-            self._norms[float(p)] |= ask(self.tape.record, self.loss, [value], [Power(p)], log2=True)[0]
+            self._norms[float(p)] |= ask(self.tape.record, self.root, [value], [Power(p)], log2=True)[0]
         upper = float(self._norms[float(p)][value.id].flatten()[flat_index(value, index)])
         slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
         if math.isfinite(upper):  # and of the logarithms, which are float64
@@ -423,7 +424,7 @@ class Trace:
     @property
     def fallbacks(self) -> dict[str, int]:
         """Operators on the way to the loss that no exact rule serves, with their numbers of calls: slow, but exact."""
-        calls = self.tape.record.before(self.loss)
+        calls = self.tape.record.before(self.root)
         return dict(Counter(call.name for call in calls if served_by(call) == "fallback"))
 
     @alone()

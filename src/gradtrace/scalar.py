@@ -58,7 +58,7 @@ class TooLarge(GradtraceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class ScalarEdge:
     """One use of a producer by a consumer, with the local derivative as its weight."""
 
     producer: Vertex
@@ -67,7 +67,7 @@ class Edge:
     weight: float
 
 
-Outgoing = dict[Vertex, list[Edge]]  # the edges that leave each vertex, in tie order
+Outgoing = dict[Vertex, list[ScalarEdge]]  # the edges that leave each vertex, in tie order
 
 
 # ---------------------------------------------------------------- reading a graph
@@ -84,13 +84,13 @@ def _outgoing(graph: networkx.MultiDiGraph, *wanted: Vertex) -> Outgoing:
     return {vertex: _edges_from(graph, vertex) for vertex in graph}
 
 
-def _edges_from(graph: networkx.MultiDiGraph, vertex: Vertex) -> list[Edge]:
+def _edges_from(graph: networkx.MultiDiGraph, vertex: Vertex) -> list[ScalarEdge]:
     found = list(graph.out_edges(vertex, keys=True, data=True))
     try:
         found.sort(key=lambda edge: (edge[3].get("order") is None, edge[3].get("order") or ()))
     except TypeError as error:
         raise BadGraph(f"the orders of the edges leaving {vertex} cannot be compared: {error}") from None
-    edges = [Edge(v, u, key, _weight(v, u, key, data)) for v, u, key, data in found]
+    edges = [ScalarEdge(v, u, key, _weight(v, u, key, data)) for v, u, key, data in found]
     return [edge for edge in edges if edge.weight != 0]
 
 
@@ -201,7 +201,7 @@ class ScalarPath:
         return result
 
 
-def _path(source: Vertex, edges: Sequence[Edge]) -> ScalarPath:
+def _path(source: Vertex, edges: Sequence[ScalarEdge]) -> ScalarPath:
     return ScalarPath(
         vertices=(source, *(edge.consumer for edge in edges)),
         edges=tuple((edge.producer, edge.consumer, edge.key) for edge in edges),
@@ -218,7 +218,7 @@ def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[Scala
     if source == target:
         yield _path(source, ())
         return
-    walk: list[Edge] = []
+    walk: list[ScalarEdge] = []
     choices = [iter(outgoing.get(source, ()))]  # at each vertex of the walk, the edges not yet tried
     while choices:
         edge = next(choices[-1], None)
@@ -269,7 +269,7 @@ def greedy_path(graph: networkx.MultiDiGraph, source: Vertex, loss: Vertex) -> S
 
 def _follow(outgoing: Outgoing, source: Vertex, loss: Vertex, k: WideSemiring) -> ScalarPath | None:
     g = _reverse_pass(outgoing, loss, k)
-    walk: list[Edge] = []
+    walk: list[ScalarEdge] = []
     vertex = source
     while vertex != loss:
         edges = outgoing.get(vertex, [])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradtrace.backward.backpointers import Edge, Unused, Winners, pick
+from gradtrace.backward.backpointers import Borrowed, Use, Winners, pick
 from gradtrace.jacobians.index_maps import Affine, identity
 from gradtrace.recording.layouts import Layout
 from gradtrace.recording.record import Record, Value
@@ -20,8 +20,8 @@ def target() -> Value:
     return Record().value(torch.zeros(SHAPE))
 
 
-def edges(target: Value, *firsts: int) -> list[Edge]:
-    return [Edge(first, target, identity(SHAPE)) for first in firsts]
+def edges(target: Value, *firsts: int) -> list[Use]:
+    return [Use(first, target, identity(SHAPE)) for first in firsts]
 
 
 def test_one_edge_needs_no_choice(target):
@@ -62,7 +62,7 @@ def _several(target: Value, index: Tensor, first: int = 2, second: int = 1) -> W
     ordinal = torch.tensor([1] * first + [0] * second)
     local = torch.cat([torch.arange(first), torch.arange(second)])
     way = Affine(SHAPE, (0, 1), 0, 10)
-    return Winners(SHAPE, [Edge(n, target, way) for n in (100, 200)], index=index, terms=(ordinal, local))
+    return Winners(SHAPE, [Use(n, target, way) for n in (100, 200)], index=index, terms=(ordinal, local))
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -98,7 +98,7 @@ def test_more_than_256_edges_take_wider_choices(target):
 
 def test_an_edge_that_told_examples_apart_reads_its_own(target):
     way = Affine((2, 6), (6, 1))  # the result's rows: example, scalar
-    winners = Winners(SHAPE, [Edge(100, target, way, split=True)])
+    winners = Winners(SHAPE, [Use(100, target, way, split=True)])
     assert winners.pointers(1, ALL[:2]).tolist() == [106, 107]
 
 
@@ -106,7 +106,7 @@ def test_winners_borrowed_from_where_the_product_went(target):
     choice = torch.tensor([[[0, 1], [0, 0], [1, 0]]], dtype=torch.uint8)
     index = torch.arange(6, dtype=torch.int32).reshape(1, 3, 2)
     lender = Winners((3, 2), edges(target, 100, 200), choice, index)
-    unused = Unused(SHAPE, [Edge(300, target, Affine(SHAPE, (0, 0), 0, 1))])
+    unused = Borrowed(SHAPE, [Use(300, target, Affine(SHAPE, (0, 0), 0, 1))])
     unused.borrow(lender, 0, (1, 0))  # position (i, j) here is (j, i) there
     assert [unused.knows(0, p) for p in range(6)] == [True, True, False, False, True, True]
     assert unused.pointers(0, ALL).tolist() == [300, 302, 304, 301, 303, 305]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrace import Tape, record
-from gradtrace.backward.backpointers import Unused
+from gradtrace.backward.backpointers import Borrowed
 from gradtrace.backward.best import OutOfRange, best
 from gradtrace.kernels import native
 from gradtrace.queries.forest import Forest
@@ -166,7 +166,7 @@ X, Y, W = integers(5, 4, seed=1), integers(5, 4, seed=2), integers(3, 4, seed=3)
 def test_a_weight_used_twice_is_one_product():
     forest = check(lambda w: (X @ w.t()).sum() + (Y @ w.t()).sum(), {"w": W})
     assert forest.compact is not None
-    assert any(isinstance(w, Unused) for w in forest.compact.winners.values())  # the transposed views
+    assert any(isinstance(w, Borrowed) for w in forest.compact.winners.values())  # the transposed views
 
 
 def test_a_weight_used_as_it_is_and_transposed():

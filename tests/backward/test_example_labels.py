@@ -373,7 +373,7 @@ def _connected(program: Callable[[Tensor, Tensor], Tensor]) -> tuple[str, ...]:
 def test_what_connects_examples_is_reported_with_its_source_line(name):
     connected = _connected(CONNECTED[name])
     assert connected
-    assert all("test_labels.py:" in where for where in connected)
+    assert all("test_example_labels.py:" in where for where in connected)
 
 
 @pytest.mark.parametrize("name", APART)

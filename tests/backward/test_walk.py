@@ -154,7 +154,7 @@ def test_a_jacobian_too_large_for_the_fallback_is_refused_with_its_size(monkeypa
     tape, loss = recorded(lambda x: x.cumsum(1).square().sum(), leaves)
     assert_sum_is_autograd(tape, loss, leaves)
     monkeypatch.setattr(dense, "LIMIT", 255)
-    with pytest.raises(MissingRule, match=r"aten\.cumsum\.default#0 \(.*test_engine\.py:\d+\).* 256 entries.*255"):
+    with pytest.raises(MissingRule, match=r"aten\.cumsum\.default#0 \(.*test_walk\.py:\d+\).* 256 entries.*255"):
         tape.grad(loss, "x")
 
 

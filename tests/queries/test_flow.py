@@ -120,7 +120,7 @@ def test_edges_lead_from_call_to_call(trace):
 
 @pytest.mark.parametrize("memory", [1, 1 << 28])
 def test_flows_computed_together_are_those_computed_alone(trace, memory, monkeypatch):
-    monkeypatch.setattr("gradtrace.flow.MOST_MEMORY", memory)
+    monkeypatch.setattr("gradtrace.queries.flow.MOST_MEMORY", memory)
     asked = [Asked("rnn.*"), Asked("skip.*", weighted=True), Asked("*", weighted=True)]
     for found, one in zip(flows(trace.forest(), asked), asked, strict=True):
         alone = trace.flow(one.of, weighted=one.weighted)

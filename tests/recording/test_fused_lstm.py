@@ -143,7 +143,7 @@ def test_a_recorded_layer_runs_fused_and_comes_apart_once():
     first = tape.calls
     assert len(first) > 100
     assert tape.calls is first
-    assert all("test_recurrent.py" in c.source for c in first)
+    assert all("test_fused_lstm.py" in c.source for c in first)
 
 
 def test_small_layers_come_apart_at_the_end_of_a_recording(monkeypatch):

@@ -24,7 +24,7 @@ from ..kernels.shared_exponent import Plane, Pulled, aligned
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Value
 from ..recording.storage import disjoint, span
-from .backpointers import Edge, Winners
+from .backpointers import Use, Winners
 
 Put: TypeAlias = Callable[[list[Tensor], int], Tensor]
 
@@ -48,7 +48,7 @@ class Arrivals:
     parts: list[Pulled] = field(default_factory=list)
     span: tuple[int, int] = (0, -1)
 
-    def merge(self, edge: Edge, part: Pulled) -> None:
+    def merge(self, edge: Use, part: Pulled) -> None:
         """Take in what comes through one more edge."""
         if part.window is not None and self.plane is None and self._apart(part.window):
             self.winners.edges.append(edge)

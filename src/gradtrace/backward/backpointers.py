@@ -19,7 +19,7 @@ from ..recording.record import Value
 
 
 @dataclass(eq=False, slots=True)
-class Edge:
+class Use:
     """One (call, argument, output) by which a value is used.
 
     Attributes:
@@ -48,7 +48,7 @@ class Winners:
     """
 
     shape: tuple[int, ...]
-    edges: list[Edge] = field(default_factory=list)
+    edges: list[Use] = field(default_factory=list)
     choice: Tensor | None = None
     index: Tensor | None = None
     terms: tuple[Tensor, Tensor] | None = None
@@ -99,7 +99,7 @@ class Winners:
         return out
 
 
-class Unused(Winners):
+class Borrowed(Winners):
     """Winners of a value whose product went on, uncomputed, through a transposition to another value.
 
     That value's winners say all about the scalars that it chose to come from here. All others are on no leaf's path.
@@ -107,7 +107,7 @@ class Unused(Winners):
 
     __slots__ = ("_link",)
 
-    def __init__(self, shape: tuple[int, ...], edges: list[Edge]) -> None:
+    def __init__(self, shape: tuple[int, ...], edges: list[Use]) -> None:
         super().__init__(shape, edges)
         self._link: tuple[Winners, int, Affine] | None = None
 

@@ -31,7 +31,7 @@ from ..kernels.shared_exponent import OutOfRange, Plane, Pulled, fits, joined
 from ..recording.isolation import uncollected
 from ..recording.record import Call, Record, Value
 from .arrivals import Arrivals
-from .backpointers import Edge, Unused, Winners
+from .backpointers import Borrowed, Use, Winners
 from .example_labels import Labels
 from .per_example import plane_by_example
 from .walk import EDGE_BITS, Edges, offsets
@@ -86,7 +86,7 @@ class _Pass:
         self.found = Best()
         self.pending: dict[int, Arrivals] = {}
         self.packed: dict[Any, Any] = {}
-        self.owners: dict[int, list[tuple[Unused, tuple[int, ...]]]] = {}
+        self.owners: dict[int, list[tuple[Borrowed, tuple[int, ...]]]] = {}
         self.uses = _uses(record)
 
     def run(self, track: Callable[[list[Call]], Iterable[Call]]) -> Best:
@@ -124,14 +124,14 @@ class _Pass:
             passed = self._passed(structure, got) if got.terms else None
             if passed is not None:
                 product, way = passed
-                self._arrive(argument, Edge(first, got.value, way), product)
+                self._arrive(argument, Use(first, got.value, way), product)
                 continue
             g = planes[output]
             if g is None:
                 g = planes[output] = fits(self._finish(got), self.kind)
             part, split = self._pulled(structure, g, got.value, argument)
             way = part.plan.way if isinstance(part, Product) else part.way
-            self._arrive(argument, Edge(first, got.value, way, split), part)
+            self._arrive(argument, Use(first, got.value, way, split), part)
         if len(planes) > 1 or planes[0] is None:
             self._leave(call, arrived, planes, covered)
 
@@ -159,11 +159,11 @@ class _Pass:
     def _through(self, got: Arrivals, order: tuple[int, ...]) -> Product:
         """Turn the product that has arrived; the value that it leaves will borrow the winners of where it goes."""
         product = got.terms[0]
-        unused = Unused(got.value.shape, got.winners.edges)
-        self.found.winners[got.value.id] = unused
+        borrowed = Borrowed(got.value.shape, got.winners.edges)
+        self.found.winners[got.value.id] = borrowed
         passed = product.turned(order)
         before = self.owners.pop(id(product), ())
-        self.owners[id(passed)] = [(unused, order), *((u, _after(o, order)) for u, o in before)]
+        self.owners[id(passed)] = [(borrowed, order), *((u, _after(o, order)) for u, o in before)]
         return passed
 
     def _pulled(self, structure: Any, g: Plane, y: Value, x: Value) -> tuple[Pulled | Product, bool]:
@@ -173,7 +173,7 @@ class _Pass:
 
     # ------------------------------------------------------------ arrivals
 
-    def _arrive(self, argument: Value, edge: Edge, part: Pulled | Product) -> None:
+    def _arrive(self, argument: Value, edge: Use, part: Pulled | Product) -> None:
         known = self.pending.get(argument.id)
         if known is None:
             known = self.pending[argument.id] = Arrivals(argument, Winners(argument.shape), self._batch(argument))
@@ -234,8 +234,8 @@ class _Pass:
 
     def _lend(self, part: object, winners: Winners, ordinal: int) -> None:
         """Let values whose product went on to another borrow that one's winners."""
-        for unused, order in self.owners.pop(id(part), ()):
-            unused.borrow(winners, ordinal, order)
+        for borrowed, order in self.owners.pop(id(part), ()):
+            borrowed.borrow(winners, ordinal, order)
 
     def _batch(self, value: Value) -> int:
         return self.labels.count if self.labels is not None and self.labels.free(value) else 1

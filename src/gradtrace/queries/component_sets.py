@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Edge, Unused, Winners
+from ..backward.backpointers import Borrowed, Use, Winners
 from ..backward.best import Best
 from ..jacobians.index_maps import Affine
 from ..kernels import native
@@ -44,7 +44,7 @@ class Sets:
 
     also: int
     plane: Tensor | None = None
-    edge: Edge | None = None
+    edge: Use | None = None
 
     def joined(self, more: Tensor | int) -> Sets:
         """Join sets with others: an integer, or a tensor that broadcasts to the shape."""
@@ -243,7 +243,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
         (edge,) = winners.edges
         source = sets[edge.target.id]
         assert source.plane is not None
-        if isinstance(winners, Unused):  # what chose its scalars is known at the value that its product went on to
+        if isinstance(winners, Borrowed):  # what chose its scalars is known at the value that its product went on to
             there = edge if source.edge is None else _through(edge, source.edge)
             return Sets(source.also, source.plane, there)
         seen = _seen(winners, edge, source, batch)
@@ -262,7 +262,7 @@ def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
     return sources[0].also if alike else None
 
 
-def _through(outer: Edge, inner: Edge) -> Edge:
+def _through(outer: Use, inner: Use) -> Use:
     """Go by strides to a value that has the axes in another order, and from there by another edge."""
     way, then = outer.way, inner.way
     assert isinstance(way, Affine)
@@ -274,10 +274,10 @@ def _through(outer: Edge, inner: Edge) -> Edge:
     tail = then.stride[1:] if inner.split else then.stride
     stride = (*split, *(0 if d is None else tail[d] for d in axes))
     shape = (*then.shape[:1], *way.shape) if inner.split else way.shape
-    return Edge(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
+    return Use(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
 
 
-def _seen(winners: Winners, edge: Edge, source: Sets, batch: int) -> Tensor | None:
+def _seen(winners: Winners, edge: Use, source: Sets, batch: int) -> Tensor | None:
     """See the consumer's sets through the way, where that takes strides alone."""
     way, plane = edge.way, source.plane
     if plane is None or source.edge is not None or not isinstance(way, Affine) or way.stored or edge.split:
@@ -326,7 +326,7 @@ def _row(plane: Tensor | None, row: int) -> Tensor | None:
     return None if plane is None else plane[row if len(plane) > 1 else 0]
 
 
-def _source(winners: Winners, edge: Edge, sets: Sets, row: int) -> native.Source:
+def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
     """Say where one edge's sets are read."""
     shape = winners.shape
     if sets.plane is None:
@@ -342,7 +342,7 @@ def _source(winners: Winners, edge: Edge, sets: Sets, row: int) -> native.Source
     return native.Source(plane, sets.also, way.offset, way.step, table, list(way.stride))
 
 
-def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) -> native.Source:
+def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
     """Read sets through a way that no strides describe: look every scalar's place up first."""
     numel = prod(winners.shape)
     positions = torch.arange(numel)
@@ -352,7 +352,7 @@ def _tabled(winners: Winners, edge: Edge, plane: Tensor, also: int, row: int) ->
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))
 
 
-def _on(edge: Edge, shape: tuple[int, ...], row: int) -> Affine | None:
+def _on(edge: Use, shape: tuple[int, ...], row: int) -> Affine | None:
     """Give an edge's way by strides on the axes of a value, for one row; None where it is of another kind."""
     way = edge.way
     if not isinstance(way, Affine):

@@ -39,7 +39,7 @@ class FlowRow:
 
 
 @dataclass(frozen=True)
-class Edge:
+class FlowEdge:
     """How many traces step from one operator call, or leaf, to the next.
 
     Attributes:
@@ -76,7 +76,7 @@ class Flow:
     total: float
     calls: tuple[FlowRow, ...]
     links: tuple[Link, ...]
-    edges: tuple[Edge, ...] = ()
+    edges: tuple[FlowEdge, ...] = ()
     unit: float = 0.0
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -180,7 +180,7 @@ def _flow(stream: _Stream, column: int, unit: float) -> Flow:
         for c, n in zip(calls, through, strict=True)
         if n
     )
-    edges = tuple(Edge(s, t, float(n[column])) for (s, t), n in stream.edges.items() if n[column])
+    edges = tuple(FlowEdge(s, t, float(n[column])) for (s, t), n in stream.edges.items() if n[column])
     links: dict[tuple[str, str], float] = {}
     for edge in edges:
         ends = edge.source if isinstance(edge.source, str) else calls[edge.source].module, calls[edge.target].module

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Unused, pick
+from ..backward.backpointers import Borrowed, pick
 from ..backward.best import Best, OutOfRange, best
 from ..backward.example_labels import Labels
 from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
@@ -61,7 +61,7 @@ class Forest:
     def pointer(self, value: Value, row: int, flat: int) -> int:
         """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
         compact = self.compact.winners.get(value.id) if self.compact is not None else None
-        if compact is not None and (not isinstance(compact, Unused) or compact.knows(row, flat)):
+        if compact is not None and (not isinstance(compact, Borrowed) or compact.knows(row, flat)):
             return int(compact.pointers(row, torch.tensor([flat])))
         winners = self.winners[value.id]
         return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])

@@ -32,7 +32,7 @@ class Answerable(Protocol):
     """The part of a `Trace` that answers read."""
 
     tape: Any
-    loss: Value
+    root: Value
 
     @property
     def strength(self) -> Mapping[Any, Tensor]:
@@ -85,7 +85,7 @@ def _numbers(trace: Answerable, leaves: Sequence[Value], asked: Sequence[Family]
     for log2 in (True, False):
         chosen = [n for n, k in enumerate(asked) if in_parts(k) != log2 and not is_topk(k)]
         if chosen:
-            found = ask(trace.tape.record, trace.loss, leaves, [asked[n] for n in chosen], log2=log2)
+            found = ask(trace.tape.record, trace.root, leaves, [asked[n] for n in chosen], log2=log2)
             for n, numbers in zip(chosen, found, strict=True):
                 out[n] = numbers
     return out

@@ -34,7 +34,7 @@ MOST_COMPONENTS = 40
 class Traced(Answerable, Protocol):
     """The part of a `Trace` that a report reads."""
 
-    number: float
+    loss: float
     certificate: Certificate | None
 
     @property
@@ -91,7 +91,7 @@ class Question:
 def graph_of(trace: Traced) -> dict[str, Any]:
     """Describe the recording: operator calls that lead to the loss, parameters, and how both fold."""
     record = trace.tape.record
-    calls, leaves = record.before(trace.loss), list(record.leaves.values())
+    calls, leaves = record.before(trace.root), list(record.leaves.values())
     tree = call_tree(calls, links_between(calls))
     return {
         "calls": {
@@ -138,7 +138,7 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
     return {
-        "loss": trace.number,
+        "loss": trace.loss,
         "influence": [
             {"of": group, "kind": kind} | asdict(row)
             for group, of in groups.items()
@@ -211,7 +211,7 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
 
 def default_components(trace: Traced) -> list[str]:
     """Choose the modules that the picture shows at first, and what repeats inside them, as globs."""
-    calls = trace.tape.record.before(trace.loss)
+    calls = trace.tape.record.before(trace.root)
     tree = call_tree(calls, links_between(calls))
     shown = [tree.nodes[n] for n in cut(tree, open_at_first(tree))]
     names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in shown if n.kind == "module"))

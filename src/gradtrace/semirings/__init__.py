@@ -1,6 +1,6 @@
 """The family: every question that one reverse pass answers, and `named`, which finds each by its name.
 
-    Sum, AbsSum, Max, Count     in `gradtrace.semiring`
+    Sum, AbsSum, Max, Count     one number a scalar (base)
     Power(p), Entropy           one number a scalar
     TopK(k), SignedMax          several paths a scalar, with backpointers
     Graded(…), Through(…)       another semiring's value, split by the components that paths cross
@@ -32,6 +32,7 @@ __all__ = [
     "Graded",
     "Max",
     "Power",
+    "Semiring",
     "SignedMax",
     "Sum",
     "Through",
