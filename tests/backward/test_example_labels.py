@@ -437,11 +437,11 @@ def test_examples_that_the_loss_does_not_depend_on_are_an_error():
         tape.trace(loss).influence(per_example=True)
 
 
-def test_examples_that_get_lost_in_integer_operators_say_what_to_give():
+def test_examples_that_get_lost_on_the_way_say_what_to_give():
     model, words = nn.Sequential(nn.Linear(WORDS, 2)).double(), _words()
-    hot = F.one_hot(words, WORDS).double()
+    hot = torch.tensor(F.one_hot(words, WORDS).tolist(), **F64)  # made by Python: nobody saw what of
     with record(model, examples=words) as tape:
-        loss = model(F.one_hot(words, WORDS).double()).square().sum()
+        loss = model(hot).square().sum()
     with pytest.raises(GradtraceError, match="give the tensors made from them"):
         tape.trace(loss).influence()
     with record(model, examples=hot) as tape:

@@ -238,7 +238,7 @@ class _Pass:
             borrowed.borrow(winners, ordinal, order)
 
     def _batch(self, value: Value) -> int:
-        return self.labels.count if self.labels is not None and self.labels.free(value) else 1
+        return self.labels.batch(value) if self.labels is not None else 1
 
     # ------------------------------------------------------------ leaving
 

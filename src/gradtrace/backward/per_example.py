@@ -21,32 +21,46 @@ from ..kernels.reference import each, pull
 from ..kernels.shared_exponent import Plane, Pulled
 from ..recording.record import Value
 from ..semirings.base import Carrier, Element
-from .example_labels import UNKNOWN, Labels, refit
+from .example_labels import Labels
+from .label_pushes import refit
 
 
 def pull_by_example(structure: Structure, carrier: Carrier, g: Element, y: Value, x: Value, labels: Labels) -> Element:
-    """Carry elements from a result to an argument, keeping examples apart where the argument is free."""
-    label = labels.of.get(y.id)
-    if not labels.free(x) or label is None:
+    """Carry elements from a result to an argument, keeping examples apart where the argument is apart."""
+    batch = labels.batch(x)
+    if batch == labels.batch(y):
         return pull(structure, carrier, g)
-    if not isinstance(label, Tensor):
-        out = pull(structure, carrier, g)
-        return each(out, lambda p: p.expand(labels.count, *p.shape[1:]))
+    label = labels.of.get(y.id)
+    assert batch > 1
+    if isinstance(label, Tensor):
+        out = _split(structure, carrier, g, y, label, labels.count)
+    else:
+        out = each(pull(structure, carrier, g), lambda p: p.expand(labels.count, *p.shape[1:]))
+    own = labels.mask(x)
+    return out if own is None else _masked(carrier, each(out, lambda p: p.reshape(batch, *x.shape)), own)
+
+
+def _masked(carrier: Carrier, g: Element, own: Tensor) -> Element:
+    """Keep the elements that are each example's own; the rest is zero."""
+    zero = carrier.zero((), g)
+    return tuple(torch.where(own, p, z) for p, z in zip(g, zero, strict=True))
+
+
+def _split(structure: Structure, carrier: Carrier, g: Element, y: Value, label: Tensor, count: int) -> Element:
+    """Tell apart, on the way to an argument, what belongs to each example in the result."""
     if isinstance(structure, Convolved):
-        shape = (labels.count, *structure.x_shape)
-        parts = [pull_by_example(part, carrier, g, y, x, labels) for part in structure.parts()]
+        shape = (count, *structure.x_shape)
+        parts = [_split(part, carrier, g, y, label, count) for part in structure.parts()]
         return reduce(carrier.plus, [each(part, lambda p: p.reshape(shape)) for part in parts])
     if isinstance(structure, Gather):
-        return _gather_split(structure, carrier, g, label.expand(y.shape), labels.count)
+        return _gather_split(structure, carrier, g, label.expand(y.shape), count)
     if isinstance(structure, Contraction):
-        found = divide(structure, refit(label, y.shape, structure.y_shape), labels.count)
+        found = divide(structure, refit(label, y.shape, structure.y_shape), count)
         if found is not None:
             out = pull(found.contraction, carrier, each(g, lambda p: found.ordered(p, structure.y_shape)))
             return each(out, lambda p: p.squeeze(0))
-    apart = (torch.arange(labels.count).reshape(-1, *[1] * len(y.shape)) == label) | (label == UNKNOWN)
-    zero = carrier.zero((), g)
-    g = tuple(torch.where(apart, p, z) for p, z in zip(g, zero, strict=True))
-    return pull(structure, carrier, g)
+    own = torch.arange(count).reshape(-1, *[1] * len(y.shape)) == label
+    return pull(structure, carrier, _masked(carrier, g, own))
 
 
 def _gather_split(s: Gather, carrier: Carrier, g: Element, label: Tensor, count: int) -> Element:
@@ -55,7 +69,7 @@ def _gather_split(s: Gather, carrier: Carrier, g: Element, label: Tensor, count:
 
     def index() -> Tensor:
         flat = s.scalars().reshape(label.shape)
-        return torch.where(flat >= 0, flat + label * numel, -1)
+        return torch.where((flat >= 0) & (label >= 0), flat + label * numel, -1)
 
     out = pull(Gather(index, s.y_shape, (count * numel,)), carrier, g)
     return each(out, lambda p: p.reshape(count, *s.x_shape))
@@ -89,7 +103,7 @@ def divide(s: Contraction, label: Tensor, count: int) -> Division | None:
     """Split the one merged axis along which examples differ into (example, rest); None if there isn't one."""
     axes = [d for d in range(label.dim()) if label.shape[d] > 1]
     axis = axes[0] if axes else next((d for d, c in enumerate(s.y) if c not in s.x and count == 1), None)
-    if len(axes) > 1 or axis is None or s.y[axis] in s.x or bool((label == UNKNOWN).any()):
+    if len(axes) > 1 or axis is None or s.y[axis] in s.x or bool((label < 0).any()):
         return None
     vector = label.flatten() if axes else label.new_zeros(s.y_shape[axis])
     sizes = torch.bincount(vector, minlength=count)
@@ -117,26 +131,42 @@ def plane_by_example(
     structure: Structure, g: Plane, y: Value, x: Value, labels: Labels
 ) -> tuple[Pulled | Product, bool]:
     """The same for the planes of the compiled kernels: (what the argument gets, whether examples were told apart)."""
-    label = labels.of.get(y.id)
-    if not labels.free(x) or label is None:
+    if labels.batch(x) == labels.batch(y):
         return fast_pull(structure, g), False
-    if not isinstance(label, Tensor):
-        out = fast_pull(structure, g)
-        return out.realise() if isinstance(out, Product) else out, False
+    label, own = labels.of.get(y.id), labels.mask(x)
+    if isinstance(label, Tensor):
+        out, split = _plane_split(structure, g, y, label, labels.count)
+    else:
+        out, split = fast_pull(structure, g), False
+        out = out.realise() if isinstance(out, Product) else out
+    return (out, split) if own is None else (_plane_masked(out, own, labels.count, x), split)
+
+
+def _plane_masked(part: Pulled | Product, own: Tensor, count: int, x: Value) -> Pulled:
+    """Keep what is each example's own."""
+    part = part.realise() if isinstance(part, Product) else part
+    part = part.laid_out((len(part.plane.data) if part.window is not None else count, *x.shape))
+    plane = part.plane
+    data = torch.where(own, plane.data.reshape(-1, *x.shape), 0)
+    raw = None if part.raw is None else part.raw.reshape(-1, *x.shape)
+    return Pulled(Plane(data, plane.exponent, plane.high, plane.low, owned=True), raw, part.way)
+
+
+def _plane_split(structure: Structure, g: Plane, y: Value, label: Tensor, count: int) -> tuple[Pulled | Product, bool]:
+    """Tell apart, on the way to an argument, what belongs to each example in the result."""
     if isinstance(structure, Convolved) and len(structure.parts()) == 1:
         (structure,) = structure.parts()
     if isinstance(structure, Gather):
-        rows = _rows_apart(structure, label.expand(y.shape), labels.count)
+        rows = _rows_apart(structure, label.expand(y.shape), count)
         if rows is not None:
-            return _unstacked(fast_pull(rows, g), (labels.count, *structure.x_shape)), True
+            return _unstacked(fast_pull(rows, g), (count, *structure.x_shape)), True
     if isinstance(structure, Contraction):
-        found = divide(structure, refit(label, y.shape, structure.y_shape), labels.count)
+        found = divide(structure, refit(label, y.shape, structure.y_shape), count)
         if found is not None:
             data = found.ordered(g.data, structure.y_shape)
             part = fast_pull(found.contraction, Plane(data, g.exponent, g.high, g.low))
-            return _in_order(part, found, structure.y_shape, labels.count), True
-    mask = (torch.arange(labels.count).reshape(-1, *[1] * len(y.shape)) == label) | (label == UNKNOWN)
-    data = torch.where(mask, g.data, 0)
+            return _in_order(part, found, structure.y_shape, count), True
+    data = torch.where(torch.arange(count).reshape(-1, *[1] * len(y.shape)) == label, g.data, 0)
     out = fast_pull(structure, Plane(data, g.exponent, g.high, g.low))
     return out.realise() if isinstance(out, Product) else out, False
 
@@ -168,6 +198,6 @@ def _rows_apart(s: Gather, label: Tensor, count: int) -> Gather | None:
 
     def index() -> Tensor:
         flat = s.index().reshape(-1)
-        return torch.where(flat >= 0, flat + rows * size, -1)
+        return torch.where((flat >= 0) & (rows >= 0), flat + rows * size, -1)
 
     return Gather(index, s.y_shape, (count * size, s.width), s.width)

@@ -172,7 +172,7 @@ def _propagate(
         part = (
             pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
         )
-        batch = labels.count if labels is not None and labels.free(argument) else 1
+        batch = labels.batch(argument) if labels is not None else 1
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
         part = part if enter is None else enter(part, argument, call)
         if known is not None:

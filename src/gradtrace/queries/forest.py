@@ -55,8 +55,7 @@ class Forest:
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
-        free = self.labels is not None and self.labels.free(value)
-        return self.labels.count if free and self.labels is not None else 1
+        return self.labels.batch(value) if self.labels is not None else 1
 
     def pointer(self, value: Value, row: int, flat: int) -> int:
         """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
@@ -144,7 +143,7 @@ def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> F
 
 
 def _nowhere(labels: Labels | None, value: Value) -> Tensor:
-    batch = labels.count if labels is not None and labels.free(value) else 1
+    batch = labels.batch(value) if labels is not None else 1
     return torch.full((batch, *value.shape), -torch.inf, dtype=torch.float64)
 
 

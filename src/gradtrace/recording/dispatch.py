@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _autograd  # type: ignore[attr-defined]
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
+from .constants import Constants, version_of
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
+from .layouts import Layout
+from .process_state import attention_in_parts, pushed
 from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
 from .storage import disjoint, layout_of
@@ -109,7 +111,12 @@ def operator(op: Any) -> Operator:
 
 @dataclass(slots=True)
 class Event:
-    """One operator call on its way to the record: its tensors, and those that it writes to, before it runs."""
+    """One operator call on its way to the record: its tensors, and those that it writes to, before it runs.
+
+    Attributes:
+        values: of its tensors, where autograd follows the call; `inputs` hold them.
+        marks: its arguments as those of a constant, where one of them says something about examples.
+    """
 
     known: Operator
     args: tuple[Any, ...]
@@ -117,8 +124,13 @@ class Event:
     tensors: list[Tensor]
     written: Sequence[Tensor]
     values: Sequence[Value | None] = ()
-    inputs: tuple[Input, ...] = ()  # none: the call is not recorded
-    followed: bool = False  # whether autograd follows it
+    inputs: tuple[Input, ...] = ()
+    marks: tuple[Input, ...] = ()
+
+    @property
+    def followed(self) -> bool:
+        """Whether autograd follows it, and it is recorded."""
+        return bool(self.inputs)
 
 
 class Capture(TorchDispatchMode):
@@ -136,33 +148,31 @@ class Capture(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.record = record
-        self.values = Values(record, examples)
+        self.values = Values(record)
+        self.constants = Constants(record, self.values, examples) if examples else None
         self.scopes = Scopes(model)
         self._saved: dict[int, list[Saved]] = {}
-        self._backends = True, True
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
             self.values.name(name, tensor)
+            refuse_wrappers((tensor,), f"the parameter {name!r}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Record inside the block; restore every mode, hook and backend flag at its end."""
+        """Record inside the block; nothing of the process is changed after its end, however it ends."""
         with ExitStack() as stack:
-            self._backends = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-            stack.callback(_set_backends, *self._backends)
-            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            _set_backends(self._backends[0], False)
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(attention_in_parts())
             stack.enter_context(self.scopes.watching())
             stack.callback(self._close)
-            stack.enter_context(self)
+            stack.enter_context(pushed(self))
             yield
 
     def _close(self) -> None:
         self.values.open = False
         self._saved.clear()
+        if self.constants is not None:
+            self.constants.close()
         take_small_apart(self.record)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -170,14 +180,18 @@ class Capture(TorchDispatchMode):
         # everything from here to the end of this class runs at every operator call: no generators, few functions
         del types
         known, kwargs = operator(func), kwargs or {}
+        if not self.values.open:  # the block was left in another thread, whose stack this is not
+            return known.func(*args, **kwargs)
         event = self._event(known, args, kwargs)
         if event.written:
             self._keep(event.written)
-        result = self._run(known.func, args, kwargs)
-        if event.inputs:
-            self._record(event, [result] if isinstance(result, Tensor) else list(flat_tensors(result)))
-        elif not torch.is_grad_enabled():
-            self._note_unfollowed(result)
+        result = known.func(*args, **kwargs)
+        outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
+        call = self._record(event, outputs) if event.inputs else None
+        if self.constants is not None:
+            self._note_constants(event, outputs, call, self.constants)
+        if call is None and not torch.is_grad_enabled():
+            self._note_unfollowed(outputs)
         return result
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
@@ -186,34 +200,24 @@ class Capture(TorchDispatchMode):
         template = tuple(_template(args, tensors))
         keywords = dict(zip(kwargs, _template(kwargs.values(), tensors), strict=True)) if kwargs else {}
         event = Event(known, template, keywords, tensors, _written(known, args, kwargs) if known.written else ())
-        grad, labelled = torch.is_grad_enabled(), self.record.examples is not None
-        if not (labelled or (grad and any(map(_requires_grad, tensors)))):
-            return event
-        if not all(map(_is_dense, tensors)):
-            if grad and any(map(_requires_grad, tensors)):
-                raise Unsupported(f"{known.name} works on sparse or nested tensors: gradtrace follows dense ones only")
-        elif grad and not labelled and known.base == "detach":
-            for tensor in tensors:  # no call, but it tells that autograd follows what is detached
-                self.values.seen(tensor)
-        else:
-            self._look_up(event, grad)
+        if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
+            refuse_wrappers(tensors, f"an argument of {known.name}")
+            if known.base == "detach":
+                for tensor in tensors:  # no call, but it tells that autograd follows what is detached
+                    self.values.seen(tensor)
+            else:
+                self._look_up(event)
+        if self.constants is not None:
+            self._mark(event, self.constants)
         return event
 
-    def _look_up(self, event: Event, grad: bool) -> None:
-        """Find the values of a call's arguments; if there are any, save the arguments."""
+    def _look_up(self, event: Event) -> None:
+        """Find the values of the arguments of a call that autograd follows, and save the arguments."""
         layouts = list(map(layout_of, event.tensors))
-        if grad:
-            event.values = values = list(map(self.values.lookup, event.tensors, layouts))
-        else:
-            find = self.values
-            event.values = values = [find.seen(t) if t.requires_grad else find.lookup(t) for t in event.tensors]
-        if values.count(None) == len(values):
-            return
-        # what is overwritten by constants is still a result that autograd follows, with nothing behind it
-        event.followed = grad and any(v is not None and v.differentiable for v in values)
+        event.values = values = list(map(self.values.lookup, event.tensors, layouts))
         if event.known.view:
             saved: Iterable[Saved | Again | None] = repeat(None)
-        elif event.known.needless and event.followed:
+        elif event.known.needless:
             saved = map(self._save_if_needed, event.tensors, values)
         else:
             saved = map(self._save, event.tensors)
@@ -225,6 +229,24 @@ class Capture(TorchDispatchMode):
                 for v, at, t, s in zip(values, layouts, event.tensors, saved)  # noqa: B905
             ]
         )
+
+    def _mark(self, event: Event, constants: Constants) -> None:
+        """Find what a call's arguments say about examples, and save those that are not saved yet."""
+        tensors, skipped = event.tensors, 1 if event.known.overwrites else 0
+        marks = [constants.lookup(t) if n >= skipped and _is_plain(t) else None for n, t in enumerate(tensors)]
+        if marks.count(None) == len(marks):
+            return
+        for given, mark in zip(event.inputs, marks, strict=False):
+            given.constant = mark if given.value is None else None
+        saved = [given.saved for given in event.inputs] or list(map(self._save_mark, repeat(event.known), tensors))
+        layouts = (layout_of(t) if _is_dense(t) else Layout(tuple(t.shape), (), 0) for t in tensors)
+        event.marks = tuple(
+            Input(mark, *at, t.dtype, t.device, kept)
+            for mark, at, t, kept in zip(marks, layouts, tensors, saved, strict=True)
+        )
+
+    def _save_mark(self, known: Operator, tensor: Tensor) -> Saved | None:
+        return self._save(tensor) if _is_plain(tensor) and not known.view else None
 
     def _save_if_needed(self, tensor: Tensor, value: Value | None) -> Saved | Again:
         """Save what cannot be computed again."""
@@ -254,32 +276,20 @@ class Capture(TorchDispatchMode):
             if apart:
                 self._saved[key] = apart
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run an operator on the user's own backends: what recording wants in parts (cuDNN's LSTM) comes in parts."""
-        _set_backends(*self._backends)
-        try:
-            return func(*args, **kwargs)
-        finally:
-            _set_backends(self._backends[0], False)
-
-    def _note_unfollowed(self, result: Any) -> None:
+    def _note_unfollowed(self, outputs: list[Tensor | None]) -> None:
         """Note where a custom function may have made its result: its own operators run without grad."""
         where = self.scopes.here(), source_line()
-        for tensor in flat_tensors(result):
+        for tensor in outputs:
             if tensor is not None and _is_dense(tensor):
                 self.values.made(tensor, where)
 
-    def _record(self, event: Event, outputs: list[Tensor | None]) -> None:
-        """Write a call that has run to the record, with a value for each result."""
+    def _record(self, event: Event, outputs: list[Tensor | None]) -> Call:
+        """Write a call that has run to the record, with a value for each result that autograd follows."""
         known, calls = event.known, self.record.calls
-        if event.followed and event.written:
+        if event.written:
             _refuse_hidden_writes(event, outputs)
-        scopes, source = self.scopes.here(), source_line()
-        call = Call(
-            len(calls), known.func, known.name, known.base, event.inputs, event.args, event.kwargs, scopes, source
-        )
-        call.written = _written_positions(event)
-        if known.draws or (known.kept and event.followed):
+        call = self._call(event, event.inputs, len(calls))
+        if known.draws or known.kept:
             call.results = self._results(event, outputs)
         values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
         for number, out in enumerate(outputs):
@@ -293,6 +303,49 @@ class Capture(TorchDispatchMode):
         if known.base == LSTM:
             note(self.record, call)
         calls.append(call)
+        return call
+
+    def _call(self, event: Event, inputs: tuple[Input, ...], index: int) -> Call:
+        known, scopes, source = event.known, self.scopes.here(), source_line()
+        call = Call(index, known.func, known.name, known.base, inputs, event.args, event.kwargs, scopes, source)
+        call.written = _written_positions(event)
+        return call
+
+    def _note_constants(
+        self, event: Event, outputs: list[Tensor | None], call: Call | None, constants: Constants
+    ) -> None:
+        """Write a call to the record's constants, with a value for each result that autograd does not follow."""
+        if not event.marks:
+            for tensor in filter(_is_plain, event.written):  # with what says nothing about examples
+                constants.wipe(tensor)
+            return
+        followed = {n for n, y in enumerate(call.outputs) if y is not None} if call is not None else ()
+        values = [
+            None if out is None or number in followed else self._constant(out, event, constants)
+            for number, out in enumerate(outputs)
+        ]
+        if values.count(None) == len(values):
+            return
+        made = self._call(event, event.marks, len(self.record.constants))
+        made.results = self._results(event, outputs) if event.known.draws else ()
+        made.gives_complex = any(out is not None and out.is_complex() for out in outputs)
+        made.outputs = tuple(values)
+        for value in filter(None, values):
+            value.call = made
+        self.record.constants.append(made)
+
+    def _constant(self, out: Tensor, event: Event, constants: Constants) -> Value | None:
+        """Make the constant of a result."""
+        # written to under no_grad: autograd does not notice, the value stays what it was
+        if out.requires_grad or not _is_plain(out):
+            return None
+        value = self.record.value(out, differentiable=False)
+        written = bool(event.written) and _among(out, event.written)
+        view = not written and _shares(out, list(filter(_is_plain, event.tensors)))
+        # inside a dispatch a view has a version of its own still, and what is written to its old one
+        version = version_of(event.tensors[0]) if view and event.known.view else version_of(out) + written
+        constants.note(out, value, writes=not view, version=version)
+        return value
 
     def _results(self, event: Event, outputs: list[Tensor | None]) -> tuple[Saved | None, ...]:
         """Save random numbers, since running an operator again would draw again, and what autograd saves too."""
@@ -303,17 +356,14 @@ class Capture(TorchDispatchMode):
         )
 
     def _result(self, out: Tensor, event: Event) -> Value | None:
-        """Make the value of a result; None where neither autograd nor example labels go on."""
+        """Make the value of a result; None where autograd does not go on."""
         if not _is_dense(out):
             raise Unsupported(f"{event.known.name} gives a sparse or nested tensor: gradtrace follows dense ones only")
-        written = bool(event.written) and _among(out, event.written)
         kind = out.dtype
-        differentiable = event.followed and event.known.base != "detach" and (kind.is_floating_point or kind.is_complex)
-        # written to under no_grad: autograd does not notice, the value stays what it was
-        unnoticed = written and out.requires_grad and not torch.is_grad_enabled()
-        if unnoticed or not (differentiable or self.record.examples is not None):
+        if not (kind.is_floating_point or kind.is_complex):
             return None
-        value = self.record.value(out, differentiable=differentiable)
+        value = self.record.value(out)
+        written = bool(event.written) and _among(out, event.written)
         self.values.place(out, value, writes=written or not _shares(out, event.tensors))
         return value
 
@@ -332,18 +382,40 @@ def _depth(event: Event) -> int | None:
     return deepest + 1
 
 
-def _set_backends(mkldnn: bool, cudnn: bool) -> None:
-    # torch.backends' own setters warn, touch more than this flag, or refuse under some test suites
-    torch._C._set_mkldnn_enabled(mkldnn)
-    torch._C._set_cudnn_enabled(cudnn)
-
-
 _requires_grad = attrgetter("requires_grad")
 _DENSE = torch.strided
 
 
 def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout is _DENSE and not tensor.is_nested
+
+
+@cache
+def _wraps(kind: type) -> bool:
+    """Tell whether a class has operators of its own, around tensors of which PyTorch's kernels see nothing."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return _is_dense(tensor) and not _wraps(type(tensor))
+
+
+def refuse_wrappers(tensors: Sequence[Tensor], what: str) -> None:
+    """Refuse what is no ordinary dense tensor.
+
+    Raises:
+        Unsupported: names the class, and says what to do.
+    """
+    for tensor in tensors:
+        if _wraps(type(tensor)):
+            raise Unsupported(
+                f"{what} is a {type(tensor).__name__}, a subclass of torch.Tensor with operators of its own: record "
+                "the model on the plain tensors inside it (of a DTensor: full_tensor() or to_local())"
+            )
+        if not _is_dense(tensor):
+            raise Unsupported(f"{what} is sparse or nested: gradtrace follows dense tensors only")
+        if tensor.is_meta:
+            raise Unsupported(f"{what} is on the meta device, which has no numbers: move the model to a real one")
 
 
 def _among(tensor: Tensor, tensors: Sequence[Tensor | None]) -> bool:

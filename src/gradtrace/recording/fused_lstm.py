@@ -83,11 +83,16 @@ def take_small_apart(record: Record) -> None:
 
 
 class _Operand(NamedTuple):
-    """A tensor inside a layer: its value (None: not followed), where it lies, and its data where that is kept."""
+    """A tensor inside a layer: its value (None: not followed), where it lies, and its data where that is kept.
+
+    Attributes:
+        constant: what it is among the record's constants.
+    """
 
     value: Value | None
     at: Layout
     saved: Saved | None
+    constant: Value | None = None
 
     @property
     def data(self) -> Tensor:
@@ -125,7 +130,7 @@ class _Writer:
         """Give an argument of the fused call."""
         x = self._fused.inputs[position]
         assert isinstance(x.saved, Saved)
-        return _Operand(x.value, Layout(x.shape, x.stride, x.offset), x.saved)
+        return _Operand(x.value, Layout(x.shape, x.stride, x.offset), x.saved, x.constant)
 
     def __call__(
         self,
@@ -163,11 +168,11 @@ class _Writer:
         self, operator: _Operator, inputs: Sequence[_Operand], values: list[Value], args: tuple[Any, ...]
     ) -> Call:
         given, depth = [], 1
-        for value, at, saved in inputs:
+        for value, at, saved, constant in inputs:
             kept: Saved | Again | None = saved
             if saved is None and value is not None:
                 kept, depth = Again(value), max(depth, 1 + (value.depth or 0))
-            given.append(Input(value, *at, self._kind, self._device, kept))
+            given.append(Input(value, *at, self._kind, self._device, kept, constant))
         of = self._fused
         call = Call(0, *operator, tuple(given), args or _SLOTS[: len(given)], {}, of.scopes, of.source)
         call.outputs = tuple(values)

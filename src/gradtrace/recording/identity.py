@@ -1,13 +1,13 @@
-"""Values: which tensor at which moment a tensor of the program stands for.
+"""Values: which tensor at which moment a tensor that autograd follows stands for.
 
 A leaf is known by its identity, the result of a custom function by its autograd node, everything else by where it
-lies in which storage (a storage is a cell, see `storage`). What autograd does not follow has no value: the
-tensors themselves say so (`requires_grad`, `is_leaf`).
+lies in which storage (a storage is a cell, see `storage`) and, where several lie there alike, by autograd's node and
+the number of its result. What autograd does not follow has no value here: the tensors themselves say so
+(`requires_grad`, `is_leaf`). What belongs to which example is kept apart, in `constants`.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +18,7 @@ from ..errors import NotOnTape, Unsupported
 from .autograd_functions import CustomFunction, CustomNode, name_of, refuse_reentrant
 from .layouts import Layout
 from .record import Call, Input, Record, Saved, Scope, Slot, Value
-from .scopes import source_line
-from .storage import Cell, alias, disjoint, layout_of, overlay
+from .storage import Cell, cell_of, disjoint, layout_of, read
 
 
 class Values:
@@ -27,27 +26,19 @@ class Values:
 
     Args:
         record: where leaves, and the calls that read a storage after writes, are added.
-        examples: tensors whose first dimension enumerates the examples.
     """
 
-    def __init__(self, record: Record, examples: Sequence[Tensor]) -> None:
+    def __init__(self, record: Record) -> None:
         self.record = record
         self.leaves: dict[int, tuple[Tensor, Value]] = {}
         self.open = True  # whether new leaves and functions may appear
-        self._cells: dict[tuple[int, bool], Cell] = {}
+        # is told of leaves and of custom functions' results, which may hold constants: `x.clone().requires_grad_()`
+        self.told: Callable[[Tensor, Value], None] = lambda tensor, value: None
+        self._cells: dict[int, Cell] = {}
         self._customs: dict[Any, Call] = {}
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
-        self._examples = list(examples)  # alive as long as their cells are looked up
-        for tensor in examples:
-            record.example_values.append(self._example(tensor))
-            record.examples = tensor.shape[0]
-
-    def _example(self, tensor: Tensor) -> Value:
-        if tensor.requires_grad and tensor.is_leaf:
-            return self.leaf(tensor)
-        value = self.record.value(tensor, differentiable=False)
-        self._cell(tensor, followed=False).write(layout_of(tensor), value)
-        return value
+        self._nodes: dict[tuple[int, int], Value] = {}
+        self._indexed = 0  # how many calls' results are among them
 
     def name(self, name: str, tensor: Tensor) -> None:
         """Give a leaf its name; a second name of a tied parameter becomes an alias."""
@@ -80,16 +71,12 @@ class Values:
             known[1].data, known[1].depth = Saved(tensor), 0
             self.leaves[id(tensor)] = known
             self.record.leaves[name] = known[1]
+            self.told(tensor, known[1])
         return known[1]
 
-    def _cell(self, tensor: Tensor, *, followed: bool) -> Cell:
-        """Find a storage's cell: one for what autograd follows, one for the rest, which autograd keeps apart too."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata, followed
-        cell = self._cells.get(key)
-        if cell is None or cell.ref() is not storage:
-            cell = self._cells[key] = Cell(weakref.ref(storage))
-        return cell
+    def _cell(self, tensor: Tensor) -> Cell:
+        """Find a storage's cell."""
+        return cell_of(self._cells, tensor)
 
     def lookup(self, tensor: Tensor, at: Layout | None = None) -> Value | None:
         """Find the value that a tensor stands for at this moment; None if autograd does not follow it.
@@ -101,36 +88,35 @@ class Values:
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        followed = tensor.requires_grad
-        if not followed and self.record.examples is None:
+        if not tensor.requires_grad:
             return None
-        if followed and tensor.is_leaf:
-            value = self.leaf(tensor)
-        else:
-            value = self._find(tensor, at or layout_of(tensor), followed)
-        if value is not None and followed:
-            value.confirmed = True
+        value = self.leaf(tensor) if tensor.is_leaf else self._find(tensor, at or layout_of(tensor))
+        value.confirmed = True
         return value
 
-    def _find(self, tensor: Tensor, at: Layout, followed: bool) -> Value | None:
+    def _find(self, tensor: Tensor, at: Layout) -> Value:
         node = tensor.grad_fn
         if isinstance(node, CustomNode):
             return self._custom(tensor, node)
-        cell = self._cell(tensor, followed=followed)
-        found = cell.views.get(at, ())
-        if len(found) == 1:
-            return found[0]
-        if found:
-            seq = node._sequence_nr() if node is not None else -1
-            return next((v for v in found if v.seq == seq), found[0])
-        if any(not disjoint(at, a) for a, _ in cell.writes) or (cell.writes and tensor.numel() == 0):
+        cell = self._cell(tensor)
+        found = _told_apart(tensor, cell.views.get(at, ()))
+        if found is not None:
+            return found
+        if cell.touches(at) or (cell.writes and tensor.numel() == 0):
             return self._alias(tensor, cell, at)
-        if followed:
-            raise NotOnTape(_unseen(tensor))
-        return None
+        raise NotOnTape(_unseen(tensor))
+
+    def peek(self, tensor: Tensor) -> Value | None:
+        """Find the value of a tensor that autograd follows without changing anything; None if that takes a new call."""
+        if tensor.is_leaf:
+            return self.leaves[id(tensor)][1] if id(tensor) in self.leaves else None
+        node = tensor.grad_fn
+        if isinstance(node, CustomNode):
+            return _result(self._customs[node], tensor.output_nr) if node in self._customs else None
+        return _told_apart(tensor, self._cell(tensor).views.get(layout_of(tensor), ()))
 
     def seen(self, tensor: Tensor) -> Value | None:
-        """Find a value under no_grad, for its example labels only; None if there is none."""
+        """Find the value of a tensor that is being detached; None if there is none."""
         if tensor.requires_grad and tensor.is_leaf:  # perhaps no leaf at all: views made under no_grad say so too
             return self.leaves[id(tensor)][1] if id(tensor) in self.leaves else None
         try:
@@ -151,7 +137,9 @@ class Values:
         call = self._customs[node]
         assert isinstance(call.op, CustomFunction)
         call.op.results[tensor.output_nr] = tensor.detach()
-        return _result(call, tensor.output_nr)
+        value = _result(call, tensor.output_nr)
+        self.told(tensor, value)
+        return value
 
     def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
         refuse_reentrant(node)
@@ -174,48 +162,22 @@ class Values:
             return self.leaf(node.variable)
         if node in self._customs:
             return _result(self._customs[node], number)
-        seq = node._sequence_nr()
-        for call in reversed(self.record.calls):
-            for value in call.outputs:
-                if value is not None and (value.seq, value.number) == (seq, number):
-                    return value
+        for call in self.record.calls[self._indexed :]:
+            self._nodes.update(((v.seq, v.number), v) for v in call.outputs if v is not None)
+        self._indexed = len(self.record.calls)
+        value = self._nodes.get((node._sequence_nr(), number))
+        if value is not None:
+            return value
         raise NotOnTape(f"an argument of a custom autograd.Function comes from {node.name()}, which was not recorded")
 
     def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
         """Read a storage through an alias that was made before the last write to it."""
-        numel = tensor.untyped_storage().nbytes() // tensor.element_size() * (2 if tensor.is_complex() else 1)
-        flat = Layout((numel,), (1,), 0)
-        if [a for a, _ in cell.writes] != [flat]:
-            layouts = tuple(a for a, _ in cell.writes)
-            slots = [Slot(i) for i in range(len(layouts))]
-            whole = self._pseudo(overlay, (slots, layouts, numel), [v for _, v in cell.writes], (numel,), tensor)
-            cell.writes = [(flat, whole)]
-        value = self._pseudo(alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
-        cell.views.setdefault(at, []).append(value)
-        return value
-
-    def _pseudo(
-        self,
-        op: Callable[..., Any],
-        args: tuple[Any, ...],
-        values: list[Value],
-        shape: tuple[int, ...],
-        like: Tensor,
-    ) -> Value:
-        """Add a call that no program made: it reads a storage after writes."""
-        inputs = tuple(Input(v, v.shape, (), 0, v.dtype, like.device, None) for v in values)
-        name = f"gradtrace.{op.__name__}"
-        call = Call(len(self.record.calls), op, name, name, inputs, args, {}, (), source_line())
-        value = self.record.value(like, differentiable=like.requires_grad)
-        value.shape, value.call = shape, call
-        call.outputs = (value,)
-        self.record.calls.append(call)
-        return value
+        return read(self.record, self.record.calls, cell, tensor, at)
 
     def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
         """Note which storage holds a new value: written there, or a view of what it held."""
-        cell, at = self._cell(tensor, followed=value.differentiable), layout_of(tensor)
-        if writes and not (value.differentiable and _is_stranger(tensor, at, cell)):
+        cell, at = self._cell(tensor), layout_of(tensor)
+        if writes and not _is_stranger(tensor, at, cell):
             cell.write(at, value)
         else:
             cell.views.setdefault(at, []).append(value)
@@ -230,6 +192,15 @@ def _is_stranger(tensor: Tensor, at: Layout, cell: Cell) -> bool:
     if not cell.writes or tensor.requires_grad:
         return False
     return any(v.confirmed and not disjoint(at, a) for a, v in cell.writes)
+
+
+def _told_apart(tensor: Tensor, found: Sequence[Value]) -> Value | None:
+    """Choose among the values of one layout: autograd's node and its output number tell two views apart."""
+    if len(found) < 2:
+        return found[0] if found else None
+    node = tensor.grad_fn
+    seq = node._sequence_nr() if node is not None else -1
+    return next((v for v in reversed(found) if (v.seq, v.number) == (seq, tensor.output_nr)), found[0])
 
 
 def _result(call: Call, number: int) -> Value:

@@ -25,7 +25,7 @@ class Value:
     Attributes:
         id: increases in recording order, so every call's outputs have larger ids than its inputs.
         name: the name of a leaf (parameter or input), else None.
-        differentiable: whether autograd follows it; other values only carry example labels.
+        differentiable: whether autograd follows it; others are among `Record.constants`.
         confirmed: whether autograd was seen to follow it: a tensor that stood for it required grad.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
         number: which of that node's results it is.
@@ -177,7 +177,11 @@ def _given(x: Input, known: dict[int, list[Tensor | None]]) -> Tensor:
 
 @dataclass(eq=False, slots=True)
 class Input:
-    """A tensor argument: its value (None if autograd does not follow it) and its data."""
+    """A tensor argument: its value (None if autograd does not follow it) and its data.
+
+    Attributes:
+        constant: what it is among the record's constants, where autograd does not follow it.
+    """
 
     value: Value | None
     shape: tuple[int, ...]
@@ -186,6 +190,7 @@ class Input:
     dtype: torch.dtype
     device: torch.device
     saved: Saved | Again | None
+    constant: Value | None = None
 
     def tensor(self) -> Tensor:
         """Give the data as it was at the time of the call, detached; complex numbers as pairs of real ones."""
@@ -308,6 +313,8 @@ class Record:
         frozen: names of parameters that do not require grad.
         modules: qualified names of the model's modules.
         examples: the number of examples, where the recording was told which tensors enumerate them.
+        constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
+            example, and nothing else. Kept apart from `calls`, which are the same whether examples were given or not.
         fused: multiplications in the calls among them that have to be taken apart (see `fused_lstm`).
         room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
@@ -319,6 +326,7 @@ class Record:
     modules: tuple[str, ...] = ()
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)
+    constants: list[Call] = field(default_factory=list)
     count: int = 0
     fused: int = 0
     room: Callable[..., Tensor] | None = None

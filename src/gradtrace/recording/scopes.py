@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -14,13 +15,48 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from .process_state import Held, recurrence_in_parts
 from .record import Scope
 
 _PACKAGE = Path(__file__).parent.parent
 _INTERNAL = (str(Path(torch.__file__).parent), str(_PACKAGE))
 _EXPERIMENTS = str(_PACKAGE / "experiments")  # models like a user's
 _blocks: ContextVar[tuple[str, ...]] = ContextVar("gradtrace_blocks", default=())
-_active: ContextVar[Scopes | None] = ContextVar("gradtrace_scopes", default=None)
+
+
+class _Watching(threading.local):
+    """Who follows module calls in this thread, by the order in which they began; each with its innermost calls last."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Scopes] = []
+
+
+_here = _Watching()
+
+
+def _before(module: nn.Module, inputs: Any) -> None:
+    del inputs
+    for scopes in _here.scopes:
+        scopes.begin(module)
+
+
+def _after(module: nn.Module, inputs: Any, output: Any) -> None:
+    del inputs, output
+    for scopes in _here.scopes:
+        scopes.end(module)
+
+
+def _hook() -> tuple[Any, Any]:
+    return register_module_forward_pre_hook(_before), register_module_forward_hook(_after, always_call=True)
+
+
+def _unhook(hooks: tuple[Any, Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+# PyTorch's hooks on all modules run in all threads, so there is one pair of them, which looks at its thread
+hooks_on_modules = Held(_hook, _unhook)
 
 
 @contextmanager
@@ -30,15 +66,16 @@ def component(name: str) -> Iterator[None]:
     >>> with component("gate"):
     ...     pass
     """
-    scopes = _active.get()
     token = _blocks.set((*_blocks.get(), name))
-    if scopes is not None:
+    entered = list(_here.scopes)
+    for scopes in entered:
         scopes.enter(name)
     try:
         yield
     finally:
-        _blocks.reset(token)
-        if scopes is not None:
+        with suppress(ValueError):  # a generator that is closed in another context than it was begun in
+            _blocks.reset(token)
+        for scopes in entered:
             scopes.leave()
 
 
@@ -59,7 +96,7 @@ def _is_internal(file: str) -> bool:
 
 
 class Scopes:
-    """The stack of module calls and blocks, kept by forward hooks on all modules while it is watched.
+    """The stack of module calls and blocks, kept by forward hooks on all modules while this thread is watched.
 
     Args:
         model: gives modules their qualified names; others go by their class's name.
@@ -70,26 +107,38 @@ class Scopes:
         self._stack: list[Scope] = []
         self._here: tuple[Scope, ...] | None = ()  # what `here` gives, until the stack changes
         self._instances: dict[str, int] = {}
+        self._recurrent = ExitStack()  # what a recurrent module's call holds until it ends
+        self.called: set[int] = set()  # ids of modules that were called
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow module calls inside the block; the hooks are gone after it, however it ends."""
+        """Follow this thread's module calls inside the block, and no longer, however it ends."""
         with ExitStack() as stack:
-            stack.callback(register_module_forward_pre_hook(self._before).remove)
-            stack.callback(register_module_forward_hook(self._after, always_call=True).remove)
-            stack.callback(_active.reset, _active.set(self))
-            stack.callback(self._clear)
+            stack.enter_context(hooks_on_modules())
+            stack.callback(self._close, _here.scopes)
+            _here.scopes.append(self)
             for name in _blocks.get():
                 self.enter(name)
             yield
 
-    def _before(self, module: nn.Module, inputs: Any) -> None:
-        del inputs
+    def begin(self, module: nn.Module) -> None:
+        """Note that a module is called."""
+        self.called.add(id(module))
         self.enter(self.names.get(id(module), type(module).__name__))
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.enter_context(recurrence_in_parts())
 
-    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        del module, inputs, output
+    def end(self, module: nn.Module) -> None:
+        """Note that a module's call is over."""
         self.leave()
+        if isinstance(module, nn.RNNBase):
+            self._recurrent.close()
+
+    def _close(self, watching: list[Scopes]) -> None:
+        watching.remove(self)
+        self._recurrent.close()
+        self._stack.clear()
+        self._here = ()
 
     def enter(self, name: str) -> None:
         """Begin a module call or a block."""
@@ -102,10 +151,6 @@ class Scopes:
         if self._stack:
             self._stack.pop()
             self._here = None
-
-    def _clear(self) -> None:
-        self._stack.clear()
-        self._here = ()
 
     def here(self) -> tuple[Scope, ...]:
         """Give the stack, outermost first, without the model itself."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor, UntypedStorage
 
 from .layouts import Layout, positions
-from .record import Value
+from .record import Call, Input, Record, Slot, Value
+from .scopes import source_line
 
 
 def layout_of(tensor: Tensor) -> Layout:
@@ -89,3 +91,58 @@ class Cell:
             self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
         self.writes.append((at, value))
         self.views[at] = [value]
+
+    def touches(self, at: Layout) -> bool:
+        """Tell whether something that was written may lie in a layout."""
+        return any(not disjoint(at, a) for a, _ in self.writes)
+
+
+def cell_of(cells: dict[int, Cell], tensor: Tensor) -> Cell:
+    """Find or make the cell of a tensor's storage."""
+    storage = tensor.untyped_storage()
+    cell = cells.get(storage._cdata)
+    if cell is None or cell.ref() is not storage:
+        cell = cells[storage._cdata] = Cell(weakref.ref(storage))
+    return cell
+
+
+def read(record: Record, calls: list[Call], cell: Cell, tensor: Tensor, at: Layout) -> Value:
+    """Read a storage through an alias that was made before the last write to it, by calls that no program made.
+
+    Args:
+        record: numbers the new values.
+        calls: where the calls are added: overlay, which lays all writes over each other, and alias.
+        cell: the storage.
+        tensor: the alias; `at`: its layout.
+    """
+    numel = tensor.untyped_storage().nbytes() // tensor.element_size() * (2 if tensor.is_complex() else 1)
+    flat = Layout((numel,), (1,), 0)
+    if [a for a, _ in cell.writes] != [flat]:
+        layouts = tuple(a for a, _ in cell.writes)
+        slots = [Slot(i) for i in range(len(layouts))]
+        args = slots, layouts, numel
+        whole = _pseudo(record, calls, overlay, args, [v for _, v in cell.writes], (numel,), tensor)
+        cell.writes = [(flat, whole)]
+    value = _pseudo(record, calls, alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
+    cell.views.setdefault(at, []).append(value)
+    return value
+
+
+def _pseudo(
+    record: Record,
+    calls: list[Call],
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    values: list[Value],
+    shape: tuple[int, ...],
+    like: Tensor,
+) -> Value:
+    """Add a call that no program made."""
+    inputs = tuple(Input(v, v.shape, (), 0, v.dtype, like.device, None) for v in values)
+    name = f"gradtrace.{op.__name__}"
+    call = Call(len(calls), op, name, name, inputs, args, {}, (), source_line())
+    value = record.value(like, differentiable=calls is record.calls)
+    value.shape, value.call = shape, call
+    call.outputs = (value,)
+    calls.append(call)
+    return value

@@ -1,0 +1,124 @@
+"""Whether examples meet in a call, found out by changing some of them and looking at the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..recording.record import Call, Value
+from .label_pushes import MIXED, NOTHING, Label, compress
+
+
+def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
+    """Tell whether one example's derivatives depend on another example, by changing some and looking at the rest.
+
+    Args:
+        call: the call, and `y`, its result.
+        given: the labels of its arguments.
+        count: the number of examples.
+    """
+    if not any(i.value is not None and i.value.differentiable for i in call.inputs):
+        return False
+    examples, number = torch.arange(count), call.outputs.index(y)
+    return any(_depends(call, number, given, some) for some in (examples % 2 == 1, examples < count / 2))
+
+
+def _depends(call: Call, number: int, given: Sequence[Label], changed: Tensor) -> bool:
+    """Change what belongs to some examples, and all that is mixed; compare the derivatives of what did not change."""
+    generator = torch.Generator().manual_seed(0)
+    data = [i.tensor() for i in call.inputs]
+    touched = [_touched(label, changed) for label in given]
+    moved = [
+        x + torch.rand(x.shape, generator=generator).to(x.dtype) * t if x.is_floating_point() else x
+        for x, t in zip(data, touched, strict=True)
+    ]
+    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
+    slopes = zip(wanted, *_slopes(call, number, data, moved), strict=True)
+    for p, before, after in slopes:
+        compared = ~touched[p] if isinstance(given[p], Tensor) else torch.ones((), dtype=torch.bool)
+        if not torch.allclose(before * compared, after * compared, rtol=1e-3):
+            return True
+    return False
+
+
+def _touched(label: Label, changed: Tensor) -> Tensor:
+    """Say which scalars of an argument belong to the examples that change; broadcasts to its shape."""
+    if isinstance(label, Tensor):
+        return changed[label.clamp(min=0).long()] & (label >= 0)
+    return torch.tensor(label is MIXED)
+
+
+def _slopes(call: Call, number: int, *points: list[Tensor]) -> list[list[Tensor]]:
+    """Give the derivatives of the sum of one result at several points, for every followed argument."""
+    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
+    out = []
+    for point in points:
+        tensors = list(point)
+        with torch.enable_grad():
+            for p in wanted:
+                tensors[p] = tensors[p].detach().requires_grad_()
+            y = call.run(tensors)[number]
+            assert y is not None
+            leaves = [tensors[p] for p in wanted]
+            found = torch.autograd.grad(y.sum(), leaves, allow_unused=True) if y.requires_grad else [None] * len(leaves)
+        out.append([torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)])
+    return out
+
+
+def probed(call: Call, y: Value, given: Sequence[Label], count: int) -> Label:
+    """Find the label of a constant by running its operator with the numbers of some examples changed.
+
+    Examples change by the bits of their numbers, those in which a bit is set and those in which it is not: a scalar
+    that changes in one of the two for every bit depends on the one example that the bits name. What cannot be changed
+    (integers), or run again, counts as a mixture of all.
+
+    Args:
+        call, y, given, count: as for `entangles`.
+    """
+    some = [label for label in given if label is not None]
+    single = {int(label) for label in some if isinstance(label, Tensor) and label.numel() == 1}
+    if len(single) == 1 and all(isinstance(label, Tensor) and label.numel() == 1 for label in some):
+        return torch.full([1] * len(y.shape), single.pop(), dtype=torch.int32)
+    whole = any(
+        label is not None and not (i.dtype.is_floating_point or i.dtype.is_complex)
+        for i, label in zip(call.inputs, given, strict=True)
+    )
+    if whole or any(label is MIXED for label in some) or call.results:
+        return MIXED
+    try:
+        return _by_bits(call, call.outputs.index(y), given, torch.arange(count))
+    except (RuntimeError, NotImplementedError, ValueError):
+        return MIXED
+
+
+def _by_bits(call: Call, number: int, given: Sequence[Label], examples: Tensor) -> Label:
+    data = [i.tensor() for i in call.inputs]
+    before = _ran(call, number, data)
+    found = torch.zeros(before.shape, dtype=torch.int32)
+    several, reached = torch.zeros(before.shape, dtype=torch.bool), torch.zeros(before.shape, dtype=torch.bool)
+    for bit in range(max(1, (len(examples) - 1).bit_length())):
+        on, off = (
+            _ran(call, number, _changed(data, given, (examples >> bit & 1) == side)) != before for side in (1, 0)
+        )
+        several |= on & off
+        reached |= on | off
+        found |= on.to(torch.int32) << bit
+    return MIXED if bool(several.any()) else compress(found.masked_fill(~reached, NOTHING))
+
+
+def _ran(call: Call, number: int, data: list[Tensor]) -> Tensor:
+    out = call.run(data)[number]
+    assert out is not None
+    return out.nan_to_num(0.0)
+
+
+def _changed(data: list[Tensor], given: Sequence[Label], which: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    for x, label in zip(data, given, strict=True):
+        touched = _touched(label, which)
+        noise = torch.rand(x.shape, generator=generator).to(x.dtype) + 0.5
+        out.append(torch.where(touched, x + noise, x) if bool(touched.any()) else x)
+    return out

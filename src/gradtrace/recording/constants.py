@@ -1,0 +1,108 @@
+"""Constants made from the examples: what autograd does not follow, and only says what belongs to which example.
+
+They are kept beside the values that autograd follows, in `Record.constants`, so that giving examples changes no answer
+about the batch. A constant is known by its tensor as long as nobody has written to its storage, which tells apart the
+rows of an expanded tensor too; after a write, or where the tensor is an alias that the recording has not seen being
+made, by where it lies in its storage.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .identity import Values
+from .record import Call, Input, Record, Value
+from .scopes import source_line
+from .storage import Cell, alias, cell_of, layout_of, read
+
+LINK = "gradtrace.link"
+
+
+class Constants:
+    """The constants of a record, by tensor.
+
+    Args:
+        record: where calls and values are added.
+        values: what autograd follows.
+        examples: tensors whose first dimension enumerates the examples.
+    """
+
+    def __init__(self, record: Record, values: Values, examples: Sequence[Tensor]) -> None:
+        self.record, self.values = record, values
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, Value]] = {}
+        self._cells: dict[int, Cell] = {}
+        self._examples = list(examples)  # alive as long as their cells are looked up
+        for tensor in examples:
+            record.example_values.append(self._example(tensor))
+            record.examples = tensor.shape[0]
+        values.told = self.link
+
+    def _example(self, tensor: Tensor) -> Value:
+        if tensor.requires_grad and tensor.is_leaf:
+            return self.values.leaf(tensor)
+        value = self.record.value(tensor, differentiable=False)
+        self.note(tensor, value, writes=True, version=version_of(tensor))
+        return value
+
+    def note(self, tensor: Tensor, value: Value, *, writes: bool, version: int) -> None:
+        """Note what a tensor stands for.
+
+        Args:
+            writes: whether it was written to its storage; otherwise it is a view of what that held.
+            version: of the storage, by which later writes are noticed.
+        """
+        self._known[id(tensor)] = weakref.ref(tensor), version, value
+        cell, at = cell_of(self._cells, tensor), layout_of(tensor)
+        if writes:
+            cell.write(at, value)
+        else:
+            cell.views.setdefault(at, []).append(value)
+
+    def wipe(self, tensor: Tensor) -> None:
+        """Note that a tensor was overwritten by what says nothing about examples."""
+        if tensor.untyped_storage()._cdata in self._cells:
+            self.note(
+                tensor, self.record.value(tensor, differentiable=False), writes=True, version=version_of(tensor) + 1
+            )
+
+    def lookup(self, tensor: Tensor) -> Value | None:
+        """Find what a tensor says about examples: as a value that autograd follows, or as a constant."""
+        followed = self.values.peek(tensor) if tensor.requires_grad else None
+        return followed or self.constant(tensor)
+
+    def constant(self, tensor: Tensor) -> Value | None:
+        """Find the constant that a tensor stands for at this moment."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == version_of(tensor):
+            return known[2]
+        cell, at = cell_of(self._cells, tensor), layout_of(tensor)
+        found = cell.views.get(at)
+        if found:
+            return found[-1]
+        if tensor.numel() and cell.touches(at):
+            return read(self.record, self.record.constants, cell, tensor, at)
+        return None
+
+    def link(self, tensor: Tensor, value: Value) -> None:
+        """Note that a value that autograd follows from here on holds a constant: a computed leaf's, a function's."""
+        constant = self.constant(tensor)
+        if constant is None or constant is value:
+            return
+        given = Input(constant, constant.shape, (), 0, constant.dtype, tensor.device, None)
+        call = Call(len(self.record.constants), alias, LINK, LINK, (given,), (), {}, (), source_line())
+        call.outputs = (value,)
+        self.record.constants.append(call)
+
+    def close(self) -> None:
+        """Forget the tensors: the recording is over."""
+        self._known.clear()
+        self._cells.clear()
+        self._examples.clear()
+
+
+def version_of(tensor: Tensor) -> int:
+    """Give the number of writes to a tensor's storage; inference tensors do not count them."""
+    return -1 if tensor.is_inference() else tensor._version
