@@ -168,6 +168,8 @@ class Arrivals:
     def _strongest_rows(self, part: Pulled, rows: Tensor) -> bool:
         """Do so at some rows alone, if all others can stay as they are; tell whether they can."""
         old, new, winners = self.plane, part.plane, self.winners
+        if not len(rows):
+            return old is not None
         if old is None or not old.owned or old.data.dim() != 3 or old.shape[::2] != new.shape[::2]:
             return False
         winners.settle()

@@ -113,9 +113,11 @@ def _decide(steps: Sequence[Call], reached: set[int], labels: Labels) -> None:
     for value_id, label in labels.of.items():
         if value_id in reached and not (isinstance(label, Tensor) and bool((label == FREE).any())):
             labels.together.add(value_id)
+    for call in steps:  # what is empty needs nothing
+        labels.together.update(v.id for v in call.outputs if v is not None and not v.numel)
     for call in reversed(steps):
         made = [v for v in call.outputs if v is not None and v.id in reached and v.differentiable]
-        if any(v.id not in labels.together and v.numel for v in made):
+        if any(v.id not in labels.together for v in made):
             labels.together.difference_update(i.value.id for i in call.inputs if i.value is not None)
 
 

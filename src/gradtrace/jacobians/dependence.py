@@ -45,13 +45,8 @@ def chooses(call: Call) -> list[Edge]:
 
 def everything(call: Call, at: int, number: int) -> Edge:
     """Give the structure in which every scalar of a result depends on every scalar of an argument."""
-    y, x = _made(call, number), seen(call.inputs[at])
+    y, x = _made(call, number), call.inputs[at].shape
     return at, number, aligned(y, x, {})
-
-
-def seen(given: Input) -> Shape:
-    """Give an argument's shape as its value has it: a complex number is a pair."""
-    return (*given.shape, 2) if given.dtype.is_complex else given.shape
 
 
 def _made(call: Call, number: int) -> Shape:
@@ -82,9 +77,9 @@ def elementwise(call: Call) -> Iterator[Edge]:
         y = _made(call, number)
         flat = len(y) - (1 if call.gives_complex else 0)  # axes other than that of a pair
         for at, given in enumerate(call.inputs):
-            x, skip = given.shape, flat - len(given.shape)
-            if skip >= 0:
-                yield at, number, aligned(y, seen(given), {d + skip: d for d in range(len(x))})
+            own = len(given.shape) - (1 if given.dtype.is_complex else 0)
+            if own <= flat:
+                yield at, number, aligned(y, given.shape, {d + flat - own: d for d in range(own)})
 
 
 def _draws_scalars(call: Call) -> bool:
@@ -129,7 +124,7 @@ def rows(call: Call) -> Iterator[Edge]:
     """The first axis runs along; everything else is merged."""
     for number in _numbers(call):
         for at in range(len(call.inputs)):
-            y, x = _made(call, number), seen(call.inputs[at])
+            y, x = _made(call, number), call.inputs[at].shape
             yield at, number, aligned(y, x, {0: 0} if x and y else {})
 
 

@@ -8,7 +8,6 @@ made, by where it lies in its storage.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from .identity import Values
 from .record import Call, Input, Record, Value
 from .scopes import source_line
-from .storage import Cell, alias, cell_of, layout_of, read
+from .storage import Cell, Identities, alias, cell_of, layout_of, read, version_of
 
 LINK = "gradtrace.link"
 
@@ -32,7 +31,7 @@ class Constants:
 
     def __init__(self, record: Record, values: Values, examples: Sequence[Tensor]) -> None:
         self.record, self.values = record, values
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, Value]] = {}
+        self._known = Identities()
         self._cells: dict[int, Cell] = {}
         self._examples = list(examples)  # alive as long as their cells are looked up
         for tensor in examples:
@@ -54,7 +53,7 @@ class Constants:
             writes: whether it was written to its storage; otherwise it is a view of what that held.
             version: of the storage, by which later writes are noticed.
         """
-        self._known[id(tensor)] = weakref.ref(tensor), version, value
+        self._known.note(tensor, version, value)
         cell, at = cell_of(self._cells, tensor), layout_of(tensor)
         if writes:
             cell.write(at, value)
@@ -75,9 +74,9 @@ class Constants:
 
     def constant(self, tensor: Tensor) -> Value | None:
         """Find the constant that a tensor stands for at this moment."""
-        known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == version_of(tensor):
-            return known[2]
+        known = self._known.find(tensor)
+        if known is not None:
+            return known
         cell, at = cell_of(self._cells, tensor), layout_of(tensor)
         found = cell.views.get(at)
         if found:
@@ -101,8 +100,3 @@ class Constants:
         self._known.clear()
         self._cells.clear()
         self._examples.clear()
-
-
-def version_of(tensor: Tensor) -> int:
-    """Give the number of writes to a tensor's storage; inference tensors do not count them."""
-    return -1 if tensor.is_inference() else tensor._version

@@ -21,14 +21,14 @@ from torch._C import _autograd  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
-from .constants import Constants, version_of
+from .constants import Constants
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
 from .layouts import Layout
 from .process_state import attention_in_parts, pushed
 from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
-from .storage import disjoint, layout_of
+from .storage import disjoint, layout_of, version_of
 
 # what these write does not depend on what was there
 _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")
@@ -340,10 +340,7 @@ class Capture(TorchDispatchMode):
         if out.requires_grad or not _is_plain(out):
             return None
         value = self.record.value(out, differentiable=False)
-        written = bool(event.written) and _among(out, event.written)
-        view = not written and _shares(out, list(filter(_is_plain, event.tensors)))
-        # inside a dispatch a view has a version of its own still, and what is written to its old one
-        version = version_of(event.tensors[0]) if view and event.known.view else version_of(out) + written
+        view, version = _lies(out, event, list(filter(_is_plain, event.tensors)))
         constants.note(out, value, writes=not view, version=version)
         return value
 
@@ -363,9 +360,17 @@ class Capture(TorchDispatchMode):
         if not (kind.is_floating_point or kind.is_complex):
             return None
         value = self.record.value(out)
-        written = bool(event.written) and _among(out, event.written)
-        self.values.place(out, value, writes=written or not _shares(out, event.tensors))
+        view, version = _lies(out, event, event.tensors)
+        self.values.place(out, value, writes=not view, version=version)
         return value
+
+
+def _lies(out: Tensor, event: Event, tensors: Sequence[Tensor]) -> tuple[bool, int]:
+    """Tell whether a result is a view of what an argument's storage held, and the version that it will have."""
+    written = bool(event.written) and _among(out, event.written)
+    view = not written and _shares(out, tensors)
+    # inside a dispatch a view has a version of its own still, and what is written to its old one
+    return view, version_of(event.tensors[0]) if view and event.known.view else version_of(out) + written
 
 
 def _depth(event: Event) -> int | None:

@@ -18,7 +18,7 @@ from ..errors import NotOnTape, Unsupported
 from .autograd_functions import CustomFunction, CustomNode, name_of, refuse_reentrant
 from .layouts import Layout
 from .record import Call, Input, Record, Saved, Scope, Slot, Value
-from .storage import Cell, cell_of, disjoint, layout_of, read
+from .storage import Cell, Identities, cell_of, disjoint, layout_of, read
 
 
 class Values:
@@ -34,6 +34,7 @@ class Values:
         self.open = True  # whether new leaves and functions may appear
         # is told of leaves and of custom functions' results, which may hold constants: `x.clone().requires_grad_()`
         self.told: Callable[[Tensor, Value], None] = lambda tensor, value: None
+        self._known = Identities()
         self._cells: dict[int, Cell] = {}
         self._customs: dict[Any, Call] = {}
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
@@ -90,7 +91,10 @@ class Values:
         """
         if not tensor.requires_grad:
             return None
-        value = self.leaf(tensor) if tensor.is_leaf else self._find(tensor, at or layout_of(tensor))
+        if tensor.is_leaf:
+            value = self.leaf(tensor)
+        else:
+            value = self._known.find(tensor) or self._find(tensor, at or layout_of(tensor))
         value.confirmed = True
         return value
 
@@ -110,6 +114,9 @@ class Values:
         """Find the value of a tensor that autograd follows without changing anything; None if that takes a new call."""
         if tensor.is_leaf:
             return self.leaves[id(tensor)][1] if id(tensor) in self.leaves else None
+        known = self._known.find(tensor)
+        if known is not None:
+            return known
         node = tensor.grad_fn
         if isinstance(node, CustomNode):
             return _result(self._customs[node], tensor.output_nr) if node in self._customs else None
@@ -174,8 +181,9 @@ class Values:
         """Read a storage through an alias that was made before the last write to it."""
         return read(self.record, self.record.calls, cell, tensor, at)
 
-    def place(self, tensor: Tensor, value: Value, *, writes: bool) -> None:
-        """Note which storage holds a new value: written there, or a view of what it held."""
+    def place(self, tensor: Tensor, value: Value, *, writes: bool, version: int) -> None:
+        """Note which storage holds a new value: written there, or a view of what it held; and what its version is."""
+        self._known.note(tensor, version, value)
         cell, at = self._cell(tensor), layout_of(tensor)
         if writes and not _is_stranger(tensor, at, cell):
             cell.write(at, value)

@@ -97,6 +97,37 @@ class Cell:
         return any(not disjoint(at, a) for a, _ in self.writes)
 
 
+class Identities:
+    """Values by tensor, as long as nobody has written to its storage since: the quickest way to tell what it is.
+
+    It also spares autograd's nodes: each one that Python has looked at is freed by recursion, and a chain of some ten
+    thousand would end the process.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, Value]] = {}
+
+    def note(self, tensor: Tensor, version: int, value: Value) -> None:
+        """Note what a tensor stands for, while its storage has this version."""
+        self._known[id(tensor)] = weakref.ref(tensor), version, value
+
+    def find(self, tensor: Tensor) -> Value | None:
+        """Give what a tensor stands for, if that is sure."""
+        known = self._known.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            return None
+        return known[2]
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._known.clear()
+
+
+def version_of(tensor: Tensor) -> int:
+    """Give the number of writes to a tensor's storage; inference tensors do not count them."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def cell_of(cells: dict[int, Cell], tensor: Tensor) -> Cell:
     """Find or make the cell of a tensor's storage."""
     storage = tensor.untyped_storage()
