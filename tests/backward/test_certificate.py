@@ -15,7 +15,7 @@ from checks import F64, leaf, recorded
 from torch import Tensor, nn
 
 from gradtrace import record
-from gradtrace.backward.certificate import difference
+from gradtrace.backward.call_check import beyond
 from gradtrace.errors import CertificateError, MissingRule
 from gradtrace.jacobians.rules import pointwise
 from gradtrace.jacobians.rules.table import TABLE, Edge
@@ -164,14 +164,11 @@ def test_a_certificate_after_backward_says_to_trace_before():
     tape.trace(loss)  # without a certificate it needs no graph
 
 
-def test_differences_are_in_units_of_the_largest_entry():
-    one = torch.tensor([1.0, -4.0])
-    assert difference(one, one) == 0.0
-    assert difference(one, torch.tensor([1.0, -5.0])) == pytest.approx(0.2)
-    assert difference(one, torch.tensor([torch.nan, -4.0])) == torch.inf
-    assert difference(torch.zeros(2), torch.zeros(2)) == 0.0
-    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 2.0])) == 0.0
-    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 1.0])) == 0.5
-    assert difference(torch.zeros(0), torch.zeros(0)) == 0.0
-    assert difference(torch.tensor([torch.inf]), torch.tensor([torch.inf])) == 0.0
-    assert difference(torch.tensor([torch.inf]), torch.tensor([1.0])) == torch.inf
+def test_entries_are_compared_in_units_of_their_own_bounds():
+    inf, nan = torch.inf, torch.nan
+    ours = torch.tensor([1.0, 1.0, 0.0, inf, inf, -inf, nan, nan, 0.0, 1e-50], **F64)
+    autograd = torch.tensor([1.0, 1.5, 0.0, inf, 1.0, inf, nan, 1.0, 1.0, 0.0])
+    bound = torch.tensor([0.0, 0.25, 0.0, 0.1, inf, inf, inf, inf, inf, 0.0], **F64)
+    expected = [0.0, 2.0, 0.0, 0.0, inf, inf, inf, inf, 0.0, 0.0]  # 1e-50 is 0 in float32
+    assert beyond(ours, autograd, bound).tolist() == expected
+    assert beyond(torch.zeros(0, **F64), torch.zeros(0), torch.zeros(0, **F64)).tolist() == []

@@ -1,0 +1,196 @@
+"""One call's rule against autograd on that call alone.
+
+A rule is right or wrong in every precision, so both are run in float64, where rounding leaves nothing to argue about;
+an operator without a kernel for float64 is compared in its own precision. Random operators cannot be run again, and a
+custom function's rule is its own backward: there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingRule, NotOnTape
+from ..jacobians import rules
+from ..jacobians.rules.custom import is_custom
+from ..jacobians.rules.table import Edge, differentiable
+from ..kernels.reference import pull
+from ..recording.record import Call, Input, Record, Saved, Value
+from ..semirings.base import Sum
+from .rounding import absolute, allowed, least, shaped
+
+
+@dataclass(frozen=True)
+class Off:
+    """Where a rule and autograd differ most, in units of what rounding allows."""
+
+    position: int
+    index: tuple[int, ...]
+    ours: float
+    autograd: float
+    bound: float
+
+
+def off(call: Call) -> Off | None:
+    """Compare a call's rule with autograd for a random cotangent; None where they agree.
+
+    Raises:
+        MissingRule: the rule says nothing about a result that depends on an argument.
+    """
+    if not comparable(call):
+        return None
+    for one in (widened(call), call):
+        try:
+            return _off(one)
+        except NotOnTape:  # the call that made an argument is missing, which is no fault of this one's rule
+            return None
+        except (RuntimeError, NotImplementedError):  # no kernel for this precision
+            if one is call:
+                raise
+    return None
+
+
+def comparable(call: Call) -> bool:
+    """Tell whether a call can be run again, and whether its rule is anything but what autograd says then."""
+    drawn = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
+    return bool(differentiable(call)) and not drawn and not is_custom(call) and not call.name.startswith("gradtrace.")
+
+
+def kinds(calls: Sequence[Call]) -> Iterator[Call]:
+    """Give one call of each kind: the same operator, shapes, types and arguments, the last of them."""
+    seen = set()
+    for call in reversed(calls):
+        followed = tuple(differentiable(call))
+        given = tuple((i.shape, i.stride, i.dtype) for i in call.inputs)
+        kind = call.name, given, followed, str(call.args), str(call.kwargs)
+        if kind not in seen:
+            seen.add(kind)
+            yield call
+
+
+def edges(call: Call, reached: Sequence[bool]) -> list[Edge]:
+    """Give the structures of a call towards what is followed.
+
+    Raises:
+        MissingRule: a result that is reached has none.
+    """
+    found = rules.structures(call)
+    covered = {number for _, number, _ in found}
+    missing = [n for n, there in enumerate(reached) if there and n not in covered]
+    if missing and differentiable(call):
+        raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
+    wanted = differentiable(call)
+    return [edge for edge in found if edge[0] in wanted and edge[1] < len(reached) and reached[edge[1]]]
+
+
+def vector_product(call: Call, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Run a call again, and its backward for all that is followed at once: gradients by position.
+
+    Asked for one of them alone, some of PyTorch's kernels end the process (group norm in channels-last).
+    """
+    wanted = differentiable(call)
+    tensors = [i.tensor() for i in call.inputs]
+    with torch.enable_grad():
+        leaves = [tensors[p].detach().requires_grad_() for p in wanted]
+        for p, leaf in zip(wanted, leaves, strict=True):
+            tensors[p] = leaf
+        results = call.run(tensors)
+        pairs = [(y, g) for y, g in zip(results, cotangents, strict=False) if y is not None and g is not None]
+        pairs = [(y, g.to(y.dtype).reshape(y.shape)) for y, g in pairs if y.requires_grad]
+        if not pairs:
+            return {p: torch.zeros_like(leaf) for p, leaf in zip(wanted, leaves, strict=True)}
+        found = torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+    return {
+        p: torch.zeros_like(leaf) if g is None else g.to_dense() if g.layout is not torch.strided else g
+        for p, leaf, g in zip(wanted, leaves, found, strict=True)
+    }
+
+
+def _off(call: Call) -> Off | None:
+    """Compare in the precision of the call as it is given."""
+    g = [_random(v, n) if v is not None and v.differentiable else None for n, v in enumerate(call.outputs)]
+    expected = vector_product(call, g)
+    ours = {p: torch.zeros_like(e, dtype=torch.float64) for p, e in expected.items()}
+    bounds = {p: torch.full_like(e, least(e.dtype), dtype=torch.float64) for p, e in expected.items()}
+    for position, number, s in edges(call, [v is not None for v in g]):
+        cotangent = g[number]
+        assert cotangent is not None
+        seed, shape = shaped(cotangent, cotangent.shape), ours[position].shape
+        ours[position] += pull(s, Sum.carrier, (seed[None],))[0].reshape(shape)
+        bounds[position] += absolute(s, seed.abs()).reshape(shape) * allowed(s, call)
+    found = [worst(p, ours[p], e, bounds[p]) for p, e in expected.items()]
+    if all(f is None for f in found):
+        return None
+    noise = _noise(call, g, expected)  # of autograd's own formula: what is off by no more than that is not known better
+    found = [worst(p, ours[p], e, bounds[p] + noise[p]) for p, e in expected.items()]
+    return next((f for f in found if f is not None), None)
+
+
+def _noise(call: Call, g: Sequence[Tensor | None], expected: dict[int, Tensor]) -> dict[int, float]:
+    """Measure how well autograd's own derivative is determined: it is linear, so parts must add up to the whole."""
+    halves = [None if c is None else _random(v, 7 + n) > 0 for n, (c, v) in enumerate(zip(g, call.outputs, strict=True))]
+    one = vector_product(call, [None if h is None else h * c for h, c in zip(halves, g, strict=True)])
+    two = vector_product(call, [None if h is None else ~h * c for h, c in zip(halves, g, strict=True)])
+    out = {}
+    for p, whole in expected.items():
+        apart = (whole.to(torch.float64) - one[p].to(torch.float64) - two[p].to(torch.float64)).abs()
+        # a rule may add up as many parts as there are scalars in the results
+        parts = sum(v.numel for v in call.outputs if v is not None)
+        out[p] = float(apart.max()) * parts if apart.numel() else 0.0
+    return out
+
+
+def worst(position: int, ours: Tensor, autograd: Tensor, bound: Tensor) -> Off | None:
+    """Give the entry that is furthest beyond its bound; None where all are within.
+
+    Args:
+        position: which argument.
+        ours: float64; compared in autograd's own type.
+        autograd, bound: of the same shape.
+    """
+    excess = beyond(ours, autograd, bound)
+    if not excess.numel() or not bool((at := excess.argmax()) is not None and excess.flatten()[at] > 1):
+        return None
+    index = tuple(int(i) for i in torch.unravel_index(at, excess.shape))
+    return Off(position, index, float(ours[index]), float(autograd[index]), float(bound[index]))
+
+
+def beyond(ours: Tensor, autograd: Tensor, bound: Tensor) -> Tensor:
+    """Give |ours - autograd| in units of the bound, 0 where they are equal, infinity where one is NaN."""
+    rounded = ours.to(autograd.dtype)
+    apart = (ours - autograd.to(torch.float64)).abs()
+    share = (apart / bound).nan_to_num(nan=torch.inf)
+    return share.masked_fill(rounded == autograd, 0.0).masked_fill(ours.isnan() | autograd.isnan(), torch.inf)
+
+
+def _random(value: Value | None, seed: int) -> Tensor:
+    assert value is not None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+
+
+def widened(call: Call) -> Call:
+    """Give the same call with everything in float64; what it kept of its results is computed again."""
+    inputs = tuple(map(_wide, call.inputs))
+    new = replace(call, inputs=inputs, results=(), outputs=())
+    outputs = [
+        v if v is None else replace(v, dtype=torch.float64) if v.dtype.is_floating_point else replace(v)
+        for v in call.outputs
+    ]
+    for value in filter(None, outputs):
+        value.call = new
+    new.outputs = tuple(outputs)
+    return new
+
+
+def _wide(given: Input) -> Input:
+    if not (given.dtype.is_floating_point or given.dtype.is_complex):
+        return given
+    dtype: Any = torch.complex128 if given.dtype.is_complex else torch.float64
+    if given.saved is None or given.dtype is dtype:
+        return replace(given, dtype=dtype)
+    return replace(given, dtype=dtype, saved=Saved.own(given.saved.get().to(dtype)))
