@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,23 +34,24 @@ class Off:
     bound: float
 
 
-def off(call: Call) -> Off | None:
-    """Compare a call's rule with autograd for a random cotangent; None where they agree.
+def off(call: Call, reached: Sequence[bool]) -> Off | None:
+    """Compare a call's rule with autograd for a random cotangent; None where they agree, or cannot be compared.
+
+    Args:
+        call: what is run again.
+        reached: which of its results have a cotangent.
 
     Raises:
         MissingRule: the rule says nothing about a result that depends on an argument.
     """
     if not comparable(call):
         return None
-    for one in (widened(call), call):
-        try:
-            return _off(one)
-        except NotOnTape:  # the call that made an argument is missing, which is no fault of this one's rule
-            return None
-        except (RuntimeError, NotImplementedError):  # no kernel for this precision
-            if one is call:
-                raise
-    return None
+    try:
+        return _off(widened(call), reached)
+    except NotOnTape:  # the call that made an argument is missing, which is no fault of this one's rule
+        return None
+    except (RuntimeError, NotImplementedError):  # no kernel for float64
+        return _off(call, reached)
 
 
 def comparable(call: Call) -> bool:
@@ -60,16 +60,23 @@ def comparable(call: Call) -> bool:
     return bool(differentiable(call)) and not drawn and not is_custom(call) and not call.name.startswith("gradtrace.")
 
 
-def kinds(calls: Sequence[Call]) -> Iterator[Call]:
-    """Give one call of each kind: the same operator, shapes, types and arguments, the last of them."""
-    seen = set()
-    for call in reversed(calls):
-        followed = tuple(differentiable(call))
+def kinds(record: Record, loss: Value) -> Iterator[tuple[Call, tuple[bool, ...]]]:
+    """Give one call of each kind that can be compared, and which of its results lead to the loss.
+
+    Calls are of one kind if operator, shapes, types and plain arguments are the same; the last one stands for them.
+    """
+    alive, seen = {loss.id}, set()
+    for call in reversed(record.calls):
+        reached = tuple(v is not None and v.id in alive for v in call.outputs)
+        if not any(reached):
+            continue
+        followed = differentiable(call)
+        alive.update(value.id for p in followed if (value := call.inputs[p].value) is not None)
         given = tuple((i.shape, i.stride, i.dtype) for i in call.inputs)
-        kind = call.name, given, followed, str(call.args), str(call.kwargs)
-        if kind not in seen:
+        kind = call.name, given, tuple(followed), reached, str(call.args), str(call.kwargs)
+        if kind not in seen and comparable(call):
             seen.add(kind)
-            yield call
+            yield call, reached
 
 
 def edges(call: Call, reached: Sequence[bool]) -> list[Edge]:
@@ -110,31 +117,31 @@ def vector_product(call: Call, cotangents: Sequence[Tensor | None]) -> dict[int,
     }
 
 
-def _off(call: Call) -> Off | None:
+def _off(call: Call, reached: Sequence[bool]) -> Off | None:
     """Compare in the precision of the call as it is given."""
-    g = [_random(v, n) if v is not None and v.differentiable else None for n, v in enumerate(call.outputs)]
+    g = [_random(v, n) if there and v is not None else None for n, (v, there) in enumerate(zip(call.outputs, reached, strict=True))]
     expected = vector_product(call, g)
     ours = {p: torch.zeros_like(e, dtype=torch.float64) for p, e in expected.items()}
     bounds = {p: torch.full_like(e, least(e.dtype), dtype=torch.float64) for p, e in expected.items()}
-    for position, number, s in edges(call, [v is not None for v in g]):
+    for position, number, s in edges(call, reached):
         cotangent = g[number]
         assert cotangent is not None
         seed, shape = shaped(cotangent, cotangent.shape), ours[position].shape
         ours[position] += pull(s, Sum.carrier, (seed[None],))[0].reshape(shape)
         bounds[position] += absolute(s, seed.abs()).reshape(shape) * allowed(s, call)
-    found = [worst(p, ours[p], e, bounds[p]) for p, e in expected.items()]
-    if all(f is None for f in found):
+    if all(worst(p, ours[p], e, bounds[p]) is None for p, e in expected.items()):
         return None
-    noise = _noise(call, g, expected)  # of autograd's own formula: what is off by no more than that is not known better
+    noise = _noise(call, g, expected)  # of autograd's own formula: what is off by no more is not known any better
     found = [worst(p, ours[p], e, bounds[p] + noise[p]) for p, e in expected.items()]
     return next((f for f in found if f is not None), None)
 
 
 def _noise(call: Call, g: Sequence[Tensor | None], expected: dict[int, Tensor]) -> dict[int, float]:
     """Measure how well autograd's own derivative is determined: it is linear, so parts must add up to the whole."""
-    halves = [None if c is None else _random(v, 7 + n) > 0 for n, (c, v) in enumerate(zip(g, call.outputs, strict=True))]
-    one = vector_product(call, [None if h is None else h * c for h, c in zip(halves, g, strict=True)])
-    two = vector_product(call, [None if h is None else ~h * c for h, c in zip(halves, g, strict=True)])
+    heads = torch.Generator().manual_seed(1)
+    some = [None if c is None else c * torch.randint(2, c.shape, generator=heads) for c in g]
+    rest = [None if c is None or s is None else c - s for c, s in zip(g, some, strict=True)]
+    one, two = vector_product(call, some), vector_product(call, rest)
     out = {}
     for p, whole in expected.items():
         apart = (whole.to(torch.float64) - one[p].to(torch.float64) - two[p].to(torch.float64)).abs()
@@ -174,23 +181,20 @@ def _random(value: Value | None, seed: int) -> Tensor:
 
 
 def widened(call: Call) -> Call:
-    """Give the same call with everything in float64; what it kept of its results is computed again."""
-    inputs = tuple(map(_wide, call.inputs))
-    new = replace(call, inputs=inputs, results=(), outputs=())
-    outputs = [
-        v if v is None else replace(v, dtype=torch.float64) if v.dtype.is_floating_point else replace(v)
-        for v in call.outputs
-    ]
-    for value in filter(None, outputs):
+    """Give the same call with arguments in float64; what it kept of its results is computed again."""
+    new = replace(call, inputs=tuple(map(_wide, call.inputs)), results=(), outputs=())
+    made = new.run()
+    new.outputs = tuple(
+        v if v is None or y is None else replace(v, dtype=y.dtype) for v, y in zip(call.outputs, made, strict=False)
+    )
+    for value in filter(None, new.outputs):
         value.call = new
-    new.outputs = tuple(outputs)
     return new
 
 
 def _wide(given: Input) -> Input:
     if not (given.dtype.is_floating_point or given.dtype.is_complex):
         return given
-    dtype: Any = torch.complex128 if given.dtype.is_complex else torch.float64
-    if given.saved is None or given.dtype is dtype:
-        return replace(given, dtype=dtype)
-    return replace(given, dtype=dtype, saved=Saved.own(given.saved.get().to(dtype)))
+    dtype = torch.complex128 if given.dtype.is_complex else torch.float64
+    saved = given.saved if given.saved is None or given.dtype is dtype else Saved.own(given.saved.get().to(dtype))
+    return replace(given, dtype=dtype, saved=saved)

@@ -71,10 +71,18 @@ class Arrived:
 
 @dataclass
 class Known:
-    """The cotangent of a result, and what rounding may have made of it (None: it is autograd's own)."""
+    """The cotangent of a result.
+
+    Attributes:
+        g: float64.
+        slack: what rounding may have made of it; None: it is autograd's own.
+        suspect: what was found to differ on the way here, and may be nothing: tape and autograd do not always part a
+            storage's history in the same way. It counts if it reaches a leaf.
+    """
 
     g: Tensor
-    slack: Tensor | None
+    slack: Tensor | None = None
+    suspect: str | None = None
 
 
 def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple[Tensor, Value]]) -> Certificate:
@@ -88,17 +96,17 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
         raise CertificateError("the loss has no autograd graph to compare with")
     seen = observe(record, loss_tensor, leaves)
     calls = 0
-    for call in kinds(record.before(loss)):
-        _refuse_wrong(call)
-        calls += comparable(call)
+    for call, reached in kinds(record, loss):
+        _refuse_wrong(call, reached)
+        calls += 1
     found = Comparison(record, loss, seen, {v.id: t for t, v in leaves})
     found.walk()
     return Certificate(len(leaves), found.difference, found.tolerance, found.values, calls, found.decided)
 
 
-def _refuse_wrong(call: Call, because: str = "") -> None:
+def _refuse_wrong(call: Call, reached: Sequence[bool], because: str = "") -> None:
     """Raise where a rule is wrong."""
-    wrong = off(call)
+    wrong = off(call, reached)
     if wrong is not None:
         raise CertificateError(
             f"{because}the rule of {call.where} differs from the operator's own derivative: towards argument "
@@ -128,14 +136,9 @@ class Comparison:
             arrived = [self.pending.pop(v.id, None) if v is not None else None for v in call.outputs]
             if any(a is not None for a in arrived):
                 self._propagate(call, [None if a is None else self._settle(a) for a in arrived])
-        for identity, tensor in self.leaves.items():
-            arrived = self.pending.pop(identity, None)
-            if arrived is None:
-                value = next(v for v in self.record.leaves.values() if v.id == identity)
-                zeros = torch.zeros(value.shape, dtype=torch.float64)
-                arrived = Arrived(value, zeros, zeros, zeros)
-            del tensor
-            self._settle(arrived)
+        for value in self.record.leaves.values():
+            zeros = torch.zeros(value.shape, dtype=torch.float64)
+            self._settle(self.pending.pop(value.id, Arrived(value, zeros, zeros, zeros)))
 
     def _propagate(self, call: Call, known: list[Known | None]) -> None:
         """Carry cotangents to a call's arguments."""
@@ -161,21 +164,32 @@ class Comparison:
         """Compare what has reached a value with autograd; go on from autograd's number where there is one."""
         value = arrived.value
         slack = arrived.slack + arrived.terms * (len(arrived.consumers) + 1) * roundoff(value.dtype)
+        suspect = next((k.suspect for _, known in arrived.consumers for k in known if k and k.suspect), None)
         if value.id not in self.seen.arrived:
-            return Known(arrived.g, slack)
+            return Known(arrived.g, slack, suspect)
         changed, autograd = self.seen.changed(value), self.seen.arrived.pop(value.id)
         autograd = torch.zeros(value.shape, dtype=value.dtype) if autograd is None else autograd
         self._refuse_nan(arrived, autograd)
         self.values += 1
-        found = worst(0, arrived.g, autograd, slack)
-        if found is not None:
-            self._decide(arrived, autograd, found)
-            self.decided += 1
-        else:
-            self._note(arrived, autograd, slack)
+        suspect = self._difference(arrived, autograd, slack, suspect)
         if changed:
             raise CertificateError(f"a hook on {_what(value)} changes its gradient: {UNHOOK}")
-        return Known(shaped(autograd, value.shape), None)
+        if suspect is not None and value.name:
+            raise CertificateError(suspect)
+        return Known(shaped(autograd, value.shape)) if suspect is None else Known(arrived.g, slack, suspect)
+
+    def _difference(self, arrived: Arrived, autograd: Tensor, slack: Tensor, suspect: str | None) -> str | None:
+        """Compare at one value; say what is not explained, and may have come from further on (`suspect`)."""
+        found = worst(0, arrived.g, autograd, slack)
+        if found is None:
+            self._note(arrived, autograd, slack)
+            return None
+        if suspect is None:
+            suspect = self._decide(arrived, autograd, found)
+            self.decided += suspect is None
+        elif arrived.value.name:
+            suspect = f"the gradient of {arrived.value.name!r} differs: {suspect}"
+        return suspect
 
     def _note(self, arrived: Arrived, autograd: Tensor, slack: Tensor) -> None:
         """Keep where most of the bound was used."""
@@ -194,28 +208,25 @@ class Comparison:
                 "there is nothing to compare with"
             )
 
-    def _decide(self, arrived: Arrived, autograd: Tensor, found: Off) -> None:
-        """Return if a difference is rounding after all.
+    def _decide(self, arrived: Arrived, autograd: Tensor, found: Off) -> str | None:
+        """Say what is wrong at a value; None if a difference is rounding after all.
 
         Raises:
-            CertificateError: it is not; names the call or the hook.
+            CertificateError: a consumer's rule is wrong.
         """
-        value = arrived.value
+        value, calls = arrived.value, [call for call, _ in arrived.consumers]
         what = (
             f"the tape's gradient of {_what(value)} differs from autograd's at {_index(found.index)}: {found.ours:.6g} "
             f"is not {found.autograd:.6g}, and rounding explains {found.bound:.1g}; "
         )
-        for call, _ in arrived.consumers:
-            _refuse_wrong(call, what)
+        for call, known in arrived.consumers:
+            _refuse_wrong(call, [k is not None for k in known], what)
         if self._explained(arrived, autograd):
-            return
-        hook = _hook(value, self.leaves.get(value.id), [call for call, _ in arrived.consumers])
+            return None
+        hook = _hook(value, self.leaves.get(value.id), calls)
         if hook is not None:
-            raise CertificateError(f"{what}{hook}: {UNHOOK}")
-        behind = "" if value.name else f" (behind it: {', '.join(_leaves_behind(self.record, value)[:3])})"
-        raise CertificateError(
-            f"{what}the rule of each recorded consumer is right, so something between them was not recorded{behind}"
-        )
+            return f"{what}{hook}: {UNHOOK}"
+        return f"{what}the rule of every recorded consumer is right, so something between them was not recorded"
 
     def _explained(self, arrived: Arrived, autograd: Tensor) -> bool:
         """Tell whether the consumers' own backwards, run again, add up to what autograd has."""
@@ -273,9 +284,3 @@ def _what(value: Value) -> str:
 
 def _index(index: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, index))}]"
-
-
-def _leaves_behind(record: Record, value: Value) -> list[str]:
-    """Name the leaves from which a value can be reached."""
-    given = (i.value for call in record.before(value) for i in call.inputs)
-    return list(dict.fromkeys(repr(v.name) for v in given if v is not None and v.name))

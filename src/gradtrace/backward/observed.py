@@ -52,7 +52,7 @@ def observe(record: Record, loss: Tensor, leaves: Sequence[tuple[Tensor, Value]]
     Raises:
         CertificateError: there is no graph any more.
     """
-    edges = dict(_edges(record, loss, {v.id for _, v in leaves}))
+    edges = dict(_edges(record, loss))
     inputs = [tensor for tensor, _ in leaves] + [GradientEdge(node, number) for node, number in edges.values()]
     seen = Observed()
     with _watching(edges, seen):
@@ -91,7 +91,7 @@ def _watching(edges: dict[int, tuple[Any, int]], seen: Observed) -> Iterator[Non
         yield
 
 
-def _edges(record: Record, loss: Tensor, leaves: set[int]) -> Iterator[tuple[int, tuple[Any, int]]]:
+def _edges(record: Record, loss: Tensor) -> Iterator[tuple[int, tuple[Any, int]]]:
     """Find the node of every value that one stands for."""
     nodes: dict[int, list[Any]] = {}
     for node in _graph(loss):
@@ -99,7 +99,7 @@ def _edges(record: Record, loss: Tensor, leaves: set[int]) -> Iterator[tuple[int
     hidden = _rewritten(record)
     for call in record.calls:
         for value in call.outputs:
-            if value is None or not value.differentiable or value.id in leaves or value.id in hidden:
+            if value is None or not value.differentiable or value.id in hidden:
                 continue
             for node, number in _candidates(call, value, nodes):
                 if stands_for(node, number, value):

@@ -13,12 +13,13 @@ two terms p_i δ_ij and p_i p_j, because autograd subtracts one from the other.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..jacobians.structure import Chain, Contraction, Convolved, Gather, LowRank, Sparse, Strided, Structure
+from ..jacobians.structure import UNCANCELLED, Chain, Closed, Contraction, Convolved, Gather, LowRank, Sparse, Strided, Structure
 from ..kernels.reference import axes, pull
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
@@ -108,6 +109,9 @@ def absolute(structure: Structure, g: Tensor) -> Tensor:
             return absolute(structure.second, absolute(structure.first, g))
         case LowRank():
             return _uncancelled(structure, g.reshape(structure.shape))
+        case Contraction(weight=Closed(form, of)):
+            whole = replace(structure, weight=lambda: UNCANCELLED[form](of()))
+            return pull(whole, AbsSum.carrier, (g[None],))[0][0]
         case _:
             return pull(structure, AbsSum.carrier, (g[None],))[0][0]
 
