@@ -119,7 +119,7 @@ def vector_product(call: Call, cotangents: Sequence[Tensor | None]) -> dict[int,
 
 def _off(call: Call, reached: Sequence[bool]) -> Off | None:
     """Compare in the precision of the call as it is given."""
-    g = [_random(v, n) if there and v is not None else None for n, (v, there) in enumerate(zip(call.outputs, reached, strict=True))]
+    g = [_random(v, n, call) if at else None for n, (v, at) in enumerate(zip(call.outputs, reached, strict=True))]
     expected = vector_product(call, g)
     ours = {p: torch.zeros_like(e, dtype=torch.float64) for p, e in expected.items()}
     bounds = {p: torch.full_like(e, least(e.dtype), dtype=torch.float64) for p, e in expected.items()}
@@ -137,18 +137,30 @@ def _off(call: Call, reached: Sequence[bool]) -> Off | None:
 
 
 def _noise(call: Call, g: Sequence[Tensor | None], expected: dict[int, Tensor]) -> dict[int, float]:
-    """Measure how well autograd's own derivative is determined: it is linear, so parts must add up to the whole."""
+    """Measure how well autograd's own derivative is determined in floating point, by argument.
+
+    It is linear, so parts of a cotangent must add up to the whole; and what was computed is right for arguments that differ
+    from the given ones by rounding. A rule may add up as many parts as there are scalars in the results.
+    """
     heads = torch.Generator().manual_seed(1)
-    some = [None if c is None else c * torch.randint(2, c.shape, generator=heads) for c in g]
+    some = [None if c is None else c * torch.randint(2, c.shape, generator=heads).to(c.device) for c in g]
     rest = [None if c is None or s is None else c - s for c, s in zip(g, some, strict=True)]
-    one, two = vector_product(call, some), vector_product(call, rest)
-    out = {}
-    for p, whole in expected.items():
-        apart = (whole.to(torch.float64) - one[p].to(torch.float64) - two[p].to(torch.float64)).abs()
-        # a rule may add up as many parts as there are scalars in the results
-        parts = sum(v.numel for v in call.outputs if v is not None)
-        out[p] = float(apart.max()) * parts if apart.numel() else 0.0
-    return out
+    beside = replace(call, inputs=tuple(replace(i, saved=Saved.own(nudged(i.saved.get()))) if i.saved else i for i in call.inputs))
+    one, two = vector_product(beside, some), vector_product(beside, rest)
+    parts = sum(v.numel for v in call.outputs if v is not None)
+    apart = {p: (e.double() - one[p].double() - two[p].double()).abs() for p, e in expected.items()}
+    return {p: float(a.max()) * parts if a.numel() else 0.0 for p, a in apart.items()}
+
+
+def nudged(x: Tensor) -> Tensor:
+    """Give the next float64 above or below each number, the same for equal numbers, so that ties stay ties."""
+    if x.dtype is not torch.float64:
+        return x
+    bits = x.contiguous().view(torch.int64)
+    step = 1 - 2 * (bits * -7046029254386353131 < 0).to(torch.int64)  # a hash's sign
+    moved = (bits + step).view(torch.float64).reshape(x.shape)
+    out = torch.empty_like(x)
+    return out.copy_(torch.where((x == 0) | ~moved.isfinite(), x, moved))
 
 
 def worst(position: int, ours: Tensor, autograd: Tensor, bound: Tensor) -> Off | None:
@@ -174,10 +186,11 @@ def beyond(ours: Tensor, autograd: Tensor, bound: Tensor) -> Tensor:
     return share.masked_fill(rounded == autograd, 0.0).masked_fill(ours.isnan() | autograd.isnan(), torch.inf)
 
 
-def _random(value: Value | None, seed: int) -> Tensor:
+def _random(value: Value | None, seed: int, call: Call) -> Tensor:
+    """Make a cotangent, the same each time."""
     assert value is not None
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.to(call.inputs[0].device, value.dtype)
 
 
 def widened(call: Call) -> Call:

@@ -121,7 +121,7 @@ class Comparison:
     def __init__(self, record: Record, loss: Value, seen: Observed, leaves: dict[int, Tensor]) -> None:
         self.record, self.loss, self.seen, self.leaves = record, loss, seen, leaves
         self.pending: dict[int, Arrived] = {}
-        self.difference = self.tolerance = self.used = 0.0
+        self.difference, self.tolerance, self.used = 0.0, 0.0, -1.0  # until something is compared
         self.values = self.decided = 0
 
     def walk(self) -> None:
@@ -196,9 +196,9 @@ class Comparison:
         share = beyond(arrived.g, autograd, slack)
         if share.numel() and float(share.max()) > self.used:
             at = share.argmax()
-            self.used, terms = float(share.max()), float(arrived.terms.flatten()[at])
-            apart = (arrived.g - autograd).abs().flatten()[at]
-            self.difference, self.tolerance = float(apart) / terms, float(slack.flatten()[at]) / terms
+            terms = float(arrived.terms.flatten()[at]) or 1.0
+            self.used, self.tolerance = float(share.max()), float(slack.flatten()[at]) / terms
+            self.difference = self.used * self.tolerance
 
     def _refuse_nan(self, arrived: Arrived, autograd: Tensor) -> None:
         if autograd.isnan().any():
@@ -226,7 +226,8 @@ class Comparison:
         hook = _hook(value, self.leaves.get(value.id), calls)
         if hook is not None:
             return f"{what}{hook}: {UNHOOK}"
-        return f"{what}the rule of every recorded consumer is right, so something between them was not recorded"
+        right = "the rule of every recorded consumer is right" if calls else "nothing recorded leads from it to the loss"
+        return f"{what}{right}, so something between them was not recorded (or a hook on a node of autograd's graph changed it)"
 
     def _explained(self, arrived: Arrived, autograd: Tensor) -> bool:
         """Tell whether the consumers' own backwards, run again, add up to what autograd has."""
@@ -272,7 +273,8 @@ def _hook(value: Value, leaf: Tensor | None, consumers: list[Call]) -> str | Non
         return f"a hook on {value.name!r} changes its gradient"
     for call in consumers:
         if call.name == "autograd.BackwardHookFunction":
-            return f"a full backward hook of module {call.module or 'the model'} changes the gradient of its input"
+            module = call.module or (value.call.module if value.call is not None else "")
+            return f"a full backward hook of module {module!r} changes the gradient"
     return None
 
 
