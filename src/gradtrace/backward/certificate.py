@@ -5,8 +5,8 @@ cancels in this loss's gradient is found as well. And, value by value from the l
 consumers of a value add up to with what reaches it in one ordinary backward pass: so a lost edge is found where it was
 lost, and rounding does not pile up on the way, because the next step starts from autograd's own number.
 
-Rounding is allowed for by an a priori bound (see `rounding`), entry by entry. What is beyond it is decided call by call:
-the rule is right or wrong in float64; and where each consumer's own backward, run again, gives the number that
+Rounding is allowed for by an a priori bound (see `rounding`), entry by entry. What is beyond it is decided call by
+call: the rule is right or wrong in float64; and where each consumer's own backward, run again, gives the number that
 autograd has, the bound was too narrow for the operator's formula, and nothing else.
 
 It proves that everything was recorded and that every rule's derivative is right; it does not prove that the maximum was
@@ -25,7 +25,7 @@ from ..errors import CertificateError
 from ..kernels.reference import pull
 from ..recording.record import Call, Record, Value
 from ..semirings.base import Sum
-from .call_check import Off, beyond, comparable, edges, kinds, off, vector_product, worst
+from .call_check import Off, comparable, edges, kinds, off, vector_product, worst
 from .observed import Observed, observe
 from .rounding import absolute, allowed, least, roundoff, shaped, unit
 
@@ -149,9 +149,9 @@ class Comparison:
             shape = value.shape
             g = pull(s, Sum.carrier, (given.g[None],))[0].reshape(shape)
             terms = absolute(s, given.g.abs()).reshape(shape)
-            slack = terms * allowed(s, call) + least(value.dtype)
+            slack = terms.mul(allowed(s, call)).add_(least(value.dtype))
             if given.slack is not None:
-                slack = slack + absolute(s, given.slack).reshape(shape)
+                slack += absolute(s, given.slack).reshape(shape)
             there = self.pending.get(value.id)
             if there is None:
                 self.pending[value.id] = Arrived(value, g, terms, slack, [(call, known)])
@@ -163,7 +163,8 @@ class Comparison:
     def _settle(self, arrived: Arrived) -> Known:
         """Compare what has reached a value with autograd; go on from autograd's number where there is one."""
         value = arrived.value
-        slack = arrived.slack + arrived.terms * (len(arrived.consumers) + 1) * roundoff(value.dtype)
+        rounded = (len(arrived.consumers) + 1) * roundoff(value.dtype)  # fan-out, and what is kept
+        slack = torch.add(arrived.slack, arrived.terms, alpha=rounded)
         suspect = next((k.suspect for _, known in arrived.consumers for k in known if k and k.suspect), None)
         if value.id not in self.seen.arrived:
             return Known(arrived.g, slack, suspect)
@@ -180,28 +181,29 @@ class Comparison:
 
     def _difference(self, arrived: Arrived, autograd: Tensor, slack: Tensor, suspect: str | None) -> str | None:
         """Compare at one value; say what is not explained, and may have come from further on (`suspect`)."""
-        found = worst(0, arrived.g, autograd, slack)
-        if found is None:
-            self._note(arrived, autograd, slack)
+        share = (arrived.g - autograd).abs_().div_(slack)
+        used = float(share.max()) if share.numel() else 0.0
+        if used <= 1:
+            self._note(used, share, arrived, slack)
             return None
-        if suspect is None:
+        found = worst(0, arrived.g, autograd, slack)  # tells infinities and NaN apart
+        if found is not None and suspect is None:
             suspect = self._decide(arrived, autograd, found)
             self.decided += suspect is None
-        elif arrived.value.name:
+        elif found is not None and arrived.value.name:
             suspect = f"the gradient of {arrived.value.name!r} differs: {suspect}"
-        return suspect
+        return suspect if found is not None else None
 
-    def _note(self, arrived: Arrived, autograd: Tensor, slack: Tensor) -> None:
+    def _note(self, used: float, share: Tensor, arrived: Arrived, slack: Tensor) -> None:
         """Keep where most of the bound was used."""
-        share = beyond(arrived.g, autograd, slack)
-        if share.numel() and float(share.max()) > self.used:
+        if used > self.used and share.numel():
             at = share.argmax()
             terms = float(arrived.terms.flatten()[at]) or 1.0
-            self.used, self.tolerance = float(share.max()), float(slack.flatten()[at]) / terms
-            self.difference = self.used * self.tolerance
+            self.used, self.tolerance = used, float(slack.flatten()[at]) / terms
+            self.difference = used * self.tolerance
 
     def _refuse_nan(self, arrived: Arrived, autograd: Tensor) -> None:
-        if autograd.isnan().any():
+        if bool(autograd.sum().isnan()) and bool(autograd.isnan().any()):  # the sum is cheap, and NaN for ∞ - ∞ too
             calls = ", ".join(call.where for call, _ in arrived.consumers[:3])
             raise CertificateError(
                 f"autograd's own gradient of {_what(arrived.value)} is NaN (it comes from {calls or 'a hook'}): "
@@ -226,8 +228,10 @@ class Comparison:
         hook = _hook(value, self.leaves.get(value.id), calls)
         if hook is not None:
             return f"{what}{hook}: {UNHOOK}"
-        right = "the rule of every recorded consumer is right" if calls else "nothing recorded leads from it to the loss"
-        return f"{what}{right}, so something between them was not recorded (or a hook on a node of autograd's graph changed it)"
+        right = (
+            "the rule of every recorded consumer is right" if calls else "nothing recorded leads from it to the loss"
+        )
+        return f"{what}{right}, so something between them was not recorded (or a node's hook changed it)"
 
     def _explained(self, arrived: Arrived, autograd: Tensor) -> bool:
         """Tell whether the consumers' own backwards, run again, add up to what autograd has."""

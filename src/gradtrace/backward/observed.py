@@ -50,18 +50,17 @@ def observe(record: Record, loss: Tensor, leaves: Sequence[tuple[Tensor, Value]]
     """Run one ordinary backward pass, hooks included, and look on.
 
     Raises:
-        CertificateError: there is no graph any more.
+        CertificateError: the pass fails; most often the graph is gone.
     """
     edges = dict(_edges(record, loss))
-    inputs = [tensor for tensor, _ in leaves] + [GradientEdge(node, number) for node, number in edges.values()]
+    inputs: Any = [tensor for tensor, _ in leaves] + [GradientEdge(node, number) for node, number in edges.values()]
     seen = Observed()
     with _watching(edges, seen):
         try:
             found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
-            raise CertificateError(f"no autograd graph to compare with (trace before backward()): {error}") from None
+            hint = " (trace before backward())" if "second time" in str(error) else ""
+            raise CertificateError(f"no autograd graph to compare with{hint}: {error}") from None
     ids = [value.id for _, value in leaves] + list(edges)
     seen.arrived = {i: plain(g) for i, g in zip(ids, found, strict=True)}
     return seen

@@ -19,14 +19,25 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..jacobians.structure import UNCANCELLED, Chain, Closed, Contraction, Convolved, Gather, LowRank, Sparse, Strided, Structure
+from ..jacobians.structure import (
+    UNCANCELLED,
+    Chain,
+    Closed,
+    Contraction,
+    Convolved,
+    Gather,
+    LowRank,
+    Sparse,
+    Strided,
+    Structure,
+)
 from ..kernels.reference import axes, pull
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
 from ..semirings.base import AbsSum
 
-# Roundings within one term. The longest formula of PyTorch's is that of a norm: x̂ (2), the sums of its row multiplied by
-# γ (2), taken apart (1), by 1/σ³ and 1/n (4), by x̂ (1), added to two others (2), stored (1); twice that for two sides.
+# Roundings within one term. The longest formula of PyTorch's is that of a norm: x̂ (2), the sums of its row multiplied
+# by γ (2), taken apart (1), by 1/σ³ and 1/n (4), by x̂ (1), added to two others (2), stored (1); twice, for two sides.
 FORMULA = 26
 
 
@@ -51,8 +62,8 @@ def least(dtype: torch.dtype) -> float:
 def allowed(structure: Structure, call: Call) -> float:
     """Give the bound's factor of Σ |terms| for one structure of a call: (c + m) u.
 
-    Products, and sums along an axis, are added up in float32 at least and rounded at the end; what is scattered is added
-    in the type that it has.
+    Products, and sums along an axis, are added up in float32 at least and rounded at the end; what is scattered is
+    added in the type that it has.
     """
     u = unit(call)
     inner = u if _scattered(structure) else min(u, roundoff(torch.float32))
