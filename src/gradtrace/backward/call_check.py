@@ -8,6 +8,7 @@ custom function's rule is its own backward: there is nothing to compare.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -47,18 +48,22 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
     """
     if not comparable(call):
         return None
-    try:
-        return _off(widened(call), reached)
-    except NotOnTape:  # the call that made an argument is missing, which is no fault of this one's rule
-        return None
-    except (RuntimeError, NotImplementedError):  # no kernel for float64
-        return _off(call, reached)
+    with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
+        for precision in (widened, lambda given: given):
+            with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
+                return _off(precision(call), reached)
+    return None
 
 
 def comparable(call: Call) -> bool:
-    """Tell whether a call can be run again, and whether its rule is anything but what autograd says then."""
+    """Tell whether autograd can say something about a call that is not what its rule says anyway."""
+    return repeatable(call) and bool(differentiable(call)) and not is_custom(call)
+
+
+def repeatable(call: Call) -> bool:
+    """Tell whether a call is one of the program's, and gives the same when it is run again."""
     drawn = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
-    return bool(differentiable(call)) and not drawn and not is_custom(call) and not call.name.startswith("gradtrace.")
+    return not drawn and not call.name.startswith("gradtrace.")
 
 
 def kinds(record: Record, loss: Value) -> Iterator[tuple[Call, tuple[bool, ...]]]:

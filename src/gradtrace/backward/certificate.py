@@ -25,7 +25,7 @@ from ..errors import CertificateError
 from ..kernels.reference import pull
 from ..recording.record import Call, Record, Value
 from ..semirings.base import Sum
-from .call_check import Off, comparable, edges, kinds, off, vector_product, worst
+from .call_check import Off, edges, kinds, off, repeatable, vector_product, worst
 from .observed import Observed, observe
 from .rounding import absolute, allowed, least, roundoff, shaped, unit
 
@@ -260,7 +260,7 @@ def _towards(call: Call, known: Sequence[Known | None], value: Value) -> list:
 
 def _again(call: Call, known: Sequence[Known | None]) -> dict[int, Tensor]:
     """Run a call's own backward again; of one that cannot be run again, take the rule's."""
-    if comparable(call):
+    if repeatable(call):
         return vector_product(call, [None if k is None else k.g for k in known])
     out: dict[int, Tensor] = {}
     for position, number, s in edges(call, [k is not None for k in known]):

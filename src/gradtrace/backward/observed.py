@@ -70,7 +70,8 @@ def plain(g: Tensor | None) -> Tensor | None:
     """Give a gradient as the tape has it: dense, and complex numbers as pairs."""
     if g is None:
         return None
-    return as_real(g.detach().to_dense() if g.layout is not torch.strided else g.detach())
+    g = g.detach().to_dense() if g.layout is not torch.strided else g.detach()
+    return as_real(g.clone() if g._is_zerotensor() else g)
 
 
 @contextmanager
