@@ -192,12 +192,14 @@ class Tape:
 
         Args:
             loss: ℓ, a recorded tensor with one element.
-            check: compare the tape under Sum with autograd first (call before `loss.backward()`). This runs one
-                ordinary backward pass, and with it any hooks that the program has set on tensors or modules.
+            check: compare the tape under Sum with autograd first (call before `loss.backward()`): one call of each
+                kind by itself, for a random cotangent, and what reaches each value with what reaches it in one
+                ordinary backward pass. Hooks that the program has set on tensors or modules run once in that pass; one
+                that changes a gradient is an error. Gradients of all values are kept meanwhile.
             progress: show a progress bar for each pass.
 
         Raises:
-            CertificateError: `check` found a difference.
+            CertificateError: `check` found a difference that rounding does not explain.
             NotANumber: a forward value is NaN; names the operator and the module.
         """
         value = self._loss(loss)

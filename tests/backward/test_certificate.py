@@ -1,6 +1,6 @@
 """The certificate passes where all is well, and catches what is deliberately broken, by name.
 
-That it passes on real models is in test_models.py.
+That it passes on real models is in test_models.py, and on published architectures in test_architectures.py.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import F64, leaf, recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gradtrace import record
-from gradtrace.backward.certificate import difference
+from gradtrace import Tape, record
+from gradtrace.backward.call_check import beyond
 from gradtrace.errors import CertificateError, MissingRule
 from gradtrace.jacobians.rules import pointwise
 from gradtrace.jacobians.rules.table import TABLE, Edge
-from gradtrace.jacobians.structure import Chain, Contraction, Structure
-from gradtrace.recording.record import Call
+from gradtrace.jacobians.structure import Chain, Contraction, Structure, diagonal
+from gradtrace.recording.record import Call, Saved
 
 Rule = Callable[[Call], Iterator[Edge]]
 
@@ -164,14 +166,309 @@ def test_a_certificate_after_backward_says_to_trace_before():
     tape.trace(loss)  # without a certificate it needs no graph
 
 
-def test_differences_are_in_units_of_the_largest_entry():
-    one = torch.tensor([1.0, -4.0])
-    assert difference(one, one) == 0.0
-    assert difference(one, torch.tensor([1.0, -5.0])) == pytest.approx(0.2)
-    assert difference(one, torch.tensor([torch.nan, -4.0])) == torch.inf
-    assert difference(torch.zeros(2), torch.zeros(2)) == 0.0
-    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 2.0])) == 0.0
-    assert difference(torch.tensor([torch.nan, 2.0]), torch.tensor([torch.nan, 1.0])) == 0.5
-    assert difference(torch.zeros(0), torch.zeros(0)) == 0.0
-    assert difference(torch.tensor([torch.inf]), torch.tensor([torch.inf])) == 0.0
-    assert difference(torch.tensor([torch.inf]), torch.tensor([1.0])) == torch.inf
+def test_entries_are_compared_in_units_of_their_own_bounds():
+    inf, nan = torch.inf, torch.nan
+    ours = torch.tensor([1.0, 1.0, 0.0, inf, inf, -inf, nan, nan, 0.0, 1e-50], **F64)
+    autograd = torch.tensor([1.0, 1.5, 0.0, inf, 1.0, inf, nan, 1.0, 1.0, 0.0])
+    bound = torch.tensor([0.0, 0.25, 0.0, 0.1, inf, inf, inf, inf, inf, 0.0], **F64)
+    expected = [0.0, 2.0, 0.0, 0.0, inf, inf, inf, inf, 0.0, 0.0]  # 1e-50 is 0 in float32
+    assert beyond(ours, autograd, bound).tolist() == expected
+    assert beyond(torch.zeros(0, **F64), torch.zeros(0), torch.zeros(0, **F64)).tolist() == []
+
+
+def saturated(kind: torch.dtype, gap: float) -> Tensor:
+    return torch.cat((torch.tensor([gap]), torch.zeros(7))).to(kind).requires_grad_()
+
+
+@pytest.mark.parametrize(("kind", "gap"), [(torch.float32, 16.0), (torch.float32, 60.0), (torch.float64, 40.0)])
+@pytest.mark.parametrize("squash", [torch.softmax, lambda x, d: torch.log_softmax(x, d).exp(), lambda x, d: x.tanh()])
+def test_where_a_derivative_is_the_difference_of_equal_numbers_rounding_is_no_fault(kind, gap, squash):
+    c = torch.randn(8, generator=torch.Generator().manual_seed(0)).to(kind)
+    tape, loss = recorded(lambda a: (squash(a, -1) * c).sum(), {"a": saturated(kind, gap)})
+    tape.trace(loss, check=True)
+
+
+class Gated(nn.Module):
+    """Attention whose output is multiplied by itself, detached; its key bias has no gradient but rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.softmax(self.query(x) @ self.key(x).mT, -1) @ self.value(x)
+        return self.out(h) * h.detach()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_stop_gradient_beside_a_gradient_that_is_noise(kind):
+    torch.manual_seed(0)
+    net, x = Gated().to(kind), torch.randn(2, 5, 6).to(kind)
+    with record(net, examples=x) as tape:
+        loss = net(x).square().mean()
+    certificate = tape.trace(loss, check=True).certificate
+    assert certificate is not None
+    assert certificate.difference <= certificate.tolerance
+    assert (certificate.leaves, certificate.decided) == (8, 0)
+    assert certificate.values > certificate.leaves
+    assert 0 < certificate.calls <= len(tape.calls)
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0, 1e4])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: F.layer_norm(x, (5, 5)),
+        lambda x: F.group_norm(x, 2),
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: F.rms_norm(x, (5,)),
+        lambda x: x / x.std(-1, keepdim=True),
+    ],
+)
+def test_norms_of_numbers_that_are_nearly_equal(norm, kind, offset):
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=kind) * 1e-3 + offset
+    weights = torch.arange(5, dtype=kind)
+    tape, loss = recorded(lambda x: (norm(x) * weights).sin().sum(), {"x": x.requires_grad_()})
+    tape.trace(loss, check=True)
+
+
+def one_entry_off(rule: Rule, by: float) -> Rule:
+    """Give a rule of which the derivatives towards the first scalar of every argument are off by a factor."""
+
+    def off(call: Call) -> Iterator[Edge]:
+        for position, number, s in rule(call):
+            n = torch.Size(call.inputs[position].shape).numel()
+            factors = torch.ones(n, **F64)
+            factors[:1] = by
+            yield position, number, Chain(s, diagonal((n,), (n,), lambda f=factors: f))
+
+    return off
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", ["addmm", "native_layer_norm", "_log_softmax", "tanh"])
+def test_a_thousandth_on_one_entry_is_found_in_every_precision(monkeypatch, operator, kind):
+    monkeypatch.setitem(TABLE, operator, one_entry_off(TABLE[operator], 1.001))
+    net, x = model()
+    with record(net.to(kind)) as tape:
+        loss = F.cross_entropy(net(x.to(kind)), torch.tensor([0, 1, 1, 0, 1]))
+    with pytest.raises(CertificateError, match=rf"the rule of aten\.{operator}\.\w+#\d+ "):
+        tape.trace(loss, check=True)
+
+
+def test_an_error_that_cancels_in_this_gradient_is_found(monkeypatch):
+    # the derivatives of the softmax are added to a constant: whatever they are multiplied by, the gradient is 0
+    monkeypatch.setitem(TABLE, "_softmax", one_entry_off(TABLE["_softmax"], 1.5))
+    tape, loss = recorded(lambda x: (x.softmax(-1) * 0).sum(), {"x": leaf(3, 4)})
+    with pytest.raises(CertificateError, match=r"the rule of aten\._softmax.* random cotangent"):
+        tape.trace(loss, check=True)
+
+
+def test_a_rule_that_is_wrong_for_some_numbers_only_is_found_where_they_are(monkeypatch):
+    right = TABLE["tanh"]
+    monkeypatch.setitem(TABLE, "tanh", lambda call: (scaled(right, 2.0) if call.index == 0 else right)(call))
+    tape, loss = recorded(lambda x: x.tanh().tanh().tanh().sum(), {"x": leaf(3)})
+    with pytest.raises(CertificateError, match=r"gradient of 'x' differs .* the rule of aten\.tanh\.default#0 "):
+        tape.trace(loss, check=True)
+
+
+def deep(layers: int = 12, width: int = 64) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(layers)]), torch.randn(
+        3, width
+    )
+
+
+def test_an_edge_lost_behind_many_layers_is_found_although_paths_without_sign_are_many():
+    net, x = deep()
+    w = torch.full((64,), 1e-3, requires_grad=True)
+    with record(net, names={"w": w}) as tape:
+        loss = net(x * w + w.sin() * 1e-4).square().mean()
+    added = next(c for c in tape.calls if c.base == "sin")
+    tape.record.calls.remove(added)
+    for i, call in enumerate(tape.record.calls):
+        call.index = i
+    with pytest.raises(CertificateError, match=r"gradient of 'w' differs .*was not recorded"):
+        tape.trace(loss, check=True)
+
+
+def test_a_value_that_lost_a_consumer_is_named_not_the_leaves_behind_it():
+    leaves = {"x": leaf(3)}
+    tape, loss = recorded(lambda x: (y := x.exp()).sin().sum() + y.cos().sum(), leaves)
+    tape.record.calls = [c for c in tape.calls if c.base != "cos"]
+    for i, call in enumerate(tape.record.calls):
+        call.index = i
+    with pytest.raises(CertificateError, match=r"gradient of 'x' differs: .*the result of aten\.exp\.default#0"):
+        tape.trace(loss, check=True)
+
+
+def hooked(net: nn.Module, x: Tensor) -> Tape:
+    with record(net) as tape:
+        loss = net(x).square().sum()
+    tape.trace(loss, check=True)
+    return tape
+
+
+def test_a_hook_on_a_parameter_is_named():
+    net, x = model()
+    net[0].weight.register_hook(lambda g: g * 2)
+    with pytest.raises(CertificateError, match=r"a hook on '0\.weight' changes its gradient"):
+        hooked(net, x)
+
+
+def test_a_hook_on_a_tensor_on_the_way_is_named():
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.sin()
+            y.register_hook(lambda g: g * 2)
+            return y
+
+    net, x = model()
+    net[1] = Doubled()
+    with pytest.raises(CertificateError, match=r"a hook on the result of aten\.sin\.default#\d+ in 1 .*changes"):
+        hooked(net, x)
+
+
+@pytest.mark.parametrize("pre", [False, True])
+def test_a_full_backward_hook_that_returns_something_is_named(pre):
+    net, x = model()
+    if pre:
+        net[2].register_full_backward_pre_hook(lambda module, g: (g[0] * 2,))
+    else:
+        net[2].register_full_backward_hook(lambda module, g, _: (g[0] * 2,))
+    with pytest.raises(CertificateError, match=r"a full backward hook of module '2' changes the gradient"):
+        hooked(net, x)
+
+
+def test_hooks_that_change_nothing_run_once_and_are_no_fault():
+    net, x = model()
+    seen: list[str] = []
+    net[0].weight.register_hook(lambda g: seen.append("tensor"))
+    net[0].bias.register_hook(lambda g: g.clone())
+    net[0].bias.register_post_accumulate_grad_hook(lambda p: seen.append("accumulated"))
+    net[2].register_full_backward_hook(lambda *_: seen.append("module"))
+    net[2].register_full_backward_pre_hook(lambda *_: seen.append("before"))
+    hooked(net, x)
+    assert sorted(seen) == ["before", "module", "tensor"]
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_nan_on_both_sides_is_no_agreement():
+    tape, loss = recorded(lambda x: (x * 0).sqrt().sum() + x.sum(), {"x": leaf(3)})
+    with pytest.raises(CertificateError, match=r"gradient of 'x' is NaN .*aten\.mul"):
+        tape.trace(loss, check=True)
+
+
+def test_infinities_of_one_sign_agree():
+    x = torch.tensor([0.0, 4.0], **F64, requires_grad=True)
+    tape, loss = recorded(lambda x: x.sqrt().sum(), {"x": x})
+    tape.trace(loss, check=True)
+
+
+def test_no_derivative_is_asked_alone_that_pytorch_gives_with_others_only():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 3, 1))
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    hooked(net, x)
+
+
+def test_random_numbers_are_not_drawn_again():
+    net, x = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.5), nn.RReLU()).double(), torch.randn(5, 3, **F64)
+    with record(net) as tape:
+        loss = net(x).square().sum()
+    state = torch.get_rng_state()
+    tape.trace(loss, check=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def _written(x: Tensor, y: Tensor) -> Tensor:
+    out = x * 1
+    row = out[1]
+    early = row.clone()
+    row.mul_(y[0])
+    out.transpose_(0, 1)
+    out[2] = out[0] + early[0]
+    return out.t().contiguous()
+
+
+ROUNDED: dict[str, Step] = {
+    "sharp softmax": lambda x, y: (x * 30).softmax(-1),
+    "log softmax": lambda x, y: (x * 10).log_softmax(0),
+    "tanh": lambda x, y: (x * 5).tanh(),
+    "sigmoid": lambda x, y: (y * 8).sigmoid() * x,
+    "silu": lambda x, y: F.silu(x),
+    "stopped": lambda x, y: x * y.detach(),
+    "cancels": lambda x, y: (x + 1000) - (x - y),
+    "shifted": lambda x, y: x - x.mean(-1, keepdim=True),
+    "layer norm": lambda x, y: F.layer_norm(x * 1e-3 + 3, (6,)),
+    "group norm": lambda x, y: F.group_norm(x, 2),
+    "batch norm": lambda x, y: F.batch_norm(x, None, None, training=True) + y,
+    "rms norm": lambda x, y: F.rms_norm(y, (6,)),
+    "std": lambda x, y: x / (y.std() + 1),
+    "var": lambda x, y: x * y.var(0, correction=0),
+    "attention": lambda x, y: ((x @ (y + 1).mT) * 4).softmax(-1) @ x,
+    "product": lambda x, y: x * y,
+    "rows": lambda x, y: x[torch.tensor([0, 0, 0, 3])] + y,
+    "cumsum": lambda x, y: x.cumsum(1) / 6,
+    "norm": lambda x, y: x / (x.norm(dim=-1, keepdim=True) + 1),
+    "expanded": lambda x, y: x[:1].expand(4, 6) * y,
+    "split": lambda x, y: torch.cat([a * b for a, b in zip(x.split(2, 1), y.split(2, 1), strict=True)], 1),
+    "written": _written,
+}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(ROUNDED)), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.integers(0, 1000),
+)
+def test_a_right_tape_is_never_refused(steps, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (torch.randn(4, 6, generator=generator).to(kind).requires_grad_() for _ in range(2))
+    pool = [x, w]
+    with record(names={"x": x, "w": w}) as tape:
+        for name, a, b in steps:
+            pool.append(ROUNDED[name](pool[-1 - a % len(pool)], pool[-1 - b % len(pool)]))
+        loss = (pool[-1] * torch.linspace(-1, 1, 6).to(kind)).sum()
+    if loss.requires_grad and loss.isfinite():
+        certificate = tape.trace(loss, check=True).certificate
+        assert certificate is not None
+        assert certificate.difference <= certificate.tolerance
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(ROUNDED)), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5),
+    st.integers(0, 1000),
+)
+def test_a_lost_edge_is_never_certified(steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (torch.randn(4, 6, generator=generator, **F64).requires_grad_() for _ in range(2))
+    pool = [x, w]
+    with record(names={"x": x, "w": w}) as tape:
+        for name, a, b in steps:
+            pool.append(ROUNDED[name](pool[-1 - a % len(pool)], pool[-1 - b % len(pool)]))
+        loss = (pool[-1] * torch.linspace(-1, 1, 6, **F64)).sum()
+    if not loss.requires_grad:
+        return
+    before = tape.grad(loss, ["x", "w"], allow_unused=True)
+    followed = [(c, p, i) for c in tape.calls for p, i in enumerate(c.inputs) if i.value and i.value.differentiable]
+    edges = [(c, p) for c, p, i in followed if i.saved is not None]  # a view's argument has no data of its own
+    call, position = edges[seed % len(edges)]
+    given_ = call.inputs[position]
+    assert given_.saved is not None
+    lost = dataclasses.replace(given_, value=None, saved=Saved.own(given_.saved.get()))
+    call.inputs = (*call.inputs[:position], lost, *call.inputs[position + 1 :])
+    after = tape.grad(loss, ["x", "w"], allow_unused=True)
+    zero = torch.zeros(4, 6, **F64)
+    off = max(
+        float(((zero if a is None else a) - (zero if b is None else b)).abs().max())
+        for a, b in zip(after, before, strict=True)
+    )
+    if off > 1e-9:  # else what is lost carries nothing
+        with pytest.raises(CertificateError, match="was not recorded"):
+            tape.trace(loss, check=True)
