@@ -9,17 +9,45 @@ import warnings
 from typing import Any
 
 import torch
-from kinds import CONNECTING, WRITES, templates
-from oracle import MIXED, Oracle, Rejected, run_parts
-from program import NAME, Part, Program, Step, compiled
+from fuzz.kinds import CONNECTING, WRITES, templates
+from fuzz.oracle import MIXED, Oracle, Rejected, run_parts
+from fuzz.program import NAME, Part, Program, Step, compiled
 from torch import Tensor
 
 TEMPLATES = templates()
 PLAIN = [n for n, (_, parts) in TEMPLATES.items() if n.split()[0] not in WRITES]
 INPLACE = [n for n in TEMPLATES if n.split()[0] in WRITES]
 COUNT = 3  # examples
-INDICES = ("0", "1", "-1", "1:", ":1", "::2", "..., 0", "..., 1:", ":, 0", ":, 1:", "1:, :1", "0, 1:", "None", ":2", "..., ::2")
-SHAPES = ("(2, 2)", "(-1, 2)", "(4,)", "(3, -1)", "(2, -1)", "(3, 2, 2)", "(3, 2, -1)", "(1, -1)", "(6,)", "(3, 4)", "(-1, 1)")
+INDICES = (
+    "0",
+    "1",
+    "-1",
+    "1:",
+    ":1",
+    "::2",
+    "..., 0",
+    "..., 1:",
+    ":, 0",
+    ":, 1:",
+    "1:, :1",
+    "0, 1:",
+    "None",
+    ":2",
+    "..., ::2",
+)
+SHAPES = (
+    "(2, 2)",
+    "(-1, 2)",
+    "(4,)",
+    "(3, -1)",
+    "(2, -1)",
+    "(3, 2, 2)",
+    "(3, 2, -1)",
+    "(1, -1)",
+    "(6,)",
+    "(3, 4)",
+    "(-1, 1)",
+)
 HOLE = re.compile(r"\{(\w+)\}")
 LAYOUT = re.compile("as_strided|reshape|flatten|contiguous|view|clone")
 LEAVES = {"w0": (4, 2), "w1": (4,), "w2": (2, 2), "w3": (), "w4": (2,), "w5": (3, 4), "w6": (4, 4), "w7": (2, 2, 2)}

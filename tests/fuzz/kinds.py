@@ -353,7 +353,10 @@ def templates() -> dict[str, tuple[str, list[tuple[str, str, str]]]]:
         else:
             parts = [("write", "{a}", expr)]
         out[name] = line, parts
-        out[f"{name} quietly"] = f"with torch.no_grad(): {line}", [(f"quiet{' write' * (m == 'write')}", o, e) for m, o, e in parts]
+        out[f"{name} quietly"] = (
+            f"with torch.no_grad(): {line}",
+            [(f"quiet{' write' * (m == 'write')}", o, e) for m, o, e in parts],
+        )
         for view, of in VIEWS.items():  # {t} is the view, on which the line works
             where = [("call", "{v}", of)]
             moved = [(m, o.replace("{a}", "{v}"), e.replace("{a}", "{v}")) for m, o, e in parts]

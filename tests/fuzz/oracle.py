@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from program import Part, function, quietly
+from fuzz.program import Part, function, quietly
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
@@ -229,7 +229,7 @@ class Oracle:
             if same is not None:  # contiguous() of what is contiguous
                 self.env[name] = same
             elif view is not None:
-                picks = _picks(f, xs, number, view, y)
+                picks = _picks(part, f, refs, xs, number, view, y)
                 self.env[name] = Ref(view.memory, view.vertices, _where(view, y), view, picks)
             else:
                 self.env[name] = self._made(y, labels[number], None if edges is None else edges[number])
@@ -246,6 +246,16 @@ class Oracle:
         target = self.env[part.outs[0]]
         if target.memory.frozen:
             raise Rejected("writes to data")
+        there = target.positions()
+        if len(set(there)) < len(there):
+            raise Rejected("writes to one place twice")
+        for other in refs:
+            if (
+                other.memory is target.memory
+                and other.positions() != there
+                and not set(there).isdisjoint(other.positions())
+            ):
+                raise Rejected("reads what it is writing to")
         if y.shape != target.where.shape:
             raise Rejected("a write of another shape")
         y = y.clone()
@@ -381,16 +391,17 @@ def _where(ref: Ref, y: Tensor) -> Tensor:
     return torch.arange(len(ref.vertices)).as_strided(y.shape, y.stride(), y.storage_offset())
 
 
-def _picks(f: Callable, xs: list[Tensor], number: int, view: Ref, y: Tensor) -> tuple[int, ...]:
-    """Say which scalar of its argument each scalar of a view is."""
-    at = {p: k for k, p in reversed(list(enumerate(view.positions())))}
-    if len(at) == view.where.numel() or len(xs) > 1:
+def _picks(part: Part, f: Callable, refs: list[Ref], xs: list[Tensor], number: int, view: Ref, y: Tensor) -> tuple:
+    """Say which scalar of its argument each scalar of a view is: look where an index of them goes."""
+    if "as_strided" in part.expr:
+        at = {p: k for k, p in enumerate(view.positions())}
         found = [at.get(p) for p in _where(view, y).flatten().tolist()]
-        if None in found:
+        if None in found or len(at) < view.where.numel():
             raise Rejected("a view beyond what it is a view of")
-        return tuple(k for k in found if k is not None)
-    index = f(torch.arange(view.where.numel(), dtype=torch.float64).reshape(view.where.shape))
-    return tuple(int(k) for k in (index if isinstance(index, Tensor) else list(index)[number]).flatten())
+        return tuple(found)
+    index = torch.arange(view.where.numel(), dtype=torch.float64).reshape(view.where.shape)
+    moved = f(*[index if r is view else x for r, x in zip(refs, xs, strict=True)])
+    return tuple(int(k) for k in (moved if isinstance(moved, Tensor) else list(moved)[number]).flatten())
 
 
 def run_parts(oracle: Oracle, parts: Iterable[Part], *, apart: bool = False) -> None:
