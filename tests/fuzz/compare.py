@@ -12,7 +12,7 @@ import torch
 from fuzz.generate import COUNT
 from fuzz.honest import near, root_of, sums_are_autograds
 from fuzz.oracle import Oracle, greedy
-from fuzz.program import Program
+from fuzz.program import Program, compiled
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -51,7 +51,7 @@ def compare(program: Program, oracle: Oracle) -> None:
     root = root_of(program, oracle)
     if root is None or not any(v in oracle.graph.absolute(root) for v in _all_leaves(oracle)):
         return  # no path at all
-    oracle.leaves = {n: v for n, v in oracle.leaves.items() if n in program.leaves or used(program, n)}
+    oracle.leaves = {n: v for n, v in oracle.leaves.items() if n in program.leaves or used(oracle, v)}
     plain, batch = run(program, examples=False), run(program, examples=True)
     sums_are_autograds(program, oracle, root)
     names = [*oracle.leaves, *between(plain, oracle)]
@@ -61,7 +61,7 @@ def compare(program: Program, oracle: Oracle) -> None:
     trace, again = plain.tape.trace(plain.loss, check=odd), batch.tape.trace(batch.loss, check=not odd)
     strengths(trace, plain, oracle, root)
     routes(trace, plain, oracle, root)
-    if not oracle.writes and operators(program) == oracle.calls:
+    if not oracle.writes and units(program, oracle):
         greedy_routes(trace, plain, oracle, root)
     unchanged(found, gradients(batch, names), names)
     for name in oracle.leaves:
@@ -82,16 +82,20 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operators(program: Program) -> int:
-    """Count a program's operator calls: a greedy path depends on every one of them, be it a view inside another."""
-    with Operators() as mode:
-        program.run(program.start())
-    return mode.count
+def units(program: Program, oracle: Oracle) -> bool:
+    """Tell whether every part is one operator call: a greedy path depends on each, be it a view inside another."""
+    space = program.start()
+    for step in (*program.steps, program.loss):
+        with Operators() as mode:
+            exec(compiled(step.text), space)
+        if mode.count != sum(part.outs[0] in oracle.calls for part in step.parts):
+            return False
+    return True
 
 
-def used(program: Program, name: str) -> bool:
+def used(oracle: Oracle, vertices: list[int]) -> bool:
     """Tell whether a leaf that the program makes is used afterwards: if not, the tape has not seen it."""
-    return any(name in part.args for step in (*program.steps, program.loss) for part in step.parts)
+    return any(u in vertices for edges in oracle.graph.into for u, _ in edges)
 
 
 def _all_leaves(oracle: Oracle) -> Iterator[int]:
@@ -179,7 +183,7 @@ def per_example(program: Program, batch: Asked, trace: Trace, oracle: Oracle, ro
     meets = [n for n in meets if oracle.met.get(n) and reaches(oracle, n, root)]
     if meets:
         assert trace.influence(of="*").connected, f"examples are connected at {meets}, and no call is named"
-    if meets or others is None:
+    if meets or others is None or oracle.unclear:
         return
     log2 = trace.forest("best", per_example=True).log2
     flow = oracle.graph.absolute(root)

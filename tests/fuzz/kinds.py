@@ -1,8 +1,8 @@
 """The kinds of operator that programs are made of, as templates of Python text.
 
-Placeholders: a b c are followed or unfollowed tensors of floats, k one that is a constant, i j of integers, m of booleans,
-p q leaves; o is the result's name (o2, o3 more of them), t u are names of what lies between; d is an axis of a, n a small
-number, x y are indices as in a[…], s a shape with as many scalars as a.
+Placeholders: a b c are followed or unfollowed tensors of floats, k one that is a constant, i j of integers, m of
+booleans, p q leaves; o is the result's name (o2, o3 more of them), t u are names of what lies between; d is an axis of
+a, n a small number, x y are indices as in a[…], s a shape with as many scalars as a.
 """
 
 from __future__ import annotations
@@ -178,7 +178,10 @@ LINES = {
     ),
     "fft_abs": (
         "{o} = torch.fft.rfft({a}).abs()",
-        [("call", "{t}", "torch.view_as_real(torch.fft.rfft({a}))"), ("call", "{o}", "torch.view_as_complex({t}).abs()")],
+        [
+            ("call", "{t}", "torch.view_as_real(torch.fft.rfft({a}))"),
+            ("call", "{o}", "torch.view_as_complex({t}).abs()"),
+        ],
     ),
     "complex_product": (
         "{o} = torch.view_as_real(torch.complex({a}, {b}) * torch.complex({a}, {b}))",
@@ -253,7 +256,10 @@ LINES = {
         "{o} = torch.full_like({a}, -1.0); {o}[0] += {b}",
         [("call", "{o}", "torch.full_like({a}, -1.0)"), ("call", "{t}", "{o}[0]"), ("write", "{t}", "{t} + {b}")],
     ),
-    "zeros_only": ("{o} = torch.zeros(3, 2, dtype=torch.float64)", [("quiet", "{o}", "torch.zeros(3, 2, dtype=torch.float64)")]),
+    "zeros_only": (
+        "{o} = torch.zeros(3, 2, dtype=torch.float64)",
+        [("quiet", "{o}", "torch.zeros(3, 2, dtype=torch.float64)")],
+    ),
     "zeros_row": (
         "{o} = torch.zeros(3, 2, dtype=torch.float64); {o}[:1] = {a}[:1, :2]",
         [("quiet", "{o}", "torch.zeros(3, 2, dtype=torch.float64)"), ("call", "{t}", "{o}[:1]"),

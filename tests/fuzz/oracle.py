@@ -133,7 +133,8 @@ class Oracle:
         self.leaves: dict[str, list[int]] = {}
         self.met: dict[str, bool] = {}  # by name: whether examples met where it was made
         self.writes = False
-        self.calls = 0  # calls that autograd follows
+        self.unclear = False  # whether examples wrote over followed numbers behind autograd's back: whose are they?
+        self.calls: set[str] = set()  # first results of the calls that autograd follows
         self._generator = torch.Generator().manual_seed(0)
 
     def give(self, name: str, tensor: Tensor, *, leaf: bool, example: bool) -> None:
@@ -223,7 +224,8 @@ class Oracle:
     def _call(self, part: Part, refs: list[Ref], f: Callable, xs: list[Tensor], ys: list[Tensor], labels: list) -> None:
         views = [_shared(refs, xs, y) for y in ys]
         edges = None if all(v is not None for v in views) else self._edges(refs, f, xs, ys)
-        self.calls += any(r.memory.data.is_floating_point() and r.followed() for r in refs)
+        if any(r.memory.data.is_floating_point() and r.followed() for r in refs):
+            self.calls.add(part.outs[0])
         for number, (name, y, view) in enumerate(zip(part.outs, ys, views, strict=True)):
             same = next((r for r, x in zip(refs, xs, strict=True) if x is y), None)
             if same is not None:  # contiguous() of what is contiguous
@@ -264,6 +266,8 @@ class Oracle:
             raise Rejected("examples meet")
         edges = None if part.mode == "quiet write" else self._edges(refs, f, xs, [y])
         self.writes = True
+        behind = part.mode == "quiet write" and target.followed()
+        self.unclear |= behind and labels != [target.memory.labels[p] for p in there]
         target.value().copy_(y)
         for k, p in enumerate(target.positions()):
             target.memory.labels[p] = labels[k]
