@@ -1,4 +1,4 @@
-"""Find failures, and make them short."""
+"""Find failures, make them short, and keep them."""
 
 from __future__ import annotations
 
