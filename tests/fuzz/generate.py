@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from fuzz.kinds import CONNECTING, WRITES, templates
-from fuzz.oracle import MIXED, Oracle, Rejected, run_parts
+from fuzz.oracle import Oracle, Rejected, run_parts
 from fuzz.program import NAME, Part, Program, Step, compiled
 from torch import Tensor
 
@@ -292,7 +292,3 @@ def loss_step(ends: list[str], shapes: list[tuple[int, ...]], reduce: str, facto
 
 def ends_of(loss: Step) -> list[str]:
     return [p.args[0] for p in loss.parts if p.outs[0].startswith("z")]
-
-
-def met(oracle: Oracle, name: str) -> bool:
-    return name in oracle.env and MIXED in oracle.env[name].memory.labels

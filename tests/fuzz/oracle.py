@@ -8,7 +8,6 @@ another; a write replaces vertices at some positions. Local derivatives are thos
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -318,10 +317,9 @@ class Oracle:
         out = [torch.full(y.shape, SHARED) for y in ys]
         for group in sorted({int(v) for s in labels for v in s.flatten()} - {SHARED}):
             masks = [s == group for s in labels]
-            for y, label, changed in zip(ys, out, self._changed(f, xs, ys, masks), strict=True):
+            for label, changed in zip(out, self._changed(f, xs, ys, masks), strict=True):
                 alone = torch.where(label == SHARED, group, MIXED)
                 label[changed] = alone[changed]
-                del y
         return [s.flatten().tolist() for s in out]
 
     def _changed(self, f: Callable, xs: list[Tensor], ys: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
@@ -412,7 +410,3 @@ def run_parts(oracle: Oracle, parts: Iterable[Part], *, apart: bool = False) -> 
     for part in parts:
         with quietly(part.mode):
             oracle.run(part, apart=apart)
-
-
-def log2(x: float) -> float:
-    return math.log2(x) if x > 0 else -math.inf
