@@ -117,9 +117,13 @@ def planes(forest: Forest, leaves: list[str]) -> Any:
 
 
 def numbers(record: Record, root: Value) -> dict[int, int]:
-    """Count the calls that lead to the loss: a tape with examples has others between, which carry labels only."""
-    calls = [c for c in record.before(root) if any(v is not None and v.differentiable for v in c.outputs)]
-    return {c.index: n for n, c in enumerate(calls)}
+    """Count the calls on paths to the loss: a tape with examples has others between, which carry labels only."""
+    reached, found = {root.id}, []
+    for call in reversed(record.calls):
+        if any(v is not None and v.differentiable and v.id in reached for v in call.outputs):
+            reached.update(i.value.id for i in call.inputs if i.value is not None and i.value.differentiable)
+            found.append(call.index)
+    return {index: n for n, index in enumerate(reversed(found))}
 
 
 def _renumbered(forest: Forest, winners: Tensor, number: dict[int, int]) -> Tensor:
