@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-full test-reference sanitize lint web web-check clean
+.PHONY: demo test test-full test-matrix test-reference sanitize lint web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -19,6 +19,11 @@ test: $(INSTALLED) browser
 # Every sample of PyTorch's own test database instead of a few of each operator.
 test-full: $(INSTALLED)
 	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+
+# Every public question × every program, with and without examples, in both modes and precisions: two halves at a time.
+MATRIX := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/matrix -m matrix $(PYTEST_ARGS)
+test-matrix: $(INSTALLED)
+	$(MATRIX) -k "module" & half=$$!; $(MATRIX) -k "not module"; first=$$?; wait $$half && test $$first = 0
 
 # What the answers rest on, with the compiled kernels switched off.
 REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \

@@ -27,13 +27,14 @@ if "GRADTRACE_NATIVE" in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: everything instead of a few of each; runs with -m full only")
+    config.addinivalue_line("markers", "matrix: every question × every program; runs with -m matrix only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the full runs out, unless the command line chooses by marker."""
+    """Leave the long runs out, unless the command line chooses by marker."""
     if config.option.markexpr:
         return
-    full = [item for item in items if item.get_closest_marker("full")]
-    if full:
-        config.hook.pytest_deselected(items=full)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    long = [item for item in items if item.get_closest_marker("full") or item.get_closest_marker("matrix")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]

@@ -126,14 +126,18 @@ class Program:
             out[name] = torch.tensor(flat, dtype=torch.float64).reshape(shape).requires_grad_()
         return out
 
-    def run(self, p: dict[str, Tensor]) -> Tensor:
-        """Run the program and give its loss."""
+    def result(self, p: dict[str, Tensor]) -> Tensor:
+        """Run the program's steps and give what the last one computes, 2 × 2."""
         pool = [p["x"], p["w"]]
         for name, a, b, scope in self.steps:
             step = EXACT.get(name) or SMOOTH[name]
             with component(scope):
                 pool.append(step(pool[a % len(pool)], pool[b % len(pool)], p))
-        last = pool[-1]
+        return pool[-1]
+
+    def run(self, p: dict[str, Tensor]) -> Tensor:
+        """Run the program and give its loss."""
+        last = self.result(p)
         if self.reduce == "weighted":
             return (last * torch.tensor([[1.0, -2.0], [0.5, 1.0]], dtype=torch.float64)).sum()
         return last.mean() if self.reduce == "mean" else last.sum()

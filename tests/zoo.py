@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,33 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in float64, its loss, and the tensor that enumerates the examples (None where there is no such thing)."""
+    """A model, the tensors it is given, and its loss of them.
+
+    Attributes:
+        inputs: the first one's first dimension enumerates the examples.
+        sliced: whether a row of every input is an example that can be run by itself.
+    """
 
     model: nn.Module
-    loss: Callable[[], Tensor]
-    examples: Tensor | None
+    inputs: tuple[Tensor, ...]
+    of: Callable[..., Tensor]
+    sliced: bool = True
+
+    @property
+    def examples(self) -> Tensor:
+        return self.inputs[0]
+
+    def loss(self) -> Tensor:
+        return self.of(*self.inputs)
+
+    def alone(self, example: int) -> Tensor:
+        """Give the loss of one example, run by itself."""
+        return self.of(*(t[example : example + 1] for t in self.inputs))
+
+    def to(self, dtype: torch.dtype) -> Subject:
+        """Move the model, in place, and the inputs to another precision."""
+        self.model.to(dtype)
+        return replace(self, inputs=tuple(t.to(dtype) if t.is_floating_point() else t for t in self.inputs))
 
 
 class UNet(nn.Module):
@@ -102,7 +124,7 @@ def _hugging_face(name: str, **options: object) -> Callable[[], Subject]:
         names = (f"{name}LMHeadModel", f"{name}ForCausalLM", f"{name}ForMaskedLM", f"{name}ForConditionalGeneration")
         kind = next(getattr(transformers, n) for n in names if hasattr(transformers, n))
         model, words = kind(config).double().eval(), _words()
-        return Subject(model, lambda: model(input_ids=words, labels=words).loss, words)
+        return Subject(model, (words,), lambda w: model(input_ids=w, labels=w).loss)
 
     return build
 
@@ -113,7 +135,7 @@ def _bert() -> Subject:
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=50, max_position_embeddings=16, **small)
     model, words = transformers.BertForMaskedLM(config).double().eval(), _words()
-    return Subject(model, lambda: model(input_ids=words, labels=words).loss, words)
+    return Subject(model, (words,), lambda w: model(input_ids=w, labels=w).loss)
 
 
 def _vit() -> Subject:
@@ -122,7 +144,7 @@ def _vit() -> Subject:
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=8, patch_size=4, **small)).double()
     images, classes = torch.randn(2, 3, 8, 8).double(), torch.tensor([0, 1])
-    return Subject(model, lambda: model(pixel_values=images, labels=classes).loss, images)
+    return Subject(model, (images, classes), lambda x, y: model(pixel_values=x, labels=y).loss)
 
 
 def _resnet(training: bool) -> Callable[[], Subject]:
@@ -132,7 +154,7 @@ def _resnet(training: bool) -> Callable[[], Subject]:
         config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
         model = transformers.ResNetForImageClassification(config).double().train(training)
         images, classes = torch.randn(3, 3, 32, 32).double(), torch.tensor([0, 1, 1])
-        return Subject(model, lambda: model(pixel_values=images, labels=classes).loss, images)
+        return Subject(model, (images, classes), lambda x, y: model(pixel_values=x, labels=y).loss)
 
     return build
 
@@ -148,13 +170,15 @@ def _whisper() -> Subject:
         transformers.WhisperConfig(**small, **heads, **tokens, **lengths)
     ).double()
     sound, words = torch.randn(2, 8, 20).double(), _words()
-    return Subject(model.eval(), lambda: model(input_features=sound, labels=words).loss, sound)
+    return Subject(model.eval(), (sound, words), lambda x, y: model(input_features=x, labels=y).loss)
 
 
-def _plain(model: Callable[[], nn.Module], *inputs: Tensor, loss: Callable[..., Tensor]) -> Callable[[], Subject]:
+def _plain(
+    model: Callable[[], nn.Module], *inputs: Tensor, loss: Callable[..., Tensor], sliced: bool = True
+) -> Callable[[], Subject]:
     def build() -> Subject:
         made = model().double()
-        return Subject(made, lambda: loss(made(*inputs), *inputs), inputs[0])
+        return Subject(made, inputs, lambda *given: loss(made(*given), *given), sliced)
 
     return build
 
@@ -197,7 +221,7 @@ ZOO: dict[str, Callable[[], Subject]] = {
     "ResNet, evaluation": _resnet(False),
     "Whisper": _whisper,
     "U-Net": _plain(UNet, IMAGES, loss=lambda y, x: (y - x).square().mean()),
-    "graph network": _plain(GraphNetwork, POINTS, LINKS[0], LINKS[1], loss=_square),
+    "graph network": _plain(GraphNetwork, POINTS, LINKS[0], LINKS[1], loss=_square, sliced=False),
     "neural ODE": _plain(NeuralODE, STATES, loss=_square),
     "LSTM with attention": _plain(Translator, WORDS, WORDS, loss=_word_loss),
     "tied and reused": _plain(Tied, WORDS, loss=_word_loss),
@@ -205,7 +229,7 @@ ZOO: dict[str, Callable[[], Subject]] = {
 
 
 def build(name: str) -> Subject:
-    """Build a subject with its own seed; dropout, where there is any, is off."""
+    """Build a subject in float64 with its own seed; dropout, where there is any, is off."""
     torch.manual_seed(3)
     subject = ZOO[name]()
     for module in subject.model.modules():
