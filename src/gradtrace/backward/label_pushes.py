@@ -174,7 +174,7 @@ def _push_strided(s: Strided, label: Tensor, x_shape: Shape, y_shape: Shape) -> 
 def _windowed(s: Strided, label: Tensor) -> Tensor:
     last = max((d for d in range(label.dim()) if label.shape[d] > 1), default=-1)
     inner = prod(s.x_shape[last + 1 :])  # scalars in a row that share a label
-    outer = label.expand(*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1)).flatten().clone()
+    outer = label.expand((*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1))).flatten().clone()
     at = s.layout
     split = [step % inner == 0 for step in at.stride]
     within = sum((n - 1) * t for n, t, o in zip(at.size, at.stride, split, strict=True) if not o) + at.offset % inner

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .identity import Values
+from .identity import Values, nobody
 from .record import Call, Input, Record, Value
 from .scopes import source_line
 from .storage import Cell, Identities, alias, cell_of, layout_of, read, version_of
@@ -97,6 +97,7 @@ class Constants:
 
     def close(self) -> None:
         """Forget the tensors: the recording is over."""
+        self.values.told = nobody
         self._known.clear()
         self._cells.clear()
         self._examples.clear()

@@ -28,7 +28,7 @@ from .layouts import Layout
 from .process_state import attention_in_parts, pushed
 from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
-from .storage import disjoint, layout_of, version_of
+from .storage import Saving, layout_of, version_of
 
 # what these write does not depend on what was there
 _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")
@@ -148,10 +148,10 @@ class Capture(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.record = record
-        self.values = Values(record)
+        self._saving = Saving()
+        self.values = Values(record, self._saving)
         self.constants = Constants(record, self.values, examples) if examples else None
         self.scopes = Scopes(model)
-        self._saved: dict[int, list[Saved]] = {}
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
@@ -170,7 +170,7 @@ class Capture(TorchDispatchMode):
 
     def _close(self) -> None:
         self.values.open = False
-        self._saved.clear()
+        self._saving.close()
         if self.constants is not None:
             self.constants.close()
         take_small_apart(self.record)
@@ -184,7 +184,7 @@ class Capture(TorchDispatchMode):
             return known.func(*args, **kwargs)
         event = self._event(known, args, kwargs)
         if event.written:
-            self._keep(event.written)
+            self._overwrite(event)
         result = known.func(*args, **kwargs)
         outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
         call = self._record(event, outputs) if event.inputs else None
@@ -220,9 +220,9 @@ class Capture(TorchDispatchMode):
         elif event.known.needless:
             saved = map(self._save_if_needed, event.tensors, values)
         else:
-            saved = map(self._save, event.tensors)
+            saved = map(self._saving.save, event.tensors)
         if event.known.overwrites:
-            values, saved = [None, *values[1:]], chain((None,), map(self._save, event.tensors[1:]))
+            values, saved = [None, *values[1:]], chain((None,), map(self._saving.save, event.tensors[1:]))
         event.inputs = tuple(
             [
                 Input(v, at.size, at.stride, at.offset, t.dtype, t.device, s)
@@ -246,35 +246,20 @@ class Capture(TorchDispatchMode):
         )
 
     def _save_mark(self, known: Operator, tensor: Tensor) -> Saved | None:
-        return self._save(tensor) if _is_plain(tensor) and not known.view else None
+        return self._saving.save(tensor) if _is_plain(tensor) and not known.view else None
 
     def _save_if_needed(self, tensor: Tensor, value: Value | None) -> Saved | Again:
         """Save what cannot be computed again."""
         if value is None or value.depth is None or value.depth >= _DEEPEST or tensor.is_complex():
-            return self._save(tensor)
+            return self._saving.save(tensor)
         return Again(value)
 
-    def _save(self, tensor: Tensor, *, written: bool = False) -> Saved:
-        saved = Saved(tensor, written=written)
-        self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
-        return saved
-
-    def _keep(self, written: Sequence[Tensor]) -> None:
-        """Copy what was saved of tensors that are about to be overwritten."""
-        for tensor in filter(_is_dense, written):
-            key = tensor.untyped_storage()._cdata
-            there = self._saved.pop(key, None)
-            if there is None:
-                continue
-            at, apart = layout_of(tensor), []
-            for saved in there:
-                # a recurrent cell's gates lie side by side, each with a version of its own: written to one by one
-                if not saved.shares_version(tensor) and disjoint(layout_of(saved.data), at):
-                    apart.append(saved)
-                else:
-                    saved.keep()
-            if apart:
-                self._saved[key] = apart
+    def _overwrite(self, event: Event) -> None:
+        """Copy what was saved of tensors that are about to be overwritten, whether autograd notices or not."""
+        for tensor in filter(_is_dense, event.written):
+            if not event.followed:
+                self.values.rewritten(tensor)
+            self._saving.overwrite(tensor)
 
     def _note_unfollowed(self, outputs: list[Tensor | None]) -> None:
         """Note where a custom function may have made its result: its own operators run without grad."""
@@ -348,7 +333,7 @@ class Capture(TorchDispatchMode):
         """Save random numbers, since running an operator again would draw again, and what autograd saves too."""
         kept = range(len(outputs)) if event.known.draws else event.known.kept
         return tuple(
-            self._save(out, written=_among(out, event.written)) if out is not None and i in kept else None
+            self._saving.save(out, written=_among(out, event.written)) if out is not None and i in kept else None
             for i, out in enumerate(outputs)
         )
 

@@ -9,6 +9,7 @@ the number of its result. What autograd does not follow has no value here: the t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from ..errors import NotOnTape, Unsupported
 from .autograd_functions import CustomFunction, CustomNode, name_of, refuse_reentrant
 from .layouts import Layout
-from .record import Call, Input, Record, Saved, Scope, Slot, Value
-from .storage import Cell, Identities, cell_of, disjoint, layout_of, read
+from .record import Call, Input, Record, Scope, Slot, Value
+from .storage import Cell, Identities, Saving, cell_of, disjoint, layout_of, read, version_of
 
 
 class Values:
@@ -26,14 +27,16 @@ class Values:
 
     Args:
         record: where leaves, and the calls that read a storage after writes, are added.
+        saving: what leaves' data are saved by.
     """
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self, record: Record, saving: Saving) -> None:
+        self.record, self._saving = record, saving
         self.leaves: dict[int, tuple[Tensor, Value]] = {}
         self.open = True  # whether new leaves and functions may appear
         # is told of leaves and of custom functions' results, which may hold constants: `x.clone().requires_grad_()`
-        self.told: Callable[[Tensor, Value], None] = lambda tensor, value: None
+        self.told: Callable[[Tensor, Value], None] = nobody
+        self._storages: dict[int, Value] = {}  # of leaves
         self._known = Identities()
         self._cells: dict[int, Cell] = {}
         self._customs: dict[Any, Call] = {}
@@ -69,7 +72,8 @@ class Values:
                 )
             name = name or f"leaf{len(self.leaves)}"
             known = tensor, self.record.value(tensor, name=name)
-            known[1].data, known[1].depth = Saved(tensor), 0
+            known[1].data, known[1].depth = self._saving.save(tensor), 0
+            self._storages[tensor.untyped_storage()._cdata] = known[1]
             self.leaves[id(tensor)] = known
             self.record.leaves[name] = known[1]
             self.told(tensor, known[1])
@@ -89,7 +93,7 @@ class Values:
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        if not tensor.requires_grad:
+        if not tensor.requires_grad or _is_cut(tensor):
             return None
         if tensor.is_leaf:
             value = self.leaf(tensor)
@@ -145,8 +149,17 @@ class Values:
         assert isinstance(call.op, CustomFunction)
         call.op.results[tensor.output_nr] = tensor.detach()
         value = _result(call, tensor.output_nr)
-        self.told(tensor, value)
+        if value.seq < 0:
+            value.seq, value.number = node._sequence_nr(), tensor.output_nr
+            self._place_custom(tensor, value)
+            self.told(tensor, value)
         return value
+
+    def _place_custom(self, tensor: Tensor, value: Value) -> None:
+        """Note where a custom function's result lies: in memory of its own, or in that of an argument."""
+        cell = self._cell(tensor)
+        new = not (cell.writes or cell.views) and tensor.untyped_storage()._cdata not in self._storages
+        self.place(tensor, value, writes=new, version=version_of(tensor))
 
     def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
         refuse_reentrant(node)
@@ -181,6 +194,16 @@ class Values:
         """Read a storage through an alias that was made before the last write to it."""
         return read(self.record, self.record.calls, cell, tensor, at)
 
+    def rewritten(self, tensor: Tensor) -> None:
+        """Note that numbers change of which autograd takes no notice: what is there cannot be computed again."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._storages:
+            self._storages[key].depth = None
+        if key in self._cells:
+            cell = self._cell(tensor)
+            for value in chain((v for _, v in cell.writes), *cell.views.values()):
+                value.depth = None
+
     def place(self, tensor: Tensor, value: Value, *, writes: bool, version: int) -> None:
         """Note which storage holds a new value: written there, or a view of what it held; and what its version is."""
         self._known.note(tensor, version, value)
@@ -193,6 +216,16 @@ class Values:
     def made(self, tensor: Tensor, where: tuple[tuple[Scope, ...], str]) -> None:
         """Note where a tensor was made that autograd does not follow, perhaps inside a custom function."""
         self._made[tensor.untyped_storage()._cdata] = where
+
+
+def nobody(tensor: Tensor, value: Value) -> None:
+    """Is told, where nobody else asks to be."""
+
+
+def _is_cut(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a view made under no_grad, which PyTorch calls a leaf that requires grad."""
+    base = tensor._base
+    return base is not None and tensor.is_leaf and base.requires_grad
 
 
 def _is_stranger(tensor: Tensor, at: Layout, cell: Cell) -> bool:

@@ -153,14 +153,14 @@ class Again:
 def _computed(value: Value, known: dict[int, list[Tensor | None]]) -> Tensor:
     """Compute a value again; `known` are the results of calls that were run for it already, by their number."""
     if value.data is not None:
-        return value.data.get()
+        return as_real(value.data.get())
     call = value.call
     if call is None:
         raise NotOnTape(f"what made a tensor of shape {value.shape} is not on the tape")
     number = next(n for n, made in enumerate(call.outputs) if made is value)
     kept = call.results[number] if call.results else None
     if kept is not None:
-        return kept.get()
+        return as_real(kept.get())
     if call.index not in known:
         known[call.index] = call.run([_given(x, known) for x in call.inputs])
     found = known[call.index][number]
@@ -170,7 +170,7 @@ def _computed(value: Value, known: dict[int, list[Tensor | None]]) -> Tensor:
 
 def _given(x: Input, known: dict[int, list[Tensor | None]]) -> Tensor:
     if isinstance(x.saved, Saved):
-        return x.saved.get()
+        return as_real(x.saved.get())
     assert x.value is not None
     return _computed(x.value, known)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, UntypedStorage
 
 from .layouts import Layout, positions
-from .record import Call, Input, Record, Slot, Value
+from .record import Call, Input, Record, Saved, Slot, Value
 from .scopes import source_line
 
 
@@ -95,6 +95,39 @@ class Cell:
     def touches(self, at: Layout) -> bool:
         """Tell whether something that was written may lie in a layout."""
         return any(not disjoint(at, a) for a, _ in self.writes)
+
+
+class Saving:
+    """Saves tensors without copying them, and copies those that are about to be overwritten."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, list[Saved]] = {}
+
+    def save(self, tensor: Tensor, *, written: bool = False) -> Saved:
+        """Save a tensor, as `Saved` does."""
+        saved = Saved(tensor, written=written)
+        self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
+        return saved
+
+    def overwrite(self, tensor: Tensor) -> None:
+        """Copy what was saved of a tensor that is about to be overwritten."""
+        key = tensor.untyped_storage()._cdata
+        there = self._saved.pop(key, None)
+        if there is None:
+            return
+        at, apart = layout_of(tensor), []
+        for saved in there:
+            # a recurrent cell's gates lie side by side, each with a version of its own: written to one by one
+            if not saved.shares_version(tensor) and disjoint(layout_of(saved.data), at):
+                apart.append(saved)
+            else:
+                saved.keep()
+        if apart:
+            self._saved[key] = apart
+
+    def close(self) -> None:
+        """Leave what is written from now on to whoever reads: it will be stale."""
+        self._saved.clear()
 
 
 class Identities:
