@@ -20,16 +20,14 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import NotANumber, UnknownName
 from . import rows
-from .exponents import INFINITE_EXPONENT, ZERO_EXPONENT, aligned, lifted, multiply, normalised, pow2, shifted
-
-Element: TypeAlias = tuple[Tensor, ...]
+from .exponents import INFINITE_EXPONENT, ZERO_EXPONENT, Element, aligned, lifted, multiply, normalised, pow2, shifted
 
 NO_ID = torch.iinfo(torch.int64).max  # the backpointer of an element that is zero
 BLOCK = 1 << 20  # elements of one broadcast product held at a time
@@ -182,7 +180,7 @@ class Linear(Carrier):
     def weigh(self, weight: Tensor, g: Element) -> Element:
         w = self.transform(weight).to(torch.float64)
         product = w * g[0]
-        if not product.isfinite().all():  # an absent edge is absent even beside an infinite gradient
+        if not rows.finite(product):  # an absent edge is absent even beside an infinite gradient
             product = torch.where((w == 0) | (g[0] == 0), 0.0, product)
         return (product,)
 
@@ -215,7 +213,7 @@ class Linear(Carrier):
     def contract(self, weight: Tensor, g: Element) -> Element:
         w = self.transform(weight).to(torch.float64)
         product = torch.matmul(g[0], w.transpose(-1, -2))
-        return (product,) if product.isfinite().all() else super().contract(weight, g)
+        return (product,) if rows.finite(product) else super().contract(weight, g)
 
 
 def narrow(weight: Tensor, g: Element) -> bool:

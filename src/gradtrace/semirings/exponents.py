@@ -5,10 +5,14 @@ Mantissas are float64 with |mantissa| in [½, 1), exponents are int32. 0 has an 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from ..errors import NotANumber
+
+Element: TypeAlias = tuple[Tensor, ...]
 
 ZERO_EXPONENT = -(1 << 29)  # of mantissa 0: below every exponent that a product can reach
 INFINITE_EXPONENT = 1 << 27  # of mantissa inf
@@ -40,7 +44,7 @@ def aligned(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
     return mantissa * pow2(exponent - top), top
 
 
-def multiply(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def multiply(a: Element, b: Element) -> tuple[Tensor, Tensor]:
     """Multiply two (mantissa, exponent) pairs; zero times infinity is zero: an absent edge is absent."""
     product = a[0] * b[0]
     return normalised(torch.nan_to_num(product, nan=0.0, posinf=torch.inf, neginf=-torch.inf), a[1] + b[1])

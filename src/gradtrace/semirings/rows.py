@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .exponents import normalised, shifted
+from .exponents import Element, normalised, shifted
 
-if TYPE_CHECKING:
-    from .base import Carrier, Element
-
-    Merge = Callable[[Carrier, Tensor, Tensor, Element], Element]
-
-RUN = 64  # numbers that are added up one after the other
+RUN = 32  # numbers that are added up one after the other
 BLOCK = 1 << 20  # numbers of rows, or terms of entries, held at a time
 NOISE = 1e-3  # of what terms amount to before they cancel: a difference below is not trusted
 LEAST = 1e-250  # in units of a row's largest: below, products of three numbers may have underflowed
 ALIKE = 1e-14  # angles nearer than this may be a right one
+
+
+class Merging(Protocol):
+    """What is asked of a carrier: see `base.Carrier`."""
+
+    def weigh(self, weight: Tensor, g: Element) -> Element: ...
+    def reduce(self, g: Element) -> Element: ...
+    def others(self, g: Element) -> Element: ...
+
+
+Merge: TypeAlias = Callable[[Merging, Tensor, Tensor, Element], Element]
 
 
 def others(t: Tensor) -> Tensor:
@@ -38,22 +44,25 @@ def others(t: Tensor) -> Tensor:
     """
     n = t.shape[-1]
     if n <= RUN:
-        return _from_both_ends(t)
-    runs = pad(t, (0, -n % RUN)).unflatten(-1, (-1, RUN))
-    return (_from_both_ends(runs) + others(runs.sum(-1)).unsqueeze(-1)).flatten(-2)[..., :n]
+        return _others_in_a_run(t)
+    runs = (pad(t, (0, -n % RUN)) if n % RUN else t).unflatten(-1, (-1, RUN))
+    return _others_in_a_run(runs).add_(others(runs.sum(-1)).unsqueeze(-1)).flatten(-2)[..., :n]
 
 
-def _from_both_ends(t: Tensor) -> Tensor:
-    before, after = (pad(side, (1, 0)).cumsum(-1)[..., :-1] for side in (t, t.flip(-1)))
+def _others_in_a_run(t: Tensor) -> Tensor:
+    n = t.shape[-1]
+    if finite(t):
+        return t @ (1 - torch.eye(n, dtype=t.dtype, device=t.device))
+    before, after = (pad(side, (1, 0)).cumsum(-1)[..., :-1] for side in (t, t.flip(-1)))  # 0 · inf is no number
     return before + after.flip(-1)
 
 
 def finite(*tensors: Tensor) -> bool:
-    """Tell whether there is no NaN and nothing infinite."""
-    return all(bool(t.isfinite().all()) for t in tensors)
+    """Tell whether there is no NaN and nothing infinite; sums that overflow say no as well."""
+    return all(math.isfinite(t.sum()) for t in tensors)
 
 
-def some_at_a_time(merge: Merge, carrier: Carrier, left: Tensor, right: Tensor, g: Element) -> Element:
+def some_at_a_time(merge: Merge, carrier: Merging, left: Tensor, right: Tensor, g: Element) -> Element:
     """Merge some rows at a time: see `absolute`."""
     step = max(1, BLOCK // max(1, g[0].shape[0] * g[0].shape[2]))
     starts = range(0, len(left), step)
@@ -62,7 +71,7 @@ def some_at_a_time(merge: Merge, carrier: Carrier, left: Tensor, right: Tensor, 
     return tuple(torch.cat(planes, 1) for planes in zip(*parts, strict=True))
 
 
-def absolute(carrier: Carrier, left: Tensor, right: Tensor, g: Element) -> Element:
+def absolute(carrier: Merging, left: Tensor, right: Tensor, g: Element) -> Element:
     """Give Σ over i≠j of |l_i · r_j| g_i: O(n log n) for each row.
 
     Args:
@@ -84,7 +93,7 @@ def absolute(carrier: Carrier, left: Tensor, right: Tensor, g: Element) -> Eleme
     return term_by_term(carrier, out, live & ((rest <= NOISE * size) | (size < LEAST)), left, right, g)
 
 
-def present(carrier: Carrier, left: Tensor, right: Tensor, g: Element) -> Element:
+def present(carrier: Merging, left: Tensor, right: Tensor, g: Element) -> Element:
     """Give Σ over i≠j of g_i where l_i · r_j is not 0, as `absolute` does.
 
     Few products vanish: a j with none adds up all others, a j that may have one goes through all of them.
@@ -98,7 +107,7 @@ def present(carrier: Carrier, left: Tensor, right: Tensor, g: Element) -> Elemen
     return term_by_term(carrier, out, vanishing.expand(out[0].shape), left, right, g)
 
 
-def term_by_term(carrier: Carrier, out: Element, redo: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
+def term_by_term(carrier: Merging, out: Element, redo: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
     """Merge anew what some scalars (`redo`, batch × rows × n) get from all others, and put it into `out`."""
     for some in redo.nonzero().split(max(1, BLOCK // max(1, left.shape[1]))):
         b, r, j = some.unbind(-1)
