@@ -333,6 +333,23 @@ def test_unknown_vertices_are_named_and_some_known_ones_listed():
             call()
 
 
+@pytest.mark.parametrize("semiring", [Sum, AbsSum, Max, Count])
+def test_semirings_go_by_their_names(semiring):
+    graph, name = chain([2.0, -3.0]), semiring.name
+    assert backpropagate(graph, 2, name) == backpropagate(graph, 2, semiring)
+    assert forward(graph, 0, name) == forward(graph, 0, semiring)
+    assert all_pairs(graph, name) == all_pairs(graph, semiring)
+    assert pathwise_sum(graph, 0, 2, name) == pathwise_sum(graph, 0, 2, semiring)
+    assert backpropagate(graph, 2, "topk:2")[0] == (6.0,)
+
+
+@pytest.mark.parametrize(("name", "said"), [("maximum", "abssum"), ("power:0", "p from 1"), ("graded:2", "components")])
+def test_other_names_are_refused(name, said):
+    for call in (backpropagate, forward):
+        with pytest.raises(UnknownName, match=said):
+            call(chain([1.0]), 0, name)
+
+
 def test_other_graphs_and_orders_are_refused():
     with pytest.raises(BadGraph, match="MultiDiGraph, got DiGraph"):
         backpropagate(networkx.DiGraph(), 0)  # pyright: ignore[reportArgumentType]

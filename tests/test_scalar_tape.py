@@ -115,6 +115,18 @@ def test_only_what_reaches_the_loss_is_in_the_graph():
     assert [data["label"] for _, data in graph.nodes(data=True)] == ["x", "aten.exp.default#0"]
 
 
+def test_every_vertex_of_the_graph_leads_to_the_loss():
+    """Of the values on the way, many scalars may lead nowhere: all classes but one, what is multiplied by 0."""
+    w = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with record(names={"w": w}) as tape:
+        scores = w @ torch.tensor([1.0, 0.0], dtype=torch.float64)
+        loss = functional.cross_entropy(scores[None], torch.tensor([3])) + scores.relu()[:2].sum()
+    graph = from_tape(tape, loss)
+    assert [v for v in graph if graph.out_degree(v) == 0] == [graph.graph["loss"]]
+    assert {i for v, i in graph if v == tape.value_of(w).id} == {0, 2, 4, 6, 8, 10}  # the others are multiplied by 0
+    assert backpropagate(graph, graph.graph["loss"], "count")[tape.value_of(w).id, 4] == 1
+
+
 def test_a_leaf_can_be_the_loss():
     x = leaf(2.0)
     with record(names={"x": x}) as tape:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from .errors import GradtraceError, NotANumber, NotScalar, UnknownName
 from .recording.isolation import alone
+from .semirings import named
 from .semirings.base import Semiring, Sum
 from .semirings.wide import Wide, WideMax, WideSemiring, WideSum
 
@@ -127,12 +128,25 @@ def _towards(graph: networkx.MultiDiGraph, loss: Vertex, *wanted: Vertex) -> Out
 # ---------------------------------------------------------------- derivatives under any semiring
 
 
-def backpropagate(graph: networkx.MultiDiGraph, loss: Vertex, semiring: Semiring = Sum) -> dict[Vertex, float]:
+def backpropagate(graph: networkx.MultiDiGraph, loss: Vertex, semiring: Semiring | str = Sum) -> dict[Vertex, float]:
     """Compute g for every vertex: g_ℓ = 1, g_v = ⊕ over edges (v → u) of λ(w) ⊗ g_u.
 
     Under Sum this is ∂ℓ/∂v. Vertices that do not reach the loss get the semiring's zero.
     """
-    return dict.fromkeys(graph, semiring.zero) | _reverse_pass(_towards(graph, loss), loss, semiring)
+    k = _of_numbers(semiring)
+    return dict.fromkeys(graph, k.zero) | _reverse_pass(_towards(graph, loss), loss, k)
+
+
+def _of_numbers(semiring: Semiring | str) -> Semiring:
+    """Give a semiring itself, or the one of that name.
+
+    Raises:
+        UnknownName: there is none, or it asks about components, which a scalar graph has none of.
+    """
+    found = named(semiring)
+    if not isinstance(found, Semiring):
+        raise UnknownName(f"{found.name!r} tells components apart, and a scalar graph has none: name another semiring")
+    return found
 
 
 def _reverse_pass(outgoing: Outgoing, loss: Vertex, k: Any) -> dict[Vertex, Any]:
@@ -145,13 +159,13 @@ def _reverse_pass(outgoing: Outgoing, loss: Vertex, k: Any) -> dict[Vertex, Any]
     return g
 
 
-def forward(graph: networkx.MultiDiGraph, source: Vertex, semiring: Semiring = Sum) -> dict[Vertex, float]:
+def forward(graph: networkx.MultiDiGraph, source: Vertex, semiring: Semiring | str = Sum) -> dict[Vertex, float]:
     """Compute d for every vertex: d_source = 1, d_u = ⊕ over edges (v → u) of d_v ⊗ λ(w).
 
     Under Sum this is forward-mode differentiation: d_u = ∂u/∂source.
     """
     outgoing = _outgoing(graph, source)
-    return _forward_pass(outgoing, _consumers_first(outgoing)[::-1], source, semiring)
+    return _forward_pass(outgoing, _consumers_first(outgoing)[::-1], source, _of_numbers(semiring))
 
 
 def _forward_pass(
@@ -166,11 +180,11 @@ def _forward_pass(
     return dict.fromkeys(outgoing, zero) | d
 
 
-def all_pairs(graph: networkx.MultiDiGraph, semiring: Semiring = Sum) -> dict[Vertex, dict[Vertex, float]]:
+def all_pairs(graph: networkx.MultiDiGraph, semiring: Semiring | str = Sum) -> dict[Vertex, dict[Vertex, float]]:
     """Compute result[source][target] for all pairs of vertices, a forward pass from each: O(V·(V + E))."""
-    outgoing = _outgoing(graph)
+    outgoing, k = _outgoing(graph), _of_numbers(semiring)
     order = _consumers_first(outgoing)[::-1]
-    return {source: _forward_pass(outgoing, order, source, semiring) for source in outgoing}
+    return {source: _forward_pass(outgoing, order, source, k) for source in outgoing}
 
 
 # ---------------------------------------------------------------- paths
@@ -232,17 +246,18 @@ def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[Scala
             choices.append(iter(outgoing[edge.consumer]))
 
 
-def pathwise_sum(graph: networkx.MultiDiGraph, source: Vertex, target: Vertex, semiring: Semiring = Sum) -> float:
+def pathwise_sum(graph: networkx.MultiDiGraph, source: Vertex, target: Vertex, semiring: Semiring | str = Sum) -> float:
     """Aggregate over all paths: ⊕ over paths of the ⊗ of their lifted weights. Takes exponential time.
 
     The pathwise aggregation lemma says that this equals what `backpropagate` finds in linear time.
     """
-    total = semiring.zero
+    k = _of_numbers(semiring)
+    total = k.zero
     for path in paths(graph, source, target):
-        term = semiring.one
+        term = k.one
         for weight in reversed(path.weights):
-            term = semiring.times(semiring.lift(weight), term)
-        total = semiring.plus(total, term)
+            term = k.times(k.lift(weight), term)
+        total = k.plus(total, term)
     return total
 
 
@@ -287,7 +302,7 @@ def _follow(outgoing: Outgoing, source: Vertex, loss: Vertex, k: WideSemiring) -
 
 @alone()
 def from_tape(tape: Tape, loss: Tensor, max_edges: int = 200_000) -> networkx.MultiDiGraph:
-    """Build the scalar graph of everything on a tape from which the loss can be reached.
+    """Build the scalar graph of all scalars on a tape from which the loss can be reached; no others are in it.
 
     Vertices are (value id, flat index), with the attributes `label` and `leaf` (the leaf's name or None).
     Edges carry `weight`, `call` (its index), `argument` (its position) and `order`. The local derivatives are
@@ -309,6 +324,8 @@ def from_tape(tape: Tape, loss: Tensor, max_edges: int = 200_000) -> networkx.Mu
     for call in calls:
         _add_call(graph, call, reached)
     _add_scalars(graph, target, str(target))  # a loss without calls is a vertex, too
+    leading = networkx.ancestors(graph, (target.id, 0)) | {(target.id, 0)}
+    graph.remove_nodes_from([v for v in graph if v not in leading])  # of a value, only some scalars may lead there
     return graph
 
 

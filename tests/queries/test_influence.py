@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import math
 
 import pytest
@@ -199,3 +200,40 @@ def test_tied_parameters_count_once_under_either_name():
     trace = tape.trace(loss)
     assert trace.influence("a", "b.weight").rows == trace.influence("a", "a.weight").rows
     assert trace.influence("a", ["a*", "b*"]).of == ("a.weight",)
+
+
+def stack(depth: int, skip: bool) -> Trace:
+    """Layers, each around a skip connection or not: where there is one, scalars of one value go different ways."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(depth)]).double()
+    x = torch.randn(2, 2, **F64)
+    with record(layers, examples=x) as tape:
+        h = x
+        for layer in layers:
+            h = layer(h) + 0.9 * h if skip else layer(h)
+        loss = h.sum()
+    return tape.trace(loss)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_more_components_than_an_integer_has_bits(skip):
+    trace = stack(70, skip)
+    table = trace.influence()
+    assert [r.component for r in table.rows] == [str(i) for i in range(70)]
+    for number in (0, 1, 63, 64, 69):
+        alone = trace.influence([str(number)])
+        assert alone.rows[0] == table.rows[number]
+        assert [rows[0] for rows in alone.by_example] == [rows[number] for rows in table.by_example]
+
+
+def test_the_work_grows_as_the_depth_does():
+    """Work is counted in Python's calls, which no busy machine changes."""
+
+    def work(depth: int) -> int:
+        trace = stack(depth, skip=False)
+        trace.influence()  # the trace itself
+        profile = cProfile.Profile()
+        profile.runcall(trace.influence)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert work(320) < 4.5 * work(80)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from checks import F64
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradtrace import GradtraceError, Tape, component, record
 from gradtrace.errors import UnknownName
-from gradtrace.recording.components import Slice, heads, known_components, matches, select_leaves, top_level
+from gradtrace.recording.components import Membership, Slice, heads, known_components, matches, select_leaves, top_level
+from gradtrace.recording.record import Scope
 
 
 class Model(nn.Module):
@@ -150,3 +155,19 @@ def test_a_slice_of_nothing_is_an_error():
         loss = model(x).square().sum()
     with pytest.raises(GradtraceError, match="no result in '1' has 5 along"):
         tape.trace(loss).influence([Slice("1", axis=2, of=5)])
+
+
+names = st.sampled_from(["a", "b", "a.b", "a.c", "h[0]", "h0", ""])
+patterns = st.one_of(
+    names, st.sampled_from(["*", "a.*", "a?b", "h[0]", "h[[]0]", "a:2", "a.b:1", "h[0]:2", "*:1", ":1"])
+)
+scopes = st.builds(Scope, names, st.integers(1, 3))
+
+
+@given(st.lists(st.lists(scopes, max_size=3), max_size=5), st.lists(patterns, max_size=6))
+def test_members_of_many_components_are_those_of_each(calls, components):
+    members = Membership(components)
+    for around in calls:
+        call = SimpleNamespace(scopes=tuple(around))
+        one_by_one = sum(1 << i for i, c in enumerate(components) if matches(call, c))  # type: ignore[arg-type]
+        assert members.of(call.scopes) == one_by_one

@@ -321,7 +321,7 @@ def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
         diagonal, left, right = row(diagonal), *(torch.stack([*map(row, ts)]).movedim(0, -1) for ts in (lefts, rights))
         out = carrier.low_rank(diagonal, left, right, g)
         if out is None:
-            out = (_rank_one if len(lefts) == 1 else _dense_rows)(carrier, diagonal, left, right, g)
+            out = _dense_rows(carrier, diagonal, left, right, g)
     shape = [s.shape[d] for d in (*kept, *s.dims)]
     return each(out, lambda p: p.reshape(batch, *shape).permute(back))
 
@@ -332,12 +332,6 @@ def _closed(s: LowRank, carrier: Carrier, row: Callable[[Tensor], Tensor], g: El
         return None
     of = s.factors.of
     return carrier.softmax(lambda: row(of()[0]), g, log=s.factors.form == "log_softmax")
-
-
-def _rank_one(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:
-    """⊕ over i≠j of λ(l_i)⊗g_i, times λ(r_j), merged with the diagonal's own: O(n) a row, not n²."""
-    left, right = left[..., 0], right[..., 0]
-    return carrier.plus(carrier.weigh(diagonal, g), carrier.weigh(right, carrier.others(carrier.weigh(left, g))))
 
 
 def _dense_rows(carrier: Carrier, diagonal: Tensor, left: Tensor, right: Tensor, g: Element) -> Element:

@@ -21,9 +21,9 @@ from ..jacobians.index_maps import Affine
 from ..kernels import native
 from ..kernels.memory import within
 from ..kernels.reference import window
-from ..recording.components import Component, Slice, matches, name_of
+from ..recording.components import Component, Membership, Slice
 from ..recording.layouts import Layout, contiguous
-from ..recording.record import Call, Record, Scope, Value
+from ..recording.record import Call, Record, Value
 from .flat_index import Places
 from .forest import Forest
 
@@ -36,7 +36,7 @@ class Sets:
     """The sets of components that the traces of a value's scalars cross, as bits.
 
     Attributes:
-        also: what all of them cross; a signed integer of 64 bits.
+        also: what all of them cross; of at most 64 components as a signed integer.
         plane: batch × shape (the batch possibly 1), what is to be joined with `also`, in integers as short as `word`
             finds; None for nothing.
         edge: where given, `plane` belongs to the edge's target, and nobody has looked it up from here yet.
@@ -90,10 +90,37 @@ class Crossed:
         return torch.stack(rows).reshape(-1, *self.leaf.shape)
 
 
+def all_crossings(
+    forest: Forest, components: Sequence[Component], leaves: Sequence[Value]
+) -> Iterator[tuple[slice, Crossed]]:
+    """Give `crossing` for any number of components: (which of them, what is crossed of them).
+
+    As long as all scalars of each value cross the same ones, an integer of any length serves, and one walk does.
+    """
+    if len(components) > AT_ONCE and forest.compact is not None:
+        try:
+            whole = list(crossing(forest, components, leaves))
+        except _Differ:
+            pass
+        else:
+            yield from ((slice(0, len(components)), crossed) for crossed in whole)
+            return
+    for start in range(0, len(components), AT_ONCE):
+        there = slice(start, start + AT_ONCE)
+        yield from ((there, crossed) for crossed in crossing(forest, components[there], leaves))
+
+
+class _Differ(Exception):
+    """Scalars of one value cross different components, of which there are more than one integer of a tensor holds."""
+
+
 def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> Iterator[Crossed]:
     """Give for each leaf the set of components that each scalar's trace crosses.
 
-    Bit i stands for components[i]; at most `AT_ONCE` of them. What is said of scalars without a trace means nothing.
+    Bit i stands for components[i]. What is said of scalars without a trace means nothing.
+
+    Raises:
+        _Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
     """
     own = Own(forest.record, components)
     if forest.compact is None:
@@ -106,28 +133,37 @@ class Own:
     """The components that a call's results, or a leaf's scalars, are in themselves."""
 
     def __init__(self, record: Record, components: Sequence[Component]) -> None:
-        self.record, self.components, self.word = record, list(enumerate(components)), word(len(components))
-        self._known: dict[tuple[Scope, ...], tuple[int, list[tuple[int, Slice]]]] = {}
+        self.record, self.word = record, word(len(components))
+        self.many, self._members = len(components) > AT_ONCE, Membership(components)
+        self._slices = [(i, c) for i, c in enumerate(components) if isinstance(c, Slice)]
+        self._cut = sum(1 << i for i, _ in self._slices)
 
     def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
         """Give the bits of a result; as a tensor, they broadcast to its shape."""
-        known = self._known.get(call.scopes)
-        if known is None:
-            here = [(i, c) for i, c in self.components if matches(call, name_of(c))]
-            whole = signed(sum(1 << i for i, c in here if not isinstance(c, Slice)))
-            known = self._known[call.scopes] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
-        whole, slices = known
-        return self._sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
+        here = self._members.of(call.scopes)
+        slices = [(i, c.mask(shape, call)) for i, c in self._slices if here >> i & 1] if here & self._cut else ()
+        whole = here & ~self._cut
+        return self._sliced(whole if self.many else signed(whole), slices)
 
     def of_leaf(self, leaf: Value) -> Tensor | int:
         """Give the slices that a leaf's own scalars are in: expert weights, say."""
-        named = [(i, c) for i, c in self.components if isinstance(c, Slice) and c.module == leaf.name]
+        named = [(i, c) for i, c in self._slices if c.module == leaf.name]
         return self._sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
+
+    def tell_apart(self) -> None:
+        """Be told that scalars of one value have different sets, which takes integers of a tensor.
+
+        Raises:
+            _Differ: there are more components than those have bits.
+        """
+        if self.many:
+            raise _Differ
 
     def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
         out: Tensor | int = whole
         for i, mask in masks:
             if mask is not None:
+                self.tell_apart()
                 out = out | (mask.to(self.word) << i)
         return out
 
@@ -226,6 +262,7 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
     if isinstance(here, int) and shared is not None:
         return Crossed(leaf, shared | here)
     if isinstance(here, int):
+        own.tell_apart()
         walks = _walks(winners, sets, batch)
         assert walks is not None
         return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
@@ -300,6 +337,7 @@ def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) ->
         shared = _shared(winners, sets)
         assert shared is not None
         return _alike(shared)
+    own.tell_apart()
     with within(own.record.room):
         rows = [native.inherit(walk, 0, prod(winners.shape), own.word).reshape(winners.shape) for walk in walks]
     return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import native
-from ..recording.components import Component, check, expand, name_of, select_leaves, top_level
+from ..recording.components import Component, check, expand, is_glob, name_of, select_leaves, top_level
 from ..recording.record import Value
-from .component_sets import AT_ONCE, Crossed, crossing
+from .component_sets import Crossed, all_crossings
 from .forest import NONE, Forest
 
 if TYPE_CHECKING:
@@ -89,10 +90,9 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
     leaves = select_leaves(record, of)
     count = forest.labels.count if forest.labels is not None else 1
     totals = _Totals(names, count)
-    for start in range(0, len(names), AT_ONCE):
-        for crossed in crossing(forest, parts[start : start + AT_ONCE], leaves):
-            totals.add(start, crossed, _weights(forest, crossed.leaf))
-    inside = [any(_lives_in(str(v.name), name_of(p)) for v in leaves) for p in parts]
+    for there, crossed in all_crossings(forest, parts, leaves):
+        totals.add(there, crossed, _weights(forest, crossed.leaf))
+    inside = _inside(leaves, parts)
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
     connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
     return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
@@ -156,13 +156,18 @@ def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
     return torch.arange(forest.labels.count).unsqueeze(1) == label.expand(leaf.shape).reshape(1, -1)
 
 
-def _lives_in(parameter: str, component: str) -> bool:
-    parts = parameter.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), component.split(":")[0]) for n in range(1, len(parts)))
+def _inside(leaves: Sequence[Value], parts: Sequence[Component]) -> list[bool]:
+    """Tell for each component whether some of the parameters live in it."""
+    names = [str(leaf.name).split(".") for leaf in leaves]
+    homes = {".".join(name[:n]) for name in names for n in range(1, len(name))}
+    patterns = [name_of(p).split(":")[0] for p in parts]
+    return [any(fnmatchcase(h, p) for h in homes) if is_glob(p) else p in homes for p in patterns]
 
 
-def _members(bits: int) -> list[int]:
-    return [i for i in range(AT_ONCE) if bits >> i & 1]
+def _members(bits: int, count: int) -> Tensor:
+    """Give which of some components a set has: 0 or 1 for each."""
+    data = bits.to_bytes(count // 8 + 9, "little", signed=True)  # 64 bits in a tensor may have a sign
+    return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count].astype(np.float64))
 
 
 def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequence[tuple[int, float, float]]:
@@ -192,28 +197,29 @@ class _Totals:
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, start: int, crossed: Crossed, of: _Weights) -> None:
-        """Count the traces of one leaf's scalars by the sets of components that they cross."""
+    def add(self, there: slice, crossed: Crossed, of: _Weights) -> None:
+        """Count the traces of one leaf's scalars by which of some components they cross."""
+        count = len(self.names[there])
         if of.unit > self.top:
             self._raise_top(of.unit)
         unit = 1.0 if of.unit == self.top else 2.0 ** max(-2000.0, of.unit - self.top)
         live, weight = of.totals()
-        if start == 0:
+        if there.start == 0:
             self.live += live
             self.pairs += of.pairs
             self.weight += weight * unit
         if crossed.rows is None:
-            for i in _members(crossed.also):
-                self.cross[:, start + i] += live
-                self.crossed[:, start + i] += weight * unit
+            members = _members(crossed.also, count)
+            self.cross[:, there] += live.unsqueeze(1) * members
+            self.crossed[:, there] += (weight * unit).unsqueeze(1) * members
             return
         for row in range(len(of.weight)):
             for begin, end, bits in crossed.parts(row):
                 found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
-                for members, number, amount in found:
-                    for i in _members(members):
-                        self.cross[row, start + i] += number
-                        self.crossed[row, start + i] += amount * unit
+                for bits_of_set, number, amount in found:
+                    members = _members(bits_of_set, count)
+                    self.cross[row, there] += number * members
+                    self.crossed[row, there] += amount * unit * members
 
     def _raise_top(self, top: float) -> None:
         """Take a larger unit for the weights."""

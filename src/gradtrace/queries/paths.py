@@ -12,6 +12,8 @@ from typing import TypeAlias
 import torch
 
 from ..errors import GradtraceError, UnknownName
+from ..jacobians import rules
+from ..kernels.entry import entry
 from ..recording.record import Call, Value
 from .forest import Forest
 
@@ -137,14 +139,9 @@ def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterat
 
 
 def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
-    """Give ∂(scalar y of a result)/∂(scalar x of an argument), by autograd on the recorded operator."""
-    tensors = [i.tensor() for i in call.inputs]
-    with torch.enable_grad():
-        tensors[argument] = leaf = tensors[argument].detach().requires_grad_()
-        out = call.run(tensors)[output]
-        assert out is not None
-        (grad,) = torch.autograd.grad(out.flatten()[y], [leaf])
-    return float(grad.flatten()[x])
+    """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
+    found = [s for position, number, s in rules.structures(call) if (position, number) == (argument, output)]
+    return sum(entry(structure, y, x) for structure in found)
 
 
 def flat_index(value: Value, index: tuple[int, ...] | int) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GradtraceError, UnknownName
-from .record import Call, Record, Value
+from .record import Call, Record, Scope, Value
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,41 @@ def matches(call: Call, pattern: str) -> bool:
     return any(fnmatchcase(s.name, pattern) or f"{s.name}:{s.instance}" == pattern for s in call.scopes)
 
 
+class Membership:
+    """Which of some components calls are in, as bits. Every scope is looked at once, and a plain name is looked up."""
+
+    def __init__(self, components: Sequence[Component]) -> None:
+        self._named: dict[str, int] = {}
+        for number, component in enumerate(components):
+            pattern = name_of(component)
+            self._named[pattern] = self._named.get(pattern, 0) | 1 << number
+        self._globs = [pattern for pattern in self._named if is_glob(pattern)]
+        self._scopes: dict[Scope, int] = {}
+
+    def of(self, scopes: Iterable[Scope]) -> int:
+        """Give the components that a call with these scopes around it is in (bit i for number i): see `matches`."""
+        found = 0
+        for scope in scopes:
+            if scope not in self._scopes:
+                self._scopes[scope] = self._of_scope(scope)
+            found |= self._scopes[scope]
+        return found
+
+    def _of_scope(self, scope: Scope) -> int:
+        found = self._named.get(f"{scope.name}:{scope.instance}", 0)
+        if not is_glob(scope.name):
+            found |= self._named.get(scope.name, 0)
+        for pattern in self._globs:
+            if fnmatchcase(scope.name, pattern):
+                found |= self._named[pattern]
+        return found
+
+
+def is_glob(pattern: str) -> bool:
+    """Tell whether a pattern stands for other names than itself."""
+    return any(c in pattern for c in "*?[")
+
+
 def known_components(record: Record) -> list[str]:
     """List the names of modules and component blocks."""
     seen = {s.name for call in record.calls for s in call.scopes}
@@ -163,10 +198,11 @@ def check(record: Record, components: Sequence[Component]) -> None:
     Raises:
         UnknownName: one does not; the message lists those that do.
     """
-    known = {*record.modules, *record.leaves}
-    for component in components:
+    known, members = {*record.modules, *record.leaves}, Membership(components)
+    seen = members.of({scope for call in record.calls for scope in call.scopes})
+    for number, component in enumerate(components):
         name = name_of(component)
-        if name not in known and not any(matches(c, name) for c in record.calls):
+        if name not in known and not seen >> number & 1:
             raise UnknownName(f"unknown component {name!r}; there are {_list(known_components(record)) or 'none'}")
         if isinstance(component, Slice) and not _exists(record, component):
             raise UnknownName(

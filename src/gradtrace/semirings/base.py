@@ -20,52 +20,18 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import NotANumber, UnknownName
+from . import rows
+from .exponents import INFINITE_EXPONENT, ZERO_EXPONENT, Element, aligned, lifted, multiply, normalised, pow2, shifted
 
-Element: TypeAlias = tuple[Tensor, ...]
-
-ZERO_EXPONENT = -(1 << 29)  # of mantissa 0: below every exponent that a product can reach
-INFINITE_EXPONENT = 1 << 27  # of mantissa inf
 NO_ID = torch.iinfo(torch.int64).max  # the backpointer of an element that is zero
 BLOCK = 1 << 20  # elements of one broadcast product held at a time
 SAFE_SPREAD = 900  # exponents that a float64 product can span without underflow
-
-
-def pow2(exponent: Tensor) -> Tensor:
-    """Give 2^exponent in float64, exactly; below 2^-1022 it is 0, above it stays at 2^1023."""
-    return ((exponent.clamp(-1023, 1023).to(torch.int64) + 1023) << 52).view(torch.float64)
-
-
-def normalised(value: Tensor, exponent: Tensor | int = 0) -> tuple[Tensor, Tensor]:
-    """Split value · 2^exponent into a mantissa with |m| in [½, 1) and an int32 exponent."""
-    mantissa, shift = torch.frexp(value)
-    total = shift + exponent
-    total = total.masked_fill(mantissa == 0, ZERO_EXPONENT)
-    return mantissa, total.masked_fill_(mantissa.isinf(), INFINITE_EXPONENT).to(torch.int32)
-
-
-def lifted(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Split edge weights into float64 mantissa and exponent; a NaN is an error."""
-    if weight.isnan().any():
-        raise NotANumber("a local derivative is NaN")
-    return normalised(weight.to(torch.float64))
-
-
-def aligned(mantissa: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring the last axis to its largest exponent: (values relative to it, that exponent with size 1)."""
-    top = exponent.amax(-1, keepdim=True)
-    return mantissa * pow2(exponent - top), top
-
-
-def multiply(a: Element, b: Element) -> tuple[Tensor, Tensor]:
-    """Multiply two (mantissa, exponent) pairs; zero times infinity is zero: an absent edge is absent."""
-    product = a[0] * b[0]
-    return normalised(torch.nan_to_num(product, nan=0.0, posinf=torch.inf, neginf=-torch.inf), a[1] + b[1])
 
 
 class Carrier(ABC):
@@ -76,9 +42,11 @@ class Carrier(ABC):
 
     Attributes:
         points: whether `seed` needs to be told the ids of consumer scalars.
+        additive: whether λ(v + w) ⊗ g = λ(v) ⊗ g ⊕ λ(w) ⊗ g, so that a weight may come in parts.
     """
 
     points = True
+    additive: bool = False
 
     @abstractmethod
     def one(self, like: Tensor) -> Element:
@@ -128,15 +96,20 @@ class Carrier(ABC):
     def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
         """Carry g (batch × rows × n) back through small Jacobians, own on the diagonal and left · right beside it.
 
-        None, as here, leaves it to the kernel, which writes the Jacobians out: n² for each row.
+        Of one rank, or where ranks may be taken one by one, it is O(n) for each row: ⊕ over i≠j of λ(l_i) ⊗ g_i, times
+        λ(r_j). None leaves it to the kernel, which writes the Jacobians out: n² for each row.
 
         Args:
             own: rows × n.
             left, right: rows × n × rank.
             g: batch × rows × n elements.
         """
-        del own, left, right, g
-        return None
+        if left.shape[-1] != 1 and not self.additive:
+            return None
+        out = self.weigh(own, g)
+        for near, far in zip(left.unbind(-1), right.unbind(-1), strict=True):
+            out = self.plus(out, self.weigh(far, self.others(self.weigh(near, g))))
+        return out
 
     def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
         """Carry g (batch × rows × n) back through a softmax p, or its logarithm; None leaves it to `low_rank`.
@@ -176,12 +149,27 @@ def tiles(batch: int, rows: int, columns: int, inner: int) -> Iterator[tuple[sli
                 yield slice(b, b + depth), slice(i, i + height), slice(j, j + width)
 
 
+def _as_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _nonzero(weight: Tensor) -> Tensor:
+    if weight.isnan().any():
+        raise NotANumber("a local derivative is NaN")
+    return (weight != 0).to(torch.float64)
+
+
 @dataclass(frozen=True)
 class Linear(Carrier):
     """Plain values that are added up, in float64 whatever the model's dtype. `transform` is λ on tensors."""
 
     transform: Callable[[Tensor], Tensor]
     points = False
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        """Whether values keep their sign."""
+        return self.transform is _as_is
 
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=torch.float64),)
@@ -192,7 +180,7 @@ class Linear(Carrier):
     def weigh(self, weight: Tensor, g: Element) -> Element:
         w = self.transform(weight).to(torch.float64)
         product = w * g[0]
-        if not product.isfinite().all():  # an absent edge is absent even beside an infinite gradient
+        if not rows.finite(product):  # an absent edge is absent even beside an infinite gradient
             product = torch.where((w == 0) | (g[0] == 0), 0.0, product)
         return (product,)
 
@@ -200,12 +188,7 @@ class Linear(Carrier):
         return (g[0].sum(-1),)
 
     def others(self, g: Element) -> Element:
-        # from both ends: subtracting from the total would cancel
-        before = g[0].cumsum(-1).roll(1, -1)
-        after = g[0].flip(-1).cumsum(-1).roll(1, -1)
-        before[..., 0] = 0
-        after[..., 0] = 0
-        return (before + after.flip(-1),)
+        return (rows.others(g[0]),)
 
     def segment(self, g: Element, index: Tensor, size: int) -> Element:
         out = g[0].new_zeros(*g[0].shape[:-1], size)
@@ -217,9 +200,20 @@ class Linear(Carrier):
     def plain(self, g: Element) -> Tensor:
         return g[0]
 
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        if left.shape[-1] == 1:
+            return super().low_rank(own, left, right, g)
+        if not rows.finite(left, right, *g):  # parts of a weight that is 0 are not
+            return None
+        if self.additive:
+            return super().low_rank(own, left, right, g)
+        found = Scaled(self.transform).low_rank(own, left, right, normalised(g[0]))
+        return None if found is None else (shifted(*found),)
+
     def contract(self, weight: Tensor, g: Element) -> Element:
         w = self.transform(weight).to(torch.float64)
-        return (torch.matmul(g[0], w.transpose(-1, -2)),)
+        product = torch.matmul(g[0], w.transpose(-1, -2))
+        return (product,) if rows.finite(product) else super().contract(weight, g)
 
 
 def narrow(weight: Tensor, g: Element) -> bool:
@@ -235,16 +229,17 @@ def narrow(weight: Tensor, g: Element) -> bool:
     return bool(high < bound and (high == 0 or small > 1 / bound) and spread < SAFE_SPREAD)
 
 
-def _as_is(weight: Tensor) -> Tensor:
-    return weight
-
-
 @dataclass(frozen=True)
 class Scaled(Carrier):
     """Signed values that are added up, with an exponent each, so that nothing underflows. `transform` is λ."""
 
     transform: Callable[[Tensor], Tensor] = _as_is
     points = False
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        """Whether values keep their sign."""
+        return self.transform is _as_is
 
     def one(self, like: Tensor) -> Element:
         return normalised(torch.ones_like(like, dtype=torch.float64))
@@ -265,8 +260,13 @@ class Scaled(Carrier):
         if g[0].shape[-1] == 0:
             return g
         values, top = aligned(g[0], g[1])
-        (rest,) = Linear(torch.abs).others((values,))
-        return normalised(rest, top)
+        found = normalised(rows.others(values), top)
+        # beside the largest the others may be nothing; what it leaves is merged in its own units
+        largest = values.abs().argmax(-1, keepdim=True)
+        zero = self.zero((1,) * g[0].dim(), g)
+        without = tuple(p.scatter(-1, largest, z.expand(largest.shape)) for p, z in zip(g, zero, strict=True))
+        rest = (p.unsqueeze(-1) for p in self.reduce(without))
+        return tuple(p.scatter(-1, largest, r) for p, r in zip(found, rest, strict=True))
 
     def segment(self, g: Element, index: Tensor, size: int) -> Element:
         index = index.expand(g[0].shape)
@@ -278,10 +278,16 @@ class Scaled(Carrier):
         return self.reduce(tuple(torch.stack(planes, -1) for planes in zip(a, b, strict=True)))
 
     def plain(self, g: Element) -> Tensor:
-        return g[0] * pow2(g[1] // 2) * pow2(g[1] - g[1] // 2)
+        return shifted(g[0], g[1])
 
     def log2(self, g: Element) -> Tensor:
         return g[0].abs().log2() + g[1]
+
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        merge = {torch.abs: rows.absolute, _nonzero: rows.present}.get(self.transform)
+        if merge is None or left.shape[-1] != 2 or not rows.finite(left, right, g[0]):
+            return super().low_rank(own, left, right, g)
+        return self.plus(self.weigh(own, g), rows.some_at_a_time(merge, self, left.double(), right.double(), g))
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         w = self.transform(weight)
@@ -429,13 +435,7 @@ class Semiring:
     carrier: Carrier
 
 
-def _nonzero(weight: Tensor) -> Tensor:
-    if weight.isnan().any():
-        raise NotANumber("a local derivative is NaN")
-    return (weight != 0).to(torch.float64)
-
-
-Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(lambda w: w))
+Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(_as_is))
 """The gradient: g_v = Σ w g_u = ∂ℓ/∂v."""
 
 AbsSum = Semiring("abssum", 0.0, 1.0, operator.add, operator.mul, abs, Linear(torch.abs))

@@ -74,6 +74,14 @@ class States(Carrier):
         out = self.base.contract(weight, joined)
         return tuple(p[:, s * rows : (s + 1) * rows] for s in range(self.count) for p in out)
 
+    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
+        batch = g[0].shape[0]  # all states' entries in one batch: state·batch × rows × n
+        joined = tuple(torch.cat(planes) for planes in zip(*self.parts(g), strict=True))
+        out = self.base.low_rank(own, left, right, joined)
+        if out is None:
+            return None
+        return tuple(p[s * batch : (s + 1) * batch] for s in range(self.count) for p in out)
+
     def plain(self, g: Element) -> Tensor:
         return torch.stack([self.base.plain(own) for own in self.parts(g)], 1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import GradtraceError, NotANumber
 from .base import BLOCK, INFINITE_EXPONENT, ZERO_EXPONENT, Carrier, Element, Linear, Scaled, Semiring, multiply
 from .base import pow2 as wide_pow2
+from .rows import term_by_term
 
 FLOW = Scaled(torch.abs)
 
@@ -170,6 +171,9 @@ class Norm(Carrier):
         """
         if left.shape[-1] == 1:
             return self._rank_one(own, left[..., 0], right[..., 0], g)
+        if self.p == 1:
+            found = FLOW.low_rank(own, left, right, (g[0].double(), g[1]))
+            return None if found is None else normalised(found[0].to(g[0].dtype), found[1])
         p = int(self.p)
         if left.shape[-1] != 2 or p != self.p or p % 2 or p > 16:
             return None
@@ -190,13 +194,7 @@ class Norm(Carrier):
         rest = normalised((root(total.clamp(min=0), p) * scale).to(values.dtype), top + shift)
         noise = 1e-6 if values.dtype == torch.float64 else 1e-9
         redo = some & ((total <= noise * size) | (size < 1e-250) | ~total.isfinite())
-
-        def terms(b: Tensor, r: Tensor, j: Tensor) -> Element:
-            weight = (left[r] * right[r, j].unsqueeze(-2)).sum(-1).scatter(-1, j.unsqueeze(-1), 0.0)
-            return self.weigh(weight, tuple(plane[b, r] for plane in g))
-
-        self._again(rest, redo, terms, own.shape[-1])
-        return self.plus(self.weigh(own, g), rest)
+        return self.plus(self.weigh(own, g), term_by_term(self, rest, redo, left, right, g))
 
     def _rank_one(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
         """Σ_{i≠j} (l_i g_i)^p is the row's sum without one term; None where plain numbers would underflow."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ...errors import MissingRule
 from ...recording.record import Call
+from ...recording.replay import replay
 from ..structure import dense
 from .table import Edge, differentiable, result
 
@@ -52,7 +54,28 @@ def whole(call: Call, position: int, number: int) -> Edge:
             f"{LIMIT:,}: add a row in gradtrace/rules, or raise gradtrace.rules.dense.LIMIT"
         )
     x_numel = prod(call.inputs[position].shape)
-    return position, number, dense(y.numel, x_numel, lambda: jacobian(call, position, number))
+    return position, number, dense(y.numel, x_numel, Written(call, position, number))
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A whole Jacobian, written out when it is asked for; one row costs one backward pass."""
+
+    call: Call
+    position: int
+    number: int
+
+    def __call__(self) -> Tensor:
+        return jacobian(self.call, self.position, self.number)
+
+    def row(self, y: int) -> Tensor:
+        """Give ∂y_i/∂x for one i, flat."""
+        again = replay(self.call)
+        result = again.results[self.number]
+        assert result is not None
+        seed = torch.zeros_like(result, memory_format=torch.contiguous_format)
+        seed.view(-1)[y] = 1
+        return again.gradients(self.number, seed)[self.position].reshape(-1)
 
 
 def jacobian(call: Call, position: int, number: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...recording.record import Call, Slot, Value, flat_tensors
+from ...recording.replay import replay
 from ..structure import Structure
 
 Edge: TypeAlias = tuple[int, int, Structure]
@@ -88,12 +89,7 @@ def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]
 
 def gradient(call: Call, output: int = 0, position: int = 0) -> Tensor:
     """Give the gradient of the sum of one result with respect to one argument, by autograd."""
-    tensors = [i.tensor() for i in call.inputs]
-    with torch.enable_grad():
-        tensors[position] = leaf = tensors[position].clone().requires_grad_()
-        y = call.run(tensors)[output]
-        assert y is not None
-        if not y.requires_grad:
-            return torch.zeros_like(leaf)
-        (grad,) = torch.autograd.grad(y, [leaf], torch.ones_like(y), allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad
+    again = replay(call, also=(position,))
+    y = again.results[output]
+    assert y is not None
+    return again.gradients(output, torch.ones_like(y))[position]
