@@ -199,6 +199,13 @@ def col2im(call: Call) -> Iterator[Edge]:
     yield 0, 0, Scatter(index, y.shape, x.shape)
 
 
+def unfold_backward(call: Call) -> Iterator[Edge]:
+    """Each window's scalars are added where unfold reads them."""
+    y, names = result(call).shape, ("dim", "size", "step")
+    windows = lambda: grid(y).unfold(*[argument(call, n) for n in names])  # noqa: E731
+    yield 0, 0, Scatter(windows, y, call.inputs[0].shape)
+
+
 def unpooled(call: Call) -> Iterator[Edge]:
     """max_unpool: each value goes to the position, within its plane, that its index names."""
     x, y = call.inputs[0], result(call)
@@ -303,6 +310,7 @@ register("slice_scatter", written(at_window(aten.slice, "dim", "start", "end", "
 register("select_scatter", written(at_window(aten.select, "dim", "index"), "src"))
 register("diagonal_scatter", written(at_window(aten.diagonal, "offset", "dim1", "dim2"), "src"))
 register("col2im", col2im)
+register("unfold_backward", unfold_backward)
 register("max_unpool2d max_unpool3d", unpooled)
 register("max_pool2d_with_indices_backward max_pool3d_with_indices_backward", pooled_backward)
 register("segment_reduce", segments)
