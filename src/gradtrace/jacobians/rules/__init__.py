@@ -18,6 +18,7 @@ from . import (
     custom,
     dense,
     fourier,
+    grouped,
     indexing,
     losses,
     normalisation,
@@ -26,6 +27,7 @@ from . import (
     resampling,
     rowwise,
     scattering,
+    weights,
 )
 from .table import TABLE, Edge, Rule, register
 
@@ -39,7 +41,7 @@ NAN_SPREADS |= {*NAN_FILLS, "native_layer_norm", "native_batch_norm"}
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),
     *(reduction, resampling, rowwise, scattering, pointwise, dense),
-    *(complex_numbers, fourier),
+    *(complex_numbers, fourier, grouped, weights),
 )
 
 

@@ -155,7 +155,7 @@ def cdist(call: Call) -> Iterator[Edge]:
         left = call.inputs[0].tensor().unsqueeze(-2).unsqueeze(-2).expand(*batch, p, r, 1, m)
         right = call.inputs[1].tensor().unsqueeze(-2).unsqueeze(-4).expand(*batch, p, r, 1, m)
         with torch.enable_grad():
-            sides = [t.reshape(-1, 1, m).clone().requires_grad_() for t in (left, right)]
+            sides = [t.reshape(prod(y), 1, m).clone().requires_grad_() for t in (left, right)]
             out = call.run(sides)[0]
             assert out is not None
             (grad,) = torch.autograd.grad(out, sides[position], torch.ones_like(out))
@@ -191,6 +191,7 @@ def pdist(call: Call) -> Iterator[Edge]:
     yield 0, 0, Chain(norm, Sparse(differences, (1, pairs, m), (1, n, m)))
 
 
+register("autograd._Dirichlet", trailing((1,), (1,)))
 register("_pdist_forward", pdist)
 register("cumsum", cumsum)
 register("cumprod logcumsumexp _softmax_backward_data", along())
