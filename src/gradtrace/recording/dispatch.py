@@ -74,6 +74,7 @@ class Operator:
         kept: positions of the results that autograd saves.
         needless: whether its derivative needs no argument's data.
         repeatable: whether running it again on copies gives the same.
+        foreign: whether it is not one of PyTorch's own.
     """
 
     func: Any
@@ -87,6 +88,7 @@ class Operator:
     kept: tuple[int, ...]
     needless: bool
     repeatable: bool
+    foreign: bool
 
 
 @cache
@@ -104,6 +106,7 @@ def operator(op: Any) -> Operator:
     return Operator(
         *(op, str(op), base, written, overwrites, view, reshapes, draws),
         *(_KEPT.get(base, ()), needless, repeatable),
+        not op._schema.name.startswith("aten::"),
     )
 
 
@@ -174,6 +177,8 @@ class Capture(TorchDispatchMode):
         if event.written:
             self._keep(event.written)
         result = self._run(known.func, args, kwargs)
+        if known.foreign and not torch.is_grad_enabled():
+            self._wait(event, result)
         if event.inputs:
             self._record(event, [result] if isinstance(result, Tensor) else list(flat_tensors(result)))
         elif not torch.is_grad_enabled():
@@ -261,6 +266,21 @@ class Capture(TorchDispatchMode):
             return func(*args, **kwargs)
         finally:
             _set_backends(self._backends[0], False)
+
+    def _wait(self, event: Event, result: Any) -> None:
+        """Keep a library's operator whose derivative is Python: autograd follows the function around it, not the call."""
+        known, outputs = event.known, [t for t in flat_tensors(result) if t is not None]
+        if event.written or not any(map(_requires_grad, event.tensors)):
+            return
+        if not all(map(_is_dense, (*event.tensors, *outputs))):
+            return
+        inputs = [
+            Input(None, *layout_of(t), t.dtype, t.device, self._save(t)) for t in event.tensors
+        ]
+        call = Call(0, known.func, known.name, known.base, tuple(inputs), event.args, event.kwargs, (), "")
+        call.gives_complex = any(out.is_complex() for out in outputs)
+        for out in outputs:
+            self.values.wait(call, event.tensors, out)
 
     def _note_unfollowed(self, result: Any) -> None:
         """Note where a custom function may have made its result: its own operators run without grad."""

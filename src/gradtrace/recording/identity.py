@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotOnTape, Unsupported
-from .autograd_functions import CustomFunction, CustomNode, name_of, refuse_reentrant
+from .autograd_functions import CustomFunction, CustomNode, generated_name, name_of, refuse_reentrant
 from .layouts import Layout
 from .record import Call, Input, Record, Saved, Scope, Slot, Value
 from .scopes import source_line
@@ -37,6 +37,7 @@ class Values:
         self._cells: dict[tuple[int, bool], Cell] = {}
         self._customs: dict[Any, Call] = {}
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
+        self._waiting: dict[int, Call] = {}  # of libraries' operators, by the storage of a result
         self._examples = list(examples)  # alive as long as their cells are looked up
         for tensor in examples:
             record.example_values.append(self._example(tensor))
@@ -147,26 +148,43 @@ class Values:
             if unknown:
                 waiting += unknown
             elif (last := waiting.pop()) not in self._customs:
-                self._customs[last] = self._custom_call(last, scopes, source)
+                self._customs[last] = self._custom_call(last, scopes, source, tensor if last is node else None)
         call = self._customs[node]
-        assert isinstance(call.op, CustomFunction)
-        call.op.results[tensor.output_nr] = tensor.detach()
+        if isinstance(call.op, CustomFunction):
+            call.op.results[tensor.output_nr] = tensor.detach()
         return _result(call, tensor.output_nr)
 
-    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
+    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str, tensor: Tensor | None) -> Call:
         refuse_reentrant(node)
         op = CustomFunction(node)
-        values = [self._behind(fn, number) for fn, number in node.next_functions if fn is not None]
+        known = self._waiting.pop(tensor.untyped_storage()._cdata, None) if tensor is not None else None
+        known = known if known is not None and name_of(node) == generated_name(known.op) else None
+        behind = [None if fn is None else self._behind(fn, number) for fn, number in node.next_functions]
+        if known is not None and len(behind) == len(known.inputs):
+            for given, value in zip(known.inputs, behind, strict=True):
+                given.value = value
+            return self._add(known, scopes, source, op.results)
+        values = [value for value in behind if value is not None]
         inputs = tuple(Input(v, v.shape, (), 0, v.dtype, op.results[0].device, None) for v in values)
         slots = tuple(Slot(i) for i in range(len(inputs)))
         name = f"autograd.{name_of(node)}"
-        call = Call(len(self.record.calls), op, name, name, inputs, slots, {}, scopes, source)
-        call.outputs = tuple(self.record.value(result) for result in op.results)
+        return self._add(Call(0, op, name, name, inputs, slots, {}, (), ""), scopes, source, op.results)
+
+    def _add(self, call: Call, scopes: tuple[Scope, ...], source: str, results: list[Tensor]) -> Call:
+        call.index, call.scopes, call.source = len(self.record.calls), scopes, source
+        call.outputs = tuple(self.record.value(result) for result in results)
         for value in call.outputs:
             assert value is not None
             value.call = call
         self.record.calls.append(call)
         return call
+
+    def wait(self, call: Call, tensors: Sequence[Tensor], result: Tensor) -> None:
+        """Keep a library's operator, seen inside the function that PyTorch made for it, until its result is used."""
+        for tensor in tensors:
+            if isinstance(tensor.grad_fn, CustomNode):
+                self.lookup(tensor)
+        self._waiting[result.untyped_storage()._cdata] = call
 
     def _behind(self, node: Any, number: int) -> Value:
         """Find the value that an autograd node made as its result `number`."""
