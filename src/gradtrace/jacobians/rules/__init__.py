@@ -89,7 +89,9 @@ def _of_complex(call: Call) -> Rule:
 
 def served_by(call: Call) -> str:
     """Say whether an exact rule or the dense fallback serves a call: "exact" or "fallback"."""
-    return "fallback" if rule_of(call) is dense.fallback else "exact"
+    rule = rule_of(call)
+    written_out = rule is dense.fallback or (rule is custom.custom and not custom.covers(call))
+    return "fallback" if written_out else "exact"
 
 
 def spreads_nan(call: Call) -> bool:

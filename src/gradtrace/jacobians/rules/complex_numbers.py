@@ -77,9 +77,9 @@ def either(name: str) -> Rule:
     return rule
 
 
-def merged(position: int = 1) -> Rule:
-    """Make the rule of a reduction over the axes at an argument position; autograd gives the blocks."""
-    return lambda call: _merged(call, axes(numbers(call), position), 0)
+def merged(call: Call) -> Iterator[Edge]:
+    """Each number goes into one result along the axes `dim`; autograd gives the blocks."""
+    yield from _merged(call, axes(numbers(call)), 0)
 
 
 def total(call: Call) -> Iterator[Edge]:
@@ -129,6 +129,5 @@ rows(POINTWISE, either)
 rows(LINEAR, real_row)
 rows(ROWWISE, lambda name: lambda call: TABLE[name](call))  # which see to pairs themselves
 rows("complex polar _to_copy", lambda name: pointwise)
-rows("linalg_vector_norm norm", lambda name: merged(2))
-rows("prod var std", lambda name: merged())
+rows("linalg_vector_norm norm prod var std", lambda name: merged)
 rows("vdot", lambda name: total)

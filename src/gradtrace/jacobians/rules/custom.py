@@ -1,4 +1,4 @@
-"""Custom autograd.Functions: the Jacobian is what their own backward says, pointwise where it is pointwise.
+"""Custom autograd.Functions, and operators of libraries: what their own backward says, pointwise where it is pointwise.
 
 Whether it is, is found by trying: if Jᵀv = d ∘ v for d = Jᵀ1 and random v, then Jᵀ is diagonal (with probability 1).
 """
@@ -17,8 +17,17 @@ from .table import Edge, differentiable
 
 
 def is_custom(call: Call) -> bool:
-    """Tell whether a call is that of a custom autograd.Function."""
-    return call.name.startswith("autograd.")
+    """Tell whether a call is that of a custom autograd.Function, or of an operator that is not PyTorch's own."""
+    draws = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
+    return not call.name.startswith(("aten.", "gradtrace.")) and not draws
+
+
+def covers(call: Call) -> bool:
+    """Tell whether a call's Jacobian is known without writing it out: all of it is elementwise."""
+    if call.name.startswith("autograd."):
+        return True
+    pairs = [(p, n, y) for p in differentiable(call) for n, y in enumerate(call.outputs) if y is not None]
+    return all(y.shape == call.inputs[p].shape and elementwise(call, p, n) is not None for p, n, y in pairs)
 
 
 def custom(call: Call) -> Iterator[Edge]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...recording.record import Call
 from ..structure import Scatter, Structure, diagonal, sparse
-from .table import Edge, Rule, argument, data, gradient, position, register, result
+from .table import Edge, Rule, argument, data, gradient, has, position, register, result
 
 aten = torch.ops.aten
 Target = Callable[[Call, Tensor], Tensor]  # (call, positions of the base) → positions of the part, -1 for none
@@ -287,11 +287,10 @@ def _always(call: Call) -> bool:
 
 def _scatter(call: Call) -> Iterator[Edge]:
     """Scatter: with a reduction, it is scatter_reduce; without, a write."""
-    names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
-    if "reduce" in names:
+    if has(call, "reduce"):
         yield from reduced(at_gather, "src")(call)
     else:
-        yield from written(at_gather, "src" if "src" in names else "value")(call)
+        yield from written(at_gather, "src" if has(call, "src") else "value")(call)
 
 
 register("scatter", _scatter)

@@ -38,11 +38,22 @@ def differentiable(call: Call) -> list[int]:
     return [i for i, x in enumerate(call.inputs) if x.value is not None and x.value.differentiable]
 
 
+def schema(call: Call) -> list[Any]:
+    """Give the arguments in an operator's schema; none of a custom autograd.Function, which has no schema."""
+    found = getattr(call.op, "_schema", None)
+    return [] if found is None else found.arguments
+
+
+def has(call: Call, name: str) -> bool:
+    """Tell whether an operator has an argument of that name."""
+    return any(a.name == name for a in schema(call))
+
+
 def argument(call: Call, name: str) -> Any:
     """Read an argument by its name in the operator's schema, wherever it was passed, or its default."""
     if name in call.kwargs:
         return call.kwargs[name]
-    for i, a in enumerate(call.op._schema.arguments):  # type: ignore[attr-defined]
+    for i, a in enumerate(schema(call)):
         if a.name == name:
             return call.args[i] if i < len(call.args) else a.default_value
     raise KeyError(f"{call.name} has no argument {name!r}")
@@ -81,7 +92,7 @@ def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]
     if call.inplace:
         tensors = [tensors[0].clone(), *tensors[1:]]
     args, kwargs = call.arguments(tensors)
-    names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
+    names = [a.name for a in schema(call)]
     args = tuple(changed.pop(name) if name in changed else a for name, a in zip(names, args, strict=False))
     return [t for t in flat_tensors(call.op(*args, **kwargs, **changed)) if t is not None]
 
