@@ -170,7 +170,7 @@ def _computed(value: Value, known: dict[int, list[Tensor | None]]) -> Tensor:
 
 def _given(x: Input, known: dict[int, list[Tensor | None]]) -> Tensor:
     if isinstance(x.saved, Saved):
-        return x.saved.get()
+        return as_real(x.saved.get())
     assert x.value is not None
     return _computed(x.value, known)
 

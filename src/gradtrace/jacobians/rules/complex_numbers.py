@@ -40,7 +40,7 @@ def _pointwise(call: Call, shape: Shape) -> dict[int, Tensor]:
     with torch.enable_grad():
         for p in wanted:
             pair = [2] if call.inputs[p].dtype.is_complex else []
-            tensors[p] = tensors[p].expand(*shape, *pair).clone().requires_grad_()
+            tensors[p] = tensors[p].expand((*shape, *pair)).clone().requires_grad_()
         y = call.run(tensors)[0]
     assert y is not None
     return _parts(call, y, {p: tensors[p] for p in wanted}, len(shape))
@@ -106,13 +106,15 @@ def _merged(call: Call, dims: tuple[int, ...], position: int) -> Iterator[Edge]:
 # Complex-linear operators whose real rule says all: it moves numbers, adds them up, or multiplies them.
 POINTWISE = "clone copy fill zero neg add sub tril triu"
 LINEAR = """
-cat stack sum mean cumsum as_strided as_strided_copy block_diag embedding
+cat stack sum mean cumsum as_strided as_strided_copy block_diag
 mm bmm mv dot addmm baddbmm addbmm addmv addr
 gather index_select index _unsafe_index roll flip rot90 repeat take masked_select diag_embed constant_pad_nd
-alias_copy diagonal_copy expand_copy narrow_copy permute_copy select_copy slice_copy
+alias_copy diagonal_copy expand_copy narrow_copy permute_copy
 split_copy split_with_sizes_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy unsqueeze_copy view_copy
-scatter scatter_add index_copy index_fill index_put _index_put_impl _unsafe_index_put put masked_scatter masked_fill
-slice_scatter select_scatter diagonal_scatter unfold_backward
+scatter scatter_add index_copy index_fill index_put _unsafe_index_put put masked_scatter masked_fill
+diagonal_scatter as_strided_scatter index_add unfold_backward
+reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+im2col col2im pixel_shuffle pixel_unshuffle
 zeros_like ones_like full_like empty_like rand_like randn_like
 new_zeros new_ones new_full new_empty new_empty_strided
 """
@@ -128,6 +130,6 @@ def rows(names: str, rule: Callable[[str], Rule]) -> None:
 rows(POINTWISE, either)
 rows(LINEAR, real_row)
 rows(ROWWISE, lambda name: lambda call: TABLE[name](call))  # which see to pairs themselves
-rows("complex polar _to_copy", lambda name: pointwise)
-rows("linalg_vector_norm norm prod var std", lambda name: merged)
-rows("vdot", lambda name: total)
+rows("complex polar _to_copy rsub", lambda name: pointwise)
+rows("linalg_vector_norm norm prod var std logsumexp", lambda name: merged)
+rows("vdot dist", lambda name: total)

@@ -68,7 +68,7 @@ def gamma(call: Call) -> Iterator[Edge]:
 
 LIKE = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 NEW = "new_zeros new_ones new_full new_empty new_empty_strided"
-RANDOM = "bernoulli binomial normal poisson uniform exponential cauchy log_normal geometric random"
+RANDOM = "bernoulli normal poisson uniform exponential cauchy log_normal geometric random"
 
 register(f"{LIKE} {NEW} {RANDOM}", nothing)
 register("rrelu_with_noise", rrelu)

@@ -16,7 +16,19 @@ from torch import Tensor
 
 from ...recording.layouts import Layout
 from ...recording.record import Call, Input, Value, flat_tensors
-from ..structure import LETTERS, Constant, Contraction, Gather, Placed, Scatter, Strided, Structure, Weight
+from ..structure import (
+    LETTERS,
+    Constant,
+    Contraction,
+    Edges,
+    Gather,
+    Placed,
+    Scatter,
+    Sparse,
+    Strided,
+    Structure,
+    Weight,
+)
 from .dense import whole
 from .table import Edge, Rule
 
@@ -105,7 +117,21 @@ def lift(s: Structure, y: bool, x: bool) -> Structure | None:
             return Gather(s.index, (*s.y_shape, 2), (*s.x_shape, 2), 2 * s.width)
         case Scatter():
             return Scatter(lambda: _both(s.index()), (*s.y_shape, 2), (*s.x_shape, 2))
+        case Sparse() if s.y_shape[2] == 1:
+            (outer, m, _), (_, n, _) = s.y_shape, s.x_shape
+            return Sparse(lambda: _edges(*s.edges()), (outer, 2 * m, 1), (outer, 2 * n, 1))
     return None
+
+
+def _edges(i: Tensor, j: Tensor, w: Tensor | None) -> Edges:
+    """Give the edges between parts: two for each edge of real weight, four for one of complex weight."""
+    part = torch.arange(2, device=i.device)
+    if w is None or not w.is_complex():
+        both = (2 * i[:, None] + part).flatten(), (2 * j[:, None] + part).flatten()
+        return *both, None if w is None else w.repeat_interleave(2)
+    # edge × part of y × part of x
+    to, source = (2 * i[:, None, None] + part[:, None]).expand(-1, 2, 2), (2 * j[:, None, None] + part).expand(-1, 2, 2)
+    return to.flatten(), source.flatten(), blocks(w, True, True).flatten()
 
 
 def _doubled(at: Layout) -> Layout:

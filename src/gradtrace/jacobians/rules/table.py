@@ -98,7 +98,10 @@ def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]
 
 
 def gradient(call: Call, output: int = 0, position: int = 0) -> Tensor:
-    """Give the gradient of the sum of one result with respect to one argument, by autograd."""
+    """Give the gradient of the sum of one result with respect to one argument, by autograd.
+
+    Of complex numbers it is the derivative, of which autograd gives the conjugate.
+    """
     tensors = [i.tensor() for i in call.inputs]
     with torch.enable_grad():
         tensors[position] = leaf = tensors[position].clone().requires_grad_()
@@ -107,4 +110,4 @@ def gradient(call: Call, output: int = 0, position: int = 0) -> Tensor:
         if not y.requires_grad:
             return torch.zeros_like(leaf)
         (grad,) = torch.autograd.grad(y, [leaf], torch.ones_like(y), allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad
+    return torch.zeros_like(leaf) if grad is None else grad.conj()

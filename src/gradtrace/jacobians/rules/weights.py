@@ -64,7 +64,7 @@ def _slopes(call: Call, aligned: tuple[int, ...], position: int) -> Tensor:
     x, *qparams = (i.tensor() for i in call.inputs[:3])
     own = [x, *[q.reshape(aligned).expand(shape) for q in qparams]]
     with torch.enable_grad():
-        leaves = [t.flatten().clone().requires_grad_() for t in own]
+        leaves = [t.reshape(-1, *[1] * (not n)).clone().requires_grad_() for n, t in enumerate(own)]
         bounds = [argument(call, n) for n in ("quant_min", "quant_max", "grad_factor")]
         y = aten._fake_quantize_learnable_per_channel_affine(*leaves, 0, *bounds)
         (slope,) = torch.autograd.grad(y, [leaves[position]], torch.ones_like(y))
