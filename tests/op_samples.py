@@ -101,7 +101,9 @@ def check(
             return
         found.recorded.update(rules.key(call) for call in tape.calls)
         compare_sum(tape, loss, list(leaves.values()), found, about)
-        if model is None:
+        if model is not None:
+            found.served.update((rules.served_by(call), call.base) for call in tape.record.before(tape.value_of(loss)))
+        else:
             found.wrong += [f"{about}: {p}" for p in check_calls(tape, loss, found)]
     except NotANumber as error:
         found.samples["nan" if tape is not None and undefined(tape) else "wrong"] += 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+
 def x(*shape: int) -> Tensor:
     """Draw a leaf."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -1,4 +1,4 @@
-"""Rows that users register are compared with autograd when they first serve a call: a wrong row is an error, not a number.
+"""Users' rows are compared with autograd when they first serve a call: a wrong row is an error, not a number.
 
 One random cotangent is carried back through the row's structures under Sum, and through the operator by autograd, in
 float64 where the operator allows it. A wrong Jacobian agrees with probability 0. What is not seen: two edges that

@@ -268,15 +268,13 @@ class Capture(TorchDispatchMode):
             _set_backends(self._backends[0], False)
 
     def _wait(self, event: Event, result: Any) -> None:
-        """Keep a library's operator whose derivative is Python: autograd follows the function around it, not the call."""
+        """Keep a library's operator, if autograd follows a function around it that PyTorch made, not the call."""
         known, outputs = event.known, [t for t in flat_tensors(result) if t is not None]
         if event.written or not any(map(_requires_grad, event.tensors)):
             return
         if not all(map(_is_dense, (*event.tensors, *outputs))):
             return
-        inputs = [
-            Input(None, *layout_of(t), t.dtype, t.device, self._save(t)) for t in event.tensors
-        ]
+        inputs = [Input(None, *layout_of(t), t.dtype, t.device, self._save(t)) for t in event.tensors]
         call = Call(0, known.func, known.name, known.base, tuple(inputs), event.args, event.kwargs, (), "")
         call.gives_complex = any(out.is_complex() for out in outputs)
         for out in outputs:

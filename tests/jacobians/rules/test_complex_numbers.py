@@ -100,7 +100,9 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "complex._fft_c2r istft": (lambda a: torch.istft(a, 8, 4, window=WINDOW), (z(5, 9),)),
 }
 REAL = [name.removeprefix("complex.") for name in TABLE if name.startswith("complex.") and name not in PROGRAMS]
-SAMPLES = {title(op): op for op in op_db if op.supports_autograd and torch.complex128 in op.supported_backward_dtypes("cpu")}
+SAMPLES = {
+    title(op): op for op in op_db if op.supports_autograd and torch.complex128 in op.supported_backward_dtypes("cpu")
+}
 
 # Of these, PyTorch's own gradient is another under any dispatch mode, its samples don't run, or autograd refuses.
 BEYOND_PYTORCH = {

@@ -1,4 +1,4 @@
-"""Products of groups in one operator, as experts use it: group e has rows, columns, or a stretch of the sum, of its own."""
+"""Products of groups in one operator, as for experts: each has rows, columns, or a stretch of the sum, of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def _windows(a: int, b: int, group: int, own: slice) -> tuple[Window, Window, Wi
     return (slice(None), own), (own, slice(None)), (group, slice(None), slice(None))
 
 
-def _part(y: Shape, of_y: Window, x: Shape, of_x: Window, letters: tuple[str, ...], other: tuple[Input, Window]) -> Chain:
+def _part(
+    y: Shape, of_y: Window, x: Shape, of_x: Window, letters: tuple[str, ...], other: tuple[Input, Window]
+) -> Chain:
     """Give the structure of one group: y's window is a product with x's."""
     to, source = _layout(y, of_y), _layout(x, of_x)
     weight = partial(_read, *other)

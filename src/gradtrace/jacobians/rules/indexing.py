@@ -26,7 +26,7 @@ from ..structure import (
     letters,
     sparse,
 )
-from .table import Edge, Rule, argument, data, position, register, rerun, result
+from .table import Edge, Rule, argument, data, gradient, position, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
 
@@ -242,8 +242,18 @@ def _bags(call: Call) -> Edges:
     if argument(call, "mode") == 1:
         weight = weight / torch.bincount(bag)[bag]
     if argument(call, "scale_grad_by_freq"):
-        weight = weight / torch.bincount(row)[row]
+        weight = weight * _frequency(call, row, weight)[row]
     return bag, row, weight
+
+
+def _frequency(call: Call, row: Tensor, weight: Tensor) -> Tensor:
+    """Give the factor of each row of the table that autograd puts in; on a CPU it is not one over the row's own count.
+
+    PyTorch's sum over bags counts another row (2.13, `_embedding_bag_dense_backward_cpu_sum_mean`).
+    """
+    table = call.inputs[0]
+    plain = torch.zeros(table.shape[0], dtype=weight.dtype).index_add(0, row, weight)
+    return gradient(call)[:, 0] / plain.masked_fill(plain == 0, 1)
 
 
 def _samples(call: Call) -> Edges:

@@ -145,11 +145,11 @@ def _both(index: Tensor) -> Tensor:
 
 
 def _contraction(s: Contraction, y: bool, x: bool) -> Contraction:
-    of_y, of_x = [c for c in reversed(LETTERS) if c not in s.y + s.x][:2]
+    part = next(c for c in reversed(LETTERS) if c not in s.y + s.x)
     real = s.weight is None or isinstance(s.weight, Constant)
     if real and x and y:  # part by part
         weight = _constant(s.weight) if isinstance(s.weight, Constant) else None
-        return Contraction(s.y + of_y, s.x + of_y, (*s.y_shape, 2), (*s.x_shape, 2), s.w, weight)
+        return Contraction(s.y + part, s.x + part, (*s.y_shape, 2), (*s.x_shape, 2), s.w, weight)
     return blocked(s, _weight(s), y, x)
 
 

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 def weight_norm(call: Call) -> Iterator[Edge]:
-    """w = g v/‖v‖ over all axes but `dim`: ∂w_i/∂v_j = g/‖v‖ (δ_ij - u_i u_j) with u = v/‖v‖, ∂w_i/∂g = u_i."""
+    """Weight norm, w = g u, u = v/‖v‖ over all axes but `dim`: ∂w_i/∂v_j = g/‖v‖ (δ_ij - u_i u_j), ∂w_i/∂g = u_i."""
     v, g = call.inputs
     dim = argument(call, "dim") % len(v.shape)
     dims = tuple(d for d in range(len(v.shape)) if d != dim)
