@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...errors import GradtraceError
 from ...recording.record import Call
 from ..structure import diagonal
 from . import dense
@@ -27,7 +28,10 @@ def covers(call: Call) -> bool:
     if call.name.startswith("autograd."):
         return True
     pairs = [(p, n, y) for p in differentiable(call) for n, y in enumerate(call.outputs) if y is not None]
-    return all(y.shape == call.inputs[p].shape and elementwise(call, p, n) is not None for p, n, y in pairs)
+    try:
+        return all(y.shape == call.inputs[p].shape and elementwise(call, p, n) is not None for p, n, y in pairs)
+    except GradtraceError:
+        return False
 
 
 def custom(call: Call) -> Iterator[Edge]:
