@@ -50,6 +50,26 @@ def leaves_of(given: Any) -> Any:
     return tree_map(leaf, given)
 
 
+def is_complex_leaf(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.is_complex() and t.requires_grad and t.layout is torch.strided
+
+
+def from_pairs(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any, Any]:
+    """Let complex leaves come from pairs of real numbers, which are leaves instead."""
+    flags = tree_map(is_complex_leaf, (args, kwargs))
+    if not any(tree_leaves(flags)):
+        return function, args, kwargs
+
+    def pairs(t: Any) -> Any:
+        return real(t.detach()).clone().requires_grad_() if is_complex_leaf(t) else t
+
+    def program(*given: Any, **named: Any) -> Any:
+        numbers = tree_map(lambda t, pair: torch.view_as_complex(t) if pair else t, (given, named), flags)
+        return function(*numbers[0], **numbers[1])
+
+    return program, *tree_map(pairs, (args, kwargs))
+
+
 def scalar(result: Any, generator: torch.Generator) -> Tensor | None:
     """Weigh and add up all results that autograd follows; None where there is none."""
     total = None
@@ -68,7 +88,7 @@ def check(
     function: Callable[..., Any], args: Any, kwargs: Any, found: Found, about: str, model: nn.Module | None = None
 ) -> None:
     """Record one sample and compare it with autograd: as a whole and, unless it is a model, call by call."""
-    args, kwargs = leaves_of(args), leaves_of(kwargs)
+    function, args, kwargs = from_pairs(function, leaves_of(args), leaves_of(kwargs))
     tensors = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad}
     leaves = {f"leaf{i}": t for i, t in enumerate(tensors.values())}
     tape = None
@@ -81,7 +101,9 @@ def check(
             return
         found.recorded.update(rules.key(call) for call in tape.calls)
         compare_sum(tape, loss, list(leaves.values()), found, about)
-        if model is None:
+        if model is not None:
+            found.served.update((rules.served_by(call), call.base) for call in tape.record.before(tape.value_of(loss)))
+        else:
             found.wrong += [f"{about}: {p}" for p in check_calls(tape, loss, found)]
     except NotANumber as error:
         found.samples["nan" if tape is not None and undefined(tape) else "wrong"] += 1
@@ -113,7 +135,7 @@ def undefined(tape: Tape) -> bool:
 def compare_sum(tape: Tape, loss: Tensor, leaves: list[Tensor], found: Found, about: str) -> None:
     ours = tape.grad(loss, leaves, Sum, allow_unused=True)
     expected = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-    dtypes = {i.dtype for call in tape.calls for i in call.inputs} | {t.dtype for t in leaves}
+    dtypes = {real_kind(i.dtype) for call in tape.calls for i in call.inputs} | {t.dtype for t in leaves}
     tolerance = max(TOLERANCE.get(d, 1e-8) for d in dtypes)
     for leaf, a, b in zip(leaves, ours, expected, strict=True):
         a, b = (torch.zeros_like(leaf) if g is None else g for g in (a, b))
@@ -167,9 +189,13 @@ def random(call: Call) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
 
 
+def real_kind(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
 def real(t: Tensor) -> Tensor:
     """View a complex tensor as pairs of real numbers."""
-    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return torch.view_as_real(t.resolve_conj().resolve_neg()) if t.is_complex() else t
 
 
 def jacobian(call: Call, position: int, number: int) -> Tensor:
@@ -212,7 +238,7 @@ def check_jacobian(call: Call, position: int, number: int, structures: list[Any]
     y = call.outputs[number]
     generator = torch.Generator().manual_seed(1)
     g = torch.rand(y.numel, generator=generator, dtype=torch.float64) + 0.1
-    dtypes = {i.dtype for i in call.inputs} | {y.dtype}
+    dtypes = {real_kind(i.dtype) for i in call.inputs} | {y.dtype}
     floor = 1e-13  # what cancels exactly in a rule is noise of this size in autograd
     tolerance = max(TOLERANCE.get(d, 1e-8) for d in dtypes)
     offered = dense * g[:, None]  # y × x

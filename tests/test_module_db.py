@@ -40,6 +40,7 @@ def examine(info: Any, training: bool, count: int | None) -> Found:
 
 def judge(info: Any, found: Found) -> None:
     assert not found.wrong, "\n".join(found.wrong)
+    assert not [name for how, name in found.served if how == "fallback"]
     for reason in found.refused:
         assert info.name in REFUSED, reason
         assert REFUSED[info.name] in reason

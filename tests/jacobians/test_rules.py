@@ -111,6 +111,60 @@ ROWS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
 }
 KERNELS_IN_FLOAT32 = {"_to_copy"}
 
+WORDS = I([[0, 2, 2], [2, 1, 0]])
+CLASSES = I([[0, 3], [-100, 1]])
+# plain arguments that change an operator's derivative, one by one: (operator, program, shapes of its leaves)
+ARGUMENTS: list[tuple[str, Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = [
+    ("embedding", lambda w: F.embedding(WORDS, w, scale_grad_by_freq=True), (M,)),
+    ("embedding", lambda w: F.embedding(WORDS, w, padding_idx=2, scale_grad_by_freq=True), (M,)),
+    ("embedding", lambda w: F.embedding(I([1, 1]), w, padding_idx=1), (M,)),
+    ("_embedding_bag", lambda w: F.embedding_bag(WORDS, w, mode="sum", scale_grad_by_freq=True), (M,)),
+    ("_embedding_bag", lambda w: F.embedding_bag(WORDS, w, mode="mean", padding_idx=2), (M,)),
+    ("_embedding_bag", lambda w, s: F.embedding_bag(WORDS, w, mode="sum", per_sample_weights=s), (M, (2, 3))),
+    ("gelu", lambda x: F.gelu(x), (M,)),
+    ("rsub", lambda x, y: torch.rsub(x, y, alpha=2), (M, V)),
+    ("addcdiv", lambda x, y, z: torch.addcdiv(x, y, z + 3, value=0.3), (M, V, (3, 1))),
+    ("div", lambda x, y: torch.div(x, y + 3, rounding_mode="floor") + x, (M, V)),
+    ("div", lambda x: torch.div(x, 0.3, rounding_mode="trunc") + x, (M,)),
+    ("elu", lambda x: F.elu(x, 0.5), (M,)),
+    ("celu", lambda x: F.celu(x, 0.5), (M,)),
+    ("softplus", lambda x: F.softplus(x, 2, 1), (M,)),
+    ("leaky_relu", lambda x: F.leaky_relu(x, 0.3), (M,)),
+    ("addmv", lambda x, a, v: torch.addmv(x, a, v, beta=0, alpha=2), ((3,), M, V)),
+    ("addr", lambda x, a, b: torch.addr(x, a, b, beta=0.5, alpha=2), (M, (3,), V)),
+    ("std", lambda x: x.std((0, 1), correction=2), (M,)),
+    ("var", lambda x: x.var(unbiased=False), (M,)),
+    ("linalg_vector_norm", lambda x: torch.linalg.vector_norm(x, float("inf"), dim=0, keepdim=True), (M,)),
+    ("sum", lambda x: x.sum((0, -1), keepdim=True), (M,)),
+    ("logsumexp", lambda x: x.logsumexp(-1, keepdim=True), (M,)),
+    ("nll_loss_forward", lambda x: F.nll_loss(x, I([0, 3, 1]), weight=torch.arange(1.0, 5).double()), (M,)),
+    ("nll_loss_forward", lambda x: F.nll_loss(x, I([0, 3, 1]), ignore_index=3, reduction="none"), (M,)),
+    ("nll_loss2d_forward", lambda x: F.nll_loss(x, CLASSES, weight=torch.arange(1.0, 5).double()), ((2, 4, 2),)),
+    ("huber_loss", lambda x, y: F.huber_loss(x, y, reduction="sum", delta=0.5), (M, M)),
+    ("smooth_l1_loss", lambda x, y: F.smooth_l1_loss(x, y, reduction="none", beta=0.5), (M, M)),
+    ("binary_cross_entropy_with_logits", lambda x: F.binary_cross_entropy_with_logits(
+        x, MASK.double(), weight=torch.arange(4.0).double(), pos_weight=torch.arange(1.0, 5).double()), (M,)),
+    ("max_pool2d_with_indices", lambda x: F.max_pool2d(x, 2, 2, 1, 2, ceil_mode=True), ((1, 1, 5, 6),)),
+    ("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False), ((1, 1, 4, 6),)),
+    ("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5), ((1, 1, 4, 6),)),
+    ("upsample_bilinear2d", lambda x: F.interpolate(x, (5, 4), mode="bilinear", align_corners=True), ((1, 1, 3, 3),)),
+    ("grid_sampler_2d", lambda x, g: F.grid_sample(x, g, padding_mode="reflection", align_corners=True),
+     ((1, 2, 3, 3), (1, 2, 2, 2))),
+    ("index_put", lambda x, y: x.index_put((I([0, 0]), I([1, 1])), y, accumulate=True), (M, (2,))),
+    ("index_add", lambda x, y: x.index_add(1, I([1, 1]), y, alpha=-0.5), (M, (3, 2))),
+    ("scatter_reduce", lambda x, y: x.scatter_reduce(1, I([[0, 0]] * 3), y, "mean", include_self=False), (M, (3, 2))),
+    ("cumsum", lambda x: x.cumsum(-1), (M,)),
+    ("renorm", lambda x: torch.renorm(x, 1, 1, 0.5), (M,)),
+    ("_cdist_forward", lambda x, y: torch.cdist(x, y, p=3.0), (M, (2, 4))),
+    ("native_layer_norm", lambda x, w: F.layer_norm(x, V, w, eps=0.5), (M, V)),
+    ("sort", lambda x: torch.sort(x, dim=-1, descending=True, stable=True).values, (M,)),
+    ("topk", lambda x: x.topk(2, 0, largest=False).values, (M,)),
+    ("roll", lambda x: x.roll((1, 2), (0, 1)), (M,)),
+    ("tril", lambda x: x.tril(1), (M,)),
+    ("clamp", lambda x, y: torch.clamp(x, min=y, max=y + 0.5), (M, V)),
+    ("_weight_norm_interface", lambda v, g: torch._weight_norm(v, g, 1), (M, (1, 4))),
+]  # fmt: skip
+
 
 def weights(y: Tensor) -> Tensor:
     """Give different weights to all scalars of a result, with ties and zeros nowhere."""
@@ -119,7 +173,16 @@ def weights(y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_row(name):
-    program, shapes = ROWS[name]
+    hold(name, *ROWS[name])
+
+
+@pytest.mark.parametrize("number", range(len(ARGUMENTS)), ids=lambda n: f"{ARGUMENTS[n][0]}-{n}")
+def test_arguments_that_change_a_derivative(number):
+    hold(*ARGUMENTS[number])
+
+
+def hold(name: str, program: Callable[..., Tensor], shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Compare a program that calls an operator with its Jacobian, under each semiring."""
     leaves = {f"x{i}": leaf(*shape, seed=i) for i, shape in enumerate(shapes)}
     tape, loss = recorded(lambda **given: (program(*given.values()) * weights(program(*_data(given)))).sum(), leaves)
     assert name in {c.base for c in tape.calls if any(i.value is not None for i in c.inputs)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..recording.record import Call, Value
+from ..recording.replay import replay
 from .label_pushes import MIXED, NOTHING, Label, compress
 
 
@@ -21,24 +22,25 @@ def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
     """
     if not any(i.value is not None and i.value.differentiable for i in call.inputs):
         return False
-    examples, number = torch.arange(count), call.outputs.index(y)
-    return any(_depends(call, number, given, some) for some in (examples % 2 == 1, examples < count / 2))
+    examples = torch.arange(count)
+    return any(_depends(call, y, given, some) for some in (examples % 2 == 1, examples < count / 2))
 
 
-def _depends(call: Call, number: int, given: Sequence[Label], changed: Tensor) -> bool:
+def _depends(call: Call, y: Value, given: Sequence[Label], changed: Tensor) -> bool:
     """Change what belongs to some examples, and all that is mixed; compare the derivatives of what did not change."""
-    generator = torch.Generator().manual_seed(0)
+    generator, number = torch.Generator().manual_seed(0), call.outputs.index(y)
     data = [i.tensor() for i in call.inputs]
     touched = [_touched(label, changed) for label in given]
     moved = [
         x + torch.rand(x.shape, generator=generator).to(x.dtype) * t if x.is_floating_point() else x
         for x, t in zip(data, touched, strict=True)
     ]
-    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
-    slopes = zip(wanted, *_slopes(call, number, data, moved), strict=True)
-    for p, before, after in slopes:
+    before, after = (
+        replay(call, point).gradients(number, torch.ones(y.shape, dtype=y.dtype)) for point in (data, moved)
+    )
+    for p in before:
         compared = ~touched[p] if isinstance(given[p], Tensor) else torch.ones((), dtype=torch.bool)
-        if not torch.allclose(before * compared, after * compared, rtol=1e-3):
+        if not torch.allclose(before[p] * compared, after[p] * compared, rtol=1e-3):
             return True
     return False
 
@@ -48,23 +50,6 @@ def _touched(label: Label, changed: Tensor) -> Tensor:
     if isinstance(label, Tensor):
         return changed[label.clamp(min=0).long()] & (label >= 0)
     return torch.tensor(label is MIXED)
-
-
-def _slopes(call: Call, number: int, *points: list[Tensor]) -> list[list[Tensor]]:
-    """Give the derivatives of the sum of one result at several points, for every followed argument."""
-    wanted = [p for p, i in enumerate(call.inputs) if i.value is not None and i.value.differentiable]
-    out = []
-    for point in points:
-        tensors = list(point)
-        with torch.enable_grad():
-            for p in wanted:
-                tensors[p] = tensors[p].detach().requires_grad_()
-            y = call.run(tensors)[number]
-            assert y is not None
-            leaves = [tensors[p] for p in wanted]
-            found = torch.autograd.grad(y.sum(), leaves, allow_unused=True) if y.requires_grad else [None] * len(leaves)
-        out.append([torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)])
-    return out
 
 
 def probed(call: Call, y: Value, given: Sequence[Label], count: int) -> Label:

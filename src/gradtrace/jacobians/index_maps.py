@@ -126,6 +126,8 @@ class Composed:
         if self.inner is None:
             return self.then.flat(between, None, row)
         inner = self.inner[row if len(self.inner) > 1 else 0].reshape(-1)
+        if not len(inner):  # nothing leads anywhere
+            return self.then.flat(between, torch.zeros_like(between), row)
         # of a scalar without a path the stored number means nothing
         return self.then.flat(between, inner[between.clamp(0, len(inner) - 1)], row)
 

@@ -112,8 +112,10 @@ def gather(s: Gather, g: Plane) -> Pulled:
     live = (index >= 0).nonzero().squeeze(-1)
     read, order = index[live].sort()
     rows, number = torch.unique_consecutive(read, return_inverse=True)
+    if not len(rows) or not numel:
+        return _none(data, (batch, *s.x_shape))
     few = FEW * len(rows) < size
-    if len(rows) and len(rows) == len(read):  # no row is read twice
+    if len(rows) == len(read):  # no row is read twice
         way = Sought(rows, live[order], s.width)
         if batch == s.width == 1:
             return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
@@ -125,6 +127,11 @@ def gather(s: Gather, g: Plane) -> Pulled:
     among[live[order]] = number
     found = _segments(g.view(data), among, len(rows), (len(rows), s.width))
     return Pulled(found.plane, found.raw, Affine((size, s.width), (0, 1), 0, s.width), rows=rows)
+
+
+def _none(like: Tensor, shape: Shape) -> Pulled:
+    """Give zeros (batch × x): nothing comes back."""
+    return Pulled(Plane(like.new_zeros(shape), 0, 0.0, math.inf, owned=True), None, identity(shape[1:]))
 
 
 def _segments(g: Plane, index: Tensor, size: int, x_shape: Shape) -> Pulled:
@@ -145,6 +152,6 @@ def scatter(s: Scatter, g: Plane) -> Pulled:
     batch, index = g.data.shape[0], s.index().reshape(-1)
     flat, live = g.data.reshape(batch, -1), index.clamp(min=0)
     if flat.shape[1] == 0:
-        return Pulled(Plane(flat.new_zeros(batch, *s.x_shape), 0, 0.0, math.inf, owned=True), None, identity(s.x_shape))
+        return _none(flat, (batch, *s.x_shape))
     data = flat.index_select(1, live).masked_fill_(index < 0, 0)
     return Pulled(g.view(data.reshape(batch, *s.x_shape)), None, Table(lambda: live))

@@ -46,6 +46,12 @@ def name_of(node: Any) -> str:
     return type(node).__name__.removesuffix("Backward")
 
 
+def generated_name(op: Any) -> str:
+    """Give the name of the function that PyTorch makes for an operator with `torch.library.register_autograd`."""
+    name, overload = op._schema.name.replace("::", "_"), op._schema.overload_name or "default"
+    return f"GeneratedBackwardFor_{name}_{overload}"
+
+
 def refuse_reentrant(node: Any) -> None:
     """Refuse reentrant checkpointing, which accumulates into .grad as it goes.
 

@@ -76,6 +76,7 @@ class Operator:
         kept: positions of the results that autograd saves.
         needless: whether its derivative needs no argument's data.
         repeatable: whether running it again on copies gives the same.
+        foreign: whether it is not one of PyTorch's own.
     """
 
     func: Any
@@ -89,6 +90,7 @@ class Operator:
     kept: tuple[int, ...]
     needless: bool
     repeatable: bool
+    foreign: bool
 
 
 @cache
@@ -106,6 +108,7 @@ def operator(op: Any) -> Operator:
     return Operator(
         *(op, str(op), base, written, overwrites, view, reshapes, draws),
         *(_KEPT.get(base, ()), needless, repeatable),
+        not op._schema.name.startswith("aten::"),
     )
 
 
@@ -190,6 +193,8 @@ class Capture(TorchDispatchMode):
         call = self._record(event, outputs) if event.inputs else None
         if self.constants is not None:
             self._note_constants(event, outputs, call, self.constants)
+        if known.foreign and not torch.is_grad_enabled():
+            self._wait(event, outputs)
         if call is None and not torch.is_grad_enabled():
             self._note_unfollowed(outputs)
         return result
@@ -260,6 +265,19 @@ class Capture(TorchDispatchMode):
             if not event.followed:
                 self.values.rewritten(tensor)
             self._saving.overwrite(tensor)
+
+    def _wait(self, event: Event, results: list[Tensor | None]) -> None:
+        """Keep a library's operator, if autograd follows a function around it that PyTorch made, not the call."""
+        known, outputs = event.known, [t for t in results if t is not None]
+        if event.written or not any(map(_requires_grad, event.tensors)):
+            return
+        if not all(map(_is_dense, (*event.tensors, *outputs))):
+            return
+        inputs = [Input(None, *layout_of(t), t.dtype, t.device, self._saving.save(t)) for t in event.tensors]
+        call = Call(0, known.func, known.name, known.base, tuple(inputs), event.args, event.kwargs, (), "")
+        call.gives_complex = any(out.is_complex() for out in outputs)
+        for out in outputs:
+            self.values.wait(call, event.tensors, out)
 
     def _note_unfollowed(self, outputs: list[Tensor | None]) -> None:
         """Note where a custom function may have made its result: its own operators run without grad."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotOnTape, Unsupported
-from .autograd_functions import CustomFunction, CustomNode, name_of, refuse_reentrant
+from .autograd_functions import CustomFunction, CustomNode, generated_name, name_of, refuse_reentrant
 from .layouts import Layout
 from .record import Call, Input, Record, Scope, Slot, Value
 from .storage import Cell, Identities, Saving, cell_of, disjoint, layout_of, read, version_of
@@ -43,6 +43,7 @@ class Values:
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
         self._nodes: dict[tuple[int, int], Value] = {}
         self._indexed = 0  # how many calls' results are among them
+        self._waiting: dict[int, Call] = {}  # of libraries' operators, by the storage of a result
 
     def name(self, name: str, tensor: Tensor) -> None:
         """Give a leaf its name; a second name of a tied parameter becomes an alias."""
@@ -144,10 +145,10 @@ class Values:
             if unknown:
                 waiting += unknown
             elif (last := waiting.pop()) not in self._customs:
-                self._customs[last] = self._custom_call(last, scopes, source)
+                self._customs[last] = self._custom_call(last, scopes, source, tensor if last is node else None)
         call = self._customs[node]
-        assert isinstance(call.op, CustomFunction)
-        call.op.results[tensor.output_nr] = tensor.detach()
+        if isinstance(call.op, CustomFunction):
+            call.op.results[tensor.output_nr] = tensor.detach()
         value = _result(call, tensor.output_nr)
         if value.seq < 0:
             value.seq, value.number = node._sequence_nr(), tensor.output_nr
@@ -161,20 +162,37 @@ class Values:
         new = not (cell.writes or cell.views) and tensor.untyped_storage()._cdata not in self._storages
         self.place(tensor, value, writes=new, version=version_of(tensor))
 
-    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str) -> Call:
+    def _custom_call(self, node: Any, scopes: tuple[Scope, ...], source: str, tensor: Tensor | None) -> Call:
         refuse_reentrant(node)
         op = CustomFunction(node)
-        values = [self._behind(fn, number) for fn, number in node.next_functions if fn is not None]
+        known = self._waiting.pop(tensor.untyped_storage()._cdata, None) if tensor is not None else None
+        known = known if known is not None and name_of(node) == generated_name(known.op) else None
+        behind = [None if fn is None else self._behind(fn, number) for fn, number in node.next_functions]
+        if known is not None and len(behind) == len(known.inputs):
+            for given, value in zip(known.inputs, behind, strict=True):
+                given.value = value
+            return self._add(known, scopes, source, op.results)
+        values = [value for value in behind if value is not None]
         inputs = tuple(Input(v, v.shape, (), 0, v.dtype, op.results[0].device, None) for v in values)
         slots = tuple(Slot(i) for i in range(len(inputs)))
         name = f"autograd.{name_of(node)}"
-        call = Call(len(self.record.calls), op, name, name, inputs, slots, {}, scopes, source)
-        call.outputs = tuple(self.record.value(result) for result in op.results)
+        return self._add(Call(0, op, name, name, inputs, slots, {}, (), ""), scopes, source, op.results)
+
+    def _add(self, call: Call, scopes: tuple[Scope, ...], source: str, results: list[Tensor]) -> Call:
+        call.index, call.scopes, call.source = len(self.record.calls), scopes, source
+        call.outputs = tuple(self.record.value(result) for result in results)
         for value in call.outputs:
             assert value is not None
             value.call = call
         self.record.calls.append(call)
         return call
+
+    def wait(self, call: Call, tensors: Sequence[Tensor], result: Tensor) -> None:
+        """Keep a library's operator, seen inside the function that PyTorch made for it, until its result is used."""
+        for tensor in tensors:
+            if isinstance(tensor.grad_fn, CustomNode):
+                self.lookup(tensor)
+        self._waiting[result.untyped_storage()._cdata] = call
 
     def _behind(self, node: Any, number: int) -> Value:
         """Find the value that an autograd node made as its result `number`."""

@@ -32,7 +32,12 @@ class Replay:
             inputs = list(self.leaves.values())
             found = torch.autograd.grad(y, inputs, cotangent, retain_graph=True, allow_unused=True)
         both = zip(self.leaves.items(), found, strict=True)
-        return {p: torch.zeros_like(x) if grad is None else grad for (p, x), grad in both}
+        return {p: torch.zeros_like(x) if grad is None else solid(grad) for (p, x), grad in both}
+
+
+def solid(grad: Tensor) -> Tensor:
+    """Give autograd's zeros, which have no memory, some."""
+    return grad.clone() if grad._is_zerotensor() else grad
 
 
 def replay(call: Call, tensors: Sequence[Tensor] | None = None, also: Container[int] = ()) -> Replay:

@@ -11,11 +11,14 @@ from functools import cache
 
 from ...recording.record import Call
 from . import (
+    complex_numbers,
     constant,
     contraction,
     convolution,
     custom,
     dense,
+    fourier,
+    grouped,
     indexing,
     losses,
     normalisation,
@@ -24,6 +27,7 @@ from . import (
     resampling,
     rowwise,
     scattering,
+    weights,
 )
 from .table import TABLE, Edge, Rule, register
 
@@ -37,18 +41,24 @@ NAN_SPREADS |= {*NAN_FILLS, "native_layer_norm", "native_batch_norm"}
 _FAMILIES = (
     *(constant, contraction, convolution, indexing, losses, normalisation),
     *(reduction, resampling, rowwise, scattering, pointwise, dense),
+    *(complex_numbers, fourier, grouped, weights),
 )
 
 
 def key(call: Call) -> str:
-    """Name the row of a call: the bare name for PyTorch's own operators, "library.name" for all others."""
-    return _key(call.name, call.base)
+    """Name the row of a call: the bare name for PyTorch's own operators, "library.name" for all others.
+
+    PyTorch's own operators on complex numbers have rows of their own: "complex.mul".
+    """
+    return _key(call.name, call.base, call.complex)
 
 
 @cache
-def _key(name: str, base: str) -> str:
+def _key(name: str, base: str, complex_numbers: bool) -> str:
     names = name.split(".")
-    return base if names[0] == "aten" else ".".join(names[:2])
+    if names[0] != "aten":
+        return ".".join(names[:2])
+    return f"complex.{base}" if complex_numbers else base
 
 
 def generic(call: Call) -> bool:
@@ -58,11 +68,11 @@ def generic(call: Call) -> bool:
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
-    if call.complex:  # rules speak of real scalars; two of them that are one complex number need their own Jacobian
-        return indexing.view if indexing.moves_pairs(call) else dense.fallback
     row = TABLE.get(key(call))
-    if row is not None:
+    if row is not None and (call.name.startswith("aten.") or not call.complex):
         return row
+    if call.complex:
+        return _of_complex(call)
     if custom.is_custom(call):
         return custom.custom
     if indexing.is_view(call.op, call.base):
@@ -70,9 +80,18 @@ def rule_of(call: Call) -> Rule:
     return pointwise.pointwise if pointwise.is_pointwise(call.op) else dense.fallback
 
 
+def _of_complex(call: Call) -> Rule:
+    """Find what serves a call on complex numbers that has no row."""
+    if indexing.moves_pairs(call):
+        return indexing.view
+    return complex_numbers.pointwise if pointwise.is_pointwise(call.op) else dense.fallback
+
+
 def served_by(call: Call) -> str:
     """Say whether an exact rule or the dense fallback serves a call: "exact" or "fallback"."""
-    return "fallback" if rule_of(call) is dense.fallback else "exact"
+    rule = rule_of(call)
+    written_out = rule is dense.fallback or (rule is custom.custom and not custom.covers(call))
+    return "fallback" if written_out else "exact"
 
 
 def spreads_nan(call: Call) -> bool:

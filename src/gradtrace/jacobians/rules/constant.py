@@ -56,6 +56,16 @@ def native_dropout(call: Call) -> Iterator[Edge]:
     yield 0, 0, diagonal(y.shape, call.inputs[0].shape, weight)
 
 
+def gamma(call: Call) -> Iterator[Edge]:
+    """A gamma variate depends on its shape parameter by the derivative of what was drawn."""
+    y, x = result(call), call.inputs[0]
+
+    def weight() -> Tensor:
+        return torch.ops.aten._standard_gamma_grad(x.tensor(), _given(call, 0))
+
+    yield 0, 0, diagonal(y.shape, x.shape, weight)
+
+
 LIKE = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 NEW = "new_zeros new_ones new_full new_empty new_empty_strided"
 RANDOM = "bernoulli normal poisson uniform exponential cauchy log_normal geometric random"
@@ -63,3 +73,4 @@ RANDOM = "bernoulli normal poisson uniform exponential cauchy log_normal geometr
 register(f"{LIKE} {NEW} {RANDOM}", nothing)
 register("rrelu_with_noise", rrelu)
 register("native_dropout", native_dropout)
+register("_standard_gamma", gamma)

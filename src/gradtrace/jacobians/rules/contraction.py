@@ -18,16 +18,16 @@ def product(equation: str, first: int = 0, scale: str = "", added: str = "") -> 
     Args:
         equation: "ik,kj->ij", one letter an axis.
         first: the position of a; b follows it.
-        scale, added: names of keyword arguments that multiply (alpha and beta), "" where there is none.
+        scale, added: names of arguments that multiply (alpha and beta), "" where there is none.
     """
     (a, b), y = equation.split("->")[0].split(","), equation.split("->")[1]
 
     def rule(call: Call) -> Iterator[Edge]:
         out = call.outputs[0]
         assert out is not None
-        factor = call.kwargs.get(scale, 1)
+        factor = argument(call, scale) if scale else 1
         if added:
-            beta = call.kwargs.get(added, 1)
+            beta = argument(call, added)
             weight = None if beta == 1 else lambda: _full(call.inputs[0].tensor(), out.shape, beta)
             yield 0, 0, diagonal(out.shape, call.inputs[0].shape, weight)
         for x, w, at, other in ((a, b, first, first + 1), (b, a, first + 1, first)):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...recording.record import Call
 from ..structure import Chain, Contraction, Convolved, Shape, Sliding, Sparse, Structure
+from .constant import nothing
 from .table import Edge, argument, position, register, result
 
 BLOCK = 1 << 22  # patch scalars held at a time
@@ -110,12 +111,14 @@ def _spread(values: object, dims: int) -> list[int]:
 
 def convolution(call: Call) -> Iterator[Edge]:
     """Towards x: patches ← x after y ← patches; towards the kernel: a product with the patches."""
+    if 0 in result(call).shape:
+        yield from nothing(call)
+        return
     geometry = Geometry(call)
-    if 0 not in result(call).shape:
-        sizes = geometry.sliding()
-        for at in (0, 1):
-            other = call.inputs[1 - at].tensor
-            yield at, 0, Convolved(sizes, at == 0, other, partial(_parts, geometry, at))
+    sizes = geometry.sliding()
+    for at in (0, 1):
+        other = call.inputs[1 - at].tensor
+        yield at, 0, Convolved(sizes, at == 0, other, partial(_parts, geometry, at))
     bias = position(call, "bias")
     if bias is not None:
         y = result(call).shape

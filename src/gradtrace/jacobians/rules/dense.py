@@ -47,14 +47,22 @@ def whole(call: Call, position: int, number: int) -> Edge:
         MissingRule: the Jacobian has more than LIMIT entries.
     """
     y = result(call, number)
-    entries = y.numel * prod(call.inputs[position].shape)
+    x_numel = prod(call.inputs[position].shape)
+    refuse_large(call, y.numel * x_numel)
+    return position, number, dense(y.numel, x_numel, Written(call, position, number))
+
+
+def refuse_large(call: Call, entries: int) -> None:
+    """Refuse to write out more than LIMIT entries of a Jacobian.
+
+    Raises:
+        MissingRule: says what to do.
+    """
     if entries > LIMIT:
         raise MissingRule(
             f"no rule for {call.where}, and its Jacobian has {entries:,} entries, more than the fallback's "
             f"{LIMIT:,}: add a row in gradtrace/rules, or raise gradtrace.rules.dense.LIMIT"
         )
-    x_numel = prod(call.inputs[position].shape)
-    return position, number, dense(y.numel, x_numel, Written(call, position, number))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...recording.layouts import Layout, contiguous, positions
-from ...recording.record import Call, flat_tensors
+from ...recording.record import Call, Input, Value, flat_tensors
 from ...recording.storage import layout_of
-from ..structure import Contraction, Edges, Gather, Placed, Scatter, Shape, Sparse, Strided, letters, sparse
-from .table import Edge, Rule, argument, data, position, register, rerun, result
+from ..structure import (
+    Chain,
+    Contraction,
+    Edges,
+    Gather,
+    Placed,
+    Scatter,
+    Shape,
+    Sparse,
+    Strided,
+    letters,
+    sparse,
+)
+from .table import Edge, Rule, argument, data, gradient, position, register, rerun, result
 
 ALIASING = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "_reshape_alias"}
 
@@ -73,7 +86,8 @@ def as_strided(call: Call) -> Iterator[Edge]:
 def _find(at: Layout, own: Layout) -> Tensor:
     """Give, for each scalar of `at`, its flat index in a tensor laid out as `own`."""
     wanted, have = positions(at), positions(own).flatten()
-    index = torch.full((int(max(wanted.max(), have.max())) + 1,), -1)
+    reach = max((int(p.max()) for p in (wanted, have) if p.numel()), default=-1)
+    index = torch.full((reach + 1,), -1)
     index[have] = torch.arange(len(have))
     return index[wanted]
 
@@ -154,7 +168,10 @@ def _moved(call: Call, sources: tuple[int, ...], changed: dict[str, float]) -> I
 
 
 def embedding(call: Call) -> Iterator[Edge]:
-    """y[t, h] = weight[indices[t], h]; rows at padding_idx get no gradient."""
+    """y[t, h] = weight[indices[t], h]; rows at padding_idx get no gradient.
+
+    With `scale_grad_by_freq`, autograd's derivative is one over how often the row is read.
+    """
     weight, indices = call.inputs[0], call.inputs[1]
     y = call.outputs[0]
     assert y is not None
@@ -164,10 +181,33 @@ def embedding(call: Call) -> Iterator[Edge]:
         rows = indices.tensor().to(torch.int64)
         return rows.masked_fill(rows == padding, -1) if padding >= 0 else rows
 
-    yield 0, 0, Gather(index, y.shape, weight.shape, weight.shape[1])
+    read = Gather(index, y.shape, weight.shape, weight.shape[1])
+    yield 0, 0, Chain(_by_frequency(y, indices), read) if argument(call, "scale_grad_by_freq") else read
     # integers have no derivative; this edge only says which row of y an index chose
     name = letters(len(y.shape))
     yield 1, 0, Contraction(name, name[:-1], y.shape, indices.shape)
+
+
+def _by_frequency(y: Value, indices: Input) -> Contraction:
+    def weight() -> Tensor:
+        rows = indices.tensor().to(torch.int64)
+        return (1 / torch.bincount(rows.flatten()).to(y.dtype))[rows]
+
+    name = letters(len(y.shape))
+    return Contraction(name, name, y.shape, y.shape, name[:-1], weight)
+
+
+def packed(call: Call) -> Iterator[Edge]:
+    """_pack_padded_sequence copies the steps that count, longest sequence first."""
+    x, y = call.inputs[0].shape, result(call).shape
+
+    def index() -> Tensor:
+        step = torch.arange(prod(x[:2]), dtype=torch.float64).reshape(*x[:2], 1)
+        found = call.run([step, call.inputs[1].tensor()])[0]
+        assert found is not None
+        return found.flatten().to(torch.int64)
+
+    yield 0, 0, Gather(index, y, x, prod(x[2:]))
 
 
 def embedding_bag(call: Call) -> Iterator[Edge]:
@@ -202,8 +242,18 @@ def _bags(call: Call) -> Edges:
     if argument(call, "mode") == 1:
         weight = weight / torch.bincount(bag)[bag]
     if argument(call, "scale_grad_by_freq"):
-        weight = weight / torch.bincount(row)[row]
+        weight = weight * _frequency(call, row, weight)[row]
     return bag, row, weight
+
+
+def _frequency(call: Call, row: Tensor, weight: Tensor) -> Tensor:
+    """Give the factor of each row of the table that autograd puts in; on a CPU it is not one over the row's own count.
+
+    PyTorch's sum over bags counts another row (2.13, `_embedding_bag_dense_backward_cpu_sum_mean`).
+    """
+    table = call.inputs[0]
+    plain = torch.zeros(table.shape[0], dtype=weight.dtype).index_add(0, row, weight)
+    return gradient(call)[:, 0] / plain.masked_fill(plain == 0, 1)
 
 
 def _samples(call: Call) -> Edges:
@@ -247,6 +297,7 @@ register("gradtrace.alias", aliased)
 register("cat", cat)
 register("stack", stack)
 register("embedding", embedding)
+register("_pack_padded_sequence", packed)
 register("_embedding_bag", embedding_bag)
 register("as_strided_copy", as_strided)
 register("as_strided_scatter", as_strided_scatter)

@@ -13,8 +13,8 @@ from .table import Edge, differentiable, gradient, register, result
 
 def pointwise_loss(call: Call) -> Iterator[Edge]:
     """A loss of each position; reduced to one scalar, its weights are gradients."""
-    y, x = result(call), call.inputs[0]
-    if y.shape == () and x.shape != ():
+    y = result(call)
+    if y.shape == () and any(x.shape != () for x in call.inputs):
         yield from whole(call)
     else:
         yield from pointwise(call)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...recording.record import Call, Input, Slot
+from ...recording.replay import solid
 from ..structure import Closed, Constant, Scatter, Weight, diagonal
 from .table import Edge, Rule, differentiable, kept, register, result
 
@@ -53,7 +54,7 @@ def derivatives(call: Call, shape: tuple[int, ...]) -> Callable[[int], Callable[
             assert y is not None
             grads = torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
         return {
-            p: torch.zeros_like(leaf) if grad is None else grad
+            p: torch.zeros_like(leaf) if grad is None else solid(grad)
             for p, leaf, grad in zip(wanted, leaves, grads, strict=True)
         }
 

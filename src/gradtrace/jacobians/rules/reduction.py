@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ...recording.record import Call
 from ..structure import Chain, Constant, Contraction, Gather, reduction
-from .table import Edge, Rule, argument, data, differentiable, gradient, register, result
+from .table import Edge, Rule, argument, data, differentiable, gradient, has, register, result
 
 
-def axes(call: Call, position: int = 1) -> tuple[int, ...]:
+def axes(call: Call) -> tuple[int, ...]:
     """Read which axes are merged: an int, a list, or none for all."""
     ndim = len(call.inputs[0].shape)
-    dims = call.kwargs.get("dim", call.args[position] if position < len(call.args) else None)
-    if dims is None or dims == [] or dims == () or isinstance(dims, bool):
+    dims = argument(call, "dim") if has(call, "dim") else None
+    if dims is None or dims in ([], ()):
         return tuple(range(ndim))
     dims = [dims] if isinstance(dims, int) else dims
     return tuple(sorted(d % ndim if ndim else 0 for d in dims))[: ndim or 0]
@@ -31,12 +31,12 @@ def plain_sum(call: Call) -> Iterator[Edge]:
     yield 0, 0, reduction(call.inputs[0].shape, axes(call), None)
 
 
-def weighted(position: int = 1, output: int = 0) -> Rule:
-    """Make the rule of a reduction over the axes at an argument position; autograd gives the weights."""
+def weighted(output: int = 0) -> Rule:
+    """Make the rule of a reduction over the axes `dim`; autograd gives the weights."""
 
     def rule(call: Call) -> Iterator[Edge]:
         x = call.inputs[0]
-        yield 0, output, reduction(x.shape, axes(call, position), lambda: gradient(call, output))
+        yield 0, output, reduction(x.shape, axes(call), lambda: gradient(call, output))
 
     return rule
 
@@ -135,9 +135,7 @@ def pooled(spatial: int) -> Rule:
 
 register("sum", plain_sum)
 register("mean", mean)
-register("nansum amax amin logsumexp std var", weighted())
-register("linalg_vector_norm norm", weighted(2))
-register("prod", weighted())
+register("nansum amax amin logsumexp std var linalg_vector_norm norm prod", weighted())
 register("var_mean std_mean aminmax", both)
 register("dist trace", whole)
 register("nll_loss_forward nll_loss2d_forward", nll_loss)

@@ -84,9 +84,15 @@ def trailing(results: tuple[int, ...], arguments: tuple[int, ...]) -> Rule:
             for number, y in enumerate(call.outputs[: len(results)]):
                 if y is not None:
                     m, n = results[number], arguments[position]
-                    yield position, number, rows(call, position, number, _last(m), _last(n))
+                    yield position, number, _trailing(call, position, number, m, n)
 
     return rule
+
+
+def _trailing(call: Call, position: int, number: int, m: int, n: int) -> Structure:
+    """Give the structure by the last m axes of the result and n of the argument; pairs are one more."""
+    pairs = int(call.gives_complex), int(call.inputs[position].dtype.is_complex)
+    return rows(call, position, number, _last(m + pairs[0]), _last(n + pairs[1]))
 
 
 def _last(n: int) -> tuple[int, ...]:
@@ -99,7 +105,9 @@ def along(name: str = "dim") -> Rule:
     def rule(call: Call) -> Iterator[Edge]:
         dim = argument(call, name)
         for position in differentiable(call):
-            row = (dim,) if call.inputs[position].shape else ()
+            shape, pair = call.inputs[position].shape, call.inputs[position].dtype.is_complex
+            ndim = len(shape) - pair
+            row = ((dim % ndim,) if ndim else ()) + (ndim,) * pair
             yield position, 0, rows(call, position, 0, row, row)
 
     return rule
@@ -120,11 +128,12 @@ def cumsum(call: Call) -> Iterator[Edge]:
 
 def solve(call: Call) -> Iterator[Edge]:
     """linalg.solve: the right side is vectors or matrices."""
-    a, b = call.inputs[0].shape, call.inputs[1].shape
+    pair = call.gives_complex
+    a, b = (x.shape[: len(x.shape) - pair] for x in call.inputs)
     vector = len(b) == 1 or (len(a) - 1 == len(b) and tuple(b) == tuple(a[:-1]))
     columns = 1 if vector else 2
     for position in differentiable(call):
-        yield position, 0, rows(call, position, 0, _last(columns), _last(2 if position == 0 else columns))
+        yield position, 0, _trailing(call, position, 0, columns, 2 if position == 0 else columns)
 
 
 def renorm(call: Call) -> Iterator[Edge]:
@@ -146,7 +155,7 @@ def cdist(call: Call) -> Iterator[Edge]:
         left = call.inputs[0].tensor().unsqueeze(-2).unsqueeze(-2).expand(*batch, p, r, 1, m)
         right = call.inputs[1].tensor().unsqueeze(-2).unsqueeze(-4).expand(*batch, p, r, 1, m)
         with torch.enable_grad():
-            sides = [t.reshape(-1, 1, m).clone().requires_grad_() for t in (left, right)]
+            sides = [t.reshape(prod(y), 1, m).clone().requires_grad_() for t in (left, right)]
             out = call.run(sides)[0]
             assert out is not None
             (grad,) = torch.autograd.grad(out, sides[position], torch.ones_like(out))
@@ -182,6 +191,7 @@ def pdist(call: Call) -> Iterator[Edge]:
     yield 0, 0, Chain(norm, Sparse(differences, (1, pairs, m), (1, n, m)))
 
 
+register("autograd._Dirichlet", trailing((1,), (1,)))
 register("_pdist_forward", pdist)
 register("cumsum", cumsum)
 register("cumprod logcumsumexp _softmax_backward_data", along())

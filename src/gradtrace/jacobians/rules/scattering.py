@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...recording.record import Call
 from ..structure import Scatter, Structure, diagonal, sparse
-from .table import Edge, Rule, argument, data, gradient, position, register, result
+from .table import Edge, Rule, argument, data, gradient, has, position, register, result
 
 aten = torch.ops.aten
 Target = Callable[[Call, Tensor], Tensor]  # (call, positions of the base) → positions of the part, -1 for none
@@ -199,6 +199,13 @@ def col2im(call: Call) -> Iterator[Edge]:
     yield 0, 0, Scatter(index, y.shape, x.shape)
 
 
+def unfold_backward(call: Call) -> Iterator[Edge]:
+    """Each window's scalars are added where unfold reads them."""
+    y, names = result(call).shape, ("dim", "size", "step")
+    windows = lambda: grid(y).unfold(*[argument(call, n) for n in names])  # noqa: E731
+    yield 0, 0, Scatter(windows, y, call.inputs[0].shape)
+
+
 def unpooled(call: Call) -> Iterator[Edge]:
     """max_unpool: each value goes to the position, within its plane, that its index names."""
     x, y = call.inputs[0], result(call)
@@ -280,11 +287,10 @@ def _always(call: Call) -> bool:
 
 def _scatter(call: Call) -> Iterator[Edge]:
     """Scatter: with a reduction, it is scatter_reduce; without, a write."""
-    names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
-    if "reduce" in names:
+    if has(call, "reduce"):
         yield from reduced(at_gather, "src")(call)
     else:
-        yield from written(at_gather, "src" if "src" in names else "value")(call)
+        yield from written(at_gather, "src" if has(call, "src") else "value")(call)
 
 
 register("scatter", _scatter)
@@ -303,6 +309,7 @@ register("slice_scatter", written(at_window(aten.slice, "dim", "start", "end", "
 register("select_scatter", written(at_window(aten.select, "dim", "index"), "src"))
 register("diagonal_scatter", written(at_window(aten.diagonal, "offset", "dim1", "dim2"), "src"))
 register("col2im", col2im)
+register("unfold_backward", unfold_backward)
 register("max_unpool2d max_unpool3d", unpooled)
 register("max_pool2d_with_indices_backward max_pool3d_with_indices_backward", pooled_backward)
 register("segment_reduce", segments)

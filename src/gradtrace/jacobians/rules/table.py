@@ -39,11 +39,22 @@ def differentiable(call: Call) -> list[int]:
     return [i for i, x in enumerate(call.inputs) if x.value is not None and x.value.differentiable]
 
 
+def schema(call: Call) -> list[Any]:
+    """Give the arguments in an operator's schema; none of a custom autograd.Function, which has no schema."""
+    found = getattr(call.op, "_schema", None)
+    return [] if found is None else found.arguments
+
+
+def has(call: Call, name: str) -> bool:
+    """Tell whether an operator has an argument of that name."""
+    return any(a.name == name for a in schema(call))
+
+
 def argument(call: Call, name: str) -> Any:
     """Read an argument by its name in the operator's schema, wherever it was passed, or its default."""
     if name in call.kwargs:
         return call.kwargs[name]
-    for i, a in enumerate(call.op._schema.arguments):  # type: ignore[attr-defined]
+    for i, a in enumerate(schema(call)):
         if a.name == name:
             return call.args[i] if i < len(call.args) else a.default_value
     raise KeyError(f"{call.name} has no argument {name!r}")
@@ -82,14 +93,17 @@ def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]
     if call.inplace:
         tensors = [tensors[0].clone(), *tensors[1:]]
     args, kwargs = call.arguments(tensors)
-    names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
+    names = [a.name for a in schema(call)]
     args = tuple(changed.pop(name) if name in changed else a for name, a in zip(names, args, strict=False))
     return [t for t in flat_tensors(call.op(*args, **kwargs, **changed)) if t is not None]
 
 
 def gradient(call: Call, output: int = 0, position: int = 0) -> Tensor:
-    """Give the gradient of the sum of one result with respect to one argument, by autograd."""
+    """Give the gradient of the sum of one result with respect to one argument, by autograd.
+
+    Of complex numbers it is the derivative, of which autograd gives the conjugate.
+    """
     again = replay(call, also=(position,))
     y = again.results[output]
     assert y is not None
-    return again.gradients(output, torch.ones_like(y))[position]
+    return again.gradients(output, torch.ones_like(y))[position].conj()
