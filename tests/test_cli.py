@@ -178,7 +178,8 @@ def test_error_in_a_process_of_its_own(folder):
     command = [sys.executable, "-m", "gradtrace", "compete", "--components", "rnn,x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "gradtrace: unknown component 'x'; there are rnn, lstm, gru, attention\n"
+    said = "unknown component 'x'; there are rnn, lstm, gru, attention (docs/errors.md#unknownname)"
+    assert done.stderr == f"gradtrace: {said}\n"
 
 
 @pytest.mark.parametrize("command", [[], ["compete"], ["trace"]])

@@ -21,7 +21,7 @@ from ..jacobians.index_maps import Affine
 from ..kernels import native
 from ..kernels.memory import within
 from ..kernels.reference import window
-from ..recording.components import Component, Slice, matches, name_of
+from ..recording.components import OPERATOR, Component, Slice, matches, name_of
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Call, Record, Scope, Value
 from .flat_index import Places
@@ -107,15 +107,17 @@ class Own:
 
     def __init__(self, record: Record, components: Sequence[Component]) -> None:
         self.record, self.components, self.word = record, list(enumerate(components)), word(len(components))
-        self._known: dict[tuple[Scope, ...], tuple[int, list[tuple[int, Slice]]]] = {}
+        self._by_operator = any(OPERATOR in name_of(c) for c in components)
+        self._known: dict[tuple[tuple[Scope, ...], str], tuple[int, list[tuple[int, Slice]]]] = {}
 
     def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
         """Give the bits of a result; as a tensor, they broadcast to its shape."""
-        known = self._known.get(call.scopes)
+        key = call.scopes, call.name if self._by_operator else ""
+        known = self._known.get(key)
         if known is None:
             here = [(i, c) for i, c in self.components if matches(call, name_of(c))]
             whole = signed(sum(1 << i for i, c in here if not isinstance(c, Slice)))
-            known = self._known[call.scopes] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
+            known = self._known[key] = whole, [(i, c) for i, c in here if isinstance(c, Slice)]
         whole, slices = known
         return self._sliced(whole, [(i, c.mask(shape, call)) for i, c in slices]) if slices else whole
 

@@ -21,7 +21,7 @@ from torch._C import _autograd  # type: ignore[attr-defined]
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import Unsupported
+from ..errors import GradtraceError, Unsupported
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
 from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
@@ -140,6 +140,8 @@ class Capture(TorchDispatchMode):
         self.scopes = Scopes(model)
         self._saved: dict[int, list[Saved]] = {}
         self._backends = True, True
+        self.refused: GradtraceError | None = None  # foreign code that an error passes through may make another of it
+        record.called = self.scopes.instances
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
@@ -170,14 +172,18 @@ class Capture(TorchDispatchMode):
         # everything from here to the end of this class runs at every operator call: no generators, few functions
         del types
         known, kwargs = operator(func), kwargs or {}
-        event = self._event(known, args, kwargs)
-        if event.written:
-            self._keep(event.written)
-        result = self._run(known.func, args, kwargs)
-        if event.inputs:
-            self._record(event, [result] if isinstance(result, Tensor) else list(flat_tensors(result)))
-        elif not torch.is_grad_enabled():
-            self._note_unfollowed(result)
+        try:
+            event = self._event(known, args, kwargs)
+            if event.written:
+                self._keep(event.written)
+            result = self._run(known.func, args, kwargs)
+            if event.inputs:
+                self._record(event, [result] if isinstance(result, Tensor) else list(flat_tensors(result)))
+            elif not torch.is_grad_enabled():
+                self._note_unfollowed(result)
+        except GradtraceError as error:
+            self.refused = error
+            raise
         return result
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:

@@ -20,6 +20,7 @@ from .layouts import Layout
 from .record import Call, Input, Record, Saved, Scope, Slot, Value
 from .scopes import source_line
 from .storage import Cell, alias, disjoint, layout_of, overlay
+from .strangers import stranger
 
 
 class Values:
@@ -126,7 +127,7 @@ class Values:
         if any(not disjoint(at, a) for a, _ in cell.writes) or (cell.writes and tensor.numel() == 0):
             return self._alias(tensor, cell, at)
         if followed:
-            raise NotOnTape(_unseen(tensor))
+            raise stranger(tensor)
         return None
 
     def seen(self, tensor: Tensor) -> Value | None:
@@ -236,14 +237,3 @@ def _result(call: Call, number: int) -> Value:
     value = call.outputs[number]
     assert value is not None
     return value
-
-
-def _unseen(tensor: Tensor) -> str:
-    """Explain why a tensor with a history is not on the tape."""
-    node = tensor.grad_fn
-    what = f"a tensor of shape {tuple(tensor.shape)}"
-    made = type(node).__name__ if node is not None else "unknown"
-    return (
-        f"{what} has a history (grad_fn={made}) that was not recorded: "
-        "compute it inside `with record(...)`, or detach() it to make it a constant"
-    )
