@@ -405,7 +405,7 @@ class Trace(_NotSaved):
             values = [self.tape.find(of)] if isinstance(of, Tensor) else select_leaves(self.tape.record, of)
             return ranking.strongest(values, k)
         if not isinstance(of, (str, Tensor)):
-            raise BadArgument(f"an index needs one parameter, not {of!r}")
+            raise UnknownName(f"an index needs one parameter, not {of!r}")
         return [path for path in ranking.paths(self.tape.find(of), index) if path is not None]
 
     @lazily()

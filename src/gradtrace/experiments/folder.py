@@ -1,4 +1,4 @@
-"""The folder that a command writes to: made, found writable, its own while the command runs, and nobody else's results."""
+"""The folder that a command writes to: made, found writable, and its own while the command runs."""
 
 from __future__ import annotations
 

@@ -150,14 +150,24 @@ def operators(calls: Iterable[Call]) -> list[str]:
 
 
 def seen(record: Record, component: Component) -> bool:
-    """Tell whether any call of a component was seen, be it one that ran no operator."""
+    """Tell whether a component's calls were seen, be it that they ran no operator, or that there were none to see."""
     name = name_of(component)
     if OPERATOR in name or name in record.leaves:
         return True
-    module, _, number = name.rpartition(":")
-    if number.isdigit() and module in record.called:
-        return 1 <= int(number) <= record.called[module]
-    return any(fnmatchcase(n, name) for n in record.called if n)
+    module, colon, number = name.rpartition(":")
+    if colon and module in record.called:
+        return number.isdigit() and 1 <= int(number) <= record.called[module]
+    if any(fnmatchcase(n, name) for n in record.called if n):
+        return True
+    meant = [m for m in record.modules if fnmatchcase(m, name) or m == name]
+    return bool(meant) and all(_idle(record, m) for m in meant)
+
+
+def _idle(record: Record, module: str) -> bool:
+    """Tell whether a module did nothing: it was not called, and nobody used the parameters that it has."""
+    own = {v.id for name, v in record.leaves.items() if name.startswith(f"{module}.")}
+    used = {i.value.id for call in record.calls for i in call.inputs if i.value is not None}
+    return bool(own) and not own & used
 
 
 def must_be_seen(record: Record, components: Iterable[Component]) -> None:

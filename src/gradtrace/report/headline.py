@@ -67,7 +67,7 @@ def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     """Say which components the best paths of a parameter group cross, and which they pass by."""
     rows = [r for r in rows if r["kind"] == rows[0]["kind"] and r["of"] == group]
     unseen = [r["component"] for r in rows if not r.get("seen", True)]
-    if rows and all(r["dead_share"] == 1 for r in rows):
+    if any(r["dead_share"] == 1 or not known(r["share"]) for r in rows if r["component"] not in unseen):
         return [f"No path leads from {group} to the loss: every local derivative on the way is zero."]
     said = _shares([r for r in rows if known(r["share"])], group)
     if unseen:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
-from ..queries.arguments import components_of, kinds_of, sequence_of, whole
+from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
 from ..queries.influence import InfluenceTable
@@ -78,8 +78,9 @@ class Question:
     semirings: Sequence[Family | str] | str = ()
 
     def __post_init__(self) -> None:
-        rows = [] if self.tokens is None else sequence_of("tokens", self.tokens, (list, tuple), empty=True)
-        if len({len(t) for t in rows}) > 1:
+        if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
+            raise BadArgument("tokens must be lists of words, one for each example")
+        if self.tokens is not None and len({len(t) for t in self.tokens}) > 1:
             raise BadArgument("tokens must be lists of equal length, one for each example")
         object.__setattr__(self, "kinds", kinds_of(self.kinds))
         object.__setattr__(self, "components", components_of(self.components))
