@@ -350,4 +350,8 @@ class Through:
 
 
 def _components(given: Component | Sequence[Component]) -> tuple[Component, ...]:
-    return (given,) if isinstance(given, (str, Slice)) else tuple(given)
+    parts = given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    for part in parts:
+        if not isinstance(part, (str, Slice)):
+            raise BadArgument(f"a component is a name, a glob or a Slice, not {part!r}")
+    return tuple(parts)
