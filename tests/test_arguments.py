@@ -1,4 +1,4 @@
-"""What nobody should ask: every public method answers a wrong argument with one line of ours, never with a traceback."""
+"""What nobody should ask: every public method answers a wrong argument with one line, never with a traceback."""
 
 from __future__ import annotations
 
