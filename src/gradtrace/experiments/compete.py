@@ -114,10 +114,12 @@ def _found(folder: Path) -> Checkpoint | None:
     if found is None:
         return None
     try:
-        state = found.state
-        is_finished(state), state["results"]["versions"], state["results"]["corpus"]["sha256"], found.tensors["random"]
+        is_finished(found.state)
+        results = found.state["results"]
+        known = results["versions"]["torch"], results["corpus"]["sha256"], found.tensors["random"]
     except (KeyError, TypeError, IndexError) as error:
         raise OptionError(f"{folder / CHECKPOINT} is not a checkpoint of gradtrace compete: no {error}") from None
+    del known
     return found
 
 

@@ -71,7 +71,8 @@ def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
         return [f"No path leads from {group} to the loss: every local derivative on the way is zero."]
     said = _shares([r for r in rows if known(r["share"])], group)
     if unseen:
-        said.append(f"Nothing can be said of {listed(unseen)}: none of their calls was seen.")
+        own = "its" if len(unseen) == 1 else "their"
+        said.append(f"Nothing can be said of {listed(unseen)}: none of {own} calls was seen.")
     return said or [f"No component was asked about, so nothing is said of what the paths from {group} cross."]
 
 
