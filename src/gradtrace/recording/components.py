@@ -152,7 +152,7 @@ def operators(calls: Iterable[Call]) -> list[str]:
 def seen(record: Record, component: Component) -> bool:
     """Tell whether a component's calls were seen, be it that they ran no operator, or that there were none to see."""
     name = name_of(component)
-    if OPERATOR in name or name in record.leaves:
+    if OPERATOR in name or name in record.leaves or name in record.called:
         return True
     module, colon, number = name.rpartition(":")
     if colon and module in record.called:
