@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import gradtrace
 from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, record
-from gradtrace.errors import NotANumber, NotOnTape, NotScalar, UnknownName, Unused
+from gradtrace.errors import NotANumber, NotOnTape, NotScalar, StaleTensor, UnknownName, Unused
 from gradtrace.queries.forest import check_numbers
 from gradtrace.queries.paths import NoPath
 from gradtrace.recording.record import Again, Saved
@@ -350,3 +350,99 @@ def test_the_fallback_reports_itself():
     assert trace.fallbacks["aten._fft_r2c.default"] == 2
     assert "% of the time: aten._fft_r2c.default (2)" in repr(trace)
     assert sum(trace.forest().seconds[name] for name in trace.fallbacks) > 0
+
+
+def _small() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4)
+
+
+def test_a_parameter_that_is_nan_is_named_and_placed():
+    model, x = _small()
+    with torch.no_grad():
+        model[0].weight[3, 1] = model[0].weight[5, 2] = math.nan
+    with record(model, examples=x) as tape:
+        loss = model(x).mean()
+    with pytest.raises(NotANumber, match=r"^parameter '0\.weight' is NaN at \[3, 1\], and 1 more of its 32 scalars"):
+        tape.trace(loss)
+
+
+def test_nan_in_examples_that_the_model_replaces_is_no_error():
+    model, missing = nn.Linear(3, 1), torch.zeros(3, requires_grad=True)
+    x = torch.tensor([[1.0, math.nan, 2.0], [3.0, 4.0, 5.0]])
+    strengths = []
+    for examples in (None, x):
+        with record(model, names={"missing": missing}, examples=examples) as tape:
+            loss = model(torch.where(x.isnan(), missing, x)).sum()
+        strengths.append(tape.trace(loss, check=True).strength["missing"])
+    assert torch.equal(*strengths)
+
+
+INFINITE = {
+    "divided by a number": (lambda h: h.mean() / 0.0, r"the loss is -?inf .*aten\.div\.Tensor#\d+ .*divides by zero"),
+    "divided by a tensor": (lambda h: (h / torch.zeros(2)).max(), r"aten\.div\.Tensor#\d+ .*divides by zero"),
+    "long before the loss": (lambda h: (h.abs().sum() * 0).log().exp().neg().reciprocal() + 1, r"\(from aten\.recip"),
+    "an infinity that is masked": (
+        lambda h: torch.softmax(h.masked_fill(h == h[0, 0], -math.inf), 1).sum() / 0,
+        r"aten\.div\.Tensor#\d+ .*divides by zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_a_loss_that_is_infinite_names_the_operator_that_made_it_so(name):
+    model, x = _small()
+    program, message = INFINITE[name]
+    with record(model) as tape:
+        loss = program(model(x))
+    with pytest.raises(NotANumber, match=message):
+        tape.trace(loss)
+
+
+def test_dividing_by_zero_on_the_way_is_infinite_like_any_other_derivative():
+    x = torch.tensor([1.0, 2.0], **F64, requires_grad=True)
+    with record(names={"x": x}) as tape:
+        loss = (x / 0.0).clamp(max=1.0).sum() + (x / -0.0).exp().sum() + x.sum()
+    assert tape.trace(loss).strength["x"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kinds", [("best",), ("best", "greedy"), "greedy"])
+def test_what_was_computed_in_time_outlives_a_step(kinds):
+    answers = []
+    for late in (False, True):
+        model, x = _small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        with record(model, examples=x) as tape:
+            loss = model(x).square().mean()
+        trace = tape.trace(loss).compute(kinds=kinds)
+        if late:
+            loss.backward()
+            optimizer.step()
+            model(x)
+        answers.append([*_read(trace)])
+    assert answers[0] == answers[1]
+
+
+def _read(trace: gradtrace.Trace) -> Iterator[object]:
+    for kind in ("best", "greedy"):
+        yield trace.influence(["0", "3"], kind=kind).rows
+        yield trace.flow(kind=kind).calls
+        yield trace.path("0.weight", (0, 0), kind=kind)
+    yield [p.log2_weight for p in trace.paths("0.*", k=3)]
+    yield trace.bound("0.weight", (0, 0))
+
+
+def test_a_stale_trace_says_what_is_lazy_and_what_to_do():
+    model, x = _small()
+    with record(model, examples=x) as tape:
+        loss = model(x).square().mean()
+    trace = tape.trace(loss)
+    with torch.no_grad():
+        model[3].weight.add_(1)
+    for late in (lambda: trace.path("0.weight", (0, 0)), lambda: trace.influence(["0"], kind="greedy"), trace.compute):
+        with pytest.raises(StaleTensor, match=r"modified in place.*trace\.compute\(\) before the change") as error:
+            late()
+        assert str(error.value).count("trace.compute()") == 1
+    with pytest.raises(StaleTensor) as error:
+        tape.trace(loss)  # too late for compute(), too
+    assert "compute" not in str(error.value)

@@ -178,10 +178,11 @@ def test_error_in_a_process_of_its_own(folder):
     command = [sys.executable, "-m", "gradtrace", "compete", "--components", "rnn,x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "gradtrace: unknown component 'x'; there are rnn, lstm, gru, attention\n"
+    said = "unknown component 'x'; there are rnn, lstm, gru, attention (docs/errors.md#unknownname)"
+    assert done.stderr == f"gradtrace: {said}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["compete"], ["trace"]])
+@pytest.mark.parametrize("command", [[], ["compete"], ["trace"], ["report"], ["show"]])
 def test_help_teaches_with_examples(capsys, command):
     code, out, _ = run(capsys, *command, "--help")
     assert code == 0
@@ -277,3 +278,170 @@ def test_output_that_is_not_a_terminal_has_no_control_codes(folder, capsys):
     assert "\r" not in out
     assert "full model, step 2 of 2: held-out perplexity" in out
     assert "only one component took part" in out
+
+
+SMALL = (
+    "compete --corpus text.txt --components gru --steps 2 --hidden 4 --bptt 4 --batch 2 --trace-examples 1 --out run"
+)
+
+
+def text(folder):
+    (folder / "text.txt").write_text("to be or not to be that is the question " * 40)
+
+
+def test_an_exception_in_the_users_code_has_its_line_and_all_of_it_on_request(folder, capsys):
+    line = 1 + MODEL.splitlines().index('    raise ValueError("a message\\nof two lines")')
+    code, _, errors = run(capsys, "trace", "my_model.py:raises")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert f"ValueError: a message of two lines (my_model.py:{line})" in errors
+    code, _, errors = run(capsys, "trace", "my_model.py:raises", "--traceback")
+    assert code == 2
+    assert 'raise ValueError("a message' in errors
+    assert errors.splitlines()[-1].startswith("gradtrace: my_model.py:raises raised ValueError")
+    code, _, errors = run(capsys, "trace", "my_model:bad_loss")
+    assert "my_model.py:" in errors  # the lambda's line, not torch's
+    code, _, errors = run(capsys, "trace", "my_model:build", "--traceback", "--of", "nothing")
+    assert (code, "Traceback" in errors) == (2, True)
+
+
+def test_a_script_that_ends_itself_is_an_error_of_the_user(folder, capsys):
+    (folder / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    code, _, errors = run(capsys, "trace", "ends.py:build")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "importing ends.py raised SystemExit: 3 (ends.py:2)" in errors
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(folder, capsys, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(cli, "load_subject", fail)
+    code, _, errors = run(capsys, "trace", "my_model:build")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "ZeroDivisionError: division by zero (test_cli.py:" in errors
+    assert "--traceback" in errors
+
+
+def test_nothing_to_resume_and_no_options(folder, capsys):
+    code, _, errors = run(capsys, "compete", "--resume", "--out", "run")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "run has no checkpoint to go on from" in errors
+    assert not (folder / "run").exists()
+
+
+def test_results_whose_checkpoint_is_gone_are_not_written_over(folder, capsys):
+    text(folder)
+    assert run(capsys, *SMALL.split())[0] == 0
+    (folder / "run" / "checkpoint.safetensors").unlink()
+    before = (folder / "run" / "results.json").read_bytes()
+    code, _, errors = run(capsys, *SMALL.replace("--steps 2", "--steps 3").split(), "--resume")
+    assert (code, "its checkpoint is missing" in errors) == (2, True)
+    assert (folder / "run" / "results.json").read_bytes() == before
+    (folder / "run" / "checkpoint.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    code, _, errors = run(capsys, *SMALL.split(), "--resume")
+    assert (code, "is not a checkpoint of gradtrace compete" in errors) == (2, True)
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+STRANGE = {
+    "of another schema": ('{"schema": "gradtrace.results/2", "kind": "trace", "graph": {}}', "'gradtrace.results/2'"),
+    "nested too deeply": (nested(100_000), "nested too deeply"),
+    "nested inside": (f'{{"schema": "gradtrace.results/1", "kind": "trace", "graph": {nested(50_000)}}}', "nested"),
+    "not JSON": ("{", "is not JSON"),
+    "not UTF-8": (b"\xff\xfe", "is not JSON"),
+    "a list": ("[]", "holds no object"),
+    "nothing inside": ('{"schema": "gradtrace.results/1", "kind": "trace", "graph": {}}', "damaged"),
+    "runs that are none": ('{"schema": "gradtrace.results/1", "kind": "compete", "graph": {}, "runs": []}', "damaged"),
+    "of something else": ('{"schema": "x", "kind": "y"}', "not the results.json"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_files_that_are_no_results(folder, capsys, name):
+    content, message = STRANGE[name]
+    path = folder / "results.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command in ("show", "report"):
+        code, _, errors = run(capsys, command, "results.json")
+        assert (code, errors.count("\n")) == (2, 1), errors
+        assert message in errors
+    assert not (folder / "report.html").exists()
+    if message in ("damaged", "nested"):
+        return
+    before = path.read_bytes()
+    code, _, errors = run(capsys, "trace", "my_model:build", "--out", ".")  # nobody else's file is written over
+    assert (code, errors.count("\n")) == (2, 1)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html", "checkpoint.safetensors", "measured.json"])
+def test_a_folder_where_a_file_belongs(folder, capsys, name):
+    (folder / "run" / name).mkdir(parents=True)
+    for command in ("trace my_model:build --out run", "compete --out run"):
+        code, _, errors = run(capsys, *command.split())
+        assert (code, errors.count("\n")) == (2, 1), errors
+        assert name in errors
+    assert [p.name for p in (folder / "run").iterdir()] == [name]
+
+
+def test_a_page_where_a_folder_is(folder, capsys):
+    assert run(capsys, "trace", "my_model:build")[0] == 0
+    (folder / "page").mkdir()
+    code, _, errors = run(capsys, "report", "gradtrace-trace/results.json", "--out", "page")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "cannot write page" in errors
+    code, _, errors = run(capsys, "show", "gradtrace-trace")
+    assert (code, "cannot read gradtrace-trace: Is a directory" in errors) == (2, True)
+
+
+def test_two_processes_with_one_folder(folder, capsys):
+    run(capsys, "trace", "my_model:build", "--out", "run")
+    before = (folder / "run" / "results.json").read_bytes()
+    hold = "import sys; from pathlib import Path; from gradtrace.experiments.folder import owned\n"
+    hold += "with owned(Path('run')):\n print('mine', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "mine\n"
+    for command in ("trace my_model:build --out run", "compete --steps 1 --out run"):
+        code, _, errors = run(capsys, *command.split())
+        assert (code, errors.count("\n")) == (2, 1)
+        assert "another gradtrace is writing to run" in errors
+    assert (folder / "run" / "results.json").read_bytes() == before
+    other.kill()  # the lock dies with it
+    other.communicate()
+    assert run(capsys, "trace", "my_model:build", "--out", "run")[0] == 0
+
+
+def test_a_full_disk_leaves_what_was_there(folder, capsys):
+    run(capsys, "trace", "my_model:build", "--out", "run")
+    before = {p.name: p.read_bytes() for p in (folder / "run").iterdir()}
+    small = "import resource, signal, sys; from gradtrace.cli import main\n"
+    small += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+    small += "sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", small, *("trace", "my_model:build", "--out", "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "cannot write run/results.json: File too large" in done.stderr
+    assert {p.name: p.read_bytes() for p in (folder / "run").iterdir()} == before
+
+
+def test_output_that_cannot_be_written(folder, capsys):
+    run(capsys, "trace", "my_model:build", "--out", "run")
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        command = [sys.executable, "-m", "gradtrace", "show", "run/results.json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "gradtrace: cannot write: No space left on device\n")
+
+
+def test_a_model_without_submodules(folder, capsys):
+    (folder / "plain.py").write_text(
+        "import torch\ndef build():\n"
+        "    return torch.nn.Linear(3, 1), [torch.ones(4, 3)], lambda m, x: m(x).square().mean()\n"
+    )
+    results, out = trace(capsys, folder, "plain.py:build", "--semiring", "through")
+    assert {r["component"] for r in results["influence"]} == {"aten::addmm", "aten::pow", "aten::mean"}
+    assert "No path leads" not in (folder / "gradtrace-trace" / "report.html").read_text(encoding="utf-8")
+    assert "aten::addmm" in out

@@ -16,24 +16,37 @@ from torch import Tensor, nn
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import propagate
 from .backward.several import ask
-from .errors import GradtraceError, NotANumber, NotOnTape, NotScalar, UnknownName, Unused
+from .errors import BadArgument, GradtraceError, NotOnTape, NotSaved, NotScalar, StaleTensor, UnknownName, Unused
 from .jacobians.rules import served_by
 from .kernels.memory import room_of
+from .queries.arguments import (
+    components_of,
+    example_of,
+    examples_of,
+    file_of,
+    kind_of,
+    kinds_of,
+    names_of,
+    path_in,
+    sequence_of,
+    whole,
+)
 from .queries.bounds import Bound
 from .queries.flow import Flow, flow
-from .queries.forest import Forest, check_numbers, plant
+from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking, rank
 from .queries.paths import NoPath, Path, flat_index, follow
-from .recording.components import Component, Slice, select_leaves
+from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
 from .recording.fused_lstm import take_apart
 from .recording.isolation import alone
+from .recording.keeping import keep_leaves
 from .recording.record import Call, Record, Value
 from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
-from .report.snapshot import Question
+from .report.snapshot import Question, question_of
 from .semirings import Family, Graded, Power, SignedMax, Through, TopK, named
 from .semirings.base import Semiring, Sum
 
@@ -66,30 +79,51 @@ def record(
     [6.0, 8.0]
     """
     if model is not None and not isinstance(model, nn.Module):
-        raise GradtraceError(f"record(model) takes a torch.nn.Module or None, not {type(model).__name__}")
-    tape = Tape(model, _tensors(examples), dict(names or {}))
-    with tape._capture.running():
-        yield tape
+        raise BadArgument(f"record(model) takes a torch.nn.Module or None, not {type(model).__name__}")
+    tape = Tape(model, examples_of(examples), names_of(names))
+    try:
+        with tape._capture.running():
+            yield tape
+    except RuntimeError as error:  # as TorchScript's interpreter makes one of whatever passes through it
+        if tape._capture.refused is None:
+            raise
+        raise tape._capture.refused from error
 
 
-def _tensors(examples: Any) -> list[Tensor]:
-    """Give the example tensors as a list, after checking that they agree on the number of examples."""
-    given = examples.values() if isinstance(examples, Mapping) else examples
-    given = [] if given is None else [given] if isinstance(given, Tensor) else list(given)
-    for tensor in given:
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
-            raise GradtraceError("examples must be tensors with a first dimension that enumerates the examples")
-    if len({t.shape[0] for t in given}) > 1:
-        raise GradtraceError(f"examples disagree on their number: {[t.shape[0] for t in given]}")
-    return given
+LATE = (
+    "A trace runs each pass when it is first asked for, and reads paths off the tape: "
+    "trace.compute() before the change does what else comes too late"
+)
 
 
-class Tape:
+@contextmanager
+def lazily() -> Iterator[None]:
+    """Run a pass of a trace, alone; say what to do where the tensors that it needs have changed meanwhile."""
+    try:
+        with alone():
+            yield
+    except StaleTensor as error:
+        said = error.said if LATE in error.said else f"{error.said}. {LATE}"
+        raise StaleTensor(said) from None
+
+
+class _NotSaved:
+    """What holds tensors of one forward pass, and refers to the program: it can be neither pickled nor copied."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotSaved(
+            f"a {type(self).__name__} cannot be pickled, saved or copied: it shares memory with the program. Save what "
+            "was read off it: trace.report(path), trace.to_dataframe(), trace.influence(…) or trace.paths(…)"
+        )
+
+
+class Tape(_NotSaved):
     """A recorded forward pass."""
 
     def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
         self._record = Record(room=room_of(model))
         self._capture = Capture(self._record, model, names, examples)
+        self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
 
     @property
     def record(self) -> Record:
@@ -112,6 +146,8 @@ class Tape:
         Raises:
             NotOnTape: the tape has not seen it, or autograd does not follow it.
         """
+        if not isinstance(tensor, Tensor):
+            raise BadArgument(f"expected the name of a parameter or a recorded tensor, not {type(tensor).__name__}")
         value = self._capture.values.lookup(tensor) if tensor.requires_grad else None
         if value is None:
             raise NotOnTape(
@@ -125,18 +161,18 @@ class Tape:
         Raises:
             UnknownName: no leaf has that name; the message lists those that exist.
         """
-        if isinstance(key, Tensor):
+        if not isinstance(key, str):
             return self.value_of(key)
         name = self.record.aliases.get(key, key)
         if name in self.record.frozen:
-            raise UnknownName(f"{name!r} does not require grad, so no gradient reaches it")
+            raise UnknownName(f"{name!r} does not require grad (it is frozen), so no gradient reaches it")
         if name not in self.record.leaves:
-            raise UnknownName(f"unknown parameter {key!r}; there are {', '.join(self.record.leaves) or 'none'}")
+            raise UnknownName(f"unknown parameter {key!r}; there are {names_listed(self.record.leaves) or 'none'}")
         return self.record.leaves[name]
 
     def _loss(self, loss: Tensor) -> Value:
         if not isinstance(loss, Tensor):
-            raise GradtraceError(f"the loss must be a tensor, not {type(loss).__name__}")
+            raise BadArgument(f"the loss must be a tensor, not {type(loss).__name__}")
         if loss.numel() != 1:
             raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
         if loss.is_complex():
@@ -173,10 +209,9 @@ class Tape:
         Raises:
             NotScalar, NotOnTape, Unused, MissingRule: as their messages say.
         """
-        wanted = [inputs] if isinstance(inputs, (Tensor, str)) else list(inputs)
-        values = [self.find(i) for i in wanted]
+        values = [self.find(i) for i in sequence_of("inputs", inputs, (Tensor, str))]
         one = isinstance(semiring, (Semiring, Graded, Through, str))
-        asked = [named(semiring)] if one else [named(k) for k in semiring]
+        asked = [named(k) for k in sequence_of("semiring", semiring, (Semiring, Graded, Through, str), empty=True)]
         if not asked:
             return ()
         found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
@@ -200,12 +235,12 @@ class Tape:
 
         Raises:
             CertificateError: `check` found a difference that rounding does not explain.
-            NotANumber: a forward value is NaN; names the operator and the module.
+            NotANumber: a forward value is NaN, or the loss is infinite; names the parameter, or the operator and
+                the module.
         """
         value = self._loss(loss)
-        check_numbers(self.record, value)
-        if loss.isnan().any():
-            raise NotANumber(f"the loss is NaN (from {value.call.where if value.call else 'a leaf'})")
+        check_numbers(self.record, value, self._parameters)
+        check_loss(value, float(loss))
         certificate = None
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
@@ -218,6 +253,7 @@ class Strength(Mapping[str, Tensor]):
     def __init__(self, tape: Tape, forest: Callable[[], Forest]) -> None:
         self._tape, self._forest = tape, forest
 
+    @lazily()
     def __getitem__(self, key: str | Tensor) -> Tensor:
         value = self._tape.find(key)
         log2 = self._forest().log2.get(value.id)
@@ -232,7 +268,7 @@ class Strength(Mapping[str, Tensor]):
         return len(self._tape.leaves)
 
 
-class Trace:
+class Trace(_NotSaved):
     """Where the gradient of one loss goes.
 
     Passes are run when they are first asked for, and kept.
@@ -250,28 +286,29 @@ class Trace:
         self._forests: dict[tuple[str, bool], Forest] = {}
         self._rankings: dict[str, Ranking] = {}
         self._norms: dict[float, dict[int, Tensor]] = {}
-        self.forest()
+        self._forest("best", per_example=False)
 
     @property
     def strength(self) -> Mapping[Any, Tensor]:
         """log2 weight of the best path of every scalar, by leaf name or recorded tensor."""
         return Strength(self.tape, self.forest)
 
-    @alone()
+    @lazily()
     def forest(self, kind: str = "best", *, per_example: bool = False) -> Forest:
         """Give the winners of a pass: the whole batch as one, or each example on its own.
 
         Raises:
             GradtraceError: per-example results without `record(…, examples=…)`.
         """
+        return self._forest(kind_of(kind), per_example=bool(per_example))
+
+    def _forest(self, kind: str, *, per_example: bool) -> Forest:
         key = kind, per_example
         if key not in self._forests:
             labels = None
             if per_example:
                 if self.tape.record.examples is None:
-                    raise GradtraceError(
-                        "per-example results need record(model, examples=x): which tensor is the batch?"
-                    )
+                    raise BadArgument("per-example results need record(model, examples=x): which tensor is the batch?")
                 labels = propagate(self.tape.record, self.root)
                 if labels.free(self.root):
                     raise GradtraceError(
@@ -281,6 +318,29 @@ class Trace:
             self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind))
         return self._forests[key]
 
+    @lazily()
+    def compute(self, *, kinds: str | Sequence[str] = ("best",), per_example: bool | None = None) -> Trace:
+        """Do now what is otherwise done when it is asked for, so that a step of the optimizer may come before that.
+
+        The passes are run, and the parameters are copied: paths, bounds and reports read them later, and so do passes
+        that are not run here.
+
+        Args:
+            kinds: "best" and "greedy", or one of them.
+            per_example: trace each example on its own; by default if the recording knows the examples.
+
+        Returns:
+            the trace itself.
+
+        Raises:
+            StaleTensor: the step has been made already.
+        """
+        apart = self.tape.record.examples is not None if per_example is None else per_example
+        for kind in kinds_of(kinds):
+            self.forest(kind, per_example=apart)
+        keep_leaves(self.tape.record)
+        return self
+
     def _track(self, kind: str) -> Callable[[list[Call]], Iterable[Call]]:
         if not self._progress:
             return iter
@@ -288,7 +348,7 @@ class Trace:
 
         return lambda calls: track(calls, description=f"{kind} paths", transient=True)
 
-    @alone()
+    @lazily()
     def path(
         self,
         key: str | Tensor,
@@ -309,9 +369,7 @@ class Trace:
             NoPath: no path of non-zero weight leads from there to the loss.
         """
         value = self.tape.find(key)
-        count = self.tape.record.examples
-        if example is not None and count is not None and not 0 <= example < count:
-            raise UnknownName(f"example {example} does not exist; there are {count}")
+        example = None if example is None else example_of(example, self.tape.record.examples)
         forest = self.forest(kind, per_example=example is not None)
         path = follow(forest, value, index, example)
         if path is None:
@@ -320,7 +378,7 @@ class Trace:
 
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
         """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
-        leaves = select_leaves(self.tape.record, of)
+        k, leaves = whole("k", k, 0), select_leaves(self.tape.record, of)
         flat = torch.cat([self.strength[str(v.name)].flatten() for v in leaves])
         top = flat.topk(min(k, len(flat)))
         ends = torch.tensor([v.numel for v in leaves]).cumsum(0)
@@ -333,7 +391,7 @@ class Trace:
                 paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
         return paths
 
-    @alone()
+    @lazily()
     def paths(
         self, of: str | Tensor | Sequence[str] = "*", index: tuple[int, ...] | int | None = None, k: int = 10
     ) -> list[Path]:
@@ -352,7 +410,7 @@ class Trace:
             raise UnknownName(f"an index needs one parameter, not {of!r}")
         return [path for path in ranking.paths(self.tape.find(of), index) if path is not None]
 
-    @alone()
+    @lazily()
     def extremes(self, key: str | Tensor, index: tuple[int, ...] | int) -> tuple[Path, Path]:
         """Find one scalar's path of most positive weight, and that of most negative (or least positive) weight.
 
@@ -370,7 +428,7 @@ class Trace:
             self._rankings[semiring.name] = rank(self.tape.record, self.root, semiring, kind)
         return self._rankings[semiring.name]
 
-    @alone()
+    @lazily()
     def bound(
         self, key: str | Tensor, index: tuple[int, ...] | int, *, p: float = 8, path: Path | None = None
     ) -> Bound:
@@ -384,7 +442,8 @@ class Trace:
             NoPath: no path of non-zero weight leads from there to the loss.
         """
         value = self.tape.find(key)
-        path = self.path(key, index, kind="greedy") if path is None else path
+        path = self.path(key, index, kind="greedy") if path is None else path_in(path)
+        Power(p)  # or say which p there are
         if float(p) not in self._norms:
             everywhere = [*self.tape.leaves.values(), value]
             self._norms[float(p)] = ask(self.tape.record, self.root, everywhere, [Power(p)], log2=True)[0]
@@ -396,7 +455,7 @@ class Trace:
             slack += 8 * torch.finfo(torch.float64).eps * abs(upper)
         return Bound(path, float(p), upper, slack)
 
-    @alone()
+    @lazily()
     def influence(
         self,
         components: Component | Sequence[Component] | None = None,
@@ -415,10 +474,9 @@ class Trace:
             kind: "best" or "greedy".
         """
         apart = self.tape.record.examples is not None if per_example is None else per_example
-        names = [components] if isinstance(components, (str, Slice)) else components
-        return influence(self.forest(kind, per_example=apart), names, of)
+        return influence(self.forest(kind, per_example=apart), components_of(components), of)
 
-    @alone()
+    @lazily()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
         return flow(self.forest(kind), of, weighted=weighted)
@@ -429,7 +487,7 @@ class Trace:
         calls = self.tape.record.before(self.root)
         return dict(Counter(call.name for call in calls if served_by(call) == "fallback"))
 
-    @alone()
+    @lazily()
     def report(self, path: str | PathLike[str], *, title: str | None = None, **question: Any) -> File:
         """Write an interactive report, one HTML file that needs nothing else.
 
@@ -443,20 +501,21 @@ class Trace:
         Returns:
             the path.
         """
-        document = of_trace(self, Question(**question), title)
-        File(path).write_text(render(document), encoding="utf-8")
-        return File(path)
+        file = file_of(path)
+        document = of_trace(self, question_of(question), title)
+        file.write_text(render(document), encoding="utf-8")
+        return file
 
-    @alone()
+    @lazily()
     def _repr_html_(self) -> str:
         return frame(render(of_trace(self, Question(kinds=("best",), paths=10, each=1), repr(self))))
 
-    @alone()
+    @lazily()
     def to_dataframe(self, components: Component | Sequence[Component] | None = None) -> pandas.DataFrame:
         """Give one row a parameter and component: its shape, its strongest path, and how many paths cross."""
-        return dataframe(self, [components] if isinstance(components, (str, Slice)) else components)
+        return dataframe(self, components_of(components))
 
-    @alone()
+    @lazily()
     def to_dot(self, of: str | Sequence[str] = "*", *, kind: str = "best") -> str:
         """Write the flow between modules as a graph in the DOT language, for Graphviz."""
         return dot(self.flow(of, kind=kind))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,19 +17,18 @@ from rich.console import Console
 
 from . import __version__
 from .errors import GradtraceError
-from .experiments.checkpoint import RESULTS, prepare_folder, write_json, write_whole
+from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.competition import COMPONENTS
-from .experiments.options import OptionError, Options
-from .experiments.user_model import Question, load_subject, trace_subject
+from .experiments.folder import PAGE, owned
+from .experiments.options import Options
+from .experiments.user_model import Question, describe, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory, read_results
 from .report.page import render
 from .report.show import show
 from .report.terminal import Screen, plain, show_competition, show_trace
 from .semirings import FORMS
-
-REPORT_FILE = "report.html"
 
 TOP = """\
 Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring:
@@ -43,6 +45,18 @@ REPORT = """\
 Write the results of gradtrace compete or gradtrace trace as one HTML file that opens offline:
 which components carry the gradient, how that changed, and what the strongest paths are.
 Both commands write it themselves; this one does it again, from results.json alone.
+
+examples:
+  gradtrace report gradtrace-trace/results.json                    report.html beside it
+  gradtrace report run/results.json --out page.html
+"""
+
+SHOW = """\
+Print the results of gradtrace compete or gradtrace trace as tables, and what changed as sparklines.
+
+examples:
+  gradtrace show gradtrace-compete/results.json
+  gradtrace show run/results.json | less
 """
 
 COMPETE = """\
@@ -104,11 +118,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         given.run(given)
-    except GradtraceError as error:
-        return _stop(2, error)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return _stop(130, given.stopped(given))
+    except BrokenPipeError:  # whoever read along has seen enough
+        _discard_output()
+        return 0
+    except Exception as error:
+        if given.traceback:
+            traceback.print_exception(error)
+        return _stop(2, error if isinstance(error, GradtraceError) else _unforeseen(error))
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """Put an error that is none of ours on one line."""
+    if isinstance(error, OSError):
+        _discard_output()
+        return f"cannot write: {error.strerror or error}"
+    return f"{describe(error)}; --traceback shows all of it"
+
+
+def _discard_output() -> None:
+    """Keep Python from failing once more, at its end, over what could not be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(code: int, message: object) -> int:
@@ -125,6 +159,8 @@ def parser() -> argparse.ArgumentParser:
     _add_trace(commands)
     _add_report(commands)
     _add_show(commands)
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     return top
 
 
@@ -229,8 +265,12 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    text = "Print the results of gradtrace compete or gradtrace trace as tables, and what changed as sparklines."
-    command = commands.add_parser("show", help="results.json in the terminal", description=text)
+    command = commands.add_parser(
+        "show",
+        help="results.json in the terminal",
+        description=SHOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("results", type=Path, metavar="results.json")
     command.set_defaults(run=run_show, stopped=lambda given: "stopped")
 
@@ -260,7 +300,7 @@ def _finish(folder: Path, results: dict[str, Any], began: float, console: Consol
     """Write what was measured, and the page; print where they are, the page last."""
     measured = {"seconds": round(time.monotonic() - began, 1), "peak_memory": peak_memory()}
     write_json(folder / MEASURED, measured)
-    page = write_page(folder / REPORT_FILE, results, measured)
+    page = write_page(folder / PAGE, results, measured)
     plain(console, f"\nWritten to {folder / RESULTS}\nReport: {page}")
 
 
@@ -271,17 +311,14 @@ def write_page(path: Path, results: dict[str, Any], measured: dict[str, Any]) ->
         OptionError: the file cannot be written.
     """
     page = render(of_results(results, measured))
-    try:
-        write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
+    write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
 
 def run_report(given: argparse.Namespace) -> None:
     """Run `gradtrace report`."""
     results, measured = read_results(given.results)
-    page = write_page(given.out or given.results.with_name(REPORT_FILE), results, measured)
+    page = write_page(given.out or given.results.with_name(PAGE), results, measured)
     plain(Console(), f"Report: {page}")
 
 
@@ -293,7 +330,7 @@ def run_show(given: argparse.Namespace) -> None:
 
 def how_to_resume(given: argparse.Namespace) -> str:
     """Tell what an interrupted competition leaves, and how to go on."""
-    if not (given.out / RESULTS).exists():
+    if not (given.out / CHECKPOINT).exists():
         return "stopped before anything was done"
     again = shlex.join(["gradtrace", "compete", "--out", str(given.out), "--resume"])
     return f"stopped; {given.out / RESULTS} has what was done; go on with: {again}"
@@ -304,15 +341,15 @@ def run_trace(given: argparse.Namespace) -> None:
     question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
     subject = load_subject(given.target)
-    prepare_folder(given.out)
-    began = time.monotonic()
-    with Screen(console) as screen:
-        results = trace_subject(
-            given.target, subject, question, lambda done: screen.show("batches", done, given.batches)
-        )
-    write_json(given.out / RESULTS, results)
-    show_trace(results, console)
-    for answer in results["semirings"]:
-        for line in lines(answer):
-            plain(console, line)
-    _finish(given.out, results, began, console)
+    with owned(given.out):
+        began = time.monotonic()
+        with Screen(console) as screen:
+            results = trace_subject(
+                given.target, subject, question, lambda done: screen.show("batches", done, given.batches)
+            )
+        write_json(given.out / RESULTS, results)
+        show_trace(results, console)
+        for answer in results["semirings"]:
+            for line in lines(answer):
+                plain(console, line)
+        _finish(given.out, results, began, console)

@@ -1,8 +1,31 @@
-"""Errors that gradtrace raises: each says what was expected, what came, and what to do."""
+"""Errors that gradtrace raises: each says what was expected, what came, and what to do.
+
+docs/errors.md has an entry for each class, here or elsewhere in the package; every message ends with where it is.
+"""
+
+PAGE = "docs/errors.md"
 
 
 class GradtraceError(Exception):
-    """Base class of every error that gradtrace raises on purpose."""
+    """Base class of every error that gradtrace raises on purpose.
+
+    >>> str(NotScalar("the loss has shape (2,)"))
+    'the loss has shape (2,) (docs/errors.md#notscalar)'
+    """
+
+    @property
+    def said(self) -> str:
+        """The message alone, for those who put it into one of their own."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+    @property
+    def entry(self) -> str:
+        """Where the documentation explains errors of this class; a user's own class goes by its base's."""
+        known = next(c for c in type(self).__mro__ if c.__module__.split(".")[0] == __package__)
+        return f"{PAGE}#{known.__name__.lower()}"
+
+    def __str__(self) -> str:
+        return f"{self.said} ({self.entry})"
 
 
 class NotOnTape(GradtraceError):
@@ -20,20 +43,21 @@ class Unused(GradtraceError):
 class UnknownName(GradtraceError, KeyError):
     """A parameter, component, semiring or kind that does not exist; the message lists those that do."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show the message's repr
-
 
 class MissingRule(GradtraceError):
     """An operator whose local Jacobian gradtrace does not know."""
 
 
 class StaleTensor(GradtraceError):
-    """A tensor that was changed in place between recording and tracing."""
+    """A tensor that was changed in place before all that needs it had been computed."""
 
 
 class NotANumber(GradtraceError):
-    """A NaN among the forward values or the local derivatives."""
+    """A NaN among the forward values or the derivatives, or a loss that is infinite."""
+
+
+class NotSeen(GradtraceError):
+    """A component that exists, but none of whose calls were seen: nothing can be said of it, not even 0 %."""
 
 
 class CertificateError(GradtraceError):
@@ -41,4 +65,12 @@ class CertificateError(GradtraceError):
 
 
 class Unsupported(GradtraceError):
-    """Something that gradtrace does not follow (sparse, nested or complex tensors, say)."""
+    """Something that gradtrace does not follow (sparse or nested tensors, forward-mode AD, say)."""
+
+
+class BadArgument(GradtraceError):
+    """An argument of the wrong kind, or out of range: the message says what is allowed."""
+
+
+class NotSaved(GradtraceError):
+    """Pickling or copying a tape or a trace, which hold tensors of one forward pass and refer to the program."""

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from gradtrace.experiments.checkpoint import load, prepare_folder, restore, save, write_json, write_whole
+from gradtrace.experiments.checkpoint import load, restore, save, write_json, write_whole
 from gradtrace.experiments.competition import Competition
+from gradtrace.experiments.folder import prepare_folder
 from gradtrace.experiments.options import OptionError
 from gradtrace.experiments.training import training_step, training_window
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from checks import F64, leaf, recorded
 from torch import Tensor, nn
 
-from gradtrace import Trace, component, record
-from gradtrace.errors import UnknownName
+from gradtrace import Graded, Through, Trace, component, record
+from gradtrace.errors import NotSeen, UnknownName
 from gradtrace.queries.influence import InfluenceRow
 
 COLUMNS = ["component", "share", "weighted_share", "dead_share", "examples"]
@@ -237,3 +237,101 @@ def test_the_work_grows_as_the_depth_does():
         return sum(entry.callcount for entry in profile.getstats())
 
     assert work(320) < 4.5 * work(80)
+
+
+class Shy(nn.Module):
+    """A list that is never called, a layer used by its weight, one by its forward, and one that runs no operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([nn.Linear(3, 3)])
+        self.by_weight, self.by_forward, self.off = nn.Linear(3, 3), nn.Linear(3, 3), nn.Dropout()
+        self.whole, self.idle = nn.Sequential(nn.Linear(3, 1)), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(self.members[0](x), self.by_weight.weight)
+        return self.whole(self.off(self.by_forward.forward(x)))
+
+
+def test_what_was_not_seen_has_no_share():
+    torch.manual_seed(0)
+    model = Shy().double().eval()
+    with record(model, examples=(x := torch.randn(2, 3, **F64))) as tape:
+        loss = model(x).square().sum()
+    trace = tape.trace(loss)
+    table = trace.influence(["members", "by_weight", "by_forward", "off", "idle", "whole", "members.*", "by_*"])
+    rows = {r.component: r for r in table.rows}
+    for name in ("members", "by_weight", "by_forward", "by_*"):
+        assert (rows[name].seen, math.isnan(rows[name].share)) == (False, True), name
+    assert [(rows[n].seen, rows[n].share) for n in ("off", "idle", "whole")] == [(True, 0), (True, 0), (True, 1)]
+    assert rows["members.*"].share > 0
+    assert "members, by_weight, by_forward, by_*: no call of it was seen" in str(table)
+    assert [line.split()[1:3] for line in str(table).splitlines() if line.startswith("by_weight ")] == [["–", "–"]]
+    assert [r.seen for r in trace.influence(["by_weight"]).by_example[1]] == [False]
+    for semiring in (Through("by_weight"), Graded(by=("off", "by_weight"))):
+        with pytest.raises(NotSeen, match="by_weight exists, but no call of it was seen"):
+            tape.grad(loss, "by_weight.weight", semiring)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("made", ["scripted", "traced"])
+def test_modules_inside_torchscript_are_not_seen(made):
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    model = torch.jit.script(plain) if made == "scripted" else torch.jit.trace(plain, x)
+    with record(plain, examples=x) as tape:
+        loss = plain(x).sum()
+    expected = tape.trace(loss)
+    with record(model, examples=x) as tape:
+        loss = model(x).sum()
+    trace = tape.trace(loss, check=True)
+    assert all(torch.equal(trace.strength[n], expected.strength[n]) for n in expected.strength)
+    assert [(r.seen, math.isnan(r.share)) for r in trace.influence(["0", "1", "2"]).rows] == [(False, True)] * 3
+    whole = trace.influence()
+    assert [r.component for r in whole.rows] == ["aten::addmm", "aten::relu", "aten::sum"]
+    shares = {r.component: r.share for r in whole.rows}
+    assert shares["aten::sum"] == 1
+    assert shares["aten::relu"] == expected.influence("1").rows[0].share
+
+
+def test_a_model_without_submodules_has_its_operators():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    with record(model) as tape:
+        loss = model(torch.ones(4, 3)).square().mean()
+    trace = tape.trace(loss)
+    rows = trace.influence().rows
+    assert [(r.component, r.share, r.inside) for r in rows] == [
+        (f"aten::{n}", 1.0, False) for n in ("addmm", "pow", "mean")
+    ]
+    by = {str(c): c for c in ("aten::pow", "aten::mean")}
+    through, around = tape.grad(loss, "bias", Through(tuple(by)))[0].reshape(2, 2, -1).abs().sum(-1)
+    assert (through > 0).all()
+    assert (around == 0).all()
+    with pytest.raises(UnknownName, match=r"unknown component 'aten::relu'; there are aten::addmm, aten::pow"):
+        trace.influence(["aten::relu"])
+
+
+def test_operators_are_components_beside_modules(nested):
+    rows = {r.component: r for r in nested.influence(["block", "aten::tanh", "aten::embedding"], "embedding*").rows}
+    paths = [nested.path("embedding.weight", (i, j), example=b) for b in (0, 1) for i, j in _live(nested, b)]
+    for name, row in rows.items():
+        own = [any(s.operator == f"{name.replace('::', '.')}.default" for s in p.steps) for p in paths]
+        assert row.share == (sum(own) / len(own) if "::" in name else row.share)
+    assert 0 < rows["aten::tanh"].share == rows["block"].share < 1
+    assert rows["aten::embedding"].share == 1
+
+
+def _live(trace: Trace, example: int) -> list[tuple[int, int]]:
+    log2 = trace.forest("best", per_example=True).log2[trace.tape.leaves["embedding.weight"].id][example]
+    return [(int(i), int(j)) for i, j in (log2 > -math.inf).nonzero()]
+
+
+def test_frozen_parameters_say_so():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(requires_grad=False)
+    with record(model) as tape:
+        loss = model(torch.ones(1, 2)).sum()
+    with pytest.raises(UnknownName, match=r"0\.bias, 0\.weight: frozen"):
+        tape.trace(loss).influence(of="0.*")
+    assert tape.trace(loss).influence(of="*").of == ("1.weight", "1.bias")

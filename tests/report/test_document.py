@@ -6,8 +6,10 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
+import gradtrace
 from gradtrace.cli import main
 from gradtrace.report import headline
 from gradtrace.report.document import BadResults, of_results
@@ -61,6 +63,27 @@ def test_headlines_of_a_trace():
         "25.0% of the (example, parameter scalar) pairs have no path at all (dead).",
     ]
     assert "No path leads" in headline.of_trace([row("out", float("nan"))], "g")[0]
+
+
+def test_a_headline_does_not_take_what_was_not_seen_for_what_is_not_there():
+    unseen = row("enc", float("nan")) | {"seen": False}
+    assert headline.of_trace([unseen], "g") == ["Nothing can be said of enc: none of its calls was seen."]
+    both = headline.of_trace([row("out", 1.0), unseen, unseen | {"component": "dec"}], "g")
+    assert both[0] == "Practically all strongest paths from g cross out."
+    assert both[-1] == "Nothing can be said of enc and dec: none of their calls was seen."
+    assert "No component was asked about" in headline.of_trace([], "g")[0]
+    assert "No path leads" in headline.of_trace([row("out", float("nan")) | {"dead_share": 1.0}, unseen], "g")[0]
+
+
+def test_the_report_of_a_model_without_submodules(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    with gradtrace.record(model) as tape:
+        loss = model(torch.ones(4, 3)).square().mean()
+    trace = tape.trace(loss)
+    page = trace.report(tmp_path / "plain.html").read_text("utf-8")
+    assert "No path leads" not in page
+    assert "all strongest paths from all parameters cross aten::addmm, aten::pow and aten::mean" in page
+    assert set(trace.to_dataframe()["component"]) == {"aten::addmm", "aten::pow", "aten::mean"}
 
 
 def printed(document) -> str:

@@ -26,6 +26,7 @@ export interface InfluenceRow {
   dead_share: number | null;
   examples: number;
   inside: boolean;
+  seen?: boolean; // absent in older results
 }
 
 export interface FlowColumns {

@@ -101,7 +101,7 @@ class _Pass:
             try:
                 self._call(call, arrived)
             except NotANumber as error:
-                raise NotANumber(f"{error}: {call.where}") from None
+                raise NotANumber(f"{error.said}: {call.where}") from None
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
         for left in list(self.pending.values()):
             self._finish(left)

@@ -109,7 +109,7 @@ def reverse(
         try:
             _propagate(call, outputs, carrier, edges.first[call.index], pending, labels, enter)
         except NotANumber as error:
-            raise NotANumber(f"{error}: {call.where}") from None
+            raise NotANumber(f"{error.said}: {call.where}") from None
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
         _finish(_finished(call, first, pending), keep, wanted)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,23 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make a folder and see that files can be written there.
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, then move it there in one step; if that fails, what was there before still is.
 
     Raises:
-        OptionError: they cannot.
+        OptionError: it cannot be written: the disk is full, say.
     """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", lambda path: path.write_bytes(b""))
-        (folder / ".writable").unlink()
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
     except OSError as error:
-        raise OptionError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, then move it there in one step."""
-    beside = path.with_name(f"{path.name}.partial")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+        raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -98,6 +95,7 @@ def finite(content: Any) -> Any:
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Save a model in training, the random state, and anything else that JSON can hold."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.state_dict().items()}
@@ -106,7 +104,14 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: 
             tensors[f"optimizer.{name}.{key}"] = value.contiguous()
     tensors["random"] = torch.get_rng_state()
     header = {"state": json.dumps(state)}
-    write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
+
+    def write(beside: Path) -> None:
+        try:
+            save_file(tensors, beside, metadata=header)
+        except SafetensorError as error:  # what it makes of an error of the system
+            raise OSError(str(error)) from None
+
+    write_whole(path, write)
 
 
 def load(path: Path) -> Checkpoint | None:
@@ -126,7 +131,7 @@ def load(path: Path) -> Checkpoint | None:
             names = file.keys()
             tensors = {name: file.get_tensor(name).clone() for name in names}
         return Checkpoint(tensors, json.loads(header["state"]))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise OptionError(f"{path} is not a checkpoint of gradtrace compete: {error}") from None
 
 

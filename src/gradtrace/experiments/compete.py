@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from ..api import Trace, record
-from ..report.document import EMBEDDING
+from ..report.document import EMBEDDING, read_results
 from ..report.snapshot import Question, graph_of, snapshot
-from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, prepare_folder, restore, save, write_json
+from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, restore, save, write_json
 from .competition import Competition, derived_seed, next_word_loss
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
+from .folder import owned
 from .options import OptionError, Options, flag
 from .results import KINDS, conclude, new_results, versions
 from .training import perplexity, traced_windows, training_step, training_window, validation_loss
@@ -70,7 +71,7 @@ def compete(
     Args:
         given: fields of `Options`; the others keep their defaults, or with `resume` what they were.
         folder: where results.json and the checkpoint go.
-        resume: go on from the folder's checkpoint; from the beginning if it has none.
+        resume: go on from the folder's checkpoint; from the beginning if it has none, with the options given.
         checkpoint_every: steps between checkpoints; does not change the results.
         watch: called for each step and measurement.
 
@@ -82,19 +83,52 @@ def compete(
     """
     if checkpoint_every < 1:
         raise OptionError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
-    found = load(folder / CHECKPOINT)
+    found = _found(folder)
     if found is not None and not resume and not is_finished(found.state):
         raise OptionError(f"{folder} holds an unfinished competition: add --resume to go on, or choose another --out")
     found = found if resume else None
+    if resume and found is None and not given:
+        raise OptionError(
+            f"{folder} has no checkpoint to go on from, and nothing says with which options: give them again, or leave "
+            "--resume out to begin with the defaults"
+        )
     options = Options(**given) if found is None else same_options(given, found.state, folder)
     corpus = make_corpus(read_text(options.corpus) if options.corpus else default_text(), options.vocabulary)
     check_length(corpus, options.batch, options.bptt, options.trace_examples)
     results = new_results(options, corpus)
     if found is not None:
         results = same_surroundings(found.state, results, folder)
-    prepare_folder(folder)
-    with _threads(options.threads):
+    with owned(folder), _threads(options.threads):
+        if resume and found is None:
+            _refuse_to_lose(folder / RESULTS, results)
         return _run_all(Plan(options, corpus, folder, checkpoint_every, watch), results, found)
+
+
+def _found(folder: Path) -> Checkpoint | None:
+    """Read the folder's checkpoint, if there is one.
+
+    Raises:
+        OptionError: there is something else in its place.
+    """
+    found = load(folder / CHECKPOINT)
+    if found is None:
+        return None
+    try:
+        is_finished(found.state)
+        results = found.state["results"]
+        known = results["versions"]["torch"], results["corpus"]["sha256"], found.tensors["random"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise OptionError(f"{folder / CHECKPOINT} is not a checkpoint of gradtrace compete: no {error}") from None
+    del known
+    return found
+
+
+def _refuse_to_lose(path: Path, fresh: Mapping[str, Any]) -> None:
+    """Refuse to begin anew over the results of another competition, whose checkpoint is gone."""
+    if path.exists() and read_results(path)[0].get("options") != fresh["options"]:
+        raise OptionError(
+            f"{path} is of a competition with other options, and its checkpoint is missing: choose another --out"
+        )
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..report.document import SCHEMA_OF_RESULTS as SCHEMA
 from .agreement import Ablation, compare, sentence
 from .corpus import Corpus, unigram_perplexity
 from .options import Options
 
-SCHEMA = "gradtrace.results/1"
 KINDS = ("best", "greedy")
 MEASURES = ("share", "weighted_share")
 HEADLINE = ("best", "share")  # the pair whose agreement the sentence is about: plain influence of best paths

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,8 +27,11 @@ from ..errors import GradtraceError
 from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
+from ..recording.components import Component, seen
+from ..recording.components import default_components as fallback
+from ..recording.scopes import is_internal
 from ..report.snapshot import Question as Asked
-from ..report.snapshot import graph_of, snapshot
+from ..report.snapshot import graph_of, short_source, snapshot
 from ..semirings import named
 from .options import OptionError
 from .results import SCHEMA, versions
@@ -90,7 +94,7 @@ def load_subject(target: str) -> Subject:
         raise OptionError(f"{where} has no function {name!r}; there are {', '.join(there) or 'none'}")
     try:
         given = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptionError(f"{target} raised {describe(error)}") from error
     return _subject(target, given)
 
@@ -109,7 +113,7 @@ def _import(where: str) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptionError(f"importing {where} raised {describe(error)}") from error
     return module
 
@@ -122,13 +126,18 @@ def _import_named(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise OptionError(f"there is no module {error.name!r}, in this folder or installed") from None
         raise OptionError(f"importing {name} raised {describe(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptionError(f"importing {name} raised {describe(error)}") from error
 
 
 def describe(error: BaseException) -> str:
-    """Put an exception of a user's code on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Put an exception of a user's code on one line, with the line of that code."""
+    said = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):  # says where it is itself
+        return f"{type(error).__name__}: {said}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
+    where = f" ({short_source(f'{frames[-1].filename}:{frames[-1].lineno}')})" if frames else ""
+    return f"{type(error).__name__}: {said}{where}"
 
 
 def _subject(target: str, given: Any) -> Subject:
@@ -169,6 +178,14 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
+def components_of(trace: Trace, question: Question, model: nn.Module) -> Sequence[Component]:
+    """Give the components that are asked about; by default the outermost modules of which anything was seen."""
+    record = trace.tape.record
+    if question.components is not None:
+        return question.components
+    return [n for n in default_components(model) if seen(record, n)] or fallback(record)
+
+
 def default_components(model: nn.Module) -> tuple[str, ...]:
     """Name the model's outermost modules; a list of modules, which is never called itself, gives its members."""
     names = []
@@ -193,15 +210,17 @@ def trace_subject(
         OptionError: the batches or the loss function do not work.
         GradtraceError: what recording or tracing says.
     """
-    seen: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    components: Sequence[Component] = ()
     tables: list[InfluenceTable] = []
     paths: list[tuple[int, Path]] = []
     said: list[dict[str, Any]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
         trace = _trace_batch(subject, question, batch)
         if not tables:
-            seen = take_down(trace, question, subject)
-        table, strongest, answered = _answers(trace, question, subject)
+            components = components_of(trace, question, subject.model)
+            taken = take_down(trace, question, components)
+        table, strongest, answered = _answers(trace, question, components)
         said += [{"batch": len(tables)} | answer for answer in answered]
         del trace
         found = [(len(tables), path) for path in strongest]
@@ -224,7 +243,7 @@ def trace_subject(
         "connected": sorted({where for t in tables for where in t.connected}),
         "paths": [{"batch": number} | _path(path) for number, path in paths],
         "semirings": said,
-    } | seen
+    } | taken
 
 
 def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
@@ -235,9 +254,8 @@ def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
         raise OptionError(f"the batches raised {describe(error)}") from error
 
 
-def take_down(trace: Trace, question: Question, subject: Subject) -> dict[str, Any]:
+def take_down(trace: Trace, question: Question, components: Sequence[Component]) -> dict[str, Any]:
     """Take down what a report of one batch shows."""
-    components = question.components or default_components(subject.model)
     groups = {question.of: question.of}
     asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), only=(question.of,))
     certificate = trace.certificate
@@ -264,9 +282,8 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
 
 
 def _answers(
-    trace: Trace, question: Question, subject: Subject
+    trace: Trace, question: Question, components: Sequence[Component]
 ) -> tuple[InfluenceTable, list[Path], list[dict[str, Any]]]:
-    components = question.components or default_components(subject.model)
     table = trace.influence(components, question.of, kind=question.kind)
     answered = answers(trace, [named(name) for name in question.semirings], question.of, components)
     return table, trace.strongest(question.paths, question.of) if question.paths else [], answered
@@ -282,6 +299,7 @@ def _merge(rows: Sequence[InfluenceRow]) -> dict[str, Any]:
         "dead_share": _mean([r.dead_share for r in rows], [r.examples for r in rows]),
         "examples": sum(r.examples for r in rows),
         "inside": rows[0].inside,
+        "seen": any(r.seen for r in rows),
     }
 
 

@@ -140,7 +140,7 @@ class Own:
 
     def of(self, call: Call, shape: tuple[int, ...]) -> Tensor | int:
         """Give the bits of a result; as a tensor, they broadcast to its shape."""
-        here = self._members.of(call.scopes)
+        here = self._members.of(call)
         slices = [(i, c.mask(shape, call)) for i, c in self._slices if here >> i & 1] if here & self._cut else ()
         whole = here & ~self._cut
         return self._sliced(whole if self.many else signed(whole), slices)

@@ -7,6 +7,7 @@ keep winners small (`Best`): integers are made of them when somebody asks.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
 from ..errors import NotANumber, UnknownName
 from ..jacobians import rules
 from ..kernels import native
-from ..recording.record import Again, Call, Record, Saved, Value
+from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, Element, Extreme, Greedy
 
 NONE = -1  # in `winners`: no path
@@ -128,8 +129,8 @@ def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> F
 
     def keep(value: Value, g: Element) -> None:
         log2[value.id] = g[0].abs().log2() + g[1]
-        if log2[value.id].isnan().any():  # the ordinary gradient, where infinite terms cancel
-            raise NotANumber(f"the gradient of {value} is NaN")
+        if log2[value.id].isnan().any():
+            raise NotANumber(_cancelling(forest.record, value))
         *_, strongest, _, ids = g
         winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 
@@ -140,6 +141,13 @@ def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> F
         winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))
     forest.winners, forest.log2 = winners, log2
     return forest
+
+
+def _cancelling(record: Record, value: Value) -> str:
+    """Say where an ordinary gradient becomes NaN: infinite terms of opposite sign meet."""
+    users = [c.where for c in record.calls if any(i.value is value for i in c.inputs)]
+    shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+    return f"the gradient of {value} is NaN in the backward pass alone: ∞ − ∞, where the derivatives of {shown} meet"
 
 
 def _nowhere(labels: Labels | None, value: Value) -> Tensor:
@@ -196,19 +204,67 @@ class _Read(Mapping[int, Tensor]):
         return len(self._lazy.ids)
 
 
-def check_numbers(record: Record, loss: Value) -> None:
+def check_numbers(record: Record, loss: Value, parameters: Container[str | None] = ()) -> None:
     """Look for NaN among the forward values that the loss is computed from.
 
+    Args:
+        parameters: names of the leaves that are a model's parameters.
+
     Raises:
-        NotANumber: names the first operator that made one.
+        NotANumber: names the leaf that is NaN and where, else the first operator that made one.
     """
     if not any(_suspect(group) for group in _forward(record.calls, (Saved,), _spread(record.calls))):
         return
-    for group in _forward(record.before(loss), (Saved, Again)):
-        for value, data in group:
-            if data.isnan().any():
-                what = f"the result of {value.call.where}" if value.call else f"the leaf {value.name!r}"
-                raise NotANumber(f"NaN in {what}")
+    calls = record.before(loss)
+    found = [(v, data) for group in _forward(calls, (Saved, Again)) for v, data in group if data.isnan().any()]
+    leaves = [(v, v.data.get()) for v in _leaves_of(calls) if v.data is not None]
+    for value, data in (*((v, data) for v, data in leaves if data.isnan().any()), *sorted(found, key=_order)):
+        if value.call is not None:
+            raise NotANumber(f"NaN in the result of {value.call.where}")
+        kind, where = "parameter" if value.name in parameters else "the leaf", data.isnan().nonzero()
+        more = f", and {len(where) - 1} more of its {value.numel} scalars" if len(where) > 1 else ""
+        raise NotANumber(f"{kind} {value.name!r} is NaN at {where[0].tolist()}{more}")
+
+
+def _order(found: tuple[Value, Tensor]) -> int:
+    return found[0].id
+
+
+def _leaves_of(calls: Iterable[Call]) -> list[Value]:
+    """Give the leaves that calls take, each once."""
+    given = {i.value.id: i.value for call in calls for i in call.inputs if i.value is not None}
+    return [v for v in given.values() if v.call is None and v.name is not None]
+
+
+def check_loss(loss: Value, number: float) -> None:
+    """Refuse a loss that is NaN or infinite, whose derivatives mean nothing.
+
+    Raises:
+        NotANumber: names the operator that made it so out of finite numbers.
+    """
+    if math.isfinite(number):
+        return
+    call = _first_not_finite(loss).call
+    why = ", which divides by zero" if call is not None and _divides_by_zero(call) else ""
+    raise NotANumber(f"the loss is {number} (from {'a leaf' if call is None else call.where}{why})")
+
+
+def _first_not_finite(value: Value) -> Value:
+    """Follow what is not finite back to where it came up."""
+    while value.call is not None:
+        given = [i for i in value.call.inputs if i.value is not None and i.value.differentiable]
+        worse = [i.value for i in given if i.saved is None or not i.tensor().isfinite().all()]  # a view keeps no data
+        if not worse or worse[0] is None:
+            break
+        value = worse[0]
+    return value
+
+
+def _divides_by_zero(call: Call) -> bool:
+    if call.base != "div":
+        return False
+    by = call.args[1]
+    return bool((call.inputs[by.position].tensor() == 0).any()) if isinstance(by, Slot) else by == 0
 
 
 def _spread(calls: Sequence[Call]) -> set[int]:
@@ -236,7 +292,7 @@ def _forward(
             value, saved = given.value, given.saved
             if value is None or type(saved) not in kinds or value.id in skip or value.id in seen:
                 continue
-            if given.dtype.is_floating_point and saved is not None:
+            if value.differentiable and given.dtype.is_floating_point and saved is not None:
                 seen.add(value.id)
                 data = _telling(value, saved.get())
                 groups.setdefault((given.dtype, given.device), []).append((value, data))

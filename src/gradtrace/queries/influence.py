@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from ..kernels import native
-from ..recording.components import Component, check, expand, is_glob, name_of, select_leaves, top_level
+from ..recording.components import (
+    UNSEEN,
+    Component,
+    check,
+    default_components,
+    expand,
+    is_glob,
+    name_of,
+    seen,
+    select_leaves,
+)
 from ..recording.record import Value
 from .component_sets import Crossed, all_crossings
 from .forest import NONE, Forest
@@ -36,6 +46,7 @@ class InfluenceRow:
         dead_share: pairs without a trace, of all pairs.
         examples: how many examples; 1 where the batch was traced as a whole.
         inside: whether parameters of the group live in the component, and so cross it trivially.
+        seen: whether any call of the component was seen; if none was, its shares are nan: nobody can tell.
     """
 
     component: str
@@ -44,6 +55,7 @@ class InfluenceRow:
     dead_share: float
     examples: int
     inside: bool
+    seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,21 @@ class InfluenceTable:
         lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
         for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
             mark = "  (parameters inside)" if r.inside else ""
-            shares = f"{r.share:>7.1%}  {r.weighted_share:>8.1%}  {r.dead_share:>7.1%}"
+            mark += "" if r.seen else "  (not seen)"
+            shares = f"{_percent(r.share):>7}  {_percent(r.weighted_share):>8}  {_percent(r.dead_share):>7}"
             lines.append(f"{r.component:<{name}}  {shares}  {r.examples:>8}{mark}")
+        unseen = [r.component for r in self.rows if not r.seen]
+        if unseen:
+            lines.append(f"{', '.join(unseen)}: {UNSEEN}")
         if self.connected:
             lines.append(f"examples are connected at {', '.join(self.connected)}: shares are by position")
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.1%}"
 
 
 def influence(forest: Forest, components: Sequence[Component] | None, of: str | Sequence[str]) -> InfluenceTable:
@@ -84,12 +104,12 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
         UnknownName: a component or parameter that does not exist.
     """
     record = forest.record
-    parts = expand(components) if components is not None else [*top_level(record)]
+    parts = expand(components) if components is not None else [*default_components(record)]
     check(record, parts)
     names = [str(p) for p in parts]
     leaves = select_leaves(record, of)
     count = forest.labels.count if forest.labels is not None else 1
-    totals = _Totals(names, count)
+    totals = _Totals(names, count, [seen(record, p) for p in parts])
     for there, crossed in all_crossings(forest, parts, leaves):
         totals.add(there, crossed, _weights(forest, crossed.leaf))
     inside = _inside(leaves, parts)
@@ -186,8 +206,8 @@ def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequ
 class _Totals:
     """Counts and weights of crossing pairs, by example and component; weights relative to the largest."""
 
-    def __init__(self, names: Sequence[str], count: int) -> None:
-        self.names, self.count = names, count
+    def __init__(self, names: Sequence[str], count: int, seen: Sequence[bool]) -> None:
+        self.names, self.count, self.seen = names, count, seen
         self.cross = torch.zeros(count, len(names), dtype=torch.float64)
         self.live, self.pairs = (
             torch.zeros(count, dtype=torch.float64),
@@ -234,11 +254,12 @@ class _Totals:
         return tuple(
             InfluenceRow(
                 name,
-                float(self.cross[at, i].sum()) / live if live else math.nan,
-                float(self.crossed[at, i].sum()) / weight if weight else math.nan,
+                float(self.cross[at, i].sum()) / live if live and self.seen[i] else math.nan,
+                float(self.crossed[at, i].sum()) / weight if weight and self.seen[i] else math.nan,
                 1 - live / pairs if pairs else math.nan,
                 self.count if example is None else 1,
                 inside[i],
+                self.seen[i],
             )
             for i, name in enumerate(self.names)
         )

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..errors import GradtraceError, UnknownName
+from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..kernels.entry import entry
 from ..recording.record import Call, Value
@@ -146,7 +146,10 @@ def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
 
 def flat_index(value: Value, index: tuple[int, ...] | int) -> int:
     """Give the flat index of a scalar, or say what would have been one."""
-    given = tuple(operator.index(i) for i in (index if isinstance(index, (tuple, list)) else (index,)))
+    try:
+        given = tuple(operator.index(i) for i in (index if isinstance(index, (tuple, list)) else (index,)))
+    except TypeError:
+        raise BadArgument(f"an index is a whole number or a tuple of them, not {index!r}") from None
     ok = len(given) == len(value.shape) and all(-n <= i < n for i, n in zip(given, value.shape, strict=True))
     if not ok:
         raise UnknownName(f"{value} has shape {value.shape}: {index} is not an index of one of its scalars")

@@ -1,8 +1,11 @@
 """Components: named sets of vertices that a path may cross.
 
 A component is a string, the results of all calls made inside a module (by qualified name, by glob, or one call
-of it, "rnn:2") or inside a `component` block; or a `Slice` of the results of a module, such as one attention head.
-A module that calls no operator (an nn.Identity, dropout that is off) has no vertices, so no path crosses it.
+of it, "rnn:2") or inside a `component` block, or of all calls of an operator ("aten::addmm"); or a `Slice` of the
+results of a module, such as one attention head.
+A module that calls no operator (an nn.Identity, dropout that is off) has no vertices, so no path crosses it. That is
+not so of a module whose calls were not seen: one inside a scripted module, or one that is used without being called
+(by its weight, by its `forward`). Its operators are on the tape under other names, and no share can be told.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..errors import GradtraceError, UnknownName
+from ..errors import BadArgument, NotSeen, UnknownName
 from .record import Call, Record, Scope, Value
 
 
@@ -41,9 +44,12 @@ class Slice:
 
     def __post_init__(self) -> None:
         if isinstance(self.axis, str) and self.axis != "head":
-            raise GradtraceError(f"the axis of a Slice is a number or 'head', not {self.axis!r}")
+            raise BadArgument(f"the axis of a Slice is a number or 'head', not {self.axis!r}")
+        numbers = [self.of, *(() if self.index is None else (self.index,))]
+        if not isinstance(self.module, str) or not all(isinstance(n, int) for n in numbers):
+            raise BadArgument(f"a Slice takes a name, an axis, and whole numbers as its size and index, not {self}")
         if self.of < 1 or (self.index is not None and not 0 <= self.index < self.of):
-            raise GradtraceError(f"Slice({self.module!r}): index {self.index} is not one of {self.of}")
+            raise BadArgument(f"Slice({self.module!r}): index {self.index} is not one of {self.of}")
 
     def __str__(self) -> str:
         axis = self.axis if isinstance(self.axis, str) else f"axis {self.axis}:"
@@ -79,6 +85,11 @@ def _of_attention(call: Call) -> bool:
 
 
 Component: TypeAlias = str | Slice
+OPERATOR = "::"  # stands in no module's name
+UNSEEN = (
+    "no call of it was seen (scripted and traced modules call none of theirs, and one that is used by its weight or "
+    "its forward() alone is not called): what it computed is on the tape under another name, or not at all"
+)
 
 
 def heads(model: nn.Module) -> list[Slice]:
@@ -119,8 +130,23 @@ def name_of(component: Component) -> str:
 
 
 def matches(call: Call, pattern: str) -> bool:
-    """Tell whether a call was made inside a component: a name, a glob, or one call of a module ("rnn:2")."""
+    """Tell whether a call was made inside a component: a name, a glob, one call of a module, or an operator."""
+    if OPERATOR in pattern:
+        return operator_of(call) == pattern
     return any(fnmatchcase(s.name, pattern) or f"{s.name}:{s.instance}" == pattern for s in call.scopes)
+
+
+def operator_of(call: Call) -> str:
+    """Give the name by which all calls of an operator are a component, PyTorch's own: "aten::addmm"."""
+    space, _, rest = call.name.partition(".")
+    return f"{space}{OPERATOR}{rest.partition('.')[0]}"
+
+
+def operators(calls: Iterable[Call]) -> list[str]:
+    """List the operators that compute something on the way (views only move scalars), in order of use."""
+    computing = [c for c in calls if not getattr(c.op, "is_view", False)]
+    followed = [c for c in computing if any(v is not None and v.differentiable for v in c.outputs)]
+    return list(dict.fromkeys(map(operator_of, followed)))
 
 
 class Membership:
@@ -128,16 +154,20 @@ class Membership:
 
     def __init__(self, components: Sequence[Component]) -> None:
         self._named: dict[str, int] = {}
+        self._operators: dict[str, int] = {}
         for number, component in enumerate(components):
             pattern = name_of(component)
+            if OPERATOR in pattern:
+                self._operators[pattern] = self._operators.get(pattern, 0) | 1 << number
+                continue
             self._named[pattern] = self._named.get(pattern, 0) | 1 << number
         self._globs = [pattern for pattern in self._named if is_glob(pattern)]
         self._scopes: dict[Scope, int] = {}
 
-    def of(self, scopes: Iterable[Scope]) -> int:
-        """Give the components that a call with these scopes around it is in (bit i for number i): see `matches`."""
-        found = 0
-        for scope in scopes:
+    def of(self, call: Call) -> int:
+        """Give the components that a call is in (bit i for number i): see `matches`."""
+        found = self._operators.get(operator_of(call), 0) if self._operators else 0
+        for scope in call.scopes:
             if scope not in self._scopes:
                 self._scopes[scope] = self._of_scope(scope)
             found |= self._scopes[scope]
@@ -158,15 +188,51 @@ def is_glob(pattern: str) -> bool:
     return any(c in pattern for c in "*?[")
 
 
+def seen(record: Record, component: Component) -> bool:
+    """Tell whether a component's calls were seen, be it that they ran no operator, or that there were none to see."""
+    name = name_of(component)
+    if OPERATOR in name or name in record.leaves or name in record.called:
+        return True
+    module, colon, number = name.rpartition(":")
+    if colon and module in record.called:
+        return number.isdigit() and 1 <= int(number) <= record.called[module]
+    if any(fnmatchcase(n, name) for n in record.called if n):
+        return True
+    meant = [m for m in record.modules if fnmatchcase(m, name) or m == name]
+    return bool(meant) and all(_idle(record, m) for m in meant)
+
+
+def _idle(record: Record, module: str) -> bool:
+    """Tell whether a module did nothing: it was not called, and nobody used the parameters that it has."""
+    own = {v.id for name, v in record.leaves.items() if name.startswith(f"{module}.")}
+    used = {i.value.id for call in record.calls for i in call.inputs if i.value is not None}
+    return bool(own) and not own & used
+
+
+def must_be_seen(record: Record, components: Iterable[Component]) -> None:
+    """Make sure that something can be said of every component.
+
+    Raises:
+        NotSeen: of one nothing can.
+    """
+    for component in components:
+        if not seen(record, component):
+            raise NotSeen(f"{component} exists, but {UNSEEN}")
+
+
 def known_components(record: Record) -> list[str]:
     """List the names of modules and component blocks."""
-    seen = {s.name for call in record.calls for s in call.scopes}
-    return sorted(seen | set(record.modules))
+    return sorted({n for n in record.called if n} | set(record.modules))
 
 
 def top_level(record: Record) -> list[str]:
     """List the outermost modules and blocks in which calls were made."""
     return list(dict.fromkeys(call.scopes[0].name for call in record.calls if call.scopes))
+
+
+def default_components(record: Record) -> list[str]:
+    """List what is asked about where nobody says: the outermost modules and blocks, or, without any, the operators."""
+    return top_level(record) or operators(record.calls)
 
 
 def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
@@ -175,11 +241,16 @@ def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
     Raises:
         UnknownName: nothing matches; the message lists the names.
     """
-    patterns = [of] if isinstance(of, str) else list(of)
+    patterns = [of] if isinstance(of, str) else list(of) if isinstance(of, Iterable) else []
+    if not patterns or not all(isinstance(p, str) for p in patterns):
+        raise BadArgument(f"of must be a glob over parameter names, or several, not {of!r}")
     names = {**{n: n for n in record.leaves}, **record.aliases}
     found = {record.leaves[real].id: record.leaves[real] for n, real in names.items() if _any(n, patterns)}
     if not found:
-        raise UnknownName(f"no parameter matches {of!r}; there are {_list(names)}")
+        frozen = [n for n in sorted(record.frozen) if _any(n, patterns)]
+        if frozen:
+            raise UnknownName(f"{names_listed(frozen, 5)}: frozen (requires_grad is False), so no gradient reaches it")
+        raise UnknownName(f"no parameter matches {of!r}; there are {names_listed(names) or 'none'}")
     return list(found.values())
 
 
@@ -187,7 +258,12 @@ def _any(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, p) or name == p for p in patterns)
 
 
-def _list(names: Iterable[str], most: int = 30) -> str:
+def _any_of(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) or name == pattern for name in names)
+
+
+def names_listed(names: Iterable[str], most: int = 30) -> str:
+    """Write names in a line, the first of very many."""
     names = list(names)
     return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
@@ -198,12 +274,14 @@ def check(record: Record, components: Sequence[Component]) -> None:
     Raises:
         UnknownName: one does not; the message lists those that do.
     """
-    known, members = {*record.modules, *record.leaves}, Membership(components)
-    seen = members.of({scope for call in record.calls for scope in call.scopes})
-    for number, component in enumerate(components):
+    known = {*record.modules, *record.leaves, *record.called}
+    ran = set(map(operator_of, record.calls))
+    for component in components:
         name = name_of(component)
-        if name not in known and not seen >> number & 1:
-            raise UnknownName(f"unknown component {name!r}; there are {_list(known_components(record)) or 'none'}")
+        exists = name in ran if OPERATOR in name else seen(record, component) or _any_of(known, name)
+        if not exists:
+            there = known_components(record) or operators(record.calls)
+            raise UnknownName(f"unknown component {name!r}; there are {names_listed(there) or 'none'}")
         if isinstance(component, Slice) and not _exists(record, component):
             raise UnknownName(
                 f"{component}: no result in {name!r} has {component.of} along its axis {component.axis!r}"

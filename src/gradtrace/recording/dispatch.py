@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._C import _autograd  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import Unsupported
+from ..errors import GradtraceError, Unsupported
 from .constants import Constants
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
@@ -155,6 +155,8 @@ class Capture(TorchDispatchMode):
         self.values = Values(record, self._saving)
         self.constants = Constants(record, self.values, examples) if examples else None
         self.scopes = Scopes(model)
+        self.refused: GradtraceError | None = None  # foreign code that an error passes through may make another of it
+        record.called = self.scopes.instances
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
@@ -185,18 +187,22 @@ class Capture(TorchDispatchMode):
         known, kwargs = operator(func), kwargs or {}
         if not self.values.open:  # the block was left in another thread, whose stack this is not
             return known.func(*args, **kwargs)
-        event = self._event(known, args, kwargs)
-        if event.written:
-            self._overwrite(event)
-        result = known.func(*args, **kwargs)
-        outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
-        call = self._record(event, outputs) if event.inputs else None
-        if self.constants is not None:
-            self._note_constants(event, outputs, call, self.constants)
-        if known.foreign and not torch.is_grad_enabled():
-            self._wait(event, outputs)
-        if call is None and not torch.is_grad_enabled():
-            self._note_unfollowed(outputs)
+        try:
+            event = self._event(known, args, kwargs)
+            if event.written:
+                self._overwrite(event)
+            result = known.func(*args, **kwargs)
+            outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
+            call = self._record(event, outputs) if event.inputs else None
+            if self.constants is not None:
+                self._note_constants(event, outputs, call, self.constants)
+            if known.foreign and not torch.is_grad_enabled():
+                self._wait(event, outputs)
+            if call is None and not torch.is_grad_enabled():
+                self._note_unfollowed(outputs)
+        except GradtraceError as error:
+            self.refused = error
+            raise
         return result
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:

@@ -20,6 +20,7 @@ from .autograd_functions import CustomFunction, CustomNode, generated_name, name
 from .layouts import Layout
 from .record import Call, Input, Record, Scope, Slot, Value
 from .storage import Cell, Identities, Saving, cell_of, disjoint, layout_of, read, version_of
+from .strangers import stranger
 
 
 class Values:
@@ -113,7 +114,7 @@ class Values:
             return found
         if cell.touches(at) or (cell.writes and tensor.numel() == 0):
             return self._alias(tensor, cell, at)
-        raise NotOnTape(_unseen(tensor))
+        raise stranger(tensor)
 
     def peek(self, tensor: Tensor) -> Value | None:
         """Find the value of a tensor that autograd follows without changing anything; None if that takes a new call."""
@@ -266,14 +267,3 @@ def _result(call: Call, number: int) -> Value:
     value = call.outputs[number]
     assert value is not None
     return value
-
-
-def _unseen(tensor: Tensor) -> str:
-    """Explain why a tensor with a history is not on the tape."""
-    node = tensor.grad_fn
-    what = f"a tensor of shape {tuple(tensor.shape)}"
-    made = type(node).__name__ if node is not None else "unknown"
-    return (
-        f"{what} has a history (grad_fn={made}) that was not recorded: "
-        "compute it inside `with record(...)`, or detach() it to make it a constant"
-    )

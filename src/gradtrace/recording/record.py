@@ -114,6 +114,18 @@ class Saved:
         self._tensor = self._tensor.clone()
         self._source = None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the program has the tensor too, and may write to it."""
+        return self._source is not None and self._source() is not None
+
+    def move(self, storage: torch.UntypedStorage) -> None:
+        """Refer to a copy of the memory, in the same places."""
+        kept = self.get()
+        place = kept.storage_offset(), kept.size(), kept.stride()
+        self._tensor = torch.empty(0, dtype=kept.dtype, device=kept.device).set_(storage, *place)
+        self._source = None
+
 
 class Scope(NamedTuple):
     """A module call, or a `component` block, in which operators ran."""
@@ -312,6 +324,7 @@ class Record:
         aliases: further names of tied parameters.
         frozen: names of parameters that do not require grad.
         modules: qualified names of the model's modules.
+        called: how often each module call or block was entered while recording, by name.
         examples: the number of examples, where the recording was told which tensors enumerate them.
         constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
             example, and nothing else. Kept apart from `calls`, which are the same whether examples were given or not.
@@ -324,6 +337,7 @@ class Record:
     aliases: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
+    called: dict[str, int] = field(default_factory=dict)
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)
     constants: list[Call] = field(default_factory=list)

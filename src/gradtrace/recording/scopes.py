@@ -84,14 +84,15 @@ def source_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not _is_internal(name):
+        if not is_internal(name):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
 
 @cache  # some ten frames are asked about at every recorded call
-def _is_internal(file: str) -> bool:
+def is_internal(file: str) -> bool:
+    """Tell whether a file is torch's or gradtrace's own, or Python's import system."""
     return file.startswith((*_INTERNAL, "<")) and not file.startswith(_EXPERIMENTS)
 
 
@@ -100,15 +101,17 @@ class Scopes:
 
     Args:
         model: gives modules their qualified names; others go by their class's name.
+
+    Attributes:
+        instances: how often each was entered, by name.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self.names = {id(m): n for n, m in model.named_modules()} if model is not None else {}
         self._stack: list[Scope] = []
         self._here: tuple[Scope, ...] | None = ()  # what `here` gives, until the stack changes
-        self._instances: dict[str, int] = {}
+        self.instances: dict[str, int] = {}
         self._recurrent = ExitStack()  # what a recurrent module's call holds until it ends
-        self.called: set[int] = set()  # ids of modules that were called
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -123,7 +126,6 @@ class Scopes:
 
     def begin(self, module: nn.Module) -> None:
         """Note that a module is called."""
-        self.called.add(id(module))
         self.enter(self.names.get(id(module), type(module).__name__))
         if isinstance(module, nn.RNNBase):
             self._recurrent.enter_context(recurrence_in_parts())
@@ -142,8 +144,8 @@ class Scopes:
 
     def enter(self, name: str) -> None:
         """Begin a module call or a block."""
-        self._instances[name] = self._instances.get(name, 0) + 1
-        self._stack.append(Scope(name, self._instances[name]))
+        self.instances[name] = self.instances.get(name, 0) + 1
+        self._stack.append(Scope(name, self.instances[name]))
         self._here = None
 
     def leave(self) -> None:

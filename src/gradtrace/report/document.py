@@ -21,6 +21,7 @@ from .snapshot import Question, Traced, graph_of, snapshot
 from .words import listed
 
 SCHEMA = "gradtrace.report/1"
+SCHEMA_OF_RESULTS = "gradtrace.results/1"
 EMBEDDING = "embedding*"
 MEASURED = "measured.json"
 
@@ -53,14 +54,20 @@ def of_results(results: Mapping[str, Any], measured: Mapping[str, Any] | None = 
     """Make the document of a results.json.
 
     Raises:
-        BadResults: it has no traces with a graph, because an older version wrote it, or because it has just begun.
+        BadResults: another version wrote it, it has no traces with a graph yet, or something is missing in it.
     """
     if results.get("kind") not in ("compete", "trace"):
         raise BadResults("this is not the results.json of gradtrace compete or gradtrace trace")
+    schema = results.get("schema", SCHEMA_OF_RESULTS)
+    if schema != SCHEMA_OF_RESULTS:
+        raise BadResults(f"these results are of schema {schema!r}, and this version reads {SCHEMA_OF_RESULTS!r} only")
     if "graph" not in results:
         raise BadResults("these results hold no graph: an older version wrote them, or nothing has been traced yet")
     make = _of_competition if results["kind"] == "compete" else _of_subject
-    return finite({"schema": SCHEMA} | make(results) | {"provenance": _provenance_of(results, measured or {})})
+    try:
+        return finite({"schema": SCHEMA} | make(results) | {"provenance": _provenance_of(results, measured or {})})
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise BadResults(f"these results are damaged: {type(error).__name__}: {error}") from error
 
 
 def _of_competition(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,9 +114,11 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise BadResults(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise BadResults(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise BadResults(f"{path} is not results.json: its JSON is nested too deeply") from None
     if not isinstance(results, dict):
         raise BadResults(f"{path} is not results.json: it holds no object")
-    return results, measured
+    return results, measured if isinstance(measured, dict) else {}
 
 
 Section = tuple[str, list[tuple[str, str]]]

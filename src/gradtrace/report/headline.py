@@ -65,10 +65,22 @@ def _verdict(agreement: Mapping[str, Any], top: str) -> list[str]:
 
 def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     """Say which components the best paths of a parameter group cross, and which they pass by."""
-    rows = [r for r in rows if r["kind"] == rows[0]["kind"] and r["of"] == group and known(r["share"])]
-    if not rows:
+    rows = [r for r in rows if r["kind"] == rows[0]["kind"] and r["of"] == group]
+    unseen = [r["component"] for r in rows if not r.get("seen", True)]
+    if any(r["dead_share"] == 1 or not known(r["share"]) for r in rows if r["component"] not in unseen):
         return [f"No path leads from {group} to the loss: every local derivative on the way is zero."]
-    rows.sort(key=lambda r: -r["share"])
+    said = _shares([r for r in rows if known(r["share"])], group)
+    if unseen:
+        own = "its" if len(unseen) == 1 else "their"
+        said.append(f"Nothing can be said of {listed(unseen)}: none of {own} calls was seen.")
+    return said or [f"No component was asked about, so nothing is said of what the paths from {group} cross."]
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
+    """Say which components the paths cross, of those that something is known of."""
+    if not rows:
+        return []
+    rows = sorted(rows, key=lambda r: -r["share"])
     kind = {"best": "strongest", "greedy": "greedy"}[rows[0]["kind"]]
     everywhere = [r["component"] for r in rows if r["share"] >= NEARLY_ALL]
     partly = [r for r in rows if BYPASSED <= r["share"] < NEARLY_ALL]

@@ -90,6 +90,7 @@ def _influence(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("parameters", "traces", "component", "share", "weighted", "dead", "examples", text=3)
     for row in rows:
         inside = f"{row['component']}{' (parameters inside)' if row['inside'] else ''}"
+        inside += "" if row.get("seen", True) else " (not seen)"
         shares = [percent(row[key]) for key in ("share", "weighted_share", "dead_share")]
         _add(table, row["of"], row["kind"], inside, *shares, str(row["examples"]))
     return table

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
-from ..errors import GradtraceError
+from ..errors import BadArgument
+from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
 from ..queries.influence import InfluenceTable
 from ..queries.summaries import Answerable
-from ..recording.components import Component, matches, name_of, select_leaves
+from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
 from .branches import Branches, strongest
@@ -77,15 +78,33 @@ class Question:
     semirings: Sequence[Family | str] | str = ()
 
     def __post_init__(self) -> None:
+        if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
+            raise BadArgument("tokens must be lists of words, one for each example")
         if self.tokens is not None and len({len(t) for t in self.tokens}) > 1:
-            raise GradtraceError("tokens must be lists of equal length, one for each example")
-        unknown = [k for k in self.kinds if k not in KINDS]
-        if unknown or not self.kinds:
-            raise GradtraceError(f"unknown kinds of trace {unknown}; there are {', '.join(KINDS)}")
+            raise BadArgument("tokens must be lists of equal length, one for each example")
+        object.__setattr__(self, "kinds", kinds_of(self.kinds))
+        object.__setattr__(self, "components", components_of(self.components))
+        object.__setattr__(self, "paths", whole("paths", self.paths, 0))
+        object.__setattr__(self, "each", whole("each", self.each, 0))
+        if self.groups is not None and not isinstance(self.groups, Mapping):
+            raise BadArgument(f"groups must give globs over parameters by name, not {type(self.groups).__name__}")
         if isinstance(self.semirings, str):
             object.__setattr__(self, "semirings", (self.semirings,))
         for semiring in self.semirings:
             named(semiring)
+
+
+def question_of(fields: Mapping[str, Any]) -> Question:
+    """Make a question of its fields by name.
+
+    Raises:
+        BadArgument: it has no such field; the message lists those that it has.
+    """
+    known = list(Question.__dataclass_fields__)
+    strange = [name for name in fields if name not in known]
+    if strange:
+        raise BadArgument(f"a report does not know {', '.join(strange)}; it takes {', '.join(known)}")
+    return Question(**fields)
 
 
 def graph_of(trace: Traced) -> dict[str, Any]:
@@ -210,7 +229,7 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
 
 
 def default_components(trace: Traced) -> list[str]:
-    """Choose the modules that the picture shows at first, and what repeats inside them, as globs."""
+    """Choose the modules that the picture shows at first, and what repeats inside them, as globs; or the operators."""
     calls = trace.tape.record.before(trace.root)
     tree = call_tree(calls, links_between(calls))
     shown = [tree.nodes[n] for n in cut(tree, open_at_first(tree))]
@@ -218,7 +237,8 @@ def default_components(trace: Traced) -> list[str]:
     inside = {s.name for c in calls for s in c.scopes if any(s.name.startswith(f"{n}.") for n in names)}
     patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in sorted(inside) if re.search(r"\.\d+\.", name)]
     repeated = [p for p in dict.fromkeys(patterns) if patterns.count(p) > 1 and p.count(".") <= _depth(patterns)]
-    return [n for n in [*names, *repeated] if any(matches(c, name_of(n)) for c in calls)][:MOST_COMPONENTS]
+    found = [n for n in [*names, *repeated] if any(matches(c, name_of(n)) for c in calls)]
+    return (found or operators(calls))[:MOST_COMPONENTS]
 
 
 def _depth(patterns: Sequence[str]) -> int:

@@ -140,6 +140,7 @@ def show_trace(results: Mapping[str, Any], console: Console) -> None:
     table.add_column("")
     for row in results["influence"]:
         note = "parameters inside" if row["inside"] else ""
+        note = note if row.get("seen", True) else "not seen"
         shares = [percent(row[key]) for key in ("share", "weighted_share", "dead_share")]
         table.add_row(row["component"], *shares, str(row["examples"]), note)
     console.print(table)

@@ -69,7 +69,7 @@ def named(semiring: Family | str) -> Family:
     except (KeyError, ValueError):
         raise UnknownName(f"unknown semiring {semiring!r}; one of {', '.join(FORMS)}") from None
     except GradtraceError as error:
-        raise UnknownName(f"semiring {semiring!r}: {error}") from None
+        raise UnknownName(f"semiring {semiring!r}: {error.said}") from None
 
 
 def _graded(parameters: str) -> Graded:

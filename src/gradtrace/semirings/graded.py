@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import GradtraceError
-from ..recording.components import Component, Slice, check, expand, matches, name_of, top_level
+from ..errors import BadArgument
+from ..recording.components import Component, Slice, check, expand, matches, must_be_seen, name_of, top_level
 from ..recording.record import Call, Record, Value
 from .base import AbsSum, Carrier, Element, Scaled, Semiring, Sum, named
 
@@ -138,8 +138,9 @@ def resolve(record: Record, components: Sequence[Component] | None) -> list[Comp
     """Give the components that are meant: the outermost modules where none is named; each once, and existing."""
     found = expand(components) if components is not None else [*top_level(record)]
     check(record, found)
+    must_be_seen(record, found)
     if not found:
-        raise GradtraceError("no components to grade by: the tape has no module calls")
+        raise BadArgument("no components to grade by: the tape has no module calls")
     return list(dict.fromkeys(found))
 
 
@@ -224,7 +225,7 @@ class Graded:
 
     def __post_init__(self) -> None:
         if self.max_degree is not None and not (isinstance(self.max_degree, int) and self.max_degree >= 0):
-            raise GradtraceError(f"Graded(max_degree) needs a whole number from 0, not {self.max_degree!r}")
+            raise BadArgument(f"Graded(max_degree) needs a whole number from 0, not {self.max_degree!r}")
         object.__setattr__(self, "semiring", named(self.semiring))
         if self.by is not None:
             object.__setattr__(self, "by", _components(self.by))
@@ -243,7 +244,7 @@ class Graded:
         most = len(components) if self.max_degree is None else self.max_degree
         states = 2 ** len(remembered) * (most + 2)
         if states > MOST_STATES:
-            raise GradtraceError(
+            raise BadArgument(
                 f"Graded would need {states} states: a path may leave {', '.join(map(str, remembered))} and come back, "
                 f"which takes a bit of memory each; name single calls (rnn:1, rnn:2), or fewer components"
             )
@@ -357,4 +358,8 @@ class Through:
 
 
 def _components(given: Component | Sequence[Component]) -> tuple[Component, ...]:
-    return (given,) if isinstance(given, (str, Slice)) else tuple(given)
+    parts = given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    for part in parts:
+        if not isinstance(part, (str, Slice)):
+            raise BadArgument(f"a component is a name, a glob or a Slice, not {part!r}")
+    return tuple(parts)

@@ -10,7 +10,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from ..errors import GradtraceError, NotANumber
+from ..errors import BadArgument, NotANumber
 from .base import BLOCK, INFINITE_EXPONENT, ZERO_EXPONENT, Carrier, Element, Linear, Scaled, Semiring, multiply
 from .base import pow2 as wide_pow2
 from .rows import term_by_term
@@ -257,8 +257,8 @@ def Power(p: float) -> Semiring:  # noqa: N802 - a family of semirings, named as
     >>> Power(2).plus(3.0, 4.0)
     5.0
     """
-    if not 1 <= p < math.inf:
-        raise GradtraceError(f"Power(p) needs a p from 1 up to, not including, infinity (that is Max), not {p}")
+    if not isinstance(p, (int, float)) or not 1 <= p < math.inf:
+        raise BadArgument(f"Power(p) needs a p from 1 up to, not including, infinity (that is Max), not {p!r}")
     name = f"power:{p:g}"
     return Semiring(name, 0.0, 1.0, lambda a, b: _norm(a, b, p), _times, abs, Norm(float(p)))
 

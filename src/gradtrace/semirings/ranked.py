@@ -15,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..errors import GradtraceError
+from ..errors import BadArgument
 from .base import NO_ID, ZERO_EXPONENT, Element, Extreme, Scaled, Semiring, aligned, lifted, multiply, narrow, tiles
 from .folding import Folded, each
 
@@ -169,7 +169,7 @@ def TopK(k: int) -> Semiring:  # noqa: N802 - a family of semirings, named as it
     (3.0, 2.0)
     """
     if not (isinstance(k, int) and 1 <= k <= 1024):
-        raise GradtraceError(f"TopK(k) needs a whole number k from 1 to 1024, not {k!r}")
+        raise BadArgument(f"TopK(k) needs a whole number k from 1 to 1024, not {k!r}")
 
     def top(weights: list[float]) -> tuple[float, ...]:
         return tuple(sorted(weights, reverse=True)[:k])

@@ -59,7 +59,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     ];
     details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, flow));
     if (!flow.total) {
-      holder.replaceChildren(el("p", { class: "none" }, "No path leads from here to the loss."));
+      holder.replaceChildren(el("p", { class: "none" }, "None of these parameters has a path to the loss."));
       drawn = null;
       return;
     }

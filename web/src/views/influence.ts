@@ -21,9 +21,9 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
     {
       svg: () => drawn,
       rows: () => [
-        ["parameters", "trace", "component", "share", "weighted share", "dead share", "examples", "parameters inside"],
+        ["parameters", "trace", "component", "share", "weighted share", "dead share", "examples", "parameters inside", "seen"],
         ...rowsNow(data, store).map((r) => [
-          r.of, r.kind, r.component, r.share, r.weighted_share, r.dead_share, r.examples, r.inside,
+          r.of, r.kind, r.component, r.share, r.weighted_share, r.dead_share, r.examples, r.inside, r.seen ?? true,
         ]),
       ],
     },
@@ -40,7 +40,7 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Influence heat map" });
   body.append(holder);
   if (!data.snapshots[0].influence.length) {
-    holder.replaceChildren(el("p", { class: "none" }, "Nothing to cross: no module was called inside the model, and no component was named."));
+    holder.replaceChildren(el("p", { class: "none" }, "Nothing to cross: no component was asked about."));
     return root;
   }
   const draw = () => {
@@ -105,8 +105,9 @@ function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: num
   );
   explain(group, () => [
     `${row.of} → ${row.component}, ${row.kind}`,
-    `${percent(row.share)} of paths cross it`,
-    `${percent(row.weighted_share)} of their weight`,
+    ...(row.seen === false
+      ? ["none of its calls was seen, so nobody can tell"]
+      : [`${percent(row.share)} of paths cross it`, `${percent(row.weighted_share)} of their weight`]),
     `${percent(row.dead_share)} of pairs have no path; ${row.examples} example${row.examples === 1 ? "" : "s"}`,
     ...(row.inside ? ["some of these parameters live inside"] : []),
   ]);

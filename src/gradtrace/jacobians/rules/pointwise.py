@@ -8,6 +8,7 @@ as autograd rounds it, because asking autograd costs more than the operator itse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
@@ -116,7 +117,11 @@ def divided(call: Call) -> Iterator[Edge]:
         yield from pointwise(call)
         return
     y = result(call).shape
-    yield 0, 0, diagonal(y, y, constant(call, 1 / float(call.args[1])))
+    yield 0, 0, diagonal(y, y, constant(call, _reciprocal(float(call.args[1]))))
+
+
+def _reciprocal(number: float) -> float:
+    return 1 / number if number else math.copysign(math.inf, number)
 
 
 def power(call: Call) -> Iterator[Edge]:

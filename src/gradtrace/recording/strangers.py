@@ -1,0 +1,41 @@
+"""Why a tensor with a history is not on the tape: a sentence for each way in which that comes about."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..errors import GradtraceError, NotOnTape, Unsupported
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+def stranger(tensor: Tensor) -> GradtraceError:
+    """Give the error that says why autograd follows a tensor and the tape doesn't know it, and what to do."""
+    what = f"a tensor of shape {tuple(tensor.shape)}"
+    made = type(tensor.grad_fn).__name__ if tensor.grad_fn is not None else "unknown"
+    if in_forward_mode():
+        return Unsupported(
+            f"forward-mode AD (torch.func.jvp, jacfwd, hessian, dual numbers) inside record(…): {what} is computed by "
+            "operators that autograd differentiates forwards, and paths run backwards. Leave it out of the block"
+        )
+    if tensor.dtype in _LOW and made == "ToCopyBackward0":
+        return NotOnTape(
+            f"{what} was cast to {tensor.dtype} before the block, by autocast, which keeps the casts of weights until "
+            "it ends: put `with torch.autocast(…)` inside `with record(…)`, or call torch.clear_autocast_cache() first"
+        )
+    if made == "CppFunction" and "jit" in str(getattr(tensor.grad_fn, "name", str)()):
+        return NotOnTape(
+            f"{what} is inside a part of a scripted module that TorchScript, after some runs, differentiates as one: "
+            "record the model that was scripted, or script it anew"
+        )
+    return NotOnTape(
+        f"{what} has a history (grad_fn={made}) that was not recorded: "
+        "compute it inside `with record(...)`, or detach() it to make it a constant"
+    )
+
+
+def in_forward_mode() -> bool:
+    """Tell whether forward-mode AD is going on: a level of dual numbers is open, torch.func's included."""
+    return forward_ad._current_level >= 0
