@@ -15,12 +15,12 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from catalogue import ROWS
-from rows import Subject
+from rows import Build, Subject
 from torch import Tensor
 
 import gradtrace
@@ -32,10 +32,11 @@ MODES = ("train", "eval")
 WORST = ("crashed", "wrong", "broken", "refused", "passed")  # what a row is, is the first that a part of it is
 
 
-def child(name: str, out: Path, memory: int, double: bool) -> None:
+def child(name: str, catalogue: str, out: Path, memory: int, double: bool) -> None:
     """Examine a row and write what is found: JSON beside a log of how far it came.
 
     Args:
+        catalogue: the module whose ROWS has the row.
         memory: bytes that this process may use.
         double: in float64.
     """
@@ -46,7 +47,7 @@ def child(name: str, out: Path, memory: int, double: bool) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    out.write_text(json.dumps(examine(name, double)), encoding="utf-8")
+    out.write_text(json.dumps(examine(import_module(catalogue).ROWS[name], double)), encoding="utf-8")
 
 
 def step(text: str) -> None:
@@ -54,12 +55,12 @@ def step(text: str) -> None:
     print("step:", text, file=sys.stderr, flush=True)
 
 
-def examine(name: str, double: bool = False) -> dict[str, Any]:
+def examine(build: Build, double: bool = False) -> dict[str, Any]:
     """Certify a row in both modes; time its trace next to its backward pass."""
     step("building the model")
     seed()
     built: list[Subject] = []
-    found: dict[str, Any] = attempt(lambda: built.append(ROWS[name]()) or {}, model=True)
+    found: dict[str, Any] = attempt(lambda: built.append(build()) or {}, model=True)
     if not built:
         return found
     subject = built[0]

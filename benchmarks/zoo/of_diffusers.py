@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,15 +11,16 @@ from rows import BATCH, Build, given, images
 TIME = torch.tensor([3, 7])
 UNET = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
-CROSS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+CROSS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 
 def made(name: str, **options: Any) -> torch.nn.Module:
     """Build a model of the library with random weights."""
-    import diffusers
-
-    return getattr(diffusers, name)(**options)
+    return getattr(import_module("diffusers"), name)(**options)
 
 
 def denoiser(name: str, *shape: int, words: int = 0, **options: Any) -> Build:
@@ -43,16 +45,32 @@ def unet(**options: Any) -> dict[str, Any]:
 
 def dit() -> Any:
     """Denoise images of a class."""
-    model = made("DiTTransformer2DModel", **HEADS, in_channels=4, num_layers=2, sample_size=8, norm_num_groups=4, num_embeds_ada_norm=10)
+    model = made(
+        "DiTTransformer2DModel",
+        **HEADS,
+        in_channels=4,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=4,
+        num_embeds_ada_norm=10,
+    )
     return given(model, torch.randn(BATCH, 4, 8, 8), timestep=TIME, class_labels=torch.tensor([1, 2]))
 
 
 def pixart() -> Any:
     """Denoise images that words describe."""
-    options = {"caption_channels": 12, "cross_attention_dim": 16, "num_layers": 2, "sample_size": 8, "use_additional_conditions": False}
+    options = {
+        "caption_channels": 12,
+        "cross_attention_dim": 16,
+        "num_layers": 2,
+        "sample_size": 8,
+        "use_additional_conditions": False,
+    }
     model = made("PixArtTransformer2DModel", **HEADS, in_channels=4, out_channels=8, norm_num_groups=4, **options)
     told = {"encoder_hidden_states": torch.randn(BATCH, 5, 12), "timestep": TIME}
-    return given(model, torch.randn(BATCH, 4, 8, 8), **told, added_cond_kwargs={"resolution": None, "aspect_ratio": None})
+    return given(
+        model, torch.randn(BATCH, 4, 8, 8), **told, added_cond_kwargs={"resolution": None, "aspect_ratio": None}
+    )
 
 
 def sd3() -> Any:
@@ -66,15 +84,22 @@ def sd3() -> Any:
 def flux() -> Any:
     """Denoise a row of patches, turned by where they lie."""
     options = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 12, "pooled_projection_dim": 10}
-    model = made("FluxTransformer2DModel", in_channels=4, axes_dims_rope=(4, 4, 8), attention_head_dim=16, num_attention_heads=2, **options)
+    model = made(
+        "FluxTransformer2DModel",
+        in_channels=4,
+        axes_dims_rope=(4, 4, 8),
+        attention_head_dim=16,
+        num_attention_heads=2,
+        **options,
+    )
     told = {"encoder_hidden_states": torch.randn(BATCH, 5, 12), "pooled_projections": torch.randn(BATCH, 10)}
     places = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3)}
-    return given(model, torch.randn(BATCH, 16, 4), timestep=TIME / 10, guidance=torch.ones(BATCH), **told, **places)
+    return given(model, torch.randn(BATCH, 16, 4), timestep=TIME / 10, **told, **places)
 
 
 def controlled() -> Any:
     """Give a U-Net hints from another picture."""
-    options = unet(**{"down_block_types": CROSS["down_block_types"]}, in_channels=4, cross_attention_dim=12)
+    options = unet(down_block_types=CROSS["down_block_types"], in_channels=4, cross_attention_dim=12)
     del options["sample_size"]
     model = made("ControlNetModel", **options, attention_head_dim=2, conditioning_embedding_out_channels=(8, 8))
     told = {"encoder_hidden_states": torch.randn(BATCH, 5, 12), "controlnet_cond": images(16)}
@@ -93,22 +118,52 @@ CODER = {**VAE, "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types
 
 ROWS: dict[str, Build] = {
     "U-Net": denoiser("UNet2DModel", 3, 8, 8, **unet(down_block_types=DOWN, up_block_types=UP, attention_head_dim=4)),
-    "U-Net, told": denoiser("UNet2DConditionModel", 4, 8, 8, words=12, **unet(**CROSS, cross_attention_dim=12, attention_head_dim=2)),
-    "U-Net in time": denoiser("UNet1DModel", 2, 32, sample_size=32, block_out_channels=(8, 8, 16), norm_num_groups=4, extra_in_channels=16),
-    "U-Net of videos": denoiser("UNet3DConditionModel", 4, 3, 8, 8, words=12, **unet(
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=12, attention_head_dim=4)),
+    "U-Net, told": denoiser(
+        "UNet2DConditionModel", 4, 8, 8, words=12, **unet(**CROSS, cross_attention_dim=12, attention_head_dim=2)
+    ),
+    "U-Net in time": denoiser(
+        "UNet1DModel", 2, 32, sample_size=32, block_out_channels=(8, 8, 16), norm_num_groups=4, extra_in_channels=16
+    ),
+    "U-Net of videos": denoiser(
+        "UNet3DConditionModel",
+        4,
+        3,
+        8,
+        8,
+        words=12,
+        **unet(
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            cross_attention_dim=12,
+            attention_head_dim=4,
+        ),
+    ),
     "ControlNet": controlled,
     "DiT": dit,
     "PixArt": pixart,
     "Stable Diffusion 3": sd3,
     "FLUX": flux,
     "prior": prior,
-    "Transformer2D": denoiser("Transformer2DModel", 8, 8, 8, words=12, **HEADS, in_channels=8, norm_num_groups=4, cross_attention_dim=12),
+    "Transformer2D": denoiser(
+        "Transformer2DModel", 8, 8, 8, words=12, **HEADS, in_channels=8, norm_num_groups=4, cross_attention_dim=12
+    ),
     "autoencoder, KL": coder("AutoencoderKL", **CODER),
-    "autoencoder, tiny": coder("AutoencoderTiny", encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)),
+    "autoencoder, tiny": coder(
+        "AutoencoderTiny",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ),
     "autoencoder, vector-quantised": coder("VQModel", **CODER, num_vq_embeddings=16),
-    "autoencoder of sound": coder("AutoencoderOobleck", 2, 64, encoder_hidden_size=8, downsampling_ratios=[2, 4],
-        channel_multiples=[1, 2], decoder_channels=8, decoder_input_channels=4),
+    "autoencoder of sound": coder(
+        "AutoencoderOobleck",
+        2,
+        64,
+        encoder_hidden_size=8,
+        downsampling_ratios=[2, 4],
+        channel_multiples=[1, 2],
+        decoder_channels=8,
+        decoder_input_channels=4,
+    ),
 }

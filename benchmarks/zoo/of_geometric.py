@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,9 +20,7 @@ def graph() -> tuple[Tensor, Tensor]:
 
 def layers() -> Any:
     """Import the library's layers."""
-    import torch_geometric.nn
-
-    return torch_geometric.nn
+    return import_module("torch_geometric.nn")
 
 
 def small(width: int = WIDTH, out: int = WIDTH) -> nn.Module:
@@ -166,7 +165,7 @@ class Twice(nn.Module):
         super().__init__()
         self.first, self.second = first, second
 
-    def forward(self, x: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, x: Tensor, links: Tensor) -> tuple[Tensor, Tensor]:
         return self.first(x, links), self.second(x, links)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from rows import Build, Subject, classes, images
@@ -17,8 +18,7 @@ def named(name: str, size: int = 64, *, fixed: bool = False, batch: int = 2, **o
     """
 
     def build() -> Subject:
-        import timm
-
+        timm = import_module("timm")
         told = {"img_size": size} if fixed else {}
         model = timm.create_model(name, pretrained=False, num_classes=5, **told, **options)
         return classes(model, images(size, batch=batch))
@@ -26,14 +26,13 @@ def named(name: str, size: int = 64, *, fixed: bool = False, batch: int = 2, **o
     return build
 
 
-VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3}
-STAGES = {"depths": (1, 1, 2, 1)}
+VIT: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 ROWS: dict[str, Build] = {
     "BEiT": named("beit_base_patch16_224", fixed=True, **VIT),
     "HaloNet": named("halonet_h1"),
     "BoTNet": named("botnet26t_256", fixed=True),
-    "LambdaNet": named("lambda_resnet26t", 128, batch=2),
+    "LambdaNet": named("lambda_resnet26t", 128),
     "MobileOne": named("mobileone_s1"),
     "RepVGG": named("repvgg_a0"),
     "GERNet": named("gernet_s"),
@@ -49,7 +48,7 @@ ROWS: dict[str, Build] = {
     "CSATv2": named("csatv2", 128),
     "CSPNet": named("cs3darknet_focus_s"),
     "CSPNeXt": named("cspnext_tiny"),
-    "DaViT": named("davit_tiny", **STAGES, embed_dims=(16, 32, 64, 96), num_heads=(1, 2, 4, 6)),
+    "DaViT": named("davit_tiny", depths=(1, 1, 2, 1), embed_dims=(16, 32, 64, 96), num_heads=(1, 2, 4, 6)),
     "DeiT": named("deit_tiny_patch16_224", fixed=True, depth=2),
     "DeiT, distilled": named("deit_tiny_distilled_patch16_224", fixed=True, depth=2),
     "DenseNet": named("densenet121"),
@@ -69,7 +68,7 @@ ROWS: dict[str, Build] = {
     "EVA-02": named("eva02_tiny_patch14_224", 56, fixed=True, depth=2),
     "FasterNet": named("fasternet_t0"),
     "FastViT": named("fastvit_t8"),
-    "FocalNet": named("focalnet_tiny_srf", **STAGES, embed_dim=24),
+    "FocalNet": named("focalnet_tiny_srf", depths=(1, 1, 2, 1), embed_dim=24),
     "GC ViT": named("gcvit_xxtiny", 224, depths=(1, 1, 1, 1)),
     "GhostNet": named("ghostnet_050"),
     "GhostNetV2": named("ghostnetv2_100"),
@@ -120,14 +119,27 @@ ROWS: dict[str, Build] = {
     "ResNetV2": named("resnetv2_18"),
     "ReXNet": named("rexnet_100"),
     "SelecSLS": named("selecsls42"),
-    "Sequencer": named("sequencer2d_s", 64, fixed=True, layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), hidden_sizes=(8, 16, 16, 16)),
+    "Sequencer": named(
+        "sequencer2d_s", 64, fixed=True, layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), hidden_sizes=(8, 16, 16, 16)
+    ),
     "SHViT": named("shvit_s1", 128),
     "SKNet": named("skresnet18"),
     "StarNet": named("starnet_s050"),
     "SwiftFormer": named("swiftformer_xs", 224),
-    "Swin": named("swin_tiny_patch4_window7_224", fixed=True, **STAGES, embed_dim=24, num_heads=(1, 2, 4, 8), window_size=4),
-    "Swin V2": named("swinv2_tiny_window8_256", fixed=True, **STAGES, embed_dim=24, num_heads=(1, 2, 4, 8), window_size=4),
-    "Swin V2 CR": named("swinv2_cr_tiny_224", fixed=True, **STAGES, embed_dim=24, num_heads=(1, 2, 4, 8), window_size=2),
+    "Swin": named(
+        "swin_tiny_patch4_window7_224",
+        fixed=True,
+        depths=(1, 1, 2, 1),
+        embed_dim=24,
+        num_heads=(1, 2, 4, 8),
+        window_size=4,
+    ),
+    "Swin V2": named(
+        "swinv2_tiny_window8_256", fixed=True, depths=(1, 1, 2, 1), embed_dim=24, num_heads=(1, 2, 4, 8), window_size=4
+    ),
+    "Swin V2 CR": named(
+        "swinv2_cr_tiny_224", fixed=True, depths=(1, 1, 2, 1), embed_dim=24, num_heads=(1, 2, 4, 8), window_size=2
+    ),
     "TinyViT": named("tiny_vit_5m_224", 224),
     "TNT": named("tnt_s_patch16_224", fixed=True, depth=2, embed_dim=48),
     "TResNet": named("tresnet_m", layers=(1, 1, 1, 1)),
@@ -141,7 +153,9 @@ ROWS: dict[str, Build] = {
     "ViT, relative positions": named("test_vit_relpos", fixed=True),
     "ViTamin": named("vitamin_small_224", fixed=True, depth=2),
     "SAM's ViT": named("samvit_base_patch16_224", fixed=True, **VIT),
-    "VOLO": named("volo_d1_224", 64, fixed=True, layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), num_heads=(2, 2, 2, 2)),
+    "VOLO": named(
+        "volo_d1_224", 64, fixed=True, layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), num_heads=(2, 2, 2, 2)
+    ),
     "VoVNet": named("ese_vovnet19b_slim_dw"),
     "Xception": named("xception41p"),
     "XCiT": named("xcit_nano_12_p8_224", 64, fixed=True, depth=2),

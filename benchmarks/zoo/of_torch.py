@@ -193,6 +193,15 @@ def upsampled(mode: str) -> nn.Module:
     return nn.Sequential(*first, nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
 
 
+def channels_last() -> Subject:
+    """Convolutions whose images and kernels lie in memory pixel by pixel."""
+    model = normed(nn.BatchNorm2d)
+    for kernel in model.parameters():
+        if kernel.dim() == 4:
+            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return classes(model, images(16).contiguous(memory_format=torch.channels_last))
+
+
 def weighted(kind: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Two layers whose weights are parametrized."""
     return nn.Sequential(kind(nn.Linear(8, 8)), nn.Tanh(), kind(nn.Linear(8, 8)))
@@ -217,7 +226,7 @@ ROWS: dict[str, Build] = {
     "convolutions, group norm": picture(lambda: normed(lambda n: nn.GroupNorm(2, n))),
     "convolutions, local response norm": picture(lambda: normed(nn.LocalResponseNorm)),
     "convolutions, circular": picture(lambda: normed(nn.BatchNorm2d, padding_mode="circular")),
-    "convolutions, channels last": picture(lambda: normed(nn.BatchNorm2d).to(memory_format=torch.channels_last)),
+    "convolutions, channels last": channels_last,
     "residual network": picture(lambda: nn.Sequential(ResidualBlock(3), ResidualBlock(3), nn.Flatten())),
     "U-Net": answer(UNet, 3, 16, 16),
     "temporal convolutions": answer(lambda: nn.Sequential(nn.Conv1d(4, 8, 3, dilation=2), nn.Conv1d(8, 4, 3)), 4, 20),
@@ -229,7 +238,9 @@ ROWS: dict[str, Build] = {
     "super-resolution, bicubic": answer(lambda: upsampled("bicubic"), 3, 8, 8),
     "SegNet's unpooling": answer(Unpooling, 3, 8, 8),
     "spatial transformer": answer(SpatialTransformer, 3, 8, 8),
-    "unfold and fold": answer(lambda: nn.Sequential(nn.Unfold(3, stride=2), nn.Conv1d(27, 27, 1), nn.Fold((7, 7), 3, stride=2)), 3, 7, 7),
+    "unfold and fold": answer(
+        lambda: nn.Sequential(nn.Unfold(3, stride=2), nn.Conv1d(27, 27, 1), nn.Fold((7, 7), 3, stride=2)), 3, 7, 7
+    ),
     "spectral norm": answer(lambda: weighted(parametrizations.spectral_norm), 8),
     "weight norm": answer(lambda: weighted(parametrizations.weight_norm), 8),
     "orthogonal weights": answer(lambda: weighted(parametrizations.orthogonal), 8),

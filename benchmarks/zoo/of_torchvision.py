@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,10 @@ def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 def models() -> Any:
     """Import torchvision's models."""
-    import torchvision
-    from torchvision.models import detection  # noqa: F401
-    from torchvision.ops import boxes
-
-    boxes._assert_has_ops = lambda: None  # the operator it would look for is the one above
-    return torchvision.models
+    import_module("torchvision.models.detection")
+    boxes: Any = import_module("torchvision.ops.boxes")
+    boxes._assert_has_ops = lambda: None  # the operator that it would look for is the one above
+    return import_module("torchvision.models")
 
 
 def named(name: str, size: int = 64, **options: Any) -> Build:
@@ -112,34 +111,30 @@ def target(size: int, masks: bool, points: bool) -> dict[str, Tensor]:
 
 def swin_v2() -> nn.Module:
     """A shifted-window transformer whose attention is a cosine."""
-    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
-
-    kinds = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
-    return models().SwinTransformer([4, 4], 24, [1, 1, 1], [1, 2, 4], [4, 4], num_classes=5, **kinds)
+    library = import_module("torchvision.models.swin_transformer")
+    kinds = {"block": library.SwinTransformerBlockV2, "downsample_layer": library.PatchMergingV2}
+    return library.SwinTransformer([4, 4], 24, [1, 1, 1], [1, 2, 4], [4, 4], num_classes=5, **kinds)
 
 
 def swin_3d() -> nn.Module:
     """A shifted-window transformer in space and time."""
-    from torchvision.models.video.swin_transformer import SwinTransformer3d
-
-    return SwinTransformer3d([2, 4, 4], 24, [1, 1], [1, 2], [2, 4, 4], num_classes=5)
+    library = import_module("torchvision.models.video.swin_transformer")
+    return library.SwinTransformer3d([2, 4, 4], 24, [1, 1], [1, 2], [2, 4, 4], num_classes=5)
 
 
 def mvit() -> nn.Module:
     """A transformer that pools its queries, keys and values."""
-    from torchvision.models.video.mvit import MSBlockConfig, MViT
-
+    library = import_module("torchvision.models.video.mvit")
     pool = {"kernel_q": [3, 3, 3], "kernel_kv": [3, 3, 3], "stride_kv": [1, 2, 2]}
-    first = MSBlockConfig(1, 24, 48, stride_q=[1, 1, 1], **pool)
-    second = MSBlockConfig(2, 48, 48, stride_q=[1, 2, 2], **pool)
-    return MViT((32, 32), 4, [first, second], residual_pool=True, residual_with_cls_embed=False, num_classes=5)
+    first = library.MSBlockConfig(1, 24, 48, stride_q=[1, 1, 1], **pool)
+    second = library.MSBlockConfig(2, 48, 48, stride_q=[1, 2, 2], **pool)
+    return library.MViT((32, 32), 4, [first, second], residual_pool=True, residual_with_cls_embed=False, num_classes=5)
 
 
 def vgg() -> nn.Module:
     """Convolutions one after the other, with batch norm."""
-    from torchvision.models.vgg import VGG, make_layers
-
-    return VGG(make_layers([8, "M", 16, 16, "M"], batch_norm=True), num_classes=5, init_weights=False)
+    library = import_module("torchvision.models.vgg")
+    return library.VGG(library.make_layers([8, "M", 16, 16, "M"], batch_norm=True), num_classes=5, init_weights=False)
 
 
 def optical_flow() -> Subject:
@@ -178,7 +173,9 @@ ROWS: dict[str, Build] = {
     "Wide ResNet": named("wide_resnet50_2", 32),
     "ShuffleNetV2": named("shufflenet_v2_x0_5"),
     "SqueezeNet": named("squeezenet1_1"),
-    "Swin": lambda: classes(models().SwinTransformer([4, 4], 24, [1, 1, 1], [1, 2, 4], [4, 4], num_classes=5), images(64)),
+    "Swin": lambda: classes(
+        models().SwinTransformer([4, 4], 24, [1, 1, 1], [1, 2, 4], [4, 4], num_classes=5), images(64)
+    ),
     "Swin V2": lambda: classes(swin_v2(), images(64)),
     "VGG, batch norm": lambda: classes(vgg(), images(32)),
     "ViT": lambda: classes(models().VisionTransformer(32, 8, 2, 4, 48, 96, 0.1, 0.1, num_classes=5), images(32)),

@@ -11,11 +11,35 @@ from rows import BATCH, Build, Subject, given, images, words
 
 # sizes by the names that configurations give them
 WIDTHS = ("hidden_size", "d_model", "n_embd", "embed_dim", "embedding_size", "dim", "d_embed", "word_embed_proj_dim")
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+)
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
-INNER = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "d_inner")
+INNER = (
+    "intermediate_size",
+    "ffn_dim",
+    "d_ff",
+    "n_inner",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "hidden_dim",
+    "d_inner",
+)
 LENGTHS = ("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions")
-EXPERTS = {"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
 EXPERTS |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 STATES = {"state_size": 8, "mamba_n_heads": 4, "mamba_d_state": 8, "rotary_dim": 8, "attention_window": 8}
@@ -29,7 +53,11 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(HEADS, 4),
     **dict.fromkeys(INNER, 48),
     **dict.fromkeys(LENGTHS, 64),
-    **{"num_key_value_heads": 2, "d_kv": 8, "projection_dim": 16, "vocab_size": 64, "num_labels": 5},
+    "num_key_value_heads": 2,
+    "d_kv": 8,
+    "projection_dim": 16,
+    "vocab_size": 64,
+    "num_labels": 5,
     **EXPERTS,
     **LATENT,
     **STATES,
@@ -95,7 +123,9 @@ def sound(name: str, *shape: int, **options: Any) -> Build:
 
     def build() -> Subject:
         made = model(name, options)
-        return given(made, **taken(made, {made.main_input_name: torch.randn(BATCH, *shape), "decoder_input_ids": words()}))
+        return given(
+            made, **taken(made, {made.main_input_name: torch.randn(BATCH, *shape), "decoder_input_ids": words()})
+        )
 
     return build
 
@@ -299,14 +329,20 @@ SEEING = each(
     "YolosForObjectDetection",
 )
 LISTENING = {
-    **each(lambda name: sound(name, 400), "HubertForCTC", "SEWForCTC", "UniSpeechForCTC", "Wav2Vec2ForCTC", "WavLMForCTC"),
+    **each(
+        lambda name: sound(name, 400), "HubertForCTC", "SEWForCTC", "UniSpeechForCTC", "Wav2Vec2ForCTC", "WavLMForCTC"
+    ),
     "Data2VecAudioForCTC": sound("Data2VecAudioForCTC", 400),
     "WhisperForConditionalGeneration": sound("WhisperForConditionalGeneration", 16, 128),
-    "Speech2TextForConditionalGeneration": sound("Speech2TextForConditionalGeneration", 40, 80, input_feat_per_channel=80),
+    "Speech2TextForConditionalGeneration": sound(
+        "Speech2TextForConditionalGeneration", 40, 80, input_feat_per_channel=80
+    ),
     "Wav2Vec2BertModel": sound("Wav2Vec2BertModel", 20, 160),
     "MoonshineForConditionalGeneration": sound("MoonshineForConditionalGeneration", 4000),
     "ASTForAudioClassification": sound("ASTForAudioClassification", 64, 16, max_length=64, patch_size=8),
-    "EncodecModel": sound("EncodecModel", 1, 400, num_filters=4, hidden_size=16, num_lstm_layers=1, upsampling_ratios=[4, 2]),
+    "EncodecModel": sound(
+        "EncodecModel", 1, 400, num_filters=4, hidden_size=16, num_lstm_layers=1, upsampling_ratios=[4, 2]
+    ),
 }
 SEVERAL = each(
     both,
@@ -322,7 +358,11 @@ SEVERAL = each(
     "XCLIPModel",
 )
 SERIES = {
-    "PatchTSTForPrediction": series("PatchTSTForPrediction", num_input_channels=2, context_length=32, prediction_length=8),
-    "PatchTSMixerForPrediction": series("PatchTSMixerForPrediction", num_input_channels=2, context_length=32, prediction_length=8),
+    "PatchTSTForPrediction": series(
+        "PatchTSTForPrediction", num_input_channels=2, context_length=32, prediction_length=8
+    ),
+    "PatchTSMixerForPrediction": series(
+        "PatchTSMixerForPrediction", num_input_channels=2, context_length=32, prediction_length=8
+    ),
 }
 ROWS: dict[str, Build] = {**ENCODERS, **DECODERS, **TRANSLATORS, **SEEING, **LISTENING, **SEVERAL, **SERIES}

@@ -15,7 +15,7 @@ class ResidualBlock(nn.Module):
         self.first, self.second = nn.Conv2d(channels, channels, 3, 1, 1), nn.Conv2d(channels, channels, 3, 1, 1)
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.norm2(self.second(F.relu(self.norm1(self.first(x))))))
 
 
@@ -28,7 +28,7 @@ class UNet(nn.Module):
         self.up, self.out = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(16, 3, 1)
         self.drop = nn.Dropout2d(0.1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         skip = F.silu(self.down(x))
         return self.out(torch.cat([skip, self.up(self.drop(F.silu(self.middle(F.max_pool2d(skip, 2)))))], 1))
 
@@ -41,7 +41,7 @@ class WaveNet(nn.Module):
         self.gates = nn.ModuleList(nn.Conv1d(4, 8, 2, dilation=2**i) for i in range(3))
         self.mixes = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         total = torch.zeros_like(x)
         for i, (gate, mix) in enumerate(zip(self.gates, self.mixes, strict=True)):
             a, b = gate(F.pad(x, (2**i, 0))).chunk(2, 1)
@@ -57,9 +57,9 @@ class Unpooling(nn.Module):
         super().__init__()
         self.down, self.up = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         pooled, where = F.max_pool2d(self.down(x), 2, return_indices=True)
-        return self.up(F.max_unpool2d(pooled, where, 2))
+        return self.up(F.max_unpool2d(pooled, where, [2, 2]))
 
 
 class SpatialTransformer(nn.Module):
@@ -69,7 +69,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.where, self.out = nn.Linear(3 * 8 * 8, 6), nn.Conv2d(3, 3, 3)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.where(x.flatten(1)).view(-1, 2, 3), list(x.shape), align_corners=False)
         return self.out(F.grid_sample(x, grid, align_corners=False))
 
@@ -81,7 +81,7 @@ class PackedLSTM(nn.Module):
         super().__init__()
         self.rnn = nn.LSTM(4, 6, bidirectional=True, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         lengths = torch.arange(len(x)) + x.shape[1] - len(x) + 1
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
@@ -96,7 +96,7 @@ class Translator(nn.Module):
         self.encoder, self.decoder = nn.LSTM(8, 8, batch_first=True), nn.LSTMCell(16, 8)
         self.output = nn.Linear(16, 60)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         states, (h, c) = self.encoder(self.embedding(x))
         h, c, out = h[0], c[0], []
         for t in range(y.shape[1]):
@@ -114,7 +114,7 @@ class VariationalAutoencoder(nn.Module):
         super().__init__()
         self.encoder, self.decoder = nn.Linear(12, 8), nn.Linear(4, 12)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, spread = self.encoder(x).chunk(2, 1)
         code = torch.distributions.Normal(mean, spread.exp())
         apart = torch.distributions.kl_divergence(code, torch.distributions.Normal(0.0, 1.0))
@@ -128,7 +128,7 @@ class VectorQuantised(nn.Module):
         super().__init__()
         self.encoder, self.book, self.decoder = nn.Linear(12, 4), nn.Embedding(16, 4), nn.Linear(4, 12)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = self.encoder(x)
         code = self.book(torch.cdist(z, self.book.weight).argmin(1))
         return self.decoder(z + (code - z).detach()) - x, code - z.detach(), z - code.detach()
@@ -141,7 +141,7 @@ class Gumbel(nn.Module):
         super().__init__()
         self.encoder, self.decoder = nn.Linear(12, 6), nn.Linear(6, 12)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.decoder(F.gumbel_softmax(self.encoder(x), tau=0.5, hard=True)) - x
 
 
@@ -152,7 +152,7 @@ class ExpertMixture(nn.Module):
         super().__init__()
         self.router, self.experts = nn.Linear(8, 4), nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, 1)
         weights, chosen = self.router(tokens).softmax(-1).topk(2, -1)
         out = torch.zeros_like(tokens)
@@ -169,7 +169,7 @@ class RealNVP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(3))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         volume = torch.zeros(len(x))
         for layer in self.layers:
             kept, moved = x.chunk(2, 1)
@@ -185,7 +185,7 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.field = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         for _ in range(8):
             x = x + 0.1 * self.field(x + 0.05 * self.field(x))
         return x
@@ -198,7 +198,7 @@ class FourierOperator(nn.Module):
         super().__init__()
         self.weight, self.beside = nn.Parameter(torch.randn(4, 4, 5, 2) / 4), nn.Conv1d(4, 4, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         low = torch.fft.rfft(x)[..., :5]
         mixed = torch.einsum("bif,iof->bof", low, torch.view_as_complex(self.weight))
         return F.gelu(torch.fft.irfft(mixed, n=x.shape[-1]) + self.beside(x))
@@ -212,7 +212,7 @@ class StateSpace(nn.Module):
         self.decay, self.turn = nn.Parameter(torch.rand(4, 8)), nn.Parameter(torch.rand(4, 8))
         self.out = nn.Parameter(torch.randn(4, 8))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         time = torch.arange(x.shape[1])
         poles = torch.complex(-self.decay.exp(), self.turn)
         kernel = (self.out[..., None] * (poles[..., None] * time).exp()).sum(1).real
@@ -227,7 +227,7 @@ class DeepSets(nn.Module):
         super().__init__()
         self.each, self.all = nn.Linear(4, 8), nn.Linear(16, 3)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.each(x))
         return self.all(torch.cat([h.amax(1), h.mean(1)], 1))
 
@@ -239,7 +239,7 @@ class Siren(nn.Module):
         super().__init__()
         self.first, self.second, self.out = nn.Linear(2, 16), nn.Linear(16, 16), nn.Linear(16, 3)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.sin(self.second(torch.sin(30 * self.first(x)))))
 
 
@@ -250,6 +250,6 @@ class HyperNetwork(nn.Module):
         super().__init__()
         self.maker, self.out = nn.Linear(6, 6 * 4), nn.Linear(4, 2)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         weights = self.maker(x).view(-1, 4, 6)
         return self.out(torch.tanh(torch.bmm(weights, x.unsqueeze(2)).squeeze(2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from importlib import import_module
 
+import catalogue  # noqa: F401
 import certify  # noqa: F401
 
 for name in ("torchvision", "timm", "transformers.modeling_utils", "torch_geometric.nn", "diffusers"):

@@ -14,7 +14,7 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its loss, and the tensors whose first dimension enumerates the examples (none: there are no examples)."""
+    """A model, its loss, and the tensors whose first dimension enumerates the examples, if there are examples."""
 
     model: nn.Module
     loss: Callable[[], Tensor]

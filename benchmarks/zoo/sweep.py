@@ -18,7 +18,8 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,9 @@ SURROUNDINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VER
 
 
 def versions() -> dict[str, str]:
-    """Give the versions that the rows rest on; a library that is not installed has none."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
+    """Give the versions that the rows rest on, of what is installed."""
+    installed = {d.metadata["Name"].replace("-", "_"): d.version for d in distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def check_torch() -> None:
@@ -65,7 +61,7 @@ def run(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
     out = folder / f"{name.replace('/', '--').replace(' ', '_')}.json"
     out.unlink(missing_ok=True)
-    process = CONTEXT.Process(target=child, args=(name, out, given.memory << 30, given.double))
+    process = CONTEXT.Process(target=child, args=(name, given.catalogue, out, given.memory << 30, given.double))
     process.start()
     process.join(given.timeout)
     late = process.is_alive()
@@ -135,6 +131,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes at a time (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for a row (default: %(default)s)")
     parser.add_argument("--memory", type=int, default=8, help="GiB for a row (default: %(default)s)")
+    parser.add_argument("--catalogue", default="catalogue", help="a module with ROWS (default: %(default)s)")
     parser.add_argument("--double", action="store_true", help="in float64; needs an --out of its own")
     parser.add_argument("--again", action="store_true", help="forget earlier results")
     parser.add_argument("--out", type=Path, default=BUILD, help="where results are kept (default: build/zoo)")
@@ -144,19 +141,19 @@ def main() -> None:
     os.environ.update(SURROUNDINGS)
     # what children are forked from does not look beside this file otherwise
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    CONTEXT.set_forkserver_preload(["preload"])
-    from catalogue import ROWS
+    CONTEXT.set_forkserver_preload(["preload" if given.catalogue == "catalogue" else "certify"])
     from table import counted, markdown
 
+    rows_of = import_module(given.catalogue).ROWS
     given.out.mkdir(parents=True, exist_ok=True)
     results = load(given.out / "results.json")
-    names = [name for name in ROWS if fnmatchcase(name, given.only)]
+    names = [name for name in rows_of if fnmatchcase(name, given.only)]
     if given.again:
         results["rows"] = {name: row for name, row in results["rows"].items() if name not in names}
     sweep(names, results, given)
-    rows = {name: results["rows"][name] for name in ROWS if name in results["rows"]}
+    rows = {name: results["rows"][name] for name in rows_of if name in results["rows"]}
     print(counted({name: rows[name] for name in names}))
-    if len(rows) == len(ROWS) and not given.double:
+    if len(rows) == len(rows_of) and not given.double:
         given.table.write_text(markdown(rows, results["of"]), encoding="utf-8")
         print(f"wrote {given.table}")
     failed = Counter(rows[name]["status"] for name in names)
