@@ -179,7 +179,6 @@ ENCODERS = each(
     "MPNetForMaskedLM",
     "MraForMaskedLM",
     "NystromformerForMaskedLM",
-    "PerceiverForMaskedLM",
     "RemBertForMaskedLM",
     "RobertaForMaskedLM",
     "RoFormerForMaskedLM",
