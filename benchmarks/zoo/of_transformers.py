@@ -43,7 +43,7 @@ EXPERTS = {
 EXPERTS |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 STATES = {"state_size": 8, "mamba_n_heads": 4, "mamba_d_state": 8, "rotary_dim": 8, "attention_window": 8}
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "use_cache": False}
 PICTURES = {"image_size": 32, "patch_size": 8}
 SOUND = {"num_mel_bins": 16, "conv_dim": (16, 16), "conv_stride": (2, 2), "conv_kernel": (3, 3)}
 SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
@@ -67,12 +67,21 @@ SMALL: dict[str, Any] = {
 }
 
 
+def listed(default: Any, name: str) -> bool:
+    """Tell whether a configuration has several sizes under one name."""
+    return isinstance(getattr(default, name), tuple | list)
+
+
 def small(kind: type, **options: Any) -> Any:
     """Make a configuration with every size that it has made small, those of its parts too."""
     default = kind()
     other_names = getattr(kind, "attribute_map", {})
-    sizes = {name: size for name, size in SMALL.items() if hasattr(default, name) and name not in other_names}
-    if getattr(default, "head_dim", None):
+    sizes = {
+        name: size
+        for name, size in SMALL.items()
+        if name not in other_names and hasattr(default, name) and isinstance(size, tuple) == listed(default, name)
+    }
+    if getattr(default, "head_dim", None) and not isinstance(getattr(kind, "head_dim", None), property):
         sizes["head_dim"] = 8
     for name in getattr(kind, "sub_configs", None) or {}:
         part = getattr(default, name, None)
@@ -186,11 +195,10 @@ ENCODERS = each(
     "SqueezeBertForMaskedLM",
     "TapasForMaskedLM",
     "XLMRobertaForMaskedLM",
-    "XmodForMaskedLM",
     "YosoForMaskedLM",
     "CanineModel",
-    "FunnelModel",
     "LayoutLMForMaskedLM",
+    XmodForMaskedLM={"default_language": "en_XX"},
 )
 DECODERS = each(
     text,
@@ -206,11 +214,7 @@ DECODERS = each(
     "Cohere2ForCausalLM",
     "CTRLLMHeadModel",
     "CwmForCausalLM",
-    "DbrxForCausalLM",
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
     "DiffLlamaForCausalLM",
-    "Dots1ForCausalLM",
     "Ernie4_5ForCausalLM",
     "Exaone4ForCausalLM",
     "FalconForCausalLM",
@@ -224,7 +228,6 @@ DECODERS = each(
     "Glm4MoeForCausalLM",
     "GPT2LMHeadModel",
     "GPTBigCodeForCausalLM",
-    "GPTNeoForCausalLM",
     "GPTNeoXForCausalLM",
     "GPTJForCausalLM",
     "GptOssForCausalLM",
@@ -265,8 +268,10 @@ DECODERS = each(
     "Starcoder2ForCausalLM",
     "XGLMForCausalLM",
     "xLSTMForCausalLM",
-    "XLNetLMHeadModel",
-    "Zamba2ForCausalLM",
+    DeepseekV2ForCausalLM={"num_key_value_heads": 4},
+    DeepseekV3ForCausalLM={"num_key_value_heads": 4},
+    Dots1ForCausalLM={"n_shared_experts": 1},
+    GPTNeoForCausalLM={"attention_types": [[["global", "local"], 1]]},
 )
 TRANSLATORS = each(
     text,
@@ -275,7 +280,6 @@ TRANSLATORS = each(
     "BlenderbotForConditionalGeneration",
     "FSMTForConditionalGeneration",
     "LEDForConditionalGeneration",
-    "LongT5ForConditionalGeneration",
     "M2M100ForConditionalGeneration",
     "MarianMTModel",
     "MBartForConditionalGeneration",
@@ -284,11 +288,11 @@ TRANSLATORS = each(
     "NllbMoeForConditionalGeneration",
     "PegasusForConditionalGeneration",
     "PLBartForConditionalGeneration",
-    "ProphetNetForConditionalGeneration",
-    "SwitchTransformersForConditionalGeneration",
-    "T5ForConditionalGeneration",
     "T5GemmaForConditionalGeneration",
     "UMT5ForConditionalGeneration",
+    LongT5ForConditionalGeneration={"decoder_start_token_id": 0},
+    SwitchTransformersForConditionalGeneration={"decoder_start_token_id": 0},
+    T5ForConditionalGeneration={"decoder_start_token_id": 0},
 )
 SEEING = each(
     pictures,
@@ -297,11 +301,8 @@ SEEING = each(
     "ConvNextForImageClassification",
     "CvtForImageClassification",
     "DeiTForImageClassification",
-    "DepthAnythingForDepthEstimation",
     "Dinov2ForImageClassification",
     "Dinov2WithRegistersForImageClassification",
-    "DPTForDepthEstimation",
-    "EfficientNetForImageClassification",
     "FocalNetForImageClassification",
     "GLPNForDepthEstimation",
     "HieraModel",
