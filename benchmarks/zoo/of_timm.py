@@ -30,7 +30,7 @@ VIT: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 ROWS: dict[str, Build] = {
     "BEiT": named("beit_base_patch16_224", fixed=True, **VIT),
-    "HaloNet": named("halonet_h1", 128),
+    "HaloNet": named("halonet26t", 256),
     "BoTNet": named("botnet26t_256", fixed=True),
     "LambdaNet": named("lambda_resnet26t", 128),
     "MobileOne": named("mobileone_s1"),
@@ -138,7 +138,6 @@ ROWS: dict[str, Build] = {
     "TResNet": named("tresnet_m", layers=(1, 1, 1, 1)),
     "Twins-PCPVT": named("twins_pcpvt_small", depths=(1, 1, 1, 1)),
     "Twins-SVT": named("twins_svt_small", 224, depths=(1, 1, 2, 1), embed_dims=(16, 32, 64, 128)),
-    "VGG": named("vgg11", num_features=64),
     "Visformer": named("visformer_tiny", fixed=True, depth=(1, 1, 1)),
     "ViT": named("vit_tiny_patch16_224", fixed=True, depth=2),
     "ViT, registers": named("vit_pwee_patch16_reg1_gap_256", fixed=True, depth=2),
@@ -146,9 +145,6 @@ ROWS: dict[str, Build] = {
     "ViT, relative positions": named("test_vit_relpos", fixed=True),
     "ViTamin": named("vitamin_small_224", fixed=True, depth=2),
     "SAM's ViT": named("samvit_base_patch16_224", fixed=True, **VIT),
-    "VOLO": named(
-        "volo_d1_224", 64, fixed=True, layers=(1, 1, 1, 1), embed_dims=(24, 48, 48, 48), num_heads=(2, 2, 2, 2)
-    ),
     "VoVNet": named("ese_vovnet19b_slim_dw"),
     "Xception": named("xception41p"),
     "XCiT": named("xcit_nano_12_p8_224", 64, fixed=True, depth=2),

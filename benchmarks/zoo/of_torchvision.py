@@ -149,7 +149,10 @@ def mvit() -> nn.Module:
     pool = {"kernel_q": [3, 3, 3], "kernel_kv": [3, 3, 3], "stride_kv": [1, 2, 2]}
     first = library.MSBlockConfig(1, 24, 48, stride_q=[1, 1, 1], **pool)
     second = library.MSBlockConfig(2, 48, 48, stride_q=[1, 2, 2], **pool)
-    return library.MViT((32, 32), 4, [first, second], residual_pool=True, residual_with_cls_embed=False, num_classes=5)
+    kinds = {"rel_pos_embed": True, "proj_after_attn": True}
+    return library.MViT(
+        (32, 32), 4, [first, second], residual_pool=True, residual_with_cls_embed=False, **kinds, num_classes=5
+    )
 
 
 def optical_flow() -> Subject:
@@ -204,7 +207,6 @@ ROWS: dict[str, Build] = {
     "R3D": video("r3d_18", 4, 32),
     "MC3": video("mc3_18", 4, 32),
     "R(2+1)D": video("r2plus1d_18", 4, 32),
-    "S3D": video("s3d", 16, 64),
     "MViT": lambda: classes(mvit(), torch.randn(BATCH, 3, 4, 32, 32)),
     "Swin3D": lambda: classes(swin_3d(), torch.randn(BATCH, 3, 4, 32, 32)),
     "RAFT": optical_flow,

@@ -81,8 +81,9 @@ def small(kind: type, **options: Any) -> Any:
         for name, size in SMALL.items()
         if name not in other_names and hasattr(default, name) and isinstance(size, tuple) == listed(default, name)
     }
-    if getattr(default, "head_dim", None) and not isinstance(getattr(kind, "head_dim", None), property):
+    if getattr(default, "head_dim", None):
         sizes["head_dim"] = 8
+    sizes = {name: size for name, size in sizes.items() if not isinstance(getattr(kind, name, None), property)}
     for name in getattr(kind, "sub_configs", None) or {}:
         part = getattr(default, name, None)
         if part is not None:
@@ -241,7 +242,6 @@ DECODERS = each(
     "LlamaForCausalLM",
     "Llama4ForCausalLM",
     "MambaForCausalLM",
-    "Mamba2ForCausalLM",
     "MiniMaxForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
@@ -268,6 +268,7 @@ DECODERS = each(
     "Starcoder2ForCausalLM",
     "XGLMForCausalLM",
     "xLSTMForCausalLM",
+    Mamba2ForCausalLM={"num_heads": 8, "head_dim": 8, "n_groups": 1},
     DeepseekV2ForCausalLM={"num_key_value_heads": 4},
     DeepseekV3ForCausalLM={"num_key_value_heads": 4},
     Dots1ForCausalLM={"n_shared_experts": 1},
@@ -298,16 +299,13 @@ SEEING = each(
     pictures,
     "BeitForImageClassification",
     "CLIPForImageClassification",
-    "ConvNextForImageClassification",
     "CvtForImageClassification",
     "DeiTForImageClassification",
     "Dinov2ForImageClassification",
     "Dinov2WithRegistersForImageClassification",
     "FocalNetForImageClassification",
     "GLPNForDepthEstimation",
-    "HieraModel",
     "IJepaForImageClassification",
-    "LevitForImageClassification",
     "MobileNetV1ForImageClassification",
     "MobileViTForImageClassification",
     "PoolFormerForImageClassification",
@@ -327,6 +325,7 @@ SEEING = each(
     "ViTMSNForImageClassification",
     "VitDetModel",
     "YolosForObjectDetection",
+    ConvNextForImageClassification={"depths": (1, 1, 1, 1), "hidden_sizes": (8, 16, 24, 32), "patch_size": 2},
 )
 LISTENING = {
     **each(
