@@ -122,7 +122,7 @@ ROWS: dict[str, Build] = {
         "UNet2DConditionModel", 4, 8, 8, words=12, **unet(**CROSS, cross_attention_dim=12, attention_head_dim=2)
     ),
     "U-Net in time": denoiser(
-        "UNet1DModel", 2, 32, sample_size=32, block_out_channels=(32, 32, 64), norm_num_groups=4, extra_in_channels=16
+        "UNet1DModel", 2, 32, sample_size=32, block_out_channels=(32, 32, 64), norm_num_groups=4, extra_in_channels=64
     ),
     "U-Net of videos": denoiser(
         "UNet3DConditionModel",

@@ -28,6 +28,7 @@ TABLE = ROOT / "docs" / "architectures.md"
 BUILD = ROOT / "build" / "zoo"
 PACKAGES = ("torch", "transformers", "timm", "torchvision", "torch_geometric", "diffusers")
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+SURROUNDINGS["TORCH_COMPILE_DISABLE"] = "1"  # torchvision compiles its Python where it has no C++, for minutes
 
 
 def versions() -> dict[str, str]:
