@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-full test-matrix test-reference sanitize lint web web-check clean
+.PHONY: demo test test-full test-matrix test-reference sanitize lint zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -46,6 +46,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Published architectures with random weights, each certified in a process of its own: docs/architectures.md. Not in CI.
+# What is done is not done again while the code is the same; ZOO_ARGS="--only 'timm/*'" tries some. The libraries have a
+# venv of their own, so that no test sees them. The sweep stops if an install has brought another torch.
+ZOO := .venv-zoo
+ZOO_PIP := $(ZOO)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt
+zoo: $(ZOO)/.installed
+	$(ZOO)/bin/python benchmarks/zoo/sweep.py $(ZOO_ARGS)
+
+$(ZOO)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*/*)
+	$(PYTHON) -m venv --clear $(ZOO)
+	$(ZOO_PIP) scikit-build-core nanobind cmake ninja
+	$(ZOO_PIP) --no-build-isolation -C build-dir=build/zoo/native -e '.[zoo]'
+	touch $@
+
 # The report's script and style, built into the package, so that installing it needs no Node.
 web: web/node_modules/.package-lock.json
 	cd web && npm run --silent build
@@ -67,7 +81,7 @@ browser:
 	  echo "Chromium is missing (apt-get install chromium): the report's browser tests cannot run"
 
 clean:
-	rm -rf $(VENV) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ZOO) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis
 
 # The package is built again when its C++ changes, without setting up everything else again.
 $(INSTALLED): $(DEPENDENCIES) CMakeLists.txt $(wildcard cpp/*/*)
