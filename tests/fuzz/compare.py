@@ -190,15 +190,19 @@ def per_example(program: Program, batch: Asked, trace: Trace, oracle: Oracle, ro
     for b, gone in enumerate(others):
         best = oracle.graph.best(root, gone)
         for name, vertices in oracle.leaves.items():
-            have = _of_example(log2.get(batch.tape.find(batch.space[name]).id), b, oracle.env[name].labels())
+            labels = oracle.env[name].labels()
+            # a number of a row of which nothing depends on the row's example is where its loss is
+            meant = torch.tensor([bool(best.get(v)) for v in vertices]).reshape(labels.shape)
+            own = (labels == b) | ((labels < 0) & meant)
+            have = _of_example(log2.get(batch.tape.find(batch.space[name]).id), b, own)
             near(have, vertices, best, flow, f"example {b} of {name}, best")
 
 
-def _of_example(log2: Tensor | None, b: int, labels: Tensor) -> Tensor:
+def _of_example(log2: Tensor | None, b: int, own: Tensor) -> Tensor:
     """Give one example's weights for a leaf; a leaf of which every row is an example's own has them side by side."""
     if log2 is None:
-        return torch.zeros(labels.numel(), dtype=torch.float64)
-    return log2[b].exp2() if len(log2) > 1 else log2[0].exp2().reshape(labels.shape) * (labels == b)
+        return torch.zeros(own.numel(), dtype=torch.float64)
+    return log2[b].exp2() if len(log2) > 1 else log2[0].exp2().reshape(own.shape) * own
 
 
 def reaches(oracle: Oracle, name: str, root: int) -> bool:

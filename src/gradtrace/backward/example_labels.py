@@ -26,7 +26,7 @@ from ..jacobians.structure import Structure, diagonal
 from ..recording.constants import LINK
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import entangles, probed
-from .label_pushes import FREE, MIXED, NOTHING, Label, compress, push
+from .label_pushes import FREE, MIXED, Label, compress, push
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
 
@@ -105,6 +105,8 @@ def needed(record: Record, loss: Value) -> tuple[list[Call], set[int]]:
 
 def _when(call: Call) -> int:
     """Order calls by the numbers of their results, which count up; those without one are nobody's."""
+    if call.name == LINK:
+        return call.args[0]
     return min((v.id for v in call.outputs if v is not None), default=-1)
 
 
@@ -179,13 +181,13 @@ def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) 
     parts, sources = _parts(call, y, edges or (), labels)
     if edges is None:
         parts = [(probed(call, y, given, labels.count), False)]
-    if labels.of.get(y.id) is not None:  # a custom function's result, which is linked to a constant too
-        parts.append((labels.of[y.id], False))
+    if call.name == LINK:  # what is followed there says more
+        parts = _beneath(labels.of.get(y.id), parts)
     parts = [(label, connected) for label, connected in parts if label is MIXED or _says_something(label)]
     if not parts:
         return
     label, connected = combine(parts)
-    if isinstance(label, Tensor) and bool((label == NOTHING).any()):
+    if isinstance(label, Tensor) and bool((label < 0).any()):
         label = settled(_with_free(call, y, edges or (), label, labels), labels.count)
     labels.of[y.id] = label
     if label is MIXED:
@@ -196,6 +198,18 @@ def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) 
     if connected or entangled:
         labels.connect(call, sources)
         labels.named.add(labels.origin.get(y.id, y.id))
+
+
+def _beneath(known: Label, parts: list[Part]) -> list[Part]:
+    """Let a constant speak where what was written over it, or made of it, says nothing."""
+    if known is not None and not isinstance(known, Tensor):
+        return [(known, False), *parts]
+    over = torch.tensor(FREE, dtype=torch.int32) if known is None else known
+    joined = [
+        (torch.where(over >= 0, over, torch.maximum(over, label)) if isinstance(label, Tensor) else label, flag)
+        for label, flag in parts
+    ]
+    return joined if joined or known is None else [(known, False)]
 
 
 def _says_something(label: Label) -> bool:

@@ -17,7 +17,7 @@ from .record import Call, Input, Record, Value
 from .scopes import source_line
 from .storage import Cell, Identities, alias, cell_of, layout_of, read, version_of
 
-LINK = "gradtrace.link"
+LINK, OVERLAY = "gradtrace.link", "gradtrace.overlay"
 
 
 class Constants:
@@ -69,8 +69,12 @@ class Constants:
 
     def lookup(self, tensor: Tensor) -> Value | None:
         """Find what a tensor says about examples: as a value that autograd follows, or as a constant."""
-        followed = self.values.peek(tensor) if tensor.requires_grad else None
-        return followed or self.constant(tensor)
+        if not tensor.requires_grad:
+            return self.constant(tensor)
+        found = self.values.peek(tensor) or self.constant(tensor)
+        if found is None and not tensor.is_leaf and (cell := self.values.written(tensor)) is not None:
+            found = read(self.record, self.record.constants, cell, tensor, layout_of(tensor))
+        return found
 
     def constant(self, tensor: Tensor) -> Value | None:
         """Find the constant that a tensor stands for at this moment."""
@@ -86,14 +90,25 @@ class Constants:
         return None
 
     def link(self, tensor: Tensor, value: Value) -> None:
-        """Note that a value that autograd follows from here on holds a constant: a computed leaf's, a function's."""
-        constant = self.constant(tensor)
+        """Note that a value that autograd follows from here on holds a constant: a leaf, a result, a whole storage."""
+        whole = value.call is not None and value.call.name == OVERLAY
+        constant = self._storage(tensor) if whole else self.constant(tensor)
         if constant is None or constant is value:
             return
         given = Input(constant, constant.shape, (), 0, constant.dtype, tensor.device, None)
-        call = Call(len(self.record.constants), alias, LINK, LINK, (given,), (), {}, (), source_line())
+        self.record.count += 1  # which says when
+        when = (self.record.count - 1,)
+        call = Call(len(self.record.constants), alias, LINK, LINK, (given,), when, {}, (), source_line())
         call.outputs = (value,)
         self.record.constants.append(call)
+
+    def _storage(self, tensor: Tensor) -> Value | None:
+        """Find what was in the whole of a tensor's storage."""
+        cell = cell_of(self._cells, tensor)
+        if not cell.writes:
+            return None
+        read(self.record, self.record.constants, cell, tensor, layout_of(tensor))
+        return cell.writes[0][1]
 
     def close(self) -> None:
         """Forget the tensors: the recording is over."""

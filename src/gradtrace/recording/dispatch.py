@@ -151,6 +151,7 @@ class Capture(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.record = record
+        refuse_wrappers(examples, "one of the examples")
         self._saving = Saving()
         self.values = Values(record, self._saving)
         self.constants = Constants(record, self.values, examples) if examples else None
@@ -160,8 +161,9 @@ class Capture(TorchDispatchMode):
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
         for name, tensor in (*parameters, *names.items()):
+            if tensor.requires_grad and not nn.parameter.is_lazy(tensor):
+                refuse_wrappers((tensor,), f"the parameter {name!r}")
             self.values.name(name, tensor)
-            refuse_wrappers((tensor,), f"the parameter {name!r}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -218,6 +220,9 @@ class Capture(TorchDispatchMode):
                     self.values.seen(tensor)
             else:
                 self._look_up(event)
+        elif not torch.is_grad_enabled():
+            for tensor in filter(_requires_grad, tensors):
+                self.values.meet(tensor)
         if self.constants is not None:
             self._mark(event, self.constants)
         return event
@@ -325,8 +330,8 @@ class Capture(TorchDispatchMode):
     ) -> None:
         """Write a call to the record's constants, with a value for each result that autograd does not follow."""
         if not event.marks:
-            for tensor in filter(_is_plain, event.written):  # with what says nothing about examples
-                constants.wipe(tensor)
+            for tensor in filter(_is_plain, () if event.followed else event.written):
+                constants.wipe(tensor)  # with what says nothing about examples
             return
         followed = {n for n, y in enumerate(call.outputs) if y is not None} if call is not None else ()
         values = [

@@ -9,6 +9,7 @@ the number of its result. What autograd does not follow has no value here: the t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -35,7 +36,8 @@ class Values:
         self.record, self._saving = record, saving
         self.leaves: dict[int, tuple[Tensor, Value]] = {}
         self.open = True  # whether new leaves and functions may appear
-        # is told of leaves and of custom functions' results, which may hold constants: `x.clone().requires_grad_()`
+        # is told of values that may hold constants: leaves (`x.clone().requires_grad_()`), custom functions' results,
+        # and whole storages, of which parts were written to
         self.told: Callable[[Tensor, Value], None] = nobody
         self._storages: dict[int, Value] = {}  # of leaves
         self._known = Identities()
@@ -128,6 +130,11 @@ class Values:
             return _result(self._customs[node], tensor.output_nr) if node in self._customs else None
         return _told_apart(tensor, self._cell(tensor).views.get(layout_of(tensor), ()))
 
+    def written(self, tensor: Tensor) -> Cell | None:
+        """Give a copy of a storage's cell, if what was written there may be in a tensor."""
+        cell = self._cell(tensor)
+        return Cell(cell.ref, list(cell.writes)) if cell.touches(layout_of(tensor)) else None
+
     def seen(self, tensor: Tensor) -> Value | None:
         """Find the value of a tensor that is being detached; None if there is none."""
         if tensor.requires_grad and tensor.is_leaf:  # perhaps no leaf at all: views made under no_grad say so too
@@ -211,7 +218,18 @@ class Values:
 
     def _alias(self, tensor: Tensor, cell: Cell, at: Layout) -> Value:
         """Read a storage through an alias that was made before the last write to it."""
-        return read(self.record, self.record.calls, cell, tensor, at)
+        return read(self.record, self.record.calls, cell, tensor, at, self.told)
+
+    def meet(self, tensor: Tensor) -> None:
+        """Meet a tensor inside a custom function, perhaps: after a write, autograd knows a view by another node."""
+        if tensor.is_leaf or not version_of(tensor):
+            return
+        node = tensor.grad_fn
+        if node is None or isinstance(node, CustomNode):
+            return
+        with suppress(NotOnTape):
+            found = self._known.find(tensor) or self._find(tensor, layout_of(tensor))
+            self._nodes[node._sequence_nr(), tensor.output_nr] = found
 
     def rewritten(self, tensor: Tensor) -> None:
         """Note that numbers change of which autograd takes no notice: what is there cannot be computed again."""

@@ -170,7 +170,14 @@ def cell_of(cells: dict[int, Cell], tensor: Tensor) -> Cell:
     return cell
 
 
-def read(record: Record, calls: list[Call], cell: Cell, tensor: Tensor, at: Layout) -> Value:
+def read(
+    record: Record,
+    calls: list[Call],
+    cell: Cell,
+    tensor: Tensor,
+    at: Layout,
+    told: Callable[[Tensor, Value], None] | None = None,
+) -> Value:
     """Read a storage through an alias that was made before the last write to it, by calls that no program made.
 
     Args:
@@ -178,6 +185,7 @@ def read(record: Record, calls: list[Call], cell: Cell, tensor: Tensor, at: Layo
         calls: where the calls are added: overlay, which lays all writes over each other, and alias.
         cell: the storage.
         tensor: the alias; `at`: its layout.
+        told: is told of the value of the whole storage, where that is new.
     """
     numel = tensor.untyped_storage().nbytes() // tensor.element_size() * (2 if tensor.is_complex() else 1)
     flat = Layout((numel,), (1,), 0)
@@ -187,6 +195,8 @@ def read(record: Record, calls: list[Call], cell: Cell, tensor: Tensor, at: Layo
         args = slots, layouts, numel
         whole = _pseudo(record, calls, overlay, args, [v for _, v in cell.writes], (numel,), tensor)
         cell.writes = [(flat, whole)]
+        if told is not None:
+            told(tensor, whole)
     value = _pseudo(record, calls, alias, (Slot(0), at), [cell.writes[0][1]], at.size, tensor)
     cell.views.setdefault(at, []).append(value)
     return value

@@ -120,6 +120,7 @@ def at_gather(call: Call, p: Tensor) -> Tensor:
 
 def at_index_select(call: Call, p: Tensor) -> Tensor:
     """index_add, index_copy, … write where index_select reads."""
+    p = p if p.dim() else p.reshape(1)  # a scalar may be named several times
     return p.index_select(_dim(call), _index(call).flatten())
 
 
