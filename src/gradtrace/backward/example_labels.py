@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..jacobians import dependence, rules
 from ..jacobians.structure import Structure, diagonal
-from ..recording.constants import LINK
+from ..recording.constants import LINK, OVERLAY
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import entangles, probed
 from .label_pushes import FREE, MIXED, Label, compress, push
@@ -188,7 +188,7 @@ def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) 
         return
     label, connected = combine(parts)
     if isinstance(label, Tensor) and bool((label < 0).any()):
-        label = settled(_with_free(call, y, edges or (), label, labels), labels.count)
+        label = settled(_with_free(call, y, edges or (), label, labels), labels.count, by_place=call.name != OVERLAY)
     labels.of[y.id] = label
     if label is MIXED:
         origins = {labels.origin[s] for s in sources}
@@ -264,11 +264,11 @@ def _with_free(call: Call, y: Value, edges: Sequence[_Edge], label: Tensor, labe
     return label
 
 
-def settled(label: Tensor, count: int) -> Tensor:
+def settled(label: Tensor, count: int, *, by_place: bool = True) -> Tensor:
     """Extend a label that depends on one axis only to scalars that no example reaches.
 
     Where an axis has a place, or as many in a row, for each example, and those that are known stand at their own, the
-    others are those of the examples whose places they are.
+    others are those of the examples whose places they are (`by_place`; memory has no such places).
     """
     known = label >= 0
     for d in range(label.dim()):
@@ -278,7 +278,7 @@ def settled(label: Tensor, count: int) -> Tensor:
             continue
         if bool((top >= 0).all()) and (count == 1 or bool(top.min() < top.max())):
             return compress(top)
-        if bool((label == FREE).any()) and top.numel() % count == 0:
+        if by_place and bool((label == FREE).any()) and top.numel() % count == 0:
             own = (torch.arange(top.numel(), dtype=label.dtype) // (top.numel() // count)).reshape(top.shape)
             if bool(((top == own) | (top < 0)).all()):
                 return compress(own)

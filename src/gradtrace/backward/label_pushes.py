@@ -89,9 +89,8 @@ def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) ->
     dims = [d for d in s.dims if label.shape[d] > 1]
     if not dims:
         return refit(label, s.shape, y_shape), False
-    high = label.amax(dims, keepdim=True)
-    low = label.masked_fill(label < 0, torch.iinfo(label.dtype).max).amin(dims, keepdim=True)
-    across = bool(((low < high) & (high >= 0)).any())
+    low, high = _span(label, dims)
+    across = _several(low, high)
     return refit(compress(label) if across else high, s.shape, y_shape), across
 
 
@@ -117,7 +116,7 @@ def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Sh
     gone = [d for d, c in enumerate(s.x) if c not in s.y]
     if gone:
         low, high = _span(label, gone)
-        if bool((low < high).any()):  # a sum of which every scalar is a term once may keep examples apart
+        if _several(low, high):  # a sum of which every scalar is a term once may keep examples apart
             return MIXED, any(c not in s.x for c in s.y)
         label = high
     order = [s.x.index(c) for c in s.y if c in s.x]
@@ -127,9 +126,13 @@ def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Sh
 
 
 def _span(label: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Give the smallest and the largest label along some axes; what is free meets none that is not."""
-    known = label.masked_fill(label == NOTHING, torch.iinfo(label.dtype).max)
+    """Give the smallest and the largest example along some axes; what is free belongs to those that it meets."""
+    known = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)
     return known.amin(dims, keepdim=True), label.amax(dims, keepdim=True)
+
+
+def _several(low: Tensor, high: Tensor) -> bool:
+    return bool(((low < high) & (high >= 0)).any())
 
 
 def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, bool]:
@@ -142,7 +145,7 @@ def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, b
     there = (jacobian != 0).expand(*s.y_shape, *s.x_shape)
     full = torch.where(there, label.expand(s.x_shape), NOTHING).flatten(len(s.y))
     low, high = _span(full, [-1])
-    if bool((low < high).any()):
+    if _several(low, high):
         return MIXED, True
     return compress(high.reshape(y_shape)), False
 
@@ -158,9 +161,9 @@ def _gathered(given: Tensor, index: Tensor, shape: tuple[int, int, int], y_shape
     low = given.new_full(shape, torch.iinfo(given.dtype).max)
     high = given.new_full(shape, NOTHING)
     at = index.reshape(1, -1, 1).expand(given.shape)
-    low.scatter_reduce_(1, at, given.masked_fill(given == NOTHING, torch.iinfo(given.dtype).max), "amin")
+    low.scatter_reduce_(1, at, given.masked_fill(given < 0, torch.iinfo(given.dtype).max), "amin")
     high.scatter_reduce_(1, at, given.contiguous(), "amax")
-    if bool((low < high).any()):
+    if _several(low, high):
         return MIXED, False
     return compress(high.reshape(y_shape)), False
 
