@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from fuzz import compare, hunt
-from fuzz.generate import Generator
+from fuzz.generate import UNDEFINED, Generator
 from fuzz.honest import root_of, sums_are_autograds
 from fuzz.program import Part, Program, Step
 
@@ -48,6 +48,7 @@ def test_the_oracles_sums_are_autograds(seed: int) -> None:
                 sums_are_autograds(*drawn, root)
             compared += 1
     assert compared > PROGRAMS / 2
+    assert len(UNDEFINED) < PROGRAMS / 10
 
 
 def test_a_replayed_program_is_the_same_graph(seed: int) -> None:

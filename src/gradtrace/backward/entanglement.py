@@ -28,21 +28,33 @@ def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
 
 def _depends(call: Call, y: Value, given: Sequence[Label], changed: Tensor) -> bool:
     """Change what belongs to some examples, and all that is mixed; compare the derivatives of what did not change."""
-    generator, number = torch.Generator().manual_seed(0), call.outputs.index(y)
-    data = [i.tensor() for i in call.inputs]
-    touched = [_touched(label, changed) for label in given]
-    moved = [
-        x + torch.rand(x.shape, generator=generator).to(x.dtype) * t if x.is_floating_point() else x
-        for x, t in zip(data, touched, strict=True)
-    ]
-    before, after = (
-        replay(call, point).gradients(number, torch.ones(y.shape, dtype=y.dtype)) for point in (data, moved)
-    )
+    number, ones = call.outputs.index(y), torch.ones(y.shape, dtype=y.dtype)
+    data, touched = [i.tensor() for i in call.inputs], [_touched(label, changed) for label in given]
+    before = replay(call, data).gradients(number, ones)
+    try:
+        after = replay(call, _moved(data, touched)).gradients(number, ones)
+    except RuntimeError:  # no numbers for this operator; those of other places are
+        after = replay(call, _exchanged(data, touched)).gradients(number, ones)
     for p in before:
         compared = ~touched[p] if isinstance(given[p], Tensor) else torch.ones((), dtype=torch.bool)
         if not torch.allclose(before[p] * compared, after[p] * compared, rtol=1e-3):
             return True
     return False
+
+
+def _moved(data: Sequence[Tensor], touched: Sequence[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        x + torch.rand(x.shape, generator=generator).to(x.dtype) * t if x.is_floating_point() else x
+        for x, t in zip(data, touched, strict=True)
+    ]
+
+
+def _exchanged(data: Sequence[Tensor], touched: Sequence[Tensor]) -> list[Tensor]:
+    """Put numbers of other places there."""
+    generator = torch.Generator().manual_seed(0)
+    other = [x.flatten()[torch.randperm(x.numel(), generator=generator)].reshape(x.shape) for x in data]
+    return [torch.where(t, o, x) if x.is_floating_point() else x for x, o, t in zip(data, other, touched, strict=True)]
 
 
 def _touched(label: Label, changed: Tensor) -> Tensor:

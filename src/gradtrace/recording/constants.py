@@ -35,16 +35,13 @@ class Constants:
         self._cells: dict[int, Cell] = {}
         self._examples = list(examples)  # alive as long as their cells are looked up
         for tensor in examples:
-            record.example_values.append(self._example(tensor))
+            value = record.value(tensor, differentiable=False)
+            self.note(tensor, value, writes=True, version=version_of(tensor))
+            record.example_values.append(value)
             record.examples = tensor.shape[0]
+            if id(tensor) in values.leaves:
+                self.link(tensor, values.leaves[id(tensor)][1])
         values.told = self.link
-
-    def _example(self, tensor: Tensor) -> Value:
-        if tensor.requires_grad and tensor.is_leaf:
-            return self.values.leaf(tensor)
-        value = self.record.value(tensor, differentiable=False)
-        self.note(tensor, value, writes=True, version=version_of(tensor))
-        return value
 
     def note(self, tensor: Tensor, value: Value, *, writes: bool, version: int) -> None:
         """Note what a tensor stands for.

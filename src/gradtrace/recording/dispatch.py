@@ -154,7 +154,6 @@ class Capture(TorchDispatchMode):
         refuse_wrappers(examples, "one of the examples")
         self._saving = Saving()
         self.values = Values(record, self._saving)
-        self.constants = Constants(record, self.values, examples) if examples else None
         self.scopes = Scopes(model)
         self.refused: GradtraceError | None = None  # foreign code that an error passes through may make another of it
         record.called = self.scopes.instances
@@ -164,6 +163,7 @@ class Capture(TorchDispatchMode):
             if tensor.requires_grad and not nn.parameter.is_lazy(tensor):
                 refuse_wrappers((tensor,), f"the parameter {name!r}")
             self.values.name(name, tensor)
+        self.constants = Constants(record, self.values, examples) if examples else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
