@@ -326,7 +326,19 @@ def from_tape(tape: Tape, loss: Tensor, max_edges: int = 200_000) -> networkx.Mu
     _add_scalars(graph, target, str(target))  # a loss without calls is a vertex, too
     leading = networkx.ancestors(graph, (target.id, 0)) | {(target.id, 0)}
     graph.remove_nodes_from([v for v in graph if v not in leading])  # of a value, only some scalars may lead there
+    _refuse_nan(graph, calls)
     return graph
+
+
+def _refuse_nan(graph: networkx.MultiDiGraph, calls: Sequence[Call]) -> None:
+    """Refuse NaN among the numbers that lead to the loss; memory that is overwritten later may hold anything."""
+    for _, where in graph.nodes(data="nan"):
+        if where is not None:
+            raise NotANumber(f"{where} is NaN")
+    where = {call.index: call.where for call in calls}
+    for _, _, edge in graph.edges(data=True):
+        if math.isnan(edge["weight"]):
+            raise NotANumber(f"{where[edge['call']]}: a derivative by argument {edge['argument']} is NaN")
 
 
 def _size(values: dict[int, Value]) -> int:
@@ -365,18 +377,19 @@ def _add_call(graph: networkx.MultiDiGraph, call: Call, reached: Container[int])
     for o, value in sinks.items():
         _add_scalars(graph, value, f"{call.name}#{call.index}" + (f".{o}" if o else ""))
     arguments, results = _run_again(call, sources, sinks)
+    for o, y in results.items():
+        for flat in y.flatten().isnan().nonzero().flatten().tolist():
+            graph.nodes[sinks[o].id, flat]["nan"] = f"{call.where}: result {o}"
     for (k, x), (o, y) in product(sources.items(), sinks.items()):
         jacobian = _jacobian(results[o], arguments[k])  # y × x
-        _check(call, k, jacobian)
+        _refuse_draws(call, jacobian)
         for i, j in jacobian.nonzero().tolist():
             order = (call.index, k, o, i)
             weight = jacobian[i, j].item()
             graph.add_edge((x.id, j), (y.id, i), weight=weight, call=call.index, argument=k, order=order)
 
 
-def _check(call: Call, argument: int, jacobian: Tensor) -> None:
-    if jacobian.isnan().any():
-        raise NotANumber(f"{call.where}: a derivative by argument {argument} is NaN")
+def _refuse_draws(call: Call, jacobian: Tensor) -> None:
     if jacobian.any() and torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ()):
         raise BadGraph(f"{call.where} draws random numbers: run again, it has other derivatives")
 
@@ -395,11 +408,7 @@ def _run_again(call: Call, sources: Container[int], sinks: Iterable[int]) -> tup
     arguments = [_fresh(x, k in sources) for k, x in enumerate(call.inputs)]
     with torch.enable_grad():
         outputs = call.run(arguments)
-    results = {o: y for o in sinks if (y := outputs[o]) is not None}
-    for o, y in results.items():
-        if y.isnan().any():
-            raise NotANumber(f"{call.where}: result {o} is NaN")
-    return arguments, results
+    return arguments, {o: y for o in sinks if (y := outputs[o]) is not None}
 
 
 def _fresh(x: Input, differentiable: bool) -> Tensor:

@@ -13,8 +13,9 @@ from checks import F64, autograd, leaf, parameters, recorded, run
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+import gradtrace
 from gradtrace import record
-from gradtrace.errors import StaleTensor
+from gradtrace.errors import NotANumber, StaleTensor
 from gradtrace.recording.record import Saved, flat_tensors
 
 
@@ -229,3 +230,22 @@ def test_activations_are_freed_without_the_cyclic_collector():
         assert data.expired()
     finally:
         gc.enable()
+
+
+def test_memory_that_is_overwritten_before_it_is_used_may_hold_anything():
+    x = leaf(1, 1, 2, 3)
+    with record(names={"x": x}) as tape:
+        out = torch.full((1, 1, 4, 3), torch.nan, **F64)
+        out[:, :, 1:3] = x
+        out[..., :1] = out[..., 1:2]  # rows that nobody has written to are moved as well
+        out[:, :, :1], out[:, :, 3:] = x[:, :, :1], x[:, :, 1:]
+        loss = out.square().sum()
+    trace = tape.trace(loss, check=True)
+    assert (trace.strength["x"] > -torch.inf).all()
+    assert gradtrace.scalar.from_tape(tape, loss).number_of_nodes() > 0
+    with record(names={"x": x}) as tape:
+        out = torch.full((1, 1, 4, 3), torch.nan, **F64)
+        out[:, :, 1:3] = x
+        loss = (out * out).sum()
+    with pytest.raises(NotANumber):
+        tape.trace(loss)

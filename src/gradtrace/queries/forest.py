@@ -20,12 +20,13 @@ from torch import Tensor
 from ..backward.backpointers import Borrowed, pick
 from ..backward.best import Best, OutOfRange, best
 from ..backward.example_labels import Labels
+from ..backward.several import ask
 from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
 from ..errors import NotANumber, UnknownName
 from ..jacobians import rules
 from ..kernels import native
 from ..recording.record import Again, Call, Record, Saved, Slot, Value
-from ..semirings.base import NO_ID, Element, Extreme, Greedy
+from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
 
 NONE = -1  # in `winners`: no path
 KINDS = ("best", "greedy")
@@ -220,10 +221,21 @@ def check_numbers(record: Record, loss: Value, parameters: Container[str | None]
     leaves = [(v, v.data.get()) for v in _leaves_of(calls) if v.data is not None]
     for value, data in (*((v, data) for v, data in leaves if data.isnan().any()), *sorted(found, key=_order)):
         if value.call is not None:
-            raise NotANumber(f"NaN in the result of {value.call.where}")
+            if _leads(record, loss, value, data.isnan()):
+                raise NotANumber(f"NaN in the result of {value.call.where}")
+            continue
         kind, where = "parameter" if value.name in parameters else "the leaf", data.isnan().nonzero()
         more = f", and {len(where) - 1} more of its {value.numel} scalars" if len(where) > 1 else ""
         raise NotANumber(f"{kind} {value.name!r} is NaN at {where[0].tolist()}{more}")
+
+
+def _leads(record: Record, loss: Value, value: Value, where: Tensor) -> bool:
+    """Tell whether paths lead from some scalars to the loss; none do from memory that is overwritten later."""
+    try:
+        weight = ask(record, loss, [value], [AbsSum])[0].get(value.id)
+    except NotANumber:
+        return True
+    return weight is not None and bool((weight[where.reshape(weight.shape)] != 0).any())
 
 
 def _order(found: tuple[Value, Tensor]) -> int:
