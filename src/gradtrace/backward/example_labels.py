@@ -118,8 +118,9 @@ def _decide(steps: Sequence[Call], reached: set[int], labels: Labels) -> None:
     for call in steps:  # what is empty needs nothing
         labels.together.update(v.id for v in call.outputs if v is not None and not v.numel)
     for call in reversed(steps):
-        made = [v for v in call.outputs if v is not None and v.id in reached and v.differentiable]
-        if any(v.id not in labels.together for v in made):
+        made = [v.id for v in call.outputs if v is not None and v.id in reached and v.differentiable]
+        if not labels.together.issuperset(made):  # a call's results are alike in this
+            labels.together.difference_update(made)
             labels.together.difference_update(i.value.id for i in call.inputs if i.value is not None)
 
 

@@ -386,7 +386,8 @@ def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> 
     positions = torch.arange(numel)
     raw = winners.at(row, positions)[1] if edge.way.stored else None
     flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
-    bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)]
+    # an empty result is nobody's consumer
+    bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)] if plane.numel() else plane.new_zeros(numel)
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,17 @@ from .record import Scope
 _PACKAGE = Path(__file__).parent.parent
 _INTERNAL = (str(Path(torch.__file__).parent), str(_PACKAGE))
 _EXPERIMENTS = str(_PACKAGE / "experiments")  # models like a user's
-_blocks: ContextVar[tuple[str, ...]] = ContextVar("gradtrace_blocks", default=())
+
+
+@dataclass(eq=False, slots=True)
+class _Block:
+    """A `component` block; a generator that is closed in another context than it was begun in leaves its there."""
+
+    name: str
+    open: bool = True
+
+
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("gradtrace_blocks", default=())
 
 
 class _Watching(threading.local):
@@ -66,14 +77,16 @@ def component(name: str) -> Iterator[None]:
     >>> with component("gate"):
     ...     pass
     """
-    token = _blocks.set((*_blocks.get(), name))
+    block = _Block(name)
+    token = _blocks.set((*(b for b in _blocks.get() if b.open), block))
     entered = list(_here.scopes)
     for scopes in entered:
         scopes.enter(name)
     try:
         yield
     finally:
-        with suppress(ValueError):  # a generator that is closed in another context than it was begun in
+        block.open = False
+        with suppress(ValueError):  # in another context
             _blocks.reset(token)
         for scopes in entered:
             scopes.leave()
@@ -120,8 +133,9 @@ class Scopes:
             stack.enter_context(hooks_on_modules())
             stack.callback(self._close, _here.scopes)
             _here.scopes.append(self)
-            for name in _blocks.get():
-                self.enter(name)
+            for block in _blocks.get():
+                if block.open:
+                    self.enter(block.name)
             yield
 
     def begin(self, module: nn.Module) -> None:

@@ -1,0 +1,170 @@
+"""Which value a tensor stands for: views of one layout, views made under no_grad, functions, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from checks import F64, assert_sum_is_autograd, leaf, recorded
+from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
+
+from gradtrace import record
+from gradtrace.errors import NotOnTape, Unsupported
+
+VIEWS = {
+    "unbind": lambda h: h.unbind(0),
+    "split": lambda h: h.split(1),
+    "chunk": lambda h: h.chunk(2),
+    "indexing": lambda h: (h[0], h[1]),
+    "iterating": lambda h: tuple(h),
+    "narrow": lambda h: (h.narrow(0, 0, 1), h.narrow(0, 1, 1)),
+    "select, of a transposed": lambda h: (h.t().select(1, 0), h.t().select(1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_one_layout_are_values_of_their_own(name):
+    leaves = {"p": leaf(1, 2)}
+    seen: list[Tensor] = []
+
+    def program(p: Tensor) -> Tensor:
+        a, b = VIEWS[name]((p * 2).expand(2, 2))
+        seen[:] = a, b
+        return (a * 1).sum() + (b * 5).sum()
+
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    assert [g.flatten().tolist() for g in tape.grad(loss, seen)] == [[1, 1], [5, 5]]
+
+
+def test_a_view_made_under_no_grad_is_a_constant():
+    leaves = {"w": leaf(4)}
+
+    def program(w: Tensor) -> Tensor:
+        h = w * 2
+        with torch.no_grad():
+            v = h[1:]
+        return (w[1:] * v).sum()
+
+    tape, loss = recorded(program, leaves)
+    assert list(tape.leaves) == ["w"]
+    assert_sum_is_autograd(tape, loss, leaves)
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y):
+        return x * 2, y * 3
+
+    @staticmethod
+    def backward(ctx, gx, gy):
+        return gx * 2, gy * 3
+
+
+def written_functions(w: Tensor) -> Tensor:
+    _, h = Twice.apply(w, w + 1)
+    h.unsqueeze(0)[0, 1:].cumsum_(0)
+    h[::2].tanh_()
+    return (h * torch.arange(1.0, 5, **F64)).sum()
+
+
+def function_of_an_old_view(w: Tensor) -> Tensor:
+    h = w * w
+    old = h[1:3]
+    h[2:].mul_(3)
+    return Twice.apply(old, h)[0].sum() + h.sum()
+
+
+@pytest.mark.parametrize("program", [written_functions, function_of_an_old_view])
+def test_writes_around_custom_functions(program):
+    leaves = {"w": leaf(4)}
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+
+
+@pytest.mark.parametrize("write", [Tensor.neg_, lambda h: h.copy_(h * 3), lambda h: h.data.mul_(2)])
+def test_numbers_that_change_behind_autograds_back_are_those_that_were_used(write):
+    leaves = {"w": leaf(3)}
+
+    def program(w: Tensor) -> Tensor:
+        h = w * w
+        with torch.no_grad():
+            write(h)
+        return (torch.log_softmax(h, 0) * torch.arange(1.0, 4, **F64)).sum()
+
+    tape, loss = recorded(program, leaves)
+    trace = tape.trace(loss)
+    for i in range(3):
+        path = trace.path("w", (i,))
+        assert path.log2_weight == pytest.approx(float(trace.strength["w"][i]), abs=1e-9)
+
+
+def test_a_leaf_that_the_program_itself_writes_to():
+    leaves = {"w": leaf(3)}
+
+    def program(w: Tensor) -> Tensor:
+        h = torch.softmax(w, 0)
+        with torch.no_grad():
+            w.fill_(0.7)
+        return (h * torch.arange(1.0, 4, **F64)).sum() + (w * 2).sum()
+
+    tape, loss = recorded(program, leaves)
+    trace = tape.trace(loss)
+    assert trace.path("w", (0,)).log2_weight == pytest.approx(float(trace.strength["w"][0]), abs=1e-9)
+
+
+def test_wrapper_subclasses_are_refused_by_name():
+    x, w = TwoTensor(torch.randn(2, 3), torch.randn(2, 3)), torch.randn(3, 3, requires_grad=True)
+    with pytest.raises(Unsupported, match="is a TwoTensor, a subclass of"), record(names={"w": w}):
+        x @ w
+    held = nn.Linear(2, 2)
+    held.weight = nn.Parameter(TwoTensor(held.weight.detach(), held.weight.detach()))
+    with pytest.raises(Unsupported, match="the parameter 'weight' is a TwoTensor"), record(held):
+        pass
+
+
+def test_what_has_no_numbers_is_refused():
+    with (
+        pytest.raises(Unsupported, match="the parameter 'weight' is on the meta device"),
+        record(nn.Linear(2, 2, device="meta")),
+    ):
+        pass
+    x = torch.randn(3, 3).to_sparse().requires_grad_()
+    with pytest.raises(Unsupported, match="sparse or nested"), record():
+        torch.sparse.mm(x, torch.randn(3, 2))
+
+
+def test_an_argument_whose_history_was_not_recorded_is_named():
+    outside = leaf(3).exp()
+    with pytest.raises(NotOnTape, match="ExpBackward"), record():
+        Twice.apply(outside, leaf(3))[0].sum()
+
+
+def run(code: str) -> None:
+    """Run a program in a process of its own: what it tests would end this one."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
+
+
+CHAIN = """
+    import torch, gradtrace
+    w = torch.randn(8, requires_grad=True)
+    with gradtrace.record(names={{"w": w}}, examples={examples}) as tape:
+        h = w * 1
+        for _ in range(60_000):
+            {step}
+        loss = h.sum()
+    del h, loss, tape
+"""
+
+
+@pytest.mark.parametrize("step", ["h = torch.sin(h)", "h = torch.sin(h)[:]", "h.add_(1)"])
+def test_a_long_chain_is_freed(step):
+    run(CHAIN.format(step=step, examples=None))
+
+
+def test_a_long_chain_of_examples_is_freed():
+    run(CHAIN.format(step="h = torch.sin(h); h.detach().abs()", examples="w"))
