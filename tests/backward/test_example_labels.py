@@ -480,3 +480,241 @@ def test_scalars_of_examples_that_are_leaves_count_for_their_own_example():
     for b in range(4):
         for ours, own in zip(rows[b], table(x.detach()[b : b + 1].requires_grad_()).rows, strict=True):  # type: ignore[attr-defined]
             assert_same_row(ours, own.share, own.weighted_share, own.dead_share, 1e-9)
+
+
+# ---------------------------------------------------------------- what carries labels, and what they must not change
+
+
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+def _each(program: Callable[..., Tensor], leaves: dict[str, Tensor], examples: Any, name: str) -> Tensor:
+    """Give log2 of each example's best paths from one leaf."""
+    with record(names=leaves, examples=examples) as tape:
+        loss = program(**leaves)
+    return tape.trace(loss, check=True).forest("best", per_example=True).log2[tape.find(name).id]
+
+
+UNCHANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "custom function after constants": lambda h: Same.apply(h.tanh()).sum(),
+    "custom function after integers": lambda h: (h.argmax(), Same.apply(h.sin()))[1].sum(),
+    "detached and joined": lambda h: (h.detach().round() * Same.apply(h)).sum(),
+    "a buffer written in parts": lambda h: _in_parts(h).square().sum(),
+    "statistics under no_grad": lambda h: (h - _mean_of(h)).pow(2).sum(),
+}
+
+
+def _in_parts(h: Tensor) -> Tensor:
+    out = torch.empty_like(h)
+    out[1:], out[:1] = h[:-1], h[:1]
+    return out
+
+
+@torch.no_grad()
+def _mean_of(h: Tensor) -> Tensor:
+    return h.mean(0)
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_giving_examples_changes_nothing_about_the_batch(name):
+    a, x, found = torch.tensor([0.3, 0.7], **F64).requires_grad_(), _x(4, 2), []
+    for examples in (None, x):
+        with record(names={"a": a}, examples=examples) as tape:
+            loss = UNCHANGED[name](a * x)
+        trace = tape.trace(loss, check=True)
+        found.append((trace.strength["a"].tolist(), trace.forest().winners[tape.find("a").id].tolist(), repr(trace)))
+        found[-1] += (tape.grad(loss, "a")[0].tolist(), [c.name for c in tape.calls])
+    assert found[0] == found[1]
+
+
+def test_a_module_with_a_full_backward_hook_is_the_same_with_examples():
+    model, x, found = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4), []
+    model[2].register_full_backward_hook(lambda *_: None)
+    for examples in (None, x):
+        with record(model, examples=examples) as tape:
+            loss = model(x).pow(2).mean()
+        found.append(tape.trace(loss).strength["0.weight"])
+    assert torch.equal(*found)
+
+
+def test_rows_that_no_example_wrote_are_those_of_their_places():
+    leaves = {"b": torch.zeros(2, **F64).requires_grad_(), "w": torch.eye(2, **F64).requires_grad_()}
+    x = torch.ones(3, 2, **F64)
+
+    def program(b: Tensor, w: Tensor) -> Tensor:
+        h = torch.zeros(3, 2, **F64)
+        h[:1] = x[:1] @ w
+        return ((h + b) * torch.tensor([[1.0], [2.0], [4.0]])).sum()
+
+    assert _each(program, leaves, x, "b").tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(4, 3, **F64), torch.ones(1, 3, **F64).expand(4, 3), torch.ones(6, **F64).unfold(0, 3, 1)]
+)
+def test_examples_may_share_memory(x):
+    def program(w: Tensor) -> Tensor:
+        return sum(((x[i] * w).sum() * 2.0**i for i in range(4)), start=torch.zeros((), **F64))
+
+    assert _each(program, {"w": _x(3).requires_grad_()}, x, "w").tolist() == [[i] * 3 for i in range(4)]
+
+
+WORDS_, TARGETS = torch.randint(5, (4, 6), generator=_generator()), torch.randint(3, (4, 6), generator=_generator())
+INDEXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "indexing": lambda e, w: e[w],
+    "index_select": lambda e, w: e.index_select(0, w.flatten()).view(*w.shape, -1),
+    "one-hot": lambda e, w: F.one_hot(w, 5).double() @ e,
+    "gather": lambda e, w: e.gather(0, w.reshape(-1, 1).expand(-1, 3)).view(*w.shape, 3),
+    "take_along_dim": lambda e, w: torch.take_along_dim(e, w.reshape(-1, 1), 0).view(*w.shape, 3),
+    "embedding": lambda e, w: F.embedding(w, e),
+    "embedding_bag": lambda e, w: F.embedding_bag(w, e, mode="mean")[:, None].expand(-1, w.shape[1], -1),
+    "masked": lambda e, w: torch.where((w > 2)[..., None], e[0], e[1]),
+    "compared": lambda e, w: (w[..., None] == torch.arange(5)).double() @ e,
+    "through integers": lambda e, w: e[(w * 2 + 1) % 5],
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_integer_examples_that_index_a_parameter(name):
+    e = _x(5, 3).requires_grad_()
+
+    def program(e: Tensor, w: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(INDEXED[name](e, w).flatten(0, 1), t.flatten(), reduction="sum")
+
+    ours = _each(lambda e: program(e, WORDS_, TARGETS), {"e": e}, WORDS_, "e")
+    for b in range(4):
+        with record(names={"e": e}) as tape:
+            loss = program(e, WORDS_[b : b + 1], TARGETS[b : b + 1])
+        torch.testing.assert_close(ours[b], tape.trace(loss).strength["e"], rtol=0, atol=1e-9)
+
+
+class _Drawn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).tanh())
+
+
+THROUGH: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a Fourier transform of constants": lambda m, x: m(torch.fft.rfft(x.repeat(1, 2))[:, :4].abs()),
+    "complex numbers": lambda m, x: m(torch.view_as_real(torch.polar(x, x))[..., 0]),
+    "a custom function of constants": lambda m, x: m(Same.apply(x)),
+    "a computed leaf": lambda m, x: m(x.clone().requires_grad_()),
+    "a decomposition of constants": lambda m, x: m(torch.linalg.svdvals(x[:, :, None] * x[:, None, :])),
+    "sorting within examples": lambda m, x: m(x.sort(1).values),
+    "counting": lambda m, x: m((x > 0).sum(1, keepdim=True).double().expand(-1, 4)),
+    "an empty part": lambda m, x: torch.cat([m(x), m(x)[:, 3:]], 1),
+    "cumulated": lambda m, x: m(x.cumsum(1)),
+    "missing values": lambda m, x: m(torch.where(x > 1, torch.nan, x).nan_to_num(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_labels_go_through(name):
+    model, x = _seeded(_Drawn), _x(5, 4)
+    case = Case(model, lambda m, x: THROUGH[name](m, x).pow(2).sum(), (x,))
+    trace = case.trace((x,))
+    assert trace.influence().connected == ()
+    for b in range(5):
+        own = case.alone(b)
+        for n in dict(model.named_parameters()):
+            ours = trace.forest("best", per_example=True).log2[trace.tape.leaves[n].id][b]
+            torch.testing.assert_close(ours, own.strength[n], rtol=0, atol=1e-9)
+
+
+def test_packed_sequences_keep_examples_apart():
+    cells, x, lengths = (
+        _seeded(lambda: nn.GRU(4, 3, batch_first=True, bidirectional=True)),
+        _x(5, 7, 4),
+        [7, 3, 6, 2, 2],
+    )
+
+    def loss_of(m: nn.Module, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+        out, _ = nn.utils.rnn.pad_packed_sequence(m(packed)[0], batch_first=True)
+        return out.pow(2).sum()
+
+    with record(cells, examples=x) as tape:
+        loss = loss_of(cells, x, lengths)
+    trace = tape.trace(loss, check=True)
+    forest = trace.forest("best", per_example=True)
+    for b in range(5):
+        with record(cells) as alone:
+            own = loss_of(cells, x[b : b + 1], lengths[b : b + 1])
+        for n, value in alone.leaves.items():
+            expected = alone.trace(own).forest("best").log2[value.id][0]
+            torch.testing.assert_close(forest.log2[tape.leaves[n].id][b], expected, rtol=0, atol=1e-9)
+
+
+def test_actions_that_are_drawn_keep_examples_apart():
+    policy, seen, rewards = _seeded(_Drawn), _x(6, 4), _x(6)
+    with record(policy, examples=[seen, rewards]) as tape:
+        chosen = torch.distributions.Categorical(logits=policy(seen))
+        loss = -(chosen.log_prob(chosen.sample()) * rewards).mean()
+    table = tape.trace(loss, check=True).influence(of="body*")
+    assert table.rows[0].examples == 6
+    assert table.connected == ()
+
+
+CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "amax": lambda h: h.amax(0),
+    "max": lambda h: h.max(0).values,
+    "max of all": lambda h: h.max(),
+    "topk": lambda h: h.topk(1, 0).values,
+    "sort": lambda h: h.sort(0).values[0],
+    "median": lambda h: h.median(0).values,
+    "kthvalue": lambda h: h.kthvalue(2, 0).values,
+    "cummax": lambda h: h.cummax(0).values,
+    "argmax as an index": lambda h: h[h.argmax(0), [0, 1]],
+    "argsort as an index": lambda h: h[h[:, 0].argsort()][0],
+    "a batch's number as an index": lambda h: h[:, (h.sum() > 0).long().reshape(1)],
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_selecting_over_the_batch_connects_examples(name):
+    model, x = _seeded(lambda: nn.Linear(3, 2)), _x(4, 3)
+    with record(model, examples=x) as tape:
+        loss = CHOSEN[name](model(x)).sum()
+    assert tape.trace(loss).influence(of="*").connected
+
+
+def test_a_number_of_the_batch_is_named_once():
+    model, x = _seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))), _x(4, 3)
+    with record(model, examples=x) as tape:
+        scale, h = x.mean(0), x
+        for _ in range(50):
+            h = model[1](model[0](h * scale))
+            h = (h - h.mean(0)) + h
+        loss = model(h / scale).sum()
+    table = tape.trace(loss).influence()
+    assert len(table.connected) == 2
+    assert table.connected[1].endswith("and 49 more calls there")
+    assert len(str(table).splitlines()[-1]) < 600
+
+
+@pytest.mark.parametrize("like", [torch.zeros_like, torch.empty_like, lambda h: h.new_zeros(h.shape)])
+def test_buffers_that_are_made_like_an_activation(like):
+    model, x = _seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh())), _x(3, 4)
+
+    def loss_of(m: nn.Module, x: Tensor) -> Tensor:
+        h = m(x)
+        out = like(h)
+        out[:, 1:], out[:, :1] = h[:, :-1], h[:, :1]
+        return (out * torch.arange(1.0, 7)).square().sum()
+
+    case = Case(model, loss_of, (x,))
+    trace = case.trace((x,))
+    for b in range(3):
+        own = case.alone(b)
+        ours = trace.forest("best", per_example=True).log2[trace.tape.leaves["0.weight"].id][b]
+        torch.testing.assert_close(ours, own.strength["0.weight"], rtol=0, atol=1e-9)

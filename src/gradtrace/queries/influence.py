@@ -28,12 +28,14 @@ from ..recording.components import (
     seen,
     select_leaves,
 )
-from ..recording.record import Value
+from ..recording.record import Call, Value
 from .component_sets import Crossed, all_crossings
 from .forest import NONE, Forest
 
 if TYPE_CHECKING:
     import pandas
+
+SHOWN = 4  # lines at which examples are connected that a table names
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ class InfluenceRow:
 
 @dataclass(frozen=True)
 class InfluenceTable:
-    """Influence of components on a group of parameters; `connected` names calls that connect examples."""
+    """Influence of components on a group of parameters.
+
+    Attributes:
+        connected: where examples are connected: there a number of the whole batch, or another example, enters an
+            example's derivatives, and what is said of it by position is not what tracing it alone would give.
+    """
 
     kind: str
     of: tuple[str, ...]
@@ -87,7 +94,9 @@ class InfluenceTable:
         if unseen:
             lines.append(f"{', '.join(unseen)}: {UNSEEN}")
         if self.connected:
-            lines.append(f"examples are connected at {', '.join(self.connected)}: shares are by position")
+            more = len(self.connected) - SHOWN
+            named = "; ".join(self.connected[:SHOWN]) + (f"; and {more} more lines" if more > 0 else "")
+            lines.append(f"examples are connected, and use numbers of the batch, at {named}: shares are by position")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -114,8 +123,18 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
         totals.add(there, crossed, _weights(forest, crossed.leaf))
     inside = _inside(leaves, parts)
     rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
-    connected = tuple(dict.fromkeys(c.where for c in forest.labels.connected)) if forest.labels else ()
+    connected = lines_of(forest.labels.connected) if forest.labels else ()
     return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
+
+
+def lines_of(calls: Sequence[Call]) -> tuple[str, ...]:
+    """Name calls, once for each operator and line: the first one, and how many more there are."""
+    found: dict[tuple[str, str], list[Call]] = {}
+    for call in calls:
+        found.setdefault((call.name, call.source), []).append(call)
+    return tuple(
+        same[0].where + (f" and {len(same) - 1} more calls there" if len(same) > 1 else "") for same in found.values()
+    )
 
 
 @dataclass(frozen=True)
