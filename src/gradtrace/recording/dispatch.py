@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any
@@ -25,91 +24,12 @@ from .constants import Constants
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
 from .layouts import Layout
+from .operators import DEEPEST, Operator, operator
 from .process_state import attention_in_parts, pushed
 from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
 from .storage import Saving, layout_of, version_of
-
-# what these write does not depend on what was there
-_DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")
-_OVERWRITING = {"copy", "fill", "zero", *_DRAWING}
-
-
-# Results that autograd saves for its backward pass, so that keeping them costs no memory: a derivative is a function of
-# them, and a pass over the tape need not run the operator again. By position: mean and rstd of a norm, winners.
-_FIRST = "tanh sigmoid relu exp exp2 expm1 sqrt rsqrt reciprocal tan _softmax _safe_softmax _log_softmax logsumexp"
-_SECOND = "max_pool2d_with_indices max min sort topk"
-_NORMS = "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit"
-_KEPT = (
-    dict.fromkeys(_FIRST.split(), (0,))
-    | dict.fromkeys(_SECOND.split(), (1,))
-    | dict.fromkeys(_NORMS.split(), (1, 2))
-    | {LSTM: (0, 1, 2)}
-)
-
-# Operators whose derivative needs no argument: it is constant, or a function of the result. Autograd does not keep them
-# either; whoever wants them has them computed again, by at most so many operators.
-_CONSTANT = "add sub neg clone cat stack unsafe_split unsafe_split_with_sizes unsafe_chunk _unsafe_view"
-_NEEDLESS = f"{_CONSTANT} tanh sigmoid relu _softmax _safe_softmax _log_softmax"
-_DEEPEST = 16
-# views that can be taken of a copy as well: they don't ask how it lies in memory
-_STEADY = "split split_with_sizes unsafe_split chunk unbind slice select narrow t transpose permute expand"
-
-# lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
-_EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
-_EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """What capture needs to know of an operator, read from its schema once.
-
-    Attributes:
-        func: what is called, and recorded.
-        name: with its overload, "aten.mul_.Tensor".
-        base: its bare name, "mul" for aten.mul_.Tensor.
-        written: (position, name) of the arguments that it writes to.
-        overwrites: whether what its first argument held does not matter.
-        view: whether it moves no data: views, and in-place changes of a tensor's own shape.
-        reshapes: whether it is one of the latter (t_, squeeze_).
-        draws: whether it draws random numbers.
-        kept: positions of the results that autograd saves.
-        needless: whether its derivative needs no argument's data.
-        repeatable: whether running it again on copies gives the same.
-        foreign: whether it is not one of PyTorch's own.
-    """
-
-    func: Any
-    name: str
-    base: str
-    written: tuple[tuple[int, str], ...]
-    overwrites: bool
-    view: bool
-    reshapes: bool
-    draws: bool
-    kept: tuple[int, ...]
-    needless: bool
-    repeatable: bool
-    foreign: bool
-
-
-@cache
-def operator(op: Any) -> Operator:
-    """Read an operator's schema."""
-    op = _EAGER.get(op, op)
-    reshapes = torch.Tag.inplace_view in op.tags
-    view = bool(op.is_view) or reshapes
-    marked = [(i, a) for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    written = () if view else tuple((i, a.name) for i, a in marked)
-    base = op._schema.name.split("::")[-1].rstrip("_")
-    overwrites = base in _OVERWRITING and bool(written)
-    draws = torch.Tag.nondeterministic_seeded in op.tags
-    needless, repeatable = base in _NEEDLESS.split(), not (view or draws) or base in _STEADY.split()
-    return Operator(
-        *(op, str(op), base, written, overwrites, view, reshapes, draws),
-        *(_KEPT.get(base, ()), needless, repeatable),
-        not op._schema.name.startswith("aten::"),
-    )
+from .strangers import is_dense, is_plain, refuse_wrappers
 
 
 @dataclass(slots=True)
@@ -249,30 +169,30 @@ class Capture(TorchDispatchMode):
     def _mark(self, event: Event, constants: Constants) -> None:
         """Find what a call's arguments say about examples, and save those that are not saved yet."""
         tensors, skipped = event.tensors, 1 if event.known.overwrites else 0
-        marks = [constants.lookup(t) if n >= skipped and _is_plain(t) else None for n, t in enumerate(tensors)]
+        marks = [constants.lookup(t) if n >= skipped and is_plain(t) else None for n, t in enumerate(tensors)]
         if marks.count(None) == len(marks):
             return
         for given, mark in zip(event.inputs, marks, strict=False):
             given.constant = mark if given.value is None else None
         saved = [given.saved for given in event.inputs] or list(map(self._save_mark, repeat(event.known), tensors))
-        layouts = (layout_of(t) if _is_dense(t) else Layout(tuple(t.shape), (), 0) for t in tensors)
+        layouts = (layout_of(t) if is_dense(t) else Layout(tuple(t.shape), (), 0) for t in tensors)
         event.marks = tuple(
             Input(mark, *at, t.dtype, t.device, kept)
             for mark, at, t, kept in zip(marks, layouts, tensors, saved, strict=True)
         )
 
     def _save_mark(self, known: Operator, tensor: Tensor) -> Saved | None:
-        return self._saving.save(tensor) if _is_plain(tensor) and not known.view else None
+        return self._saving.save(tensor) if is_plain(tensor) and not known.view else None
 
     def _save_if_needed(self, tensor: Tensor, value: Value | None) -> Saved | Again:
         """Save what cannot be computed again."""
-        if value is None or value.depth is None or value.depth >= _DEEPEST or tensor.is_complex():
+        if value is None or value.depth is None or value.depth >= DEEPEST or tensor.is_complex():
             return self._saving.save(tensor)
         return Again(value)
 
     def _overwrite(self, event: Event) -> None:
         """Copy what was saved of tensors that are about to be overwritten, whether autograd notices or not."""
-        for tensor in filter(_is_dense, event.written):
+        for tensor in filter(is_dense, event.written):
             if not event.followed:
                 self.values.rewritten(tensor)
             self._saving.overwrite(tensor)
@@ -282,7 +202,7 @@ class Capture(TorchDispatchMode):
         known, outputs = event.known, [t for t in results if t is not None]
         if event.written or not any(map(_requires_grad, event.tensors)):
             return
-        if not all(map(_is_dense, (*event.tensors, *outputs))):
+        if not all(map(is_dense, (*event.tensors, *outputs))):
             return
         inputs = [Input(None, *layout_of(t), t.dtype, t.device, self._saving.save(t)) for t in event.tensors]
         call = Call(0, known.func, known.name, known.base, tuple(inputs), event.args, event.kwargs, (), "")
@@ -294,7 +214,7 @@ class Capture(TorchDispatchMode):
         """Note where a custom function may have made its result: its own operators run without grad."""
         where = self.scopes.here(), source_line()
         for tensor in outputs:
-            if tensor is not None and _is_dense(tensor):
+            if tensor is not None and is_dense(tensor):
                 self.values.made(tensor, where)
 
     def _record(self, event: Event, outputs: list[Tensor | None]) -> Call:
@@ -330,7 +250,7 @@ class Capture(TorchDispatchMode):
     ) -> None:
         """Write a call to the record's constants, with a value for each result that autograd does not follow."""
         if not event.marks:
-            for tensor in filter(_is_plain, () if event.followed else event.written):
+            for tensor in filter(is_plain, () if event.followed else event.written):
                 constants.wipe(tensor)  # with what says nothing about examples
             return
         followed = {n for n, y in enumerate(call.outputs) if y is not None} if call is not None else ()
@@ -351,10 +271,10 @@ class Capture(TorchDispatchMode):
     def _constant(self, out: Tensor, event: Event, constants: Constants) -> Value | None:
         """Make the constant of a result."""
         # written to under no_grad: autograd does not notice, the value stays what it was
-        if out.requires_grad or not _is_plain(out):
+        if out.requires_grad or not is_plain(out):
             return None
         value = self.record.value(out, differentiable=False)
-        view, version = _lies(out, event, list(filter(_is_plain, event.tensors)))
+        view, version = _lies(out, event, list(filter(is_plain, event.tensors)))
         constants.note(out, value, writes=not view, version=version)
         return value
 
@@ -368,7 +288,7 @@ class Capture(TorchDispatchMode):
 
     def _result(self, out: Tensor, event: Event) -> Value | None:
         """Make the value of a result; None where autograd does not go on."""
-        if not _is_dense(out):
+        if not is_dense(out):
             raise Unsupported(f"{event.known.name} gives a sparse or nested tensor: gradtrace follows dense ones only")
         kind = out.dtype
         if not (kind.is_floating_point or kind.is_complex):
@@ -402,39 +322,6 @@ def _depth(event: Event) -> int | None:
 
 
 _requires_grad = attrgetter("requires_grad")
-_DENSE = torch.strided
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout is _DENSE and not tensor.is_nested
-
-
-@cache
-def _wraps(kind: type) -> bool:
-    """Tell whether a class has operators of its own, around tensors of which PyTorch's kernels see nothing."""
-    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return _is_dense(tensor) and not _wraps(type(tensor))
-
-
-def refuse_wrappers(tensors: Sequence[Tensor], what: str) -> None:
-    """Refuse what is no ordinary dense tensor.
-
-    Raises:
-        Unsupported: names the class, and says what to do.
-    """
-    for tensor in tensors:
-        if _wraps(type(tensor)):
-            raise Unsupported(
-                f"{what} is a {type(tensor).__name__}, a subclass of torch.Tensor with operators of its own: record "
-                "the model on the plain tensors inside it (of a DTensor: full_tensor() or to_local())"
-            )
-        if not _is_dense(tensor):
-            raise Unsupported(f"{what} is sparse or nested: gradtrace follows dense tensors only")
-        if tensor.is_meta:
-            raise Unsupported(f"{what} is on the meta device, which has no numbers: move the model to a real one")
 
 
 def _among(tensor: Tensor, tensors: Sequence[Tensor | None]) -> bool:

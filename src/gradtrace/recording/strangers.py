@@ -1,6 +1,9 @@
-"""Why a tensor with a history is not on the tape: a sentence for each way in which that comes about."""
+"""What is no tensor for a tape, and why a tensor with a history is not on it: a sentence for each way there is."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,3 +42,40 @@ def stranger(tensor: Tensor) -> GradtraceError:
 def in_forward_mode() -> bool:
     """Tell whether forward-mode AD is going on: a level of dual numbers is open, torch.func's included."""
     return forward_ad._current_level >= 0
+
+
+_DENSE = torch.strided
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor's numbers lie in memory by strides."""
+    return tensor.layout is _DENSE and not tensor.is_nested
+
+
+@cache
+def _wraps(kind: type) -> bool:
+    """Tell whether a class has operators of its own, around tensors of which PyTorch's kernels see nothing."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether it is, and its operators are PyTorch's own."""
+    return is_dense(tensor) and not _wraps(type(tensor))
+
+
+def refuse_wrappers(tensors: Sequence[Tensor], what: str) -> None:
+    """Refuse what is no ordinary dense tensor.
+
+    Raises:
+        Unsupported: names the class, and says what to do.
+    """
+    for tensor in tensors:
+        if _wraps(type(tensor)):
+            raise Unsupported(
+                f"{what} is a {type(tensor).__name__}, a subclass of torch.Tensor with operators of its own: record "
+                "the model on the plain tensors inside it (of a DTensor: full_tensor() or to_local())"
+            )
+        if not is_dense(tensor):
+            raise Unsupported(f"{what} is sparse or nested: gradtrace follows dense tensors only")
+        if tensor.is_meta:
+            raise Unsupported(f"{what} is on the meta device, which has no numbers: move the model to a real one")
