@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-full test-matrix test-reference sanitize lint zoo web web-check clean
+.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -24,6 +24,10 @@ test-full: $(INSTALLED)
 MATRIX := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/matrix -m matrix $(PYTEST_ARGS)
 test-matrix: $(INSTALLED)
 	$(MATRIX) -k "module" & half=$$!; $(MATRIX) -k "not module"; first=$$?; wait $$half && test $$first = 0
+
+# Random programs against an oracle that has none of this package's code; the seed is fresh, and printed.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --programs 2000
 
 # What the answers rest on, with the compiled kernels switched off.
 REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \
