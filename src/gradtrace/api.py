@@ -170,6 +170,13 @@ class Tape(_NotSaved):
             raise UnknownName(f"unknown parameter {key!r}; there are {names_listed(self.record.leaves) or 'none'}")
         return self.record.leaves[name]
 
+    def _device(self, key: str | Tensor) -> torch.device:
+        """Say where a leaf, or another recorded tensor, is: its gradient goes there."""
+        if isinstance(key, Tensor):
+            return key.device
+        leaf = self.find(key)
+        return next(tensor.device for tensor, value in self._capture.values.leaves.values() if value is leaf)
+
     def _loss(self, loss: Tensor) -> Value:
         if not isinstance(loss, Tensor):
             raise BadArgument(f"the loss must be a tensor, not {type(loss).__name__}")
@@ -209,7 +216,8 @@ class Tape(_NotSaved):
         Raises:
             NotScalar, NotOnTape, Unused, MissingRule: as their messages say.
         """
-        values = [self.find(i) for i in sequence_of("inputs", inputs, (Tensor, str))]
+        wanted = sequence_of("inputs", inputs, (Tensor, str))
+        values = [self.find(i) for i in wanted]
         one = isinstance(semiring, (Semiring, Graded, Through, str))
         asked = [named(k) for k in sequence_of("semiring", semiring, (Semiring, Graded, Through, str), empty=True)]
         if not asked:
@@ -218,7 +226,11 @@ class Tape(_NotSaved):
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
-        results = [tuple(f.get(v.id) for v in values) for f in found]
+        devices = [self._device(i) for i in wanted]
+        results = [
+            tuple(None if v.id not in f else f[v.id].to(at) for v, at in zip(values, devices, strict=True))
+            for f in found
+        ]
         return results[0] if one else tuple(results)
 
     @alone()

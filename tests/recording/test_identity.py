@@ -168,3 +168,20 @@ def test_a_long_chain_is_freed(step):
 
 def test_a_long_chain_of_examples_is_freed():
     run(CHAIN.format(step="h = torch.sin(h); h.detach().abs()", examples="w"))
+
+
+def test_a_long_chain_is_freed_after_its_certificate():
+    run(
+        """
+        import torch, gradtrace
+        w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+        with gradtrace.record(names={"w": w}) as tape:
+            h = w * 1
+            for _ in range(40_000):
+                h = torch.sin(h)
+            loss = h.sum()
+        trace = tape.trace(loss, check=True)
+        trace.path("w", 0)
+        del h, loss, tape, trace
+        """
+    )

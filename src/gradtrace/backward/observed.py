@@ -20,7 +20,9 @@ from torch.autograd.graph import GradientEdge
 from ..errors import CertificateError
 from ..jacobians.rules.indexing import is_view
 from ..recording.autograd_functions import CustomFunction
-from ..recording.record import Call, Record, Value, as_real
+from ..recording.record import HERE, Call, Record, Value, as_real
+
+MOST = 8192  # calls of a tape whose nodes are looked at
 
 
 @dataclass
@@ -71,7 +73,7 @@ def plain(g: Tensor | None) -> Tensor | None:
     if g is None:
         return None
     g = g.detach().to_dense() if g.layout is not torch.strided else g.detach()
-    return as_real(g.clone() if g._is_zerotensor() else g)
+    return as_real(g.clone() if g._is_zerotensor() else g).to(HERE)
 
 
 @contextmanager
@@ -92,7 +94,13 @@ def _watching(edges: dict[int, tuple[Any, int]], seen: Observed) -> Iterator[Non
 
 
 def _edges(record: Record, loss: Tensor) -> Iterator[tuple[int, tuple[Any, int]]]:
-    """Find the node of every value that one stands for."""
+    """Find the node of every value that one stands for; none of a long tape.
+
+    A node that Python has looked at is freed by recursion when its graph goes, and some ten thousand of them in a row
+    would end the process.
+    """
+    if len(record.calls) > MOST:
+        return
     nodes: dict[int, list[Any]] = {}
     for node in _graph(loss):
         nodes.setdefault(node._sequence_nr(), []).append(node)

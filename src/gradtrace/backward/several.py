@@ -114,7 +114,7 @@ def ask(
 
 def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
     """Put carriers of plain numbers in the places of those that have one and keep exponents, or backpointers."""
-    if not (native.available() and record.on_cpu):
+    if not native.available():
         return list(asked)
     kind = record.precision(loss)
     return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]

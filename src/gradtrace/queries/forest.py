@@ -110,7 +110,7 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
-    if kind == "best" and native.available() and record.on_cpu:
+    if kind == "best" and native.available():
         try:
             found = best(record, loss, labels, track)
         except OutOfRange:

@@ -31,12 +31,15 @@ class _Replay(torch.autograd.Function):
         if any(g is not None and _functorch.is_legacy_batchedtensor(g) for g in grads):
             raise RuntimeError("a user's backward is called with one gradient at a time")
         try:
-            found = ctx.node.apply(*grads)  # what the engine calls; hooks are not run
+            there = [m.device for m in ctx.node._input_metadata]
+            moved = (g if g is None else g.to(at) for g, at in zip(grads, there, strict=True))
+            found = ctx.node.apply(*moved)  # what the engine calls; hooks are not run
         except RuntimeError as error:
             raise Unsupported(
                 f"the backward of the custom autograd.Function {name_of(ctx.node)!r} cannot be run again: {error}"
             ) from None
         found = found if isinstance(found, tuple) else (found,)
+        found = [g.cpu() if isinstance(g, Tensor) else g for g in found]
         followed = [g for g, needed in zip(found, ctx.node.needs_input_grad, strict=False) if needed]
         return None, None, *followed
 
@@ -71,7 +74,7 @@ class CustomFunction:
 
     def __init__(self, node: Any) -> None:
         self.node = node
-        self.results = [torch.zeros(tuple(m.shape), dtype=m.dtype, device=m.device) for m in node._input_metadata]
+        self.results = [torch.zeros(tuple(m.shape), dtype=m.dtype) for m in node._input_metadata]
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Replay.apply(self.node, self.results, *tensors)  # type: ignore[return-value]

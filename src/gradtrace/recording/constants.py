@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .identity import Values, nobody
-from .record import Call, Input, Record, Value
+from .record import HERE, Call, Input, Record, Value
 from .scopes import source_line
 from .storage import Cell, Identities, alias, cell_of, layout_of, read, version_of
 
@@ -92,7 +92,7 @@ class Constants:
         constant = self._storage(tensor) if whole else self.constant(tensor)
         if constant is None or constant is value:
             return
-        given = Input(constant, constant.shape, (), 0, constant.dtype, tensor.device, None)
+        given = Input(constant, constant.shape, (), 0, constant.dtype, HERE, None)
         self.record.count += 1  # which says when
         when = (self.record.count - 1,)
         call = Call(len(self.record.constants), alias, LINK, LINK, (given,), when, {}, (), source_line())

@@ -26,7 +26,7 @@ from .identity import Values
 from .layouts import Layout
 from .operators import DEEPEST, Operator, operator
 from .process_state import attention_in_parts, pushed
-from .record import Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
+from .record import HERE, Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
 from .storage import Saving, layout_of, version_of
 from .strangers import is_dense, is_plain, refuse_wrappers
@@ -161,7 +161,7 @@ class Capture(TorchDispatchMode):
             values, saved = [None, *values[1:]], chain((None,), map(self._saving.save, event.tensors[1:]))
         event.inputs = tuple(
             [
-                Input(v, at.size, at.stride, at.offset, t.dtype, t.device, s)
+                Input(v, at.size, at.stride, at.offset, t.dtype, HERE, s)
                 for v, at, t, s in zip(values, layouts, event.tensors, saved)  # noqa: B905
             ]
         )
@@ -177,7 +177,7 @@ class Capture(TorchDispatchMode):
         saved = [given.saved for given in event.inputs] or list(map(self._save_mark, repeat(event.known), tensors))
         layouts = (layout_of(t) if is_dense(t) else Layout(tuple(t.shape), (), 0) for t in tensors)
         event.marks = tuple(
-            Input(mark, *at, t.dtype, t.device, kept)
+            Input(mark, *at, t.dtype, HERE, kept)
             for mark, at, t, kept in zip(marks, layouts, tensors, saved, strict=True)
         )
 
@@ -204,7 +204,7 @@ class Capture(TorchDispatchMode):
             return
         if not all(map(is_dense, (*event.tensors, *outputs))):
             return
-        inputs = [Input(None, *layout_of(t), t.dtype, t.device, self._saving.save(t)) for t in event.tensors]
+        inputs = [Input(None, *layout_of(t), t.dtype, HERE, self._saving.save(t)) for t in event.tensors]
         call = Call(0, known.func, known.name, known.base, tuple(inputs), event.args, event.kwargs, (), "")
         call.gives_complex = any(out.is_complex() for out in outputs)
         for out in outputs:

@@ -156,7 +156,7 @@ class Values:
                 self._customs[last] = self._custom_call(last, scopes, source, tensor if last is node else None)
         call = self._customs[node]
         if isinstance(call.op, CustomFunction):
-            call.op.results[tensor.output_nr] = tensor.detach()
+            call.op.results[tensor.output_nr] = tensor.detach().cpu()
         value = _result(call, tensor.output_nr)
         if value.seq < 0:
             value.seq, value.number = node._sequence_nr(), tensor.output_nr

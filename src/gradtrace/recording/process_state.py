@@ -77,8 +77,8 @@ def _cudnn_off() -> bool:
 
 
 attention_in_parts = Held(_attention_in_parts, lambda was: _set_attention(*was))
-# cuDNN runs a recurrent layer as one operator; a convolution may keep it, so this is held by recurrent modules alone
-recurrence_in_parts = Held(_cudnn_off, lambda was: torch._C._set_cudnn_enabled(was))
+# held by the modules that cuDNN would run in another form; a convolution may keep it
+cudnn_off = Held(_cudnn_off, lambda was: torch._C._set_cudnn_enabled(was))
 
 _FLAGS = ("_is_in_torch_dispatch_mode", "_is_in_non_infra_torch_dispatch_mode")
 _LAST = "_is_in_any_mode_without_ignore_compile_internals"  # of PyTorch 2.7 and later

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NotOnTape, StaleTensor
+from ..errors import NotOnTape, StaleTensor, Unsupported
 
 
 @dataclass(eq=False, slots=True)
@@ -63,13 +63,17 @@ class Value:
         return self.name or (f"{self.call.name}#{self.call.index}" if self.call else f"value{self.id}")
 
 
+HERE = torch.device("cpu")  # where tapes are traced; another device's numbers are brought over once
+
+
 class Saved:
     """A tensor as it was at one moment, shared with the program, not copied, until somebody writes to it."""
 
-    __slots__ = ("_source", "_tensor", "_version")
+    __slots__ = ("_near", "_source", "_tensor", "_version")
 
     def __init__(self, tensor: Tensor, *, written: bool = False) -> None:
         """Take a tensor; one that its operator has just `written` to gets its new version only after the call."""
+        self._near: Tensor | None = None  # another device's numbers, brought over when they were first asked for
         if tensor.is_inference():  # has no version, and autograd would not save it
             self._tensor, self._source, self._version = tensor.clone(), None, -1
             return
@@ -82,11 +86,11 @@ class Saved:
     def own(cls, tensor: Tensor) -> Saved:
         """Take a tensor that no program has, so that nobody will write to it."""
         saved = cls.__new__(cls)
-        saved._tensor, saved._source, saved._version = tensor, None, -1
+        saved._tensor, saved._source, saved._version, saved._near = tensor, None, -1, None
         return saved
 
     def get(self) -> Tensor:
-        """Give the data, detached.
+        """Give the data, detached, on the CPU.
 
         Raises:
             StaleTensor: the tensor was modified in place after the recording.
@@ -98,7 +102,11 @@ class Saved:
                 f"a tensor of shape {shape} that the tape needs was modified in place after recording "
                 f"(an optimizer step?): trace before it is changed, or record again"
             )
-        return self._tensor
+        if self._tensor.device.type == "cpu":
+            return self._tensor
+        if self._near is None:
+            self._near = self._tensor.to(HERE)
+        return self._near
 
     @property
     def data(self) -> Tensor:
@@ -121,7 +129,8 @@ class Saved:
 
     def move(self, storage: torch.UntypedStorage) -> None:
         """Refer to a copy of the memory, in the same places."""
-        kept = self.get()
+        self.get()
+        kept = self._tensor
         place = kept.storage_offset(), kept.size(), kept.stride()
         self._tensor = torch.empty(0, dtype=kept.dtype, device=kept.device).set_(storage, *place)
         self._source = None
@@ -285,7 +294,15 @@ class Call:
             if given.dtype.is_complex:
                 data[position] = torch.view_as_complex(data[position].contiguous())
         args, kwargs = self.arguments(data)
-        return [y if y is None else as_real(y) for y in flat_tensors(self.op(*args, **kwargs))]
+        try:
+            found = self.op(*args, **kwargs)
+        except NotImplementedError as error:
+            if "from the 'CPU' backend" not in str(error):
+                raise
+            raise Unsupported(
+                f"{self.where} exists on another device only, and tapes are traced on the CPU: record the model there"
+            ) from None
+        return [y if y is None else as_real(y) for y in flat_tensors(found)]
 
     @property
     def complex(self) -> bool:
@@ -297,9 +314,11 @@ class Call:
 
 
 def _fill(template: Any, tensors: Sequence[Tensor]) -> Any:
-    """Put tensors back in the places of slots."""
+    """Put tensors back in the places of slots; what was made on another device is made here."""
     if isinstance(template, Slot):
         return tensors[template.position]
+    if isinstance(template, torch.device):
+        return HERE
     if type(template) in (list, tuple):
         return type(template)(_fill(item, tensors) for item in template)
     return template
@@ -352,11 +371,6 @@ class Record:
         if dtype.is_complex:
             shape, dtype = (*shape, 2), dtype.to_real()
         return Value(self.count - 1, shape, dtype, name, differentiable)
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it was recorded on the CPU."""
-        return all(given.device.type == "cpu" for call in self.calls[:1] for given in call.inputs)
 
     def precision(self, loss: Value) -> torch.dtype:
         """Give float64 where the program has a leaf of it, also for what it casts down in between; else float32."""

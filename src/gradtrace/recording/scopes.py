@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from .process_state import Held, recurrence_in_parts
+from .process_state import Held, cudnn_off
 from .record import Scope
 
+# what cuDNN runs in a form of its own: a whole recurrent layer as one operator, a batch norm with notes of its own
+WITHOUT_CUDNN = (nn.RNNBase, nn.modules.batchnorm._BatchNorm)
 _PACKAGE = Path(__file__).parent.parent
 _INTERNAL = (str(Path(torch.__file__).parent), str(_PACKAGE))
 _EXPERIMENTS = str(_PACKAGE / "experiments")  # models like a user's
@@ -124,7 +126,7 @@ class Scopes:
         self._stack: list[Scope] = []
         self._here: tuple[Scope, ...] | None = ()  # what `here` gives, until the stack changes
         self.instances: dict[str, int] = {}
-        self._recurrent = ExitStack()  # what a recurrent module's call holds until it ends
+        self._held = ExitStack()  # what a module's call holds until it ends
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -141,18 +143,18 @@ class Scopes:
     def begin(self, module: nn.Module) -> None:
         """Note that a module is called."""
         self.enter(self.names.get(id(module), type(module).__name__))
-        if isinstance(module, nn.RNNBase):
-            self._recurrent.enter_context(recurrence_in_parts())
+        if isinstance(module, WITHOUT_CUDNN):
+            self._held.enter_context(cudnn_off())
 
     def end(self, module: nn.Module) -> None:
         """Note that a module's call is over."""
         self.leave()
-        if isinstance(module, nn.RNNBase):
-            self._recurrent.close()
+        if isinstance(module, WITHOUT_CUDNN):
+            self._held.close()
 
     def _close(self, watching: list[Scopes]) -> None:
         watching.remove(self)
-        self._recurrent.close()
+        self._held.close()
         self._stack.clear()
         self._here = ()
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, UntypedStorage
 
 from .layouts import Layout, positions
-from .record import Call, Input, Record, Saved, Slot, Value
+from .record import HERE, Call, Input, Record, Saved, Slot, Value
 from .scopes import source_line
 
 
@@ -212,7 +212,7 @@ def _pseudo(
     like: Tensor,
 ) -> Value:
     """Add a call that no program made."""
-    inputs = tuple(Input(v, v.shape, (), 0, v.dtype, like.device, None) for v in values)
+    inputs = tuple(Input(v, v.shape, (), 0, v.dtype, HERE, None) for v in values)
     name = f"gradtrace.{op.__name__}"
     call = Call(len(calls), op, name, name, inputs, args, {}, (), source_line())
     value = record.value(like, differentiable=calls is record.calls)
