@@ -42,7 +42,14 @@ EXPERTS = {
 }
 EXPERTS |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
-STATES = {"state_size": 8, "mamba_n_heads": 4, "mamba_d_state": 8, "rotary_dim": 8, "attention_window": 8}
+STATES = {
+    "entity_vocab_size": 64,
+    "state_size": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_state": 8,
+    "rotary_dim": 8,
+    "attention_window": 8,
+}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "use_cache": False}
 PICTURES = {"image_size": 32, "patch_size": 8}
 SOUND = {"num_mel_bins": 16, "conv_dim": (16, 16), "conv_stride": (2, 2), "conv_kernel": (3, 3)}

@@ -235,7 +235,8 @@ def _leads(record: Record, loss: Value, value: Value, where: Tensor) -> bool:
         weight = ask(record, loss, [value], [AbsSum])[0].get(value.id)
     except NotANumber:
         return True
-    return weight is not None and bool((weight[where.reshape(weight.shape)] != 0).any())
+    where = where.unsqueeze(-1) if where.dim() < len(value.shape) else where  # of a complex number, either part
+    return weight is not None and bool((weight[where.expand(value.shape)] != 0).any())
 
 
 def _order(found: tuple[Value, Tensor]) -> int:
