@@ -40,7 +40,9 @@ def examine(info: Any, training: bool, count: int | None) -> Found:
 
 def judge(info: Any, found: Found) -> None:
     assert not found.wrong, "\n".join(found.wrong)
-    assert not [name for how, name in found.served if how == "fallback"]
+    # PyTorch 2.13's own fused loss, an autograd.Function in Python around chunks of rows, is written out whole
+    own = ("_linear_cross_entropy_batch_chunked", "_linear_cross_entropy_batch_chunked_no_reduction")
+    assert not [name for how, name in found.served if how == "fallback" and name not in own]
     for reason in found.refused:
         assert info.name in REFUSED, reason
         assert REFUSED[info.name] in reason

@@ -87,7 +87,18 @@ class Written:
 
 
 def jacobian(call: Call, position: int, number: int) -> Tensor:
-    """Give ∂(result `number`)/∂(argument `position`), y.numel() × x.numel()."""
+    """Give ∂(result `number`)/∂(argument `position`), y.numel() × x.numel().
+
+    Raises:
+        MissingRule: autograd refuses to differentiate by single results (singular vectors up to a phase).
+    """
+    try:
+        return _written(call, position, number)
+    except RuntimeError as error:
+        raise MissingRule(f"no rule for {call.where}, and autograd refuses its derivatives: {error}") from None
+
+
+def _written(call: Call, position: int, number: int) -> Tensor:
     tensors = [i.tensor() for i in call.inputs]
     with torch.enable_grad():
         tensors[position] = leaf = tensors[position].clone().requires_grad_()
