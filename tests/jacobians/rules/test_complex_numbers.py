@@ -107,7 +107,7 @@ SAMPLES = {
 # Of these, PyTorch's own gradient is another under any dispatch mode, its samples don't run, or autograd refuses.
 BEYOND_PYTORCH = {
     *("pinverse", "linalg.pinv", "linalg.pinv.singular", "svd_lowrank", "pca_lowrank", "linalg.svdvals"),
-    *("as_strided.partial_views", "sparse.sampled_addmm"),
+    *("as_strided.partial_views", "sparse.sampled_addmm", "linalg.matrix_norm"),
 }
 
 
