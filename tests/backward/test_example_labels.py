@@ -338,6 +338,7 @@ APART: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cumulative-over-features": lambda y, x: y.cumsum(1).square().sum(),
     "layer-norm": lambda y, x: F.layer_norm(y, (3,)).pow(3).sum(),
     "normalised": lambda y, x: F.normalize(y).pow(3).sum(),
+    "instance-norm": lambda y, x: F.instance_norm(y[:, :, None] * x[:, None, :]).pow(3).sum(),
     "shuffled": lambda y, x: y[torch.tensor([2, 0, 3, 1])].square().sum(),
     "repeated-and-dropped": lambda y, x: y[torch.tensor([0, 0, 3])].square().sum(),
     "inner-products": lambda y, x: torch.einsum("bi,bi->b", y, x).square().sum(),

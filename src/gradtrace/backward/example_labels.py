@@ -148,8 +148,8 @@ def _edges(call: Call, labels: Labels) -> list[_Edge] | None:
         return None
     if rows is None:  # an argument of which nothing is known, beside others
         for position, given in enumerate(call.inputs):
-            for number, y in enumerate(call.outputs):
-                if y is not None and (position, number) not in covered and labels.given(given) is not None:
+            for number in {n for _, n in covered}:
+                if (position, number) not in covered and labels.given(given) is not None:
                     edges.append(_Edge(*dependence.everything(call, position, number)))
     return edges + [_Edge(*edge, choice=True) for edge in dependence.chooses(call)]
 
