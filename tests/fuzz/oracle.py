@@ -266,7 +266,10 @@ class Oracle:
         edges = None if part.mode == "quiet write" else self._edges(refs, f, xs, [y])
         self.writes = True
         behind = part.mode == "quiet write" and target.followed()
-        self.unclear |= behind and labels != [target.memory.labels[p] for p in there]
+        before = [target.memory.labels[p] for p in there]
+        self.unclear |= behind and labels != before
+        # a parameter's number over an example's: by its place it is the example's, by its origin everybody's
+        self.unclear |= any(new == SHARED and old >= 0 for new, old in zip(labels, before, strict=True))
         target.value().copy_(y)
         for k, p in enumerate(target.positions()):
             target.memory.labels[p] = labels[k]

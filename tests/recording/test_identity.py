@@ -185,3 +185,17 @@ def test_a_long_chain_is_freed_after_its_certificate():
         del h, loss, tape, trace
         """
     )
+
+
+@pytest.mark.parametrize("make", [torch.empty_like, torch.zeros_like, lambda h: h.new_empty(h.shape)])
+def test_buffers_between_a_value_and_the_function_that_takes_it(make):
+    leaves = {"w": leaf(3, 4)}
+
+    def program(w: Tensor) -> Tensor:
+        h = w * w
+        out = make(h)  # which autograd has no node for
+        out[1:] = h[:-1]
+        return Twice.apply(h, w)[0].sum() + out[1:].sum()
+
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)

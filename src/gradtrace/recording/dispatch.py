@@ -24,7 +24,7 @@ from .constants import Constants
 from .fused_lstm import LSTM, note, take_small_apart
 from .identity import Values
 from .layouts import Layout
-from .operators import DEEPEST, Operator, operator
+from .operators import DEEPEST, FACTORIES, Operator, operator
 from .process_state import attention_in_parts, pushed
 from .record import HERE, Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
@@ -138,7 +138,7 @@ class Capture(TorchDispatchMode):
             if known.base == "detach":
                 for tensor in tensors:  # no call, but it tells that autograd follows what is detached
                     self.values.seen(tensor)
-            else:
+            elif known.base not in FACTORIES:
                 self._look_up(event)
         elif not torch.is_grad_enabled():
             for tensor in filter(_requires_grad, tensors):

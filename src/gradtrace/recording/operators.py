@@ -35,6 +35,10 @@ DEEPEST = 16
 # views that can be taken of a copy as well: they don't ask how it lies in memory
 _STEADY = "split split_with_sizes unsafe_split chunk unbind slice select narrow t transpose permute expand"
 
+# what asks an argument for its shape alone: autograd makes no node, and the result is a constant
+FACTORIES = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"}
+FACTORIES |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
+
 # lazy conjugates and negatives are resolved below autograd, where their consumers would be seen on strangers
 _EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
 _EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
