@@ -23,8 +23,8 @@ def seed() -> int:
     return drawn
 
 
-def test_fresh_programs(seed: int) -> None:
-    failures: list[hunt.Failure] = []
+def test_programs_drawn_from_one_seed() -> None:
+    seed, failures = 160419300, list[hunt.Failure]()  # fresh seeds are for `make fuzz`, which CI runs
     kinds = hunt.fuzz(seed, PROGRAMS, failures.append)
     print(f"{len(kinds)} kinds of operator: {', '.join(sorted(kinds))}")
     assert not failures, f"{len(failures)} of {PROGRAMS} programs:\n" + "\n".join(map(str, failures))
