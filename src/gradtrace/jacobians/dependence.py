@@ -278,6 +278,12 @@ def nothing(call: Call) -> Iterator[Edge]:
     yield from ()
 
 
+def compared(call: Call) -> Iterator[Edge]:
+    """Margin losses compare the numbers of one row; a single row has no axis of examples beside."""
+    if len(call.inputs[0].shape) == 1:
+        yield everything(call, 0, 0)
+
+
 def packed(call: Call) -> Iterator[Edge]:
     """How many rows a step has depends on all lengths; the rows themselves are only moved."""
     if call.outputs[-1] is not None and len(call.inputs) > 1:
@@ -292,6 +298,7 @@ def _register(table: dict[str, Row], names: str, row: Row) -> None:
 
 _register(CHOICES, "max min median nanmedian kthvalue mode sort topk cummax cummin aminmax amax amin", along())
 _register(CHOICES, "argmax argmin argsort", along())
+_register(CHOICES, "multi_margin_loss multilabel_margin_loss_forward", compared)
 _register(TABLE, f"{LIKE} {NEW}", nothing)
 _register(TABLE, "any all count_nonzero", along())
 _register(TABLE, "nonzero", places)
