@@ -21,6 +21,7 @@ from ..errors import CertificateError
 from ..jacobians.rules.indexing import is_view
 from ..recording.autograd_functions import CustomFunction
 from ..recording.record import HERE, Call, Record, Value, as_real
+from ..recording.replay import solid
 
 MOST = 8192  # calls of a tape whose nodes are looked at
 
@@ -73,7 +74,7 @@ def plain(g: Tensor | None) -> Tensor | None:
     if g is None:
         return None
     g = g.detach().to_dense() if g.layout is not torch.strided else g.detach()
-    return as_real(g.clone() if g._is_zerotensor() else g).to(HERE)
+    return as_real(solid(g)).to(HERE)
 
 
 @contextmanager

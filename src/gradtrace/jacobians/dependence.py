@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..recording.layouts import Shape
+from ..recording.operators import FACTORIES
 from ..recording.record import Call, Input
-from .rules.constant import LIKE, NEW
 from .rules.pointwise import is_pointwise
 from .rules.reduction import axes
 from .rules.scattering import at_index, at_index_select, grid
@@ -299,7 +299,7 @@ def _register(table: dict[str, Row], names: str, row: Row) -> None:
 _register(CHOICES, "max min median nanmedian kthvalue mode sort topk cummax cummin aminmax amax amin", along())
 _register(CHOICES, "argmax argmin argsort", along())
 _register(CHOICES, "multi_margin_loss multilabel_margin_loss_forward", compared)
-_register(TABLE, f"{LIKE} {NEW}", nothing)
+_register(TABLE, " ".join(FACTORIES), nothing)
 _register(TABLE, "any all count_nonzero", along())
 _register(TABLE, "nonzero", places)
 _register(TABLE, "bincount histc _unique2 unique_dim unique_consecutive", whole)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import MissingRule
+from ...recording.operators import FACTORIES
 from ...recording.record import Call
 from ..structure import Scatter, diagonal
 from .table import Edge, argument, differentiable, register, result
@@ -66,11 +67,9 @@ def gamma(call: Call) -> Iterator[Edge]:
     yield 0, 0, diagonal(y.shape, x.shape, weight)
 
 
-LIKE = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
-NEW = "new_zeros new_ones new_full new_empty new_empty_strided"
 RANDOM = "bernoulli normal poisson uniform exponential cauchy log_normal geometric random"
 
-register(f"{LIKE} {NEW} {RANDOM}", nothing)
+register(" ".join((*sorted(FACTORIES), RANDOM)), nothing)
 register("rrelu_with_noise", rrelu)
 register("native_dropout", native_dropout)
 register("_standard_gamma", gamma)
