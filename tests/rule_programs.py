@@ -122,7 +122,6 @@ DATABASE = {
     "mse_loss": "nn.functional.mse_loss",
     "multi_margin_loss": "nn.functional.multi_margin_loss",
     "multilabel_margin_loss_forward": "nn.functional.multilabel_margin_loss",
-    "new_empty": "nn.functional.pad.circular",
     "nll_loss2d_forward": "nn.functional.nll_loss",
     "nll_loss_forward": "nn.functional.nll_loss",
     "norm": "nn.functional.pairwise_distance",
@@ -155,17 +154,6 @@ SCALES = torch.tensor([0.02, 0.01, 0.03])
 # rule → (function, arguments)
 OWN: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     # constants: the argument goes nowhere, except by the other term
-    "zeros_like": (lambda a: torch.zeros_like(a) + a, (x(2, 3),)),
-    "ones_like": (lambda a: torch.ones_like(a) * a, (x(2, 3),)),
-    "full_like": (lambda a: torch.full_like(a, 2.0) * a, (x(2, 3),)),
-    "empty_like": (lambda a: torch.empty_like(a).fill_(1.0) * a, (x(2, 3),)),
-    "rand_like": (lambda a: torch.rand_like(a) * a, (x(2, 3),)),
-    "randn_like": (lambda a: torch.randn_like(a) * a, (x(2, 3),)),
-    "randint_like": (lambda a: torch.randint_like(a, 5) * a, (x(2, 3),)),
-    "new_zeros": (lambda a: a.new_zeros(2, 3) + a, (x(2, 3),)),
-    "new_ones": (lambda a: a.new_ones(2, 3) * a, (x(2, 3),)),
-    "new_full": (lambda a: a.new_full((2, 3), 2.0) * a, (x(2, 3),)),
-    "new_empty_strided": (lambda a: a.new_empty_strided((2, 3), (3, 1)).fill_(1.0) * a, (x(2, 3),)),
     "poisson": (lambda a: torch.poisson(a.square()) + a, (x(2, 3),)),
     "uniform": (lambda a: (a * 1).uniform_() + a, (x(2, 3),)),
     "exponential": (lambda a: (a * 1).exponential_() + a, (x(2, 3),)),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from fuzz.generate import COUNT
 from fuzz.honest import near, root_of, sums_are_autograds
-from fuzz.oracle import Oracle, greedy
+from fuzz.oracle import Oracle, Vertex, greedy
 from fuzz.program import Program, compiled
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -189,7 +189,7 @@ def per_example(program: Program, batch: Asked, trace: Trace, oracle: Oracle, ro
     """An example's answer is that of its terms alone; where examples meet, the calls are named."""
     others = oracle.apart([p.outs[0] for p in program.loss.parts if p.outs[0].startswith("z")], COUNT)
     meets = [s.parts[-1].outs[0] for s in program.steps if s.kind.endswith("_batch")]
-    meets = [n for n in meets if oracle.met.get(n) and reaches(oracle, n, root)]
+    meets = [n for n in meets if reaches(oracle, oracle.met.get(n, []), root)]
     if meets:
         assert trace.influence(of="*").connected, f"examples are connected at {meets}, and no call is named"
     if meets or others is None or oracle.unclear:
@@ -214,10 +214,10 @@ def _of_example(log2: Tensor | None, b: int, own: Tensor) -> Tensor:
     return log2[b].exp2() if len(log2) > 1 else log2[0].exp2().reshape(own.shape) * own
 
 
-def reaches(oracle: Oracle, name: str, root: int) -> bool:
-    """Tell whether paths from leaves to the loss go through a tensor."""
+def reaches(oracle: Oracle, vertices: list[Vertex], root: int) -> bool:
+    """Tell whether paths from leaves to the loss go through some vertices."""
     flow = oracle.graph.absolute(root)
-    through = {v for v in oracle.read(oracle.env[name]) if v is not None and flow.get(v)}
+    through = {v for v in vertices if v is not None and flow.get(v)}
     leaves = set(_all_leaves(oracle))
     return bool(through) and any(_back(oracle, v, leaves) for v in through)
 

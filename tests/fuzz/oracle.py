@@ -130,7 +130,7 @@ class Oracle:
         self.env: dict[str, Ref] = {}
         self.graph = Graph()
         self.leaves: dict[str, list[int]] = {}
-        self.met: dict[str, bool] = {}  # by name: whether examples met where it was made
+        self.met: dict[str, list[Vertex]] = {}  # what examples met in, by name, as it was made: it may be overwritten
         self.writes = False
         self.unclear = False  # whether examples wrote over followed numbers behind autograd's back: whose are they?
         self.calls: set[str] = set()  # first results of the calls that autograd follows
@@ -201,8 +201,6 @@ class Oracle:
         labels = self._labels(f, refs, xs, ys)
         if apart and any(MIXED in s for s in labels):
             raise Rejected("examples meet")
-        for name in part.outs:
-            self.met[name] = any(MIXED in s for s in labels) and not any(MIXED in r.memory.labels for r in refs)
         if part.mode == "leaf":
             self.env[part.outs[0]] = self._fresh(ys[0], labels[0])
             self._make_leaf(part.outs[0], self.env[part.outs[0]])
@@ -211,7 +209,10 @@ class Oracle:
             for name, y, s in zip(part.outs, ys, labels, strict=True):
                 self.env[name] = self._quiet(refs, xs, y, s)
             return
+        here = any(MIXED in s for s in labels) and not any(MIXED in r.memory.labels for r in refs)
         self._call(part, refs, f, xs, ys, labels)
+        if here:
+            self.met |= {name: self.read(self.env[name]) for name in part.outs}
 
     def _quiet(self, refs: list[Ref], xs: list[Tensor], y: Tensor, labels: list[int]) -> Ref:
         """Make a tensor that autograd does not follow; it may lie in the memory of one that is followed."""

@@ -195,6 +195,10 @@ def _attributes(a: Asked) -> Any:
     return trace.tape is a.tape, trace.root.shape, trace.loss, trace.certificate, trace.fallbacks, repr(trace)
 
 
+def _compute(a: Asked) -> Any:
+    return a.trace.compute(kinds=("best", "greedy"), per_example=False) is a.trace
+
+
 def _strength(a: Asked) -> Any:
     return [a.trace.strength[name] for name in a.leaves], len(a.trace.strength)
 
@@ -226,6 +230,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("strength", ("Trace.strength",), _strength),
     Question("forest best", ("Trace.forest",), _forest("best", False)),
     Question("forest greedy", ("Trace.forest",), _forest("greedy", False)),
+    Question("compute", ("Trace.compute",), _compute),
     Question("path best", ("Trace.path",), _path("best")),
     Question("path greedy", ("Trace.path",), _path("greedy")),
     Question("strongest", ("Trace.strongest",), lambda a: a.trace.strongest(4)),
