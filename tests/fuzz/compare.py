@@ -51,7 +51,8 @@ def compare(program: Program, oracle: Oracle) -> None:
     root = root_of(program, oracle)
     if root is None or not any(v in oracle.graph.absolute(root) for v in _all_leaves(oracle)):
         return  # no path at all
-    oracle.leaves = {n: v for n, v in oracle.leaves.items() if n in program.leaves or used(oracle, v)}
+    flow = oracle.graph.absolute(root)  # a leaf that the program makes and uses nowhere is not on the tape
+    oracle.leaves = {n: v for n, v in oracle.leaves.items() if n in program.leaves or not flow.keys().isdisjoint(v)}
     plain, batch = run(program, examples=False), run(program, examples=True)
     sums_are_autograds(program, oracle, root)
     names = [*oracle.leaves, *between(plain, oracle)]
@@ -91,11 +92,6 @@ def units(program: Program, oracle: Oracle) -> bool:
         if mode.count != sum(part.outs[0] in oracle.calls for part in step.parts):
             return False
     return True
-
-
-def used(oracle: Oracle, vertices: list[int]) -> bool:
-    """Tell whether a leaf that the program makes is used afterwards: if not, the tape has not seen it."""
-    return any(u in vertices for edges in oracle.graph.into for u, _ in edges)
 
 
 def _all_leaves(oracle: Oracle) -> Iterator[int]:

@@ -199,3 +199,94 @@ def test_buffers_between_a_value_and_the_function_that_takes_it(make):
 
     tape, loss = recorded(program, leaves)
     assert_sum_is_autograd(tape, loss, leaves)
+
+
+def zeros() -> Tensor:
+    return torch.zeros(3, dtype=torch.float64)
+
+
+def written_apart_then_used(w):
+    buffer = zeros()
+    d = buffer.detach()
+    d[0] = w[0]
+    s = d.sum()
+    buffer[1] = w[1]
+    return buffer.square().sum() + s
+
+
+def written_apart_used_last(w):
+    buffer = zeros()
+    d = buffer.detach()
+    buffer[1] = w[1]
+    d[0] = w[0]
+    return buffer.square().sum() + d.sum() ** 2
+
+
+def of_a_followed_one(w):
+    h = w * 2
+    d = h.detach()
+    d[0] = w[0] * 2
+    h[1].mul_(3)
+    return h.sum() + d.square().sum() ** 2
+
+
+def after_a_write_to_a_part(w):
+    h = w * 1
+    h[0].mul_(-0.5)
+    d = h[:2].detach()[1]
+    d.mul_(w[2])
+    return d.abs() + h.sum()
+
+
+def by_data(w):
+    buffer = zeros()
+    d, e = buffer.data, buffer.detach()
+    d.add_(w)
+    e[1:].mul_(w[1:])
+    return d.square().sum() + e.sin().sum() + buffer.sum()
+
+
+def one_after_another(w):
+    buffer, total = zeros(), 0
+    for n in range(3):
+        d = buffer.detach()
+        d[n] = w[n]
+        total = total + d.sum() * (n + 1)
+        del d
+    return total
+
+
+def beside_what_was_written(w):
+    buffer = torch.ones(3, dtype=torch.float64)
+    last = buffer.view(-1)[-1]
+    buffer[:2] += w[:2]
+    return (last.square() + buffer.square().sum()) * last.clone()
+
+
+def second_order(w):
+    h = w * 2
+    h[0].mul_(w[1])
+    d = h.detach()
+    d[2:].mul_(1)
+    (g,) = torch.autograd.grad((h * h).sum(), w, create_graph=True)
+    return g.pow(3).sum()
+
+
+APART = [
+    second_order,
+    written_apart_then_used,
+    written_apart_used_last,
+    of_a_followed_one,
+    after_a_write_to_a_part,
+    by_data,
+]
+APART += [one_after_another, beside_what_was_written]
+
+
+@pytest.mark.parametrize("program", APART, ids=lambda p: p.__name__)
+def test_aliases_that_share_memory_but_no_history(program):
+    """What is written through `detach()` or `.data` is none of the original's, for autograd."""
+    leaves = {"w": leaf(3)}
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+    tape.trace(loss, check=True)

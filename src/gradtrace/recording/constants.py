@@ -15,7 +15,7 @@ from torch import Tensor
 from .identity import Values, nobody
 from .record import HERE, Call, Input, Record, Value
 from .scopes import source_line
-from .storage import Cell, Identities, alias, cell_of, layout_of, read, version_of
+from .storage import Cells, Identities, alias, cell_of, layout_of, read, version_of
 
 LINK, OVERLAY = "gradtrace.link", "gradtrace.overlay"
 
@@ -32,7 +32,7 @@ class Constants:
     def __init__(self, record: Record, values: Values, examples: Sequence[Tensor]) -> None:
         self.record, self.values = record, values
         self._known = Identities()
-        self._cells: dict[int, Cell] = {}
+        self._cells: Cells = {}
         self._examples = list(examples)  # alive as long as their cells are looked up
         for tensor in examples:
             value = record.value(tensor, differentiable=False)

@@ -193,8 +193,7 @@ class Capture(TorchDispatchMode):
     def _overwrite(self, event: Event) -> None:
         """Copy what was saved of tensors that are about to be overwritten, whether autograd notices or not."""
         for tensor in filter(is_dense, event.written):
-            if not event.followed:
-                self.values.rewritten(tensor)
+            self.values.rewritten(tensor, followed=event.followed)
             self._saving.overwrite(tensor)
 
     def _wait(self, event: Event, results: list[Tensor | None]) -> None:
@@ -274,8 +273,8 @@ class Capture(TorchDispatchMode):
         if out.requires_grad or not is_plain(out):
             return None
         value = self.record.value(out, differentiable=False)
-        view, version = _lies(out, event, list(filter(is_plain, event.tensors)))
-        constants.note(out, value, writes=not view, version=version)
+        of, version = _lies(out, event, list(filter(is_plain, event.tensors)))
+        constants.note(out, value, writes=of is None, version=version)
         return value
 
     def _results(self, event: Event, outputs: list[Tensor | None]) -> tuple[Saved | None, ...]:
@@ -294,17 +293,17 @@ class Capture(TorchDispatchMode):
         if not (kind.is_floating_point or kind.is_complex):
             return None
         value = self.record.value(out)
-        view, version = _lies(out, event, event.tensors)
-        self.values.place(out, value, writes=not view, version=version)
+        of, version = _lies(out, event, event.tensors)
+        self.values.place(out, value, writes=of is None, version=version, view_of=of)
         return value
 
 
-def _lies(out: Tensor, event: Event, tensors: Sequence[Tensor]) -> tuple[bool, int]:
-    """Tell whether a result is a view of what an argument's storage held, and the version that it will have."""
+def _lies(out: Tensor, event: Event, tensors: Sequence[Tensor]) -> tuple[Tensor | None, int]:
+    """Tell of which argument a result is a view, if it is, and which version it will have."""
     written = bool(event.written) and _among(out, event.written)
-    view = not written and _shares(out, tensors)
+    of = None if written else _sharing(out, tensors)
     # inside a dispatch a view has a version of its own still, and what is written to its old one
-    return view, version_of(event.tensors[0]) if view and event.known.view else version_of(out) + written
+    return of, version_of(event.tensors[0]) if of is not None and event.known.view else version_of(out) + written
 
 
 def _depth(event: Event) -> int | None:
@@ -328,13 +327,13 @@ def _among(tensor: Tensor, tensors: Sequence[Tensor | None]) -> bool:
     return any(tensor is t for t in tensors)  # `in` would compare their scalars
 
 
-def _shares(tensor: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Tell whether a tensor lies in the storage of one of the others."""
+def _sharing(tensor: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
+    """Find the one of the others in whose storage a tensor lies."""
     storage = tensor.untyped_storage()
-    for other in tensors:  # noqa: SIM110
+    for other in tensors:
         if other.untyped_storage() is storage:
-            return True
-    return False
+            return other
+    return None
 
 
 def _written(known: Operator, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:

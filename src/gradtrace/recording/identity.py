@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ..errors import NotOnTape, Unsupported
 from .autograd_functions import CustomFunction, CustomNode, generated_name, name_of, refuse_reentrant
 from .layouts import Layout
 from .record import Call, Input, Record, Scope, Slot, Value
-from .storage import Cell, Identities, Saving, cell_of, disjoint, layout_of, read, version_of
+from .storage import Cell, Cells, Identities, Saving, cell_of, disjoint, layout_of, read, root_of, version_of
 from .strangers import stranger
 
 
@@ -41,7 +40,7 @@ class Values:
         self.told: Callable[[Tensor, Value], None] = nobody
         self._storages: dict[int, Value] = {}  # of leaves
         self._known = Identities()
-        self._cells: dict[int, Cell] = {}
+        self._cells: Cells = {}
         self._customs: dict[Any, Call] = {}
         self._made: dict[int, tuple[tuple[Scope, ...], str]] = {}
         self._nodes: dict[tuple[int, int], Value] = {}
@@ -84,8 +83,8 @@ class Values:
         return known[1]
 
     def _cell(self, tensor: Tensor) -> Cell:
-        """Find a storage's cell."""
-        return cell_of(self._cells, tensor)
+        """Find a storage's cell, as views of the tensor's root see it."""
+        return cell_of(self._cells, tensor, root_of(tensor))
 
     def lookup(self, tensor: Tensor, at: Layout | None = None) -> Value | None:
         """Find the value that a tensor stands for at this moment; None if autograd does not follow it.
@@ -100,21 +99,21 @@ class Values:
         if not tensor.requires_grad or _is_cut(tensor):
             return None
         if tensor.is_leaf:
-            value = self.leaf(tensor)
-        else:
-            value = self._known.find(tensor) or self._find(tensor, at or layout_of(tensor))
-        value.confirmed = True
-        return value
+            return self.leaf(tensor)
+        return self._known.find(tensor) or self._find(tensor, at or layout_of(tensor))
 
     def _find(self, tensor: Tensor, at: Layout) -> Value:
         node = tensor.grad_fn
         if isinstance(node, CustomNode):
             return self._custom(tensor, node)
         cell = self._cell(tensor)
+        if not cell.views:  # what autograd saved for its backward pass, and unpacks there, is a tensor of its own
+            others = [c for c in self._cells[tensor.untyped_storage()._cdata] if c.views]
+            cell = next((c for c in others if _made_here(tensor, c)), others[-1] if others else cell)
         found = _told_apart(tensor, cell.views.get(at, ()))
         if found is not None:
             return found
-        if cell.touches(at) or (cell.writes and tensor.numel() == 0):
+        if cell.writes:  # there, or elsewhere in what it is a view of
             return self._alias(tensor, cell, at)
         raise stranger(tensor)
 
@@ -133,7 +132,7 @@ class Values:
     def written(self, tensor: Tensor) -> Cell | None:
         """Give a copy of a storage's cell, if what was written there may be in a tensor."""
         cell = self._cell(tensor)
-        return Cell(cell.ref, list(cell.writes)) if cell.touches(layout_of(tensor)) else None
+        return Cell(cell.ref, cell.root, list(cell.writes)) if cell.touches(layout_of(tensor)) else None
 
     def seen(self, tensor: Tensor) -> Value | None:
         """Find the value of a tensor that is being detached; None if there is none."""
@@ -231,24 +230,34 @@ class Values:
             found = self._known.find(tensor) or self._find(tensor, layout_of(tensor))
             self._nodes[node._sequence_nr(), tensor.output_nr] = found
 
-    def rewritten(self, tensor: Tensor) -> None:
-        """Note that numbers change of which autograd takes no notice: what is there cannot be computed again."""
-        key = tensor.untyped_storage()._cdata
+    def rewritten(self, tensor: Tensor, *, followed: bool) -> None:
+        """Note that numbers change of which autograd takes no notice: what is there cannot be computed again.
+
+        Args:
+            followed: whether it does take notice of those that are views of the tensor's own root.
+        """
+        key, at = tensor.untyped_storage()._cdata, layout_of(tensor)
         if key in self._storages:
             self._storages[key].depth = None
-        if key in self._cells:
-            cell = self._cell(tensor)
-            for value in chain((v for _, v in cell.writes), *cell.views.values()):
-                value.depth = None
+        own = self._cell(tensor) if followed else None
+        for cell in self._cells.get(key, ()):
+            if cell is not own:
+                for layout, value in cell.values():
+                    if not disjoint(layout, at):
+                        value.depth = None
 
-    def place(self, tensor: Tensor, value: Value, *, writes: bool, version: int) -> None:
-        """Note which storage holds a new value: written there, or a view of what it held; and what its version is."""
+    def place(self, tensor: Tensor, value: Value, *, writes: bool, version: int, view_of: Tensor | None = None) -> None:
+        """Note which storage holds a new value: written there, or a view of what it held; and what its version is.
+
+        Args:
+            view_of: of what, where autograd has not been told yet.
+        """
         self._known.note(tensor, version, value)
-        cell, at = self._cell(tensor), layout_of(tensor)
-        if writes and not _is_stranger(tensor, at, cell):
-            cell.write(at, value)
+        cell = self._cell(tensor if view_of is None else view_of)
+        if writes:
+            cell.write(layout_of(tensor), value)
         else:
-            cell.views.setdefault(at, []).append(value)
+            cell.views.setdefault(layout_of(tensor), []).append(value)
 
     def made(self, tensor: Tensor, where: tuple[tuple[Scope, ...], str]) -> None:
         """Note where a tensor was made that autograd does not follow, perhaps inside a custom function."""
@@ -265,11 +274,10 @@ def _is_cut(tensor: Tensor) -> bool:
     return base is not None and tensor.is_leaf and base.requires_grad
 
 
-def _is_stranger(tensor: Tensor, at: Layout, cell: Cell) -> bool:
-    """Tell whether a tensor is an alias detached from what its cell holds, which keeps its own history."""
-    if not cell.writes or tensor.requires_grad:
-        return False
-    return any(v.confirmed and not disjoint(at, a) for a, v in cell.writes)
+def _made_here(tensor: Tensor, cell: Cell) -> bool:
+    """Tell whether autograd's node of a tensor is that of a value in a cell."""
+    made = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1, tensor.output_nr
+    return any((v.seq, v.number) == made for _, v in cell.values())
 
 
 def _told_apart(tensor: Tensor, found: Sequence[Value]) -> Value | None:

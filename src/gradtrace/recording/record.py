@@ -26,7 +26,6 @@ class Value:
         id: increases in recording order, so every call's outputs have larger ids than its inputs.
         name: the name of a leaf (parameter or input), else None.
         differentiable: whether autograd follows it; others are among `Record.constants`.
-        confirmed: whether autograd was seen to follow it: a tensor that stood for it required grad.
         seq: autograd's sequence number of the node that made it, which tells apart two views of one layout.
         number: which of that node's results it is.
         data: of a leaf.
@@ -40,7 +39,6 @@ class Value:
     differentiable: bool = True
     seq: int = -1
     number: int = 0
-    confirmed: bool = False
     data: Saved | None = None
     depth: int | None = None
     _maker: weakref.ref[Call] | None = None  # weak: a call holds its results, and memory should go with the tape

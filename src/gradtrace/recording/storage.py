@@ -1,12 +1,16 @@
-"""Storages as cells: a write makes a new version, an alias read later is an index map of that version."""
+"""Storages as cells: a write makes a new version, an alias read later is an index map of that version.
+
+Autograd tells apart aliases that share no history: what is written through `detach()` or `.data` is no part of the
+original's, though it lies in the same memory. So a storage has a cell for each root: what others are views of.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, UntypedStorage
 
@@ -74,13 +78,14 @@ def alias(flat: Tensor, at: Layout) -> Tensor:
 
 @dataclass(eq=False, slots=True)
 class Cell:
-    """A storage: the writes that made its present content, and the values that stand for views of it.
+    """A storage, as views of one root see it: the writes that made its content, and the values that stand for views.
 
-    The storage is held weakly, by its Python object, which lives as long as the storage itself: another one may come
-    to lie at its address.
+    The storage and the root are held weakly, by their Python objects, which live as long as they do: others may come
+    to lie at their addresses.
     """
 
     ref: weakref.ref[UntypedStorage]
+    root: weakref.ref[Tensor] | None = None
     writes: list[tuple[Layout, Value]] = field(default_factory=list)
     views: dict[Layout, list[Value]] = field(default_factory=dict)
 
@@ -91,6 +96,13 @@ class Cell:
             self.views = {a: v for a, v in self.views.items() if disjoint(a, at)}
         self.writes.append((at, value))
         self.views[at] = [value]
+
+    def values(self) -> Iterator[tuple[Layout, Value]]:
+        """List what lies where: what was written, and views."""
+        yield from self.writes
+        for at, found in self.views.items():
+            for value in found:
+                yield at, value
 
     def touches(self, at: Layout) -> bool:
         """Tell whether something that was written may lie in a layout."""
@@ -161,13 +173,31 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def cell_of(cells: dict[int, Cell], tensor: Tensor) -> Cell:
-    """Find or make the cell of a tensor's storage."""
+Cells: TypeAlias = dict[int, list[Cell]]  # by storage
+
+
+def cell_of(cells: Cells, tensor: Tensor, root: Tensor | None = None) -> Cell:
+    """Find or make the cell of a tensor's storage, as views of a root see it; None: whichever there is."""
     storage = tensor.untyped_storage()
-    cell = cells.get(storage._cdata)
-    if cell is None or cell.ref() is not storage:
-        cell = cells[storage._cdata] = Cell(weakref.ref(storage))
-    return cell
+    found = cells.get(storage._cdata)
+    if found is None or found[0].ref() is not storage:
+        found = cells[storage._cdata] = []
+    for cell in found:
+        if root is None or cell.root is None or cell.root() is root:
+            return cell
+    found.append(Cell(weakref.ref(storage), None if root is None else weakref.ref(root)))
+    return found[-1]
+
+
+def root_of(tensor: Tensor) -> Tensor | None:
+    """Give the tensor that autograd knows this one as a view of, itself if of none.
+
+    None if that one lies elsewhere: a lazy conjugate, which is made solid.
+    """
+    base = tensor._base
+    if base is None:
+        return tensor
+    return base if base.untyped_storage() is tensor.untyped_storage() else None
 
 
 def read(
