@@ -294,6 +294,7 @@ class Capture(TorchDispatchMode):
             return None
         value = self.record.value(out)
         of, version = _lies(out, event, event.tensors)
+        of = of if event.known.view else None  # of what is unsafely split or viewed autograd knows no base
         self.values.place(out, value, writes=of is None, version=version, view_of=of)
         return value
 
