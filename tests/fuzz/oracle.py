@@ -344,7 +344,7 @@ class Oracle:
         if x.dtype == torch.bool:
             return ~x
         if not x.is_floating_point():
-            return (x + way) % 2
+            return torch.full_like(x, way) if way < 2 else (x + way) % 2
         if way == 0:
             return torch.full_like(x, torch.nan)
         noise = torch.rand(x.shape, generator=self._generator, dtype=x.dtype) + 0.1

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _autograd  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import GradtraceError, Unsupported
@@ -224,7 +223,7 @@ class Capture(TorchDispatchMode):
         call = self._call(event, event.inputs, len(calls))
         if known.draws or known.kept:
             call.results = self._results(event, outputs)
-        values, seq, depth = [], _autograd._get_sequence_nr() - 1, _depth(event)
+        values, seq, depth = [], self.values.last_node(), _depth(event)
         for number, out in enumerate(outputs):
             values.append(value := None if out is None else self._result(out, event))
             if out is not None and value is not None:

@@ -46,6 +46,8 @@ class Values:
         self._nodes: dict[tuple[int, int], Value] = {}
         self._indexed = 0  # how many calls' results are among them
         self._waiting: dict[int, Call] = {}  # of libraries' operators, by the storage of a result
+        self._renewed: set[int] = set()  # numbers of nodes that autograd has made for this call's arguments
+        self._last = -1  # the number of the last node that was there before this call
 
     def name(self, name: str, tensor: Tensor) -> None:
         """Give a leaf its name; a second name of a tied parameter becomes an alias."""
@@ -106,6 +108,8 @@ class Values:
         node = tensor.grad_fn
         if isinstance(node, CustomNode):
             return self._custom(tensor, node)
+        if tensor._base is not None:
+            self._renew(node)
         cell = self._cell(tensor)
         if not cell.views:  # what autograd saved for its backward pass, and unpacks there, is a tensor of its own
             others = [c for c in self._cells[tensor.untyped_storage()._cdata] if c.views]
@@ -116,6 +120,21 @@ class Values:
         if cell.writes:  # there, or elsewhere in what it is a view of
             return self._alias(tensor, cell, at)
         raise stranger(tensor)
+
+    def _renew(self, node: Any) -> None:
+        """Note nodes that autograd may have made only now, of a view of what was written to."""
+        number = node._sequence_nr() if node is not None else -1
+        while node is not None and node._sequence_nr() == number > self._last:
+            self._renewed.add(number)
+            node, number = node.next_functions[0][0] if node.next_functions else None, number - 1
+
+    def last_node(self) -> int:
+        """Give the number of the node that autograd made for the call whose arguments were looked up last."""
+        self._last = last = torch._C._autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+        while last in self._renewed:  # they were made after it
+            last -= 1
+        self._renewed.clear()
+        return last
 
     def peek(self, tensor: Tensor) -> Value | None:
         """Find the value of a tensor that autograd follows without changing anything; None if that takes a new call."""
