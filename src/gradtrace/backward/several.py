@@ -20,7 +20,7 @@ from ..semirings.entropy import Spread
 from ..semirings.power import Norm
 from ..semirings.ranked import Strongest
 from ..semirings.together import Together
-from .walk import reverse
+from .elements import reverse
 
 POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
 

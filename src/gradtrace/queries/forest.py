@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..backward.backpointers import Borrowed, pick
 from ..backward.best import Best, OutOfRange, best
+from ..backward.elements import reverse
 from ..backward.example_labels import Labels
 from ..backward.several import ask
-from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
+from ..backward.walk import EDGE_BITS, Edges, offsets
 from ..errors import NotANumber, UnknownName
 from ..jacobians import rules
 from ..kernels import native

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backward.walk import Edges, reverse
+from ..backward.elements import reverse
+from ..backward.walk import Edges
 from ..recording.record import Record, Value
 from ..semirings.base import Element, Semiring
 from ..semirings.ranked import Ranked, entries
