@@ -42,11 +42,19 @@ class Best:
         planes: by value id, the weights of best paths (batch × shape): of leaves and the loss, or of all values.
         winners: by value id, for all values but the loss.
         seconds: by operator, the time spent on its calls.
+        gradients: of greedy paths, by value id, the absolute gradients; `planes` are the weights of the steps from
+            there, which tell whether there is one.
     """
 
     planes: dict[int, Plane] = field(default_factory=dict)
     winners: dict[int, Winners] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    gradients: dict[int, Plane] | None = None
+
+    @property
+    def weights(self) -> dict[int, Plane]:
+        """What a trace from each scalar weighs: the path's weight (best), or the absolute gradient (greedy)."""
+        return self.planes if self.gradients is None else self.gradients
 
 
 def best(

@@ -21,6 +21,7 @@ from ..backward.backpointers import Borrowed, pick
 from ..backward.best import Best, OutOfRange, best
 from ..backward.elements import reverse
 from ..backward.example_labels import Labels
+from ..backward.greedy import greedy
 from ..backward.several import ask
 from ..backward.walk import EDGE_BITS, Edges, offsets
 from ..errors import NotANumber, UnknownName
@@ -111,14 +112,15 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
-    if kind == "best" and native.available():
+    if native.available():
+        run = best if kind == "best" else greedy
         try:
-            found = best(record, loss, labels, track)
+            found = run(record, loss, labels, track)
         except OutOfRange:
             pass
         else:
             forest.compact, forest.seconds = found, found.seconds
-            lazy = _Lazy(record, loss, labels, found)
+            lazy = _Lazy(record, loss, labels, found, run)
             forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
             return forest
     return _planted(forest, track)
@@ -160,16 +162,18 @@ def _nowhere(labels: Labels | None, value: Value) -> Tensor:
 class _Lazy:
     """Backpointers and log2 weights, worked out of the compact ones when they are asked for."""
 
-    def __init__(self, record: Record, loss: Value, labels: Labels | None, compact: Best) -> None:
+    def __init__(
+        self, record: Record, loss: Value, labels: Labels | None, compact: Best, run: Callable[..., Best]
+    ) -> None:
         # the parts of a forest, not the forest, which holds this: memory should go with it, without a collector
-        self.record, self.loss, self.labels, self.compact = record, loss, labels, compact
+        self.record, self.loss, self.labels, self.compact, self.run = record, loss, labels, compact, run
         self.leaves = {v.id: v for v in (loss, *record.leaves.values())}
         self.ids = [*self.leaves, *(i for i in self.compact.winners if i not in self.leaves)]
 
     @cached_property
     def whole(self) -> Best:
         """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
-        return best(self.record, self.loss, self.labels, everything=True)
+        return self.run(self.record, self.loss, self.labels, everything=True)
 
     def of(self, key: int) -> Best:
         return self.compact if key in self.compact.planes else self.whole
@@ -177,7 +181,7 @@ class _Lazy:
     def log2(self, key: int) -> Tensor:
         if key in self.leaves and key not in self.compact.planes:
             return _nowhere(self.labels, self.leaves[key])
-        plane = self.of(key).planes[key]
+        plane = self.of(key).weights[key]
         return plane.data.to(torch.float64).log2() + plane.exponent
 
     def winners(self, key: int) -> Tensor:

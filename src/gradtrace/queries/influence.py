@@ -164,7 +164,8 @@ class _Weights:
 
 def _weights(forest: Forest, leaf: Value) -> _Weights:
     belongs = _belongs(forest, leaf)
-    compiled = forest.compact is not None and leaf.id in forest.compact.planes
+    # a greedy trace can start from a gradient of 0
+    compiled = forest.compact is not None and leaf.id in forest.compact.planes and forest.compact.gradients is None
     if forest.compact is not None and compiled:
         plane = forest.compact.planes[leaf.id]
         weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
