@@ -8,6 +8,7 @@ Cotangents arrive at a value in reverse recording order, so of equally strong on
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -58,20 +59,25 @@ class Best:
 
 
 def best(
-    record: Record, loss: Value, labels: Labels | None = None, track: Track = iter, *, everything: bool = False
+    record: Record,
+    loss: Value,
+    labels: Labels | None = None,
+    track: Track = iter,
+    *,
+    wanted: Container[int] | None = (),
 ) -> Best:
     """Find the best path of every scalar.
 
     Args:
         record, loss, labels, track: as for `walk`.
-        everything: keep the weights of all values, not of leaves only.
+        wanted: ids of values whose weights are kept beside those of leaves and the loss; None: all.
 
     Raises:
         MissingRule, NotANumber: as `walk`.
         OutOfRange: some tensor's values are too far apart for these kernels.
     """
     with uncollected(), within(record.room):
-        algebra = Strongest(record.precision(loss), loss, labels, everything=everything)
+        algebra = Strongest(record.precision(loss), loss, labels, wanted)
         walk(record, loss, algebra, track, algebra.found.seconds)
         return algebra.found
 
@@ -81,11 +87,13 @@ class Strongest(Algebra[Arrivals, Plane]):
 
     Args:
         kind: the precision that suffices where nothing would be lost.
-        loss, labels, everything: as for `best`.
+        loss, labels, wanted: as for `best`.
     """
 
-    def __init__(self, kind: torch.dtype, loss: Value, labels: Labels | None, *, everything: bool = False) -> None:
-        self.kind, self.loss, self.labels, self.everything = kind, loss, labels, everything
+    def __init__(
+        self, kind: torch.dtype, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()
+    ) -> None:
+        self.kind, self.loss, self.labels, self.wanted = kind, loss, labels, wanted
         self.found = Best()
         self.packed: dict[Any, Any] = {}
         self.owners: dict[int, list[tuple[Borrowed, tuple[int, ...]]]] = {}
@@ -106,7 +114,7 @@ class Strongest(Algebra[Arrivals, Plane]):
     def relay(self, edge: Edge, arrived: Arrivals, known: Arrivals | None) -> Arrivals | None:
         """Let a product that has not been computed go through a transposition as it is."""
         structure, value, terms = edge.structure, edge.result, arrived.terms
-        if len(terms) != 1 or type(structure) is not Strided or self.everything:
+        if len(terms) != 1 or type(structure) is not Strided or self._keeps(value):
             return None
         if structure.layout.size != value.shape or terms[0].shape != value.shape:
             return None
@@ -197,6 +205,9 @@ class Strongest(Algebra[Arrivals, Plane]):
 
     # ------------------------------------------------------------ leaving
 
+    def _keeps(self, value: Value) -> bool:
+        return value.call is None or value is self.loss or self.wanted is None or value.id in self.wanted
+
     def _finish(self, value: Value, got: Arrivals) -> Plane:
         """Note the winners of a value that has all it will get, and give its weights."""
         if got.terms:
@@ -205,7 +216,7 @@ class Strongest(Algebra[Arrivals, Plane]):
         assert got.plane is not None
         if value is not self.loss:
             self.found.winners[value.id] = got.winners
-        if self.everything or value.call is None or value is self.loss:
+        if self._keeps(value):
             self.found.planes[value.id] = got.plane
         return got.plane
 

@@ -9,6 +9,7 @@ what is a tie to 16 digits.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import torch
 from torch import Tensor
@@ -30,20 +31,25 @@ Both = tuple[Reached, Arrivals]
 
 
 def greedy(
-    record: Record, loss: Value, labels: Labels | None = None, track: Track = iter, *, everything: bool = False
+    record: Record,
+    loss: Value,
+    labels: Labels | None = None,
+    track: Track = iter,
+    *,
+    wanted: Container[int] | None = (),
 ) -> Best:
     """Find the greedy path of every scalar.
 
     Args:
         record, loss, labels, track: as for `walk`.
-        everything: keep the gradients of all values, not of leaves only.
+        wanted: ids of values whose gradients are kept beside those of leaves and the loss; None: all.
 
     Raises:
         MissingRule, NotANumber: as `walk`.
         OutOfRange: gradients are not finite, or too small for float64.
     """
     with uncollected(), within(record.room):
-        algebra = Greedy(Sum.carrier, loss, labels, everything=everything)
+        algebra = Greedy(Sum.carrier, loss, labels, wanted)
         walk(record, loss, algebra, track, algebra.found.seconds)
         return algebra.found
 
@@ -53,12 +59,14 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
 
     Args:
         carrier: of ordinary gradients.
-        loss, labels, everything: as for `greedy`.
+        loss, labels, wanted: as for `greedy`.
     """
 
-    def __init__(self, carrier: Carrier, loss: Value, labels: Labels | None, *, everything: bool = False) -> None:
+    def __init__(
+        self, carrier: Carrier, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()
+    ) -> None:
         self._sum = Elements(carrier, self._keep, labels)
-        self._strongest = Strongest(torch.float64, loss, labels, everything=everything)
+        self._strongest = Strongest(torch.float64, loss, labels, wanted)
         self._plane = Plane(torch.ones(()), 0, 1.0, 1.0)
         self.found = self._strongest.found
         self.found.gradients = {}

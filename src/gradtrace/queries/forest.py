@@ -173,7 +173,7 @@ class _Lazy:
     @cached_property
     def whole(self) -> Best:
         """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
-        return self.run(self.record, self.loss, self.labels, everything=True)
+        return self.run(self.record, self.loss, self.labels, wanted=None)
 
     def of(self, key: int) -> Best:
         return self.compact if key in self.compact.planes else self.whole
