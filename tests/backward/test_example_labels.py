@@ -719,3 +719,15 @@ def test_buffers_that_are_made_like_an_activation(like):
         own = case.alone(b)
         ours = trace.forest("best", per_example=True).log2[trace.tape.leaves["0.weight"].id][b]
         torch.testing.assert_close(ours, own.strength["0.weight"], rtol=0, atol=1e-9)
+
+
+def test_memory_that_holds_an_example_here_and_all_of_them_there():
+    """What was written over an example's row is everybody's: that is said, not that there are no examples."""
+    w, x = leaf(4), torch.randn(3, 4, **F64)
+    with record(names={"w": w}, examples=[x]) as tape:
+        h = x @ w
+        rows = -h
+        last = rows[-1]
+        rows[1:].fill_(h.square().sum())
+        loss = last * 1
+    assert tape.trace(loss).influence(of="*").connected

@@ -188,7 +188,9 @@ def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) 
     if not parts:
         return
     label, connected = combine(parts)
-    if isinstance(label, Tensor) and bool((label < 0).any()):
+    if call.name == OVERLAY and isinstance(label, Tensor) and bool((label < 0).any()) and sources:
+        label = MIXED  # memory, a part of which holds what several examples have to do with
+    elif isinstance(label, Tensor) and bool((label < 0).any()):
         label = settled(_with_free(call, y, edges or (), label, labels), labels.count, by_place=call.name != OVERLAY)
     labels.of[y.id] = label
     if label is MIXED:

@@ -14,11 +14,12 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
+from ..kernels.gradient import gradient
 from ..kernels.memory import within
 from ..kernels.shared_exponent import OutOfRange, Plane
 from ..recording.isolation import uncollected
 from ..recording.record import Record, Value
-from ..semirings.base import Carrier, Element, Sum
+from ..semirings.base import Element
 from .arrivals import Arrivals
 from .best import Best, Strongest
 from .elements import Elements, Reached
@@ -49,7 +50,7 @@ def greedy(
         OutOfRange: gradients are not finite, or too small for float64.
     """
     with uncollected(), within(record.room):
-        algebra = Greedy(Sum.carrier, loss, labels, wanted)
+        algebra = Greedy(loss, labels, wanted)
         walk(record, loss, algebra, track, algebra.found.seconds)
         return algebra.found
 
@@ -58,14 +59,11 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
     """A sum, and the winners of (max, ×) that start again from it at every value.
 
     Args:
-        carrier: of ordinary gradients.
         loss, labels, wanted: as for `greedy`.
     """
 
-    def __init__(
-        self, carrier: Carrier, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()
-    ) -> None:
-        self._sum = Elements(carrier, self._keep, labels)
+    def __init__(self, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()) -> None:
+        self._sum = Elements(gradient(torch.float64), self._keep, labels)
         self._strongest = Strongest(torch.float64, loss, labels, wanted)
         self._plane = Plane(torch.ones(()), 0, 1.0, 1.0)
         self.found = self._strongest.found
