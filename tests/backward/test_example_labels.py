@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import F64, some_scalars
+from checks import F64, leaf, some_scalars
 from torch import Tensor, nn
 
 from gradtrace import GradtraceError, Path, Tape, Trace, component, record
