@@ -203,6 +203,41 @@ def test_jacobians_of_low_rank(rank, call, kind):
         assert ((found[1].double() - wanted[1]).abs() <= slack)[kept].all()
 
 
+@given(
+    call=calls,
+    n=st.integers(150, 400),
+    kind=st.sampled_from(["any", "norm", "alike", "opposite", "integers", "one"]),
+)
+@settings(deadline=None, max_examples=100)
+def test_absolute_sums_along_rows_that_are_sorted(call, n, kind):
+    """Directions in any order, in a bundle too narrow for a float, back and forth, or the same ones many times."""
+    drawn = Drawn({**call, "p": 1})
+    own, left, right = drawn.weights(2, n), drawn.weights(2, n, 2), drawn.weights(2, n, 2)
+    if kind == "norm":
+        left[..., 0], right[..., 0], right[..., 1] = 1, 1, left[..., 1]
+    elif kind == "alike":
+        left = torch.tensor([1.0, -1.0]) + 1e-9 * left.double()
+        right = torch.ones(2) + 1e-9 * right.double()
+    elif kind == "opposite":
+        left[..., 1], right[..., 1] = left[..., 0] * -2, right[..., 0] * 0.5
+    elif kind == "integers":
+        left, right = (t.sign() * (t.abs() > 0.3) for t in (left, right))
+    left, right = left.to(drawn.kind), right.to(drawn.kind)
+    g = drawn.elements(1, 2, n)
+    if kind == "one":
+        g[0][..., 1:] = 0
+    jacobian = torch.einsum("rik,rjk->rij", left.double(), right.double())
+    size = torch.einsum("rik,rjk->rij", left.double().abs(), right.double().abs())
+    for m, diagonal in ((jacobian, own.double()), (size, own.double().abs())):
+        m.diagonal(0, 1, 2).copy_(diagonal)
+    found = pulled(drawn, lambda: (own, left.unbind(-1), right.unbind(-1)), g)
+    wanted = along_rows(drawn, jacobian, g)
+    # edge weights l·r may cancel, to about the rounding of float64; what is left, by a few digits more
+    rounding = 1e-15 * n * along_rows(drawn, size, g)[0]
+    exact = EXACT[drawn.kind] if drawn.kind is torch.float32 else 1e-11
+    assert ((found[0].double() - wanted[0]).abs() <= 4 * exact * wanted[0] + rounding).all()
+
+
 @given(calls)
 @some
 def test_merges(call):

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..kernels.reference import pull
 from ..recording.record import Call, Record, Value
-from ..semirings.base import Sum
 from .call_check import Off, edges, kinds, off, repeatable, vector_product, worst
 from .observed import Observed, observe
-from .rounding import absolute, allowed, least, roundoff, shaped, unit
+from .rounding import absolute, allowed, least, roundoff, shaped, total, unit
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Comparison:
             assert value is not None
             assert given is not None
             shape = value.shape
-            g = pull(s, Sum.carrier, (given.g[None],))[0].reshape(shape)
+            g = total(s, given.g).reshape(shape)
             terms = absolute(s, given.g.abs()).reshape(shape)
             slack = terms.mul(allowed(s, call)).add_(least(value.dtype))
             if given.slack is not None:
@@ -266,7 +264,7 @@ def _again(call: Call, known: Sequence[Known | None]) -> dict[int, Tensor]:
     for position, number, s in edges(call, [k is not None for k in known]):
         given = known[number]
         assert given is not None
-        part = pull(s, Sum.carrier, (given.g[None],))[0].reshape(call.inputs[position].shape)
+        part = total(s, given.g).reshape(call.inputs[position].shape)
         out[position] = out[position] + part if position in out else part
     return out
 

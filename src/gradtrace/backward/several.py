@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..kernels import native
+from ..kernels.counting import COUNTING
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
 from ..kernels.gradient import gradient
 from ..kernels.shared_exponent import OutOfRange
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
 from ..semirings import Family
-from ..semirings.base import AbsSum, Carrier, Element, Max, Semiring, Sum
+from ..semirings.base import AbsSum, Carrier, Count, Element, Max, Semiring, Sum
 from ..semirings.entropy import Spread
 from ..semirings.exponents import shifted
 from ..semirings.power import Norm
@@ -149,6 +150,8 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading], *, log2: bool =
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
     if carrier == Sum.carrier:
         return gradient(kind)
+    if carrier == Count.carrier:
+        return COUNTING
     if isinstance(carrier, Strongest):
         return Largest(kind, carrier.k)
     p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None

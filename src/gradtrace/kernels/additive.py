@@ -30,6 +30,7 @@ from ..jacobians.structure import (
     Sliding,
     Sparse,
     Strided,
+    Weight,
 )
 from ..recording.layouts import Layout, contiguous, positions
 from .reference import axes, injective, window
@@ -134,14 +135,12 @@ def _starts(x: str, first: Sequence[str], then: Sequence[str], sizes: dict[str, 
 
 def contraction(s: Contraction, g: Tensor) -> Tensor:
     """Multiply and add up, by a matrix product where something is merged."""
-    batch, weight = len(g), s.weight
+    batch, weight = g.shape[0], s.weight
     g = g.reshape(batch, *s.y_shape)
-    if isinstance(weight, Closed) and s.y == s.x == s.w:
-        y = weight.of().reshape(s.y_shape)
-        if alike(y, g):
-            return BACKWARDS[weight.form](g, y.to(g.dtype))
     if isinstance(weight, Constant):
         g, weight = g * weight.value, None
+    if s.y == s.x and (weight is None or s.w == s.y):
+        return g if weight is None else pointwise(s, weight, g)
     p = planned(s.y, s.x, "" if weight is None else s.w, s.y_shape, s.x_shape, batch)
     if p.alone:
         g = g.sum(p.alone)
@@ -150,6 +149,15 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
     sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
     w = weight().to(g.dtype).reshape([sizes[c] for c in s.w])
     return (multiplied if p.product else weighed)(p, g, w)
+
+
+def pointwise(s: Contraction, weight: Weight, g: Tensor) -> Tensor:
+    """Multiply by a weight of y's shape."""
+    if isinstance(weight, Closed):
+        y = weight.of().reshape(s.y_shape)
+        if alike(y, g):
+            return BACKWARDS[weight.form](g, y.to(g.dtype))
+    return g * weight().to(g.dtype).reshape(s.y_shape)
 
 
 def weighed(p: Plan, g: Tensor, w: Tensor) -> Tensor:
@@ -175,10 +183,12 @@ class Shown(NamedTuple):
     """How a view shows its base, from its strides.
 
     Attributes:
-        back: the order of x's axes, if all of x is shown once; `repeated`: axes of y that are added up first;
-        apart: what is left; `injective`: whether no two places of it are one.
+        flat: whether all of x is shown once, and in order; `back`: the order of x's axes, if all of x is shown once.
+        repeated: axes of y that are added up first; `apart`: what is left.
+        injective: whether no two places of it are one.
     """
 
+    flat: bool
     back: tuple[int, ...] | None
     repeated: tuple[int, ...]
     apart: Layout
@@ -195,12 +205,17 @@ def shown(layout: Layout, x_shape: Shape) -> Shown:
     size, stride = [n for n, _ in kept], [step for _, step in kept]
     apart = Layout(tuple(size), tuple(stride), layout.offset)
     back = None if order is None else (0, *(1 + d for d in order))
-    return Shown(back, tuple(1 + d for d in repeated), apart, injective(size, stride))
+    real = [] if order is None else [d for d in order if layout.size[d] != 1]
+    return Shown(
+        order is not None and real == sorted(real), back, tuple(1 + d for d in repeated), apart, injective(size, stride)
+    )
 
 
 def strided(s: Strided, g: Tensor) -> Tensor:
     """Lay a view's gradient where the view lies."""
-    batch, how = len(g), shown(s.layout, s.x_shape)
+    batch, how = g.shape[0], shown(s.layout, s.x_shape)
+    if how.flat:
+        return g.reshape(batch, *s.x_shape)
     g = g.reshape(batch, *s.layout.size)
     if how.back is not None:
         return g.permute(how.back).reshape(batch, *s.x_shape)
@@ -218,7 +233,7 @@ def strided(s: Strided, g: Tensor) -> Tensor:
 
 def placed(s: Placed, g: Tensor) -> Tensor:
     """See the part of the result in which the argument lies."""
-    g = g.reshape(len(g), *s.y_shape).contiguous()
+    g = g.reshape(g.shape[0], *s.y_shape).contiguous()
     if not s.hidden:
         return window(g, s.layout)
     g = g.clone()
@@ -229,7 +244,7 @@ def placed(s: Placed, g: Tensor) -> Tensor:
 
 def gather(s: Gather, g: Tensor) -> Tensor:
     """Add rows up where they were read."""
-    return gathered(s, g, g.new_zeros(len(g), *s.x_shape))
+    return gathered(s, g, g.new_zeros(g.shape[0], *s.x_shape))
 
 
 def gathered(s: Gather, g: Tensor, out: Tensor) -> Tensor:
@@ -237,7 +252,7 @@ def gathered(s: Gather, g: Tensor, out: Tensor) -> Tensor:
     if 0 in (out.numel(), g.numel(), s.width):
         return out
     index = s.index().reshape(-1).to(g.device, torch.int64)
-    rows = g.reshape(len(g), len(index), s.width)
+    rows = g.reshape(g.shape[0], len(index), s.width)
     if index.min() < 0:
         live = (index >= 0).nonzero().squeeze(-1)
         index, rows = index.index_select(0, live), rows.index_select(1, live)
@@ -251,7 +266,7 @@ def gathered(s: Gather, g: Tensor, out: Tensor) -> Tensor:
 
 def scatter(s: Scatter, g: Tensor) -> Tensor:
     """Read where scalars went."""
-    batch, index = len(g), s.index().reshape(-1).to(g.device, torch.int64)
+    batch, index = g.shape[0], s.index().reshape(-1).to(g.device, torch.int64)
     if 0 in (g.numel(), len(index)) or index.max() < 0:
         return g.new_zeros(()).expand(batch, *s.x_shape)
     out = g.reshape(batch, -1).index_select(1, index.clamp(min=0))
@@ -262,7 +277,7 @@ def scatter(s: Scatter, g: Tensor) -> Tensor:
 
 def sparse(s: Sparse, g: Tensor) -> Tensor:
     """Add up along a list of edges."""
-    batch, (outer, m, inner), n = len(g), s.y_shape, s.x_shape[1]
+    batch, (outer, m, inner), n = g.shape[0], s.y_shape, s.x_shape[1]
     i, j, w = s.edges()
     if 0 in (g.numel(), n, len(i)):
         return g.new_zeros(batch, *s.x_shape)
@@ -284,7 +299,7 @@ def convolved(s: Convolved, g: Tensor) -> Tensor:
 
 def convolution(s: Convolved, g: Tensor, other: Tensor) -> Tensor:
     """Convolve backwards, with the other argument given: the operator is linear in both."""
-    batch, sizes = len(g), s.sizes
+    batch, sizes = g.shape[0], s.sizes
     g = g.reshape(batch, *sizes.output)
     if s.to_input:  # the batch is only more examples
         x = g.new_empty(batch * sizes.input[0], *sizes.input[1:])
@@ -313,7 +328,7 @@ def low_rank(s: LowRank, g: Tensor) -> Tensor:
     """Multiply by own on the diagonal, and by left · right beside it: O(n · rank)."""
     if g.numel() == 0:
         return g
-    g = g.reshape(len(g), *s.shape)
+    g = g.reshape(g.shape[0], *s.shape)
     found = ROWS[s.factors.form](s, g, s.factors) if isinstance(s.factors, ClosedRows) and s.dims else None
     return written_out(s, g) if found is None else found
 
@@ -362,7 +377,7 @@ def _standard(s: LowRank, g: Tensor, factors: ClosedRows) -> Tensor | None:
         return None
     hat, scale = hat.to(g.dtype), scale.to(g.dtype)
     gamma = None if gamma is None else gamma.to(g.dtype)
-    if len(g) == 1 and hat.is_contiguous():
+    if g.shape[0] == 1 and hat.is_contiguous():
         fused = _fused(s, g[0].contiguous(), hat, gamma, scale)
         if fused is not None:
             return fused.unsqueeze(0)

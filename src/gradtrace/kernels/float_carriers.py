@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..semirings.base import BLOCK, Carrier, Element, Scaled, normalised
+from ..jacobians.structure import Convolved
+from ..semirings.base import BLOCK, Carrier, Element
 from . import native, sums
+from .convolved_sums import convolved
 from .memory import zeros
 from .native import LOST
 from .shared_exponent import OutOfRange, carefully, comfortable, doubled, wide
@@ -72,6 +74,9 @@ class Plain(Carrier):
         if g[0].dtype is self.kind or self.kind is torch.float64 or not comfortable(g[:1]):
             return g
         return tuple(p.to(torch.float32) for p in g)
+
+    def along(self, structure: object, g: Element) -> Element | None:
+        return convolved(structure, g, self.squarings) if isinstance(structure, Convolved) else None
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
         shape = torch.broadcast_shapes(weight.shape, g[0].shape)
@@ -182,14 +187,6 @@ class PlainNorm(Plain):
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=self.kind),)
 
-    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
-        found = None
-        if self.steps == 0 and left.shape[-1] == 2:
-            found = Scaled(torch.abs).low_rank(own, left, right, normalised(g[0].double()))
-        if found is None:
-            return super().low_rank(own, left, right, g)
-        return (_plainly(found, torch.float64 if torch.float64 in (own.dtype, g[0].dtype) else torch.float32),)
-
     def merged(self, g: Element, by: Merge) -> Element:
         unit = by.top(g[0])
         unit = torch.where(unit > 0, unit, 1.0)
@@ -224,21 +221,6 @@ class PlainEntropy(Plain):
 
     def plain(self, g: Element) -> Tensor:
         return torch.where(g[0] > 0, g[1], 0.0)
-
-
-def _plainly(found: Element, kind: torch.dtype) -> Tensor:
-    """Give (mantissa, exponent) as plain numbers, in float64 if a type is too narrow for them.
-
-    Raises:
-        OutOfRange: float64 is too narrow as well.
-    """
-    exponent = found[1][found[0] > 0]
-    low, high = (int(e) for e in exponent.aminmax()) if len(exponent) else (0, 0)
-    for fit in (kind, torch.float64):
-        limits = torch.finfo(fit)
-        if math.log2(limits.tiny) < low and high < math.log2(limits.max):
-            return Scaled().plain(found).to(fit)
-    raise OutOfRange
 
 
 def _bounded(out: Element) -> Found:
