@@ -1,8 +1,8 @@
 """One call's rule against autograd on that call alone.
 
 A rule is right or wrong in every precision, so both are run in float64, where rounding leaves nothing to argue about;
-an operator without a kernel for float64 is compared in its own precision, and so are products at first. Random operators
-cannot be run again, and a custom function's rule is its own backward: there is nothing to compare.
+an operator without a kernel for float64 is compared in its own precision, and so are products at first. Random
+operators cannot be run again, and a custom function's rule is its own backward: there is nothing to compare.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _absolute(structure: Structure) -> Structure:
             return replace(structure, weight=replace(weight, value=abs(weight.value)))
         case Contraction(weight=Closed(form, of)):
             return replace(structure, weight=lambda: UNCANCELLED[form](of()))
-        case Contraction(weight=weight):
+        case Contraction(weight=weight) if weight is not None:
             return replace(structure, weight=lambda: weight().abs())
         case Convolved(other=other):
             return replace(structure, other=lambda: other().abs())
