@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -90,6 +90,9 @@ class Limit:
     of: Callable[[Known], float]
 
 
+Limits: TypeAlias = tuple[Limit, Limit]
+
+
 @dataclass(frozen=True)
 class Row:
     """One question.
@@ -98,78 +101,69 @@ class Row:
         covers: the public names that it asks, as "Trace.path".
         prepare: makes ready, untimed, what is no part of the question.
         traced: whether it is put to a trace that has been computed.
-        goal, must: multiples of backward; None: it has no limit of its own.
+        limits: the goal, and what must not be exceeded, as multiples of backward.
     """
 
     name: str
     covers: tuple[str, ...]
     ask: Callable[[Step], Any]
-    goal: Limit | None = None
-    must: Limit | None = None
+    limits: Limits | None = None
     traced: bool = False
     prepare: Callable[[Step], Any] = field(default=lambda _: None)
-
-    @property
-    def limits(self) -> tuple[Limit | None, Limit | None]:
-        """The goal, and what must not be exceeded."""
-        return self.goal, self.must
 
 
 def _times(number: float) -> Limit:
     return Limit(f"{number:g}", lambda _: number)
 
 
-def _fixed(goal: float, must: float) -> dict[str, Limit]:
-    return {"goal": _times(goal), "must": _times(must)}
+def _fixed(goal: float, must: float) -> Limits:
+    return _times(goal), _times(must)
 
 
-def _plus(goal: float, must: float) -> dict[str, Limit]:
-    return {
-        "goal": Limit(f"trace + {goal:g}", lambda m: m["trace"] + goal),
-        "must": Limit(f"trace + {must:g}", lambda m: m["trace"] + must),
-    }
+def _plus(goal: float, must: float) -> Limits:
+    return (
+        Limit(f"trace + {goal:g}", lambda m: m["trace"] + goal),
+        Limit(f"trace + {must:g}", lambda m: m["trace"] + must),
+    )
 
 
-def _by_example(base: str) -> dict[str, Limit]:
-    return {
-        "goal": Limit(f"{base} + 0.5", lambda m: m[base] + 0.5),
-        "must": Limit(f"2 × {base}", lambda m: 2 * m[base]),
-    }
+def _by_example(base: str) -> Limits:
+    return (
+        Limit(f"{base} + 0.5", lambda m: m[base] + 0.5),
+        Limit(f"2 × {base}", lambda m: 2 * m[base]),
+    )
 
 
-SPLIT = {"goal": Limit("k + 1", lambda m: m.k + 1), "must": Limit("3 (k + 1)", lambda m: 3 * (m.k + 1))}
-AS_TRACE = {"goal": Limit("trace", lambda m: m["trace"]), "must": Limit("trace", lambda m: m["trace"])}
-GREEDY = {
-    "goal": Limit("trace + Sum", lambda m: m["trace"] + m["grad Sum"]),
-    "must": Limit("1.5 (trace + Sum)", lambda m: 1.5 * (m["trace"] + m["grad Sum"])),
-}
-REPORT = {
-    "goal": Limit("5, and 0.3 s", lambda m: 5 + 0.3 / m.backward),
-    "must": Limit("20, and 1 s", lambda m: 20 + 1 / m.backward),
-}
+SPLIT = Limit("k + 1", lambda m: m.k + 1), Limit("3 (k + 1)", lambda m: 3 * (m.k + 1))
+AS_TRACE = Limit("trace", lambda m: m["trace"]), Limit("trace", lambda m: m["trace"])
+GREEDY = (
+    Limit("trace + Sum", lambda m: m["trace"] + m["grad Sum"]),
+    Limit("1.5 (trace + Sum)", lambda m: 1.5 * (m["trace"] + m["grad Sum"])),
+)
+REPORT = (Limit("5, and 0.3 s", lambda m: 5 + 0.3 / m.backward), Limit("20, and 1 s", lambda m: 20 + 1 / m.backward))
 LEANT_ON = ("trace", "grad Sum", "trace, greedy")  # rows that limits of others name
 
 
-def _grad(name: str, semiring: Any, **limits: Limit) -> Row:
+def _grad(name: str, semiring: Any, limits: Limits | None = None) -> Row:
     def ask(s: Step) -> Any:
         return s.tape.grad(s.recorded, list(s.tape.leaves), semiring, allow_unused=True)
 
-    return Row(f"grad {name}", ("Tape.grad",), ask, **limits)
+    return Row(f"grad {name}", ("Tape.grad",), ask, limits)
 
 
-def _of_trace(name: str, ask: Callable[[Trace], Any], *covers: str, **limits: Limit) -> Row:
-    return Row(name, tuple(f"Trace.{c}" for c in covers), lambda s: ask(s.trace), traced=True, **limits)
+def _of_trace(name: str, ask: Callable[[Trace], Any], *covers: str, limits: Limits | None = None) -> Row:
+    return Row(name, tuple(f"Trace.{c}" for c in covers), lambda s: ask(s.trace), limits, traced=True)
 
 
 def _of_scalar(name: str, ask: Callable[[Trace, str, tuple[int, ...]], Any], cover: str) -> Row:
     return Row(name, (f"Trace.{cover}",), lambda s: ask(s.trace, *s.scalar), traced=True, prepare=lambda s: s.scalar)
 
 
-def _influence(name: str, kind: str, *, apart: bool, **limits: Limit) -> Row:
+def _influence(name: str, kind: str, *, apart: bool, limits: Limits | None = None) -> Row:
     def ask(s: Step) -> Any:
         return s.trace.influence(of=s.group, per_example=apart, kind=kind)
 
-    return Row(name, ("Trace.influence",), ask, traced=True, **limits)
+    return Row(name, ("Trace.influence",), ask, limits, traced=True)
 
 
 def _greedy(s: Step) -> Any:
@@ -187,46 +181,48 @@ def _look_up(s: Step) -> Any:
 
 
 ROWS: tuple[Row, ...] = (
-    Row("trace", ("Tape.trace",), lambda s: s.tape.trace(s.recorded), **_fixed(1.5, 3)),
+    Row("trace", ("Tape.trace",), lambda s: s.tape.trace(s.recorded), limits=_fixed(1.5, 3)),
     Row(
         "trace, check=True",
         ("Tape.trace", "Trace.certificate"),
         lambda s: s.tape.trace(s.recorded, check=True),
-        **_plus(3, 6),
+        limits=_plus(3, 6),
     ),
-    _grad("Sum", Sum, **_fixed(1.2, 2.5)),
-    _grad("AbsSum", AbsSum, **_fixed(1.5, 3)),
-    _grad("power:8", Power(8), **_fixed(1.5, 3)),
-    _grad("Max", Max, **AS_TRACE),
-    _grad("Count", Count, **_fixed(1.5, 3)),
-    _grad("entropy", Entropy, **_fixed(3, 6)),
-    _grad("topk:8", TopK(8), **_fixed(8, 16)),
-    _grad("SignedMax", SignedMax, **_fixed(4, 10)),
-    _grad("Through", Through(), **SPLIT),
-    _grad("Graded:4", Graded(4), **SPLIT),
+    _grad("Sum", Sum, limits=_fixed(1.2, 2.5)),
+    _grad("AbsSum", AbsSum, limits=_fixed(1.5, 3)),
+    _grad("power:8", Power(8), limits=_fixed(1.5, 3)),
+    _grad("Max", Max, limits=AS_TRACE),
+    _grad("Count", Count, limits=_fixed(1.5, 3)),
+    _grad("entropy", Entropy, limits=_fixed(3, 6)),
+    _grad("topk:8", TopK(8), limits=_fixed(8, 16)),
+    _grad("SignedMax", SignedMax, limits=_fixed(4, 10)),
+    _grad("Through", Through(), limits=SPLIT),
+    _grad("Graded:4", Graded(4), limits=SPLIT),
     _grad("Sum, Max and power:8 in one walk", [Sum, Max, Power(8)]),
-    Row("trace, greedy", ("Trace.forest",), _greedy, traced=True, **GREEDY),
+    Row("trace, greedy", ("Trace.forest",), _greedy, traced=True, limits=GREEDY),
     Row(
         "trace, each example",
         ("Trace.forest",),
         lambda s: s.trace.forest(per_example=True),
         traced=True,
-        **_by_example("trace"),
+        limits=_by_example("trace"),
     ),
     Row(
         "trace, each example, greedy",
         ("Trace.forest",),
         lambda s: s.trace.forest("greedy", per_example=True),
         traced=True,
-        **_by_example("trace, greedy"),
+        limits=_by_example("trace, greedy"),
     ),
     _influence("influence of one group, whole batch", "best", apart=False),
-    _influence("influence of one group, each example", "best", apart=True, **_by_example("trace")),
-    _influence("influence of one group, each example, greedy", "greedy", apart=True, **_by_example("trace, greedy")),
-    _of_trace("flow", lambda t: t.flow(), "flow", **_fixed(0.5, 1.5)),
+    _influence("influence of one group, each example", "best", apart=True, limits=_by_example("trace")),
+    _influence(
+        "influence of one group, each example, greedy", "greedy", apart=True, limits=_by_example("trace, greedy")
+    ),
+    _of_trace("flow", lambda t: t.flow(), "flow", limits=_fixed(0.5, 1.5)),
     _of_trace("flow, weighted", lambda t: t.flow(weighted=True), "flow"),
     _of_trace("to_dot", lambda t: t.to_dot(), "to_dot"),
-    _of_trace("20 strongest paths, whole", lambda t: t.strongest(20), "strongest", "path", **_fixed(0.5, 2)),
+    _of_trace("20 strongest paths, whole", lambda t: t.strongest(20), "strongest", "path", limits=_fixed(0.5, 2)),
     _of_trace("paths(k=20) of all parameters", lambda t: t.paths(k=20), "paths"),
     _of_scalar("paths(k=10) of one scalar", lambda t, name, at: t.paths(name, at, k=10), "paths"),
     _of_scalar("path of one scalar", lambda t, name, at: t.path(name, at), "path"),
@@ -240,8 +236,8 @@ ROWS: tuple[Row, ...] = (
         "summaries of entropy, power:8, graded:4, through",
         lambda t: answers(t, [Entropy, Power(8), Graded(4), Through()], "*"),
     ),
-    _of_trace("_repr_html_", lambda t: t._repr_html_(), "_repr_html_", **_fixed(1, 3)),
-    _of_trace("report", _report, "report", **REPORT),
+    _of_trace("_repr_html_", lambda t: t._repr_html_(), "_repr_html_", limits=_fixed(1, 3)),
+    _of_trace("report", _report, "report", limits=REPORT),
     _of_trace(
         "repr, fallbacks", lambda t: (repr(t), t.fallbacks, t.root, t.loss, t.tape), "fallbacks", "root", "loss", "tape"
     ),
@@ -292,8 +288,7 @@ def conductance(subject: Subject, k: int) -> Any:
     if not subject.x.is_floating_point():
         raise TypeError("integrates along the input, which is integers here")
     layers = [m for m in subject.model.children() if next(m.parameters(), None) is not None][:k]
-    flat = {"forward_func": lambda x: subject.model(x).flatten(1).mean(1)}
-    return [LayerConductance(layer=layer, **flat).attribute(subject.x) for layer in layers]
+    return [LayerConductance(lambda x: subject.model(x).flatten(1).mean(1), m).attribute(subject.x) for m in layers]
 
 
 PEERS = (

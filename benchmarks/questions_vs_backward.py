@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 import torch
 from common import RESULTS, machine, save
-from questions import LEANT_ON, PEERS, ROWS, Known, Limit, Peer, Row, Step, record
+from questions import LEANT_ON, PEERS, ROWS, Known, Limit, Limits, Peer, Row, Step, record
 from rich.progress import Progress
 from workloads import SMALL, WORKLOADS, Subject
 
@@ -135,21 +135,21 @@ def cells(
     """Give each row's number, its limits, and what is to be said of it."""
     out = {}
     for row in asked:
-        limits = (row.goal, row.must) if isinstance(row, Row) else (None, None)
+        limits = row.limits if isinstance(row, Row) else None
         out[row.name] = cell(known.rows.get(row.name), limits, known) | {
             "seconds": seconds.get(row.name),
             "note": notes.get(row.name, ""),
         }
     out["recorded forward / forward"] = cell(seconds[RECORDED] / seconds[FORWARD], RATIO, known)
     if "trace" in seconds:
-        limits = A_CALL if subject.cells else (None, None)
+        limits = A_CALL if subject.cells else None
         out["µs a call of the trace"] = cell(1e6 * seconds["trace"] / calls, limits, known)
     return out
 
 
-def cell(number: float | None, limits: tuple[Limit | None, Limit | None], known: Known) -> Cell:
+def cell(number: float | None, limits: Limits | None, known: Known) -> Cell:
     """Give a number and its limits."""
-    goal, must = (None if limit is None else limit.of(known) for limit in limits)
+    goal, must = (limit.of(known) for limit in limits) if limits is not None else (None, None)
     return {"number": number, "goal": goal, "must": must, "note": ""}
 
 
@@ -171,8 +171,8 @@ def shown(found: Cell | None) -> str:
 def limits_of(name: str) -> tuple[str, str]:
     """Give a row's limits in words."""
     special = {"recorded forward / forward": RATIO, "µs a call of the trace": A_CALL}
-    goal, must = special.get(name) or next((r.limits for r in ROWS if r.name == name), (None, None))
-    return goal.said if goal else "", must.said if must else ""
+    limits = special.get(name) or next((r.limits for r in ROWS if r.name == name), None)
+    return (limits[0].said, limits[1].said) if limits is not None else ("", "")
 
 
 def markdown(found: list[dict[str, Any]], on: dict[str, Any], repeats: int) -> str:

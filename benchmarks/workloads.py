@@ -58,7 +58,7 @@ def squared(model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
 class LanguageModel(nn.Module):
     """Embedding, a recurrent layer, output layer."""
 
-    def __init__(self, vocabulary: int, width: int, layers: int, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, vocabulary: int, width: int, layers: int, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.recurrent = kind(width, width, layers)
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
 
 
 def language(
-    kind: type[nn.RNNBase], vocabulary: int, width: int, layers: int, batch: int, steps: int, *, cells: bool
+    kind: Callable[..., nn.RNNBase], vocabulary: int, width: int, layers: int, batch: int, steps: int, *, cells: bool
 ) -> Subject:
     """Make a language model, and random words."""
     words = torch.randint(vocabulary, (batch, steps))
