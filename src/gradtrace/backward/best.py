@@ -182,7 +182,13 @@ class Strongest(Algebra[Arrivals, Plane]):
             known.plane, winners.index = found.plane, found.raw
             known.reshape()
             return
-        self._together(known, terms)
+        try:
+            self._together(known, terms)
+        except OutOfRange:  # one exponent cannot serve them all: one after the other
+            edges, winners.edges = winners.edges, []
+            for edge, term in zip(edges, terms, strict=True):
+                known.merge(edge, self._realised(term))
+            return
         known.reshape()
 
     def _together(self, known: Arrivals, terms: list[Product]) -> None:
