@@ -472,3 +472,11 @@ def test_a_lost_edge_is_never_certified(steps, seed):
     if off > 1e-9:  # else what is lost carries nothing
         with pytest.raises(CertificateError, match="was not recorded"):
             tape.trace(loss, check=True)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_casts_to_eight_bits(kind):
+    net, x = model()
+    with record(net) as tape:
+        loss = net(x).float().to(kind).float().sum()
+    assert tape.trace(loss, check=True).certificate is not None
