@@ -7,7 +7,7 @@ custom function's rule is its own backward: there is nothing to compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..errors import MissingRule, NotOnTape
 from ..jacobians import rules
-from ..jacobians.rules.custom import is_custom
+from ..jacobians.rules.custom import custom
 from ..jacobians.rules.table import Edge, differentiable
 from ..kernels.reference import pull
+from ..recording.autograd_functions import CustomFunction
 from ..recording.record import Call, Input, Record, Saved, Value
 from ..semirings.base import Sum
 from .rounding import absolute, allowed, least, shaped
@@ -49,7 +50,9 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
     if not comparable(call):
         return None
     with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
-        for precision in (widened, lambda given: given):
+        own: tuple[Callable[[Call], Call], ...] = (lambda given: given,)
+        # a function's results are those that were recorded, in their own precision
+        for precision in own if isinstance(call.op, CustomFunction) else (widened, *own):
             with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
                 return _off(precision(call), reached)
     return None
@@ -57,7 +60,7 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
 
 def comparable(call: Call) -> bool:
     """Tell whether autograd can say something about a call that is not what its rule says anyway."""
-    return repeatable(call) and bool(differentiable(call)) and not is_custom(call)
+    return repeatable(call) and bool(differentiable(call)) and rules.rule_of(call) is not custom
 
 
 def repeatable(call: Call) -> bool:
