@@ -43,6 +43,7 @@ from .recording.fused_lstm import take_apart
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
 from .recording.record import Call, Record, Value
+from .recording.strangers import refuse_transformed
 from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
@@ -148,6 +149,7 @@ class Tape(_NotSaved):
         """
         if not isinstance(tensor, Tensor):
             raise BadArgument(f"expected the name of a parameter or a recorded tensor, not {type(tensor).__name__}")
+        refuse_transformed(tensor)
         value = self._capture.values.lookup(tensor) if tensor.requires_grad else None
         if value is None:
             raise NotOnTape(
@@ -180,6 +182,7 @@ class Tape(_NotSaved):
     def _loss(self, loss: Tensor) -> Value:
         if not isinstance(loss, Tensor):
             raise BadArgument(f"the loss must be a tensor, not {type(loss).__name__}")
+        refuse_transformed(loss)
         if loss.numel() != 1:
             raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
         if loss.is_complex():
@@ -388,6 +391,7 @@ class Trace(_NotSaved):
             raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
         return path
 
+    @lazily()
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
         """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
         k, leaves = whole("k", k, 0), select_leaves(self.tape.record, of)

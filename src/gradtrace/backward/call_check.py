@@ -7,7 +7,7 @@ operators cannot be run again, and a custom function's rule is its own backward:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import MissingRule, NotOnTape
 from ..jacobians import rules
-from ..jacobians.rules.custom import is_custom
+from ..jacobians.rules.custom import custom
 from ..jacobians.rules.table import Edge, differentiable
+from ..recording.autograd_functions import CustomFunction
 from ..recording.record import Call, Input, Record, Saved, Value
 from .rounding import absolute, allowed, is_product, least, shaped, total
 
@@ -47,13 +48,14 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
     if not comparable(call):
         return None
     with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
-        if any(
-            is_product(s) for _, _, s in edges(call, reached)
-        ):  # the bulk of a model's work, where nothing is subtle
-            with suppress(RuntimeError, NotImplementedError):
+        own: tuple[Callable[[Call], Call], ...] = (lambda given: given,)
+        # a function's results are those that were recorded, in their own precision
+        kinds = own if isinstance(call.op, CustomFunction) else (widened, *own)
+        if len(kinds) > 1 and any(is_product(s) for _, _, s in edges(call, reached)):
+            with suppress(RuntimeError, NotImplementedError):  # the bulk of the work, where nothing is subtle
                 if _off(call, reached) is None:
                     return None
-        for precision in (widened, lambda given: given):
+        for precision in kinds:
             with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
                 return _off(precision(call), reached)
     return None
@@ -61,7 +63,7 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
 
 def comparable(call: Call) -> bool:
     """Tell whether autograd can say something about a call that is not what its rule says anyway."""
-    return repeatable(call) and bool(differentiable(call)) and not is_custom(call)
+    return repeatable(call) and bool(differentiable(call)) and rules.rule_of(call) is not custom
 
 
 def repeatable(call: Call) -> bool:

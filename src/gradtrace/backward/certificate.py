@@ -105,6 +105,11 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
 def _refuse_wrong(call: Call, reached: Sequence[bool], because: str = "") -> None:
     """Raise where a rule is wrong."""
     wrong = off(call, reached)
+    if wrong is not None and wrong.ours != wrong.ours and wrong.autograd != wrong.autograd:
+        raise CertificateError(
+            f"{because}the derivative of {call.where} is NaN towards argument {wrong.position} at "
+            f"{_index(wrong.index)}, by autograd as well: there is nothing to compare with"
+        )
     if wrong is not None:
         raise CertificateError(
             f"{because}the rule of {call.where} differs from the operator's own derivative: towards argument "
