@@ -12,13 +12,14 @@ from torch import Tensor
 from ..kernels import native
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
 from ..kernels.shared_exponent import OutOfRange
+from ..kernels.signed import Ends
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
 from ..semirings import Family
 from ..semirings.base import AbsSum, Carrier, Element, Semiring
 from ..semirings.entropy import Spread
 from ..semirings.power import Norm
-from ..semirings.ranked import Strongest
+from ..semirings.ranked import Extremes, Strongest
 from ..semirings.together import Together
 from .walk import reverse
 
@@ -123,6 +124,8 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
     if isinstance(carrier, Strongest):
         return Largest(kind, carrier.k)
+    if isinstance(carrier, Extremes):
+        return Ends(kind)
     p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
     if p in POWERS:
         return PlainNorm(kind, POWERS.index(p))
