@@ -53,7 +53,8 @@ def _to_input(sizes: Sliding, kernel: Tensor, carrier: Carrier, g: Element, abse
         order = (1, 0, *(d + 1 for d in place), 2, *(d + 1 for d in taps))
         return t.permute(order).reshape(groups, -1, out // groups * prod(offsets))
 
-    w = kernel.reshape(groups, out // groups, channels, prod(offsets)).transpose(1, 2)
+    # patches begin with the last offset
+    w = kernel.flip(tuple(range(2, 2 + dims))).reshape(groups, out // groups, channels, prod(offsets)).transpose(1, 2)
     found = carrier.contract(w.reshape(groups, channels, -1), tuple(map(rows, patches)))  # g × (b, place) × c
     shape = groups, sizes.input[0], *sizes.input[2:], channels
     back = 1, 0, 2 + dims, *range(2, 2 + dims)
@@ -79,7 +80,7 @@ def _to_kernel(sizes: Sliding, x: Tensor, carrier: Carrier, g: Element, absent: 
 
 
 def _result_patches(g: Tensor, sizes: Sliding, absent: float) -> Tensor:
-    """Give, for each scalar of x and each offset k, the result's scalar that it went to: b × O × place of x × K.
+    """Give, for each scalar of x and each offset k, the last first, where it went: b × O × place of x × K.
 
     x at q went to y at (q + padding - k·dilation) / stride where that is whole.
     """
@@ -93,9 +94,7 @@ def _result_patches(g: Tensor, sizes: Sliding, absent: float) -> Tensor:
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     before = tuple(r - p for r, p in zip(reach, padding, strict=True))
     after = tuple(n - 1 + p - (m - 1) for n, p, m in zip(sizes.input[2:], padding, g.shape[2:], strict=True))
-    # offset k looks back k·dilation: windows go forward, so offsets are turned around
-    seen = _windows(_padded(g, before, after, absent), kernel, sizes.input[2:], (1,) * len(kernel), dilation)
-    return seen.flip(tuple(range(2 + len(kernel), 2 + 2 * len(kernel))))
+    return _windows(_padded(g, before, after, absent), kernel, sizes.input[2:], (1,) * len(kernel), dilation)
 
 
 def _padded(t: Tensor, before: Shape, after: Shape, value: float) -> Tensor:
