@@ -27,6 +27,7 @@ from gradtrace.jacobians.structure import (
     reduction,
 )
 from gradtrace.kernels import native, reference
+from gradtrace.kernels.gradient import gradient
 from gradtrace.kernels.reference import pull
 from gradtrace.kernels.top_k import Largest
 from gradtrace.recording.layouts import Layout
@@ -49,6 +50,8 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         sums = [sum(w * values[i] for i, w in edges) for edges in into]
         best = [strongest([(abs(w * values[i]), 100 + i) for i, w in edges]) for edges in into]
         assert _plain(s, Sum.carrier, (g,), b) == sums
+        assert _plain(s, gradient(torch.float64), (g,), b) == sums
+        assert _plain(s, gradient(torch.float32), (g.float(),), b) == sums
         assert _plain(s, AbsSum.carrier, (g.abs(),), b) == [sum(abs(w * values[i]) for i, w in e) for e in into]
         assert _plain(s, Count.carrier, normalised(g.abs()), b) == [sum(abs(values[i]) for i, _ in e) for e in into]
         assert _plain(s, Scaled(), normalised(g), b) == sums

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..kernels import native
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
+from ..kernels.gradient import gradient
 from ..kernels.shared_exponent import OutOfRange
 from ..kernels.signed import Ends
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
 from ..semirings import Family
-from ..semirings.base import AbsSum, Carrier, Element, Semiring
+from ..semirings.base import AbsSum, Carrier, Element, Semiring, Sum
 from ..semirings.entropy import Spread
 from ..semirings.power import Norm
 from ..semirings.ranked import Extremes, Strongest
@@ -98,7 +99,7 @@ def ask(
     """
     wanted = {v.id for v in values}
     asked = gradings(record, loss, semirings)
-    swift = quick(record, loss, asked)
+    swift = quick(record, loss, asked, log2=log2)
     # elements of the k largest are as long as some scalar has paths: they walk by themselves
     alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
     walks = [[n] for n in alone] + [[n for n in range(len(asked)) if n not in alone]]
@@ -113,15 +114,23 @@ def ask(
     return found
 
 
-def quick(record: Record, loss: Value, asked: Sequence[Grading]) -> list[Grading]:
-    """Put carriers of plain numbers in the places of those that have one and keep exponents, or backpointers."""
+def quick(record: Record, loss: Value, asked: Sequence[Grading], *, log2: bool = False) -> list[Grading]:
+    """Put carriers of plain numbers in the places of those that are slower: of exponents, of backpointers, of float64.
+
+    Under `log2` gradients stay as they are, since those of the model's precision underflow as autograd's do.
+    """
     if not native.available():
         return list(asked)
     kind = record.precision(loss)
-    return [Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) else a for a in asked]
+    slow = (Sum.carrier,) if log2 else ()
+    return [
+        Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) and a.carrier not in slow else a for a in asked
+    ]
 
 
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
+    if carrier == Sum.carrier:
+        return gradient(kind)
     if isinstance(carrier, Strongest):
         return Largest(kind, carrier.k)
     if isinstance(carrier, Extremes):

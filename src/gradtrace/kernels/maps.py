@@ -53,7 +53,7 @@ def _through_window(layout: Layout, x_shape: Shape) -> Way | None:
 
     None where the window shows some of x several times.
     """
-    if not reference._injective(list(layout.size), list(layout.stride)):
+    if not reference.injective(list(layout.size), list(layout.stride)):
         return None
     axes = {step: d for d, step in enumerate(contiguous(x_shape)) if x_shape[d] != 1}
     stride, reach, start, rest = [0] * len(x_shape), [1] * len(x_shape), [], layout.offset

@@ -41,22 +41,28 @@ def rows_of(g: Element) -> Element:
     return each(g, lambda p: p.reshape(p.shape[0], _numel(tuple(p.shape[1:]))))
 
 
-@singledispatch
 def pull(structure: object, carrier: Carrier, g: Element) -> Element:
     """Carry the elements of a result back to one argument, along a structure.
 
     Args:
         structure: how the result depends on the argument.
-        carrier: the semiring's arrays.
+        carrier: the semiring's arrays, perhaps with kernels of its own.
         g: batch × y.
 
     Returns:
         batch × x.
     """
+    found = carrier.along(structure, g)
+    return by_definition(structure, carrier, g) if found is None else found
+
+
+@singledispatch
+def by_definition(structure: object, carrier: Carrier, g: Element) -> Element:
+    """Do the same for any carrier, by what every carrier can."""
     raise TypeError(f"not a structure: {structure!r}")
 
 
-@pull.register
+@by_definition.register
 def _contraction(s: Contraction, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
     g = each(g, lambda p: p.reshape(batch, *s.y_shape))
@@ -132,7 +138,7 @@ def _size(sizes: dict[str, int], letters: list[str]) -> int:
     return out
 
 
-@pull.register
+@by_definition.register
 def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     order = axes(s.layout, s.x_shape)
     if order is not None:
@@ -154,7 +160,7 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
         )
         g = carrier.reduce(g)
     numel = _numel(s.x_shape)
-    if not _injective(size, stride):
+    if not injective(size, stride):
         index = positions(s.layout, g[0].device).flatten()
         g = carrier.segment(rows_of(g), index, numel)
         return each(g, lambda p: p.reshape(batch, *s.x_shape))
@@ -176,7 +182,7 @@ def axes(layout: Layout, x_shape: Shape) -> list[int] | None:
     return real + [d for d in order if size[d] == 1]
 
 
-def _injective(size: list[int], stride: list[int]) -> bool:
+def injective(size: list[int], stride: list[int]) -> bool:
     """Tell whether no two indices meet at one position."""
     reach = 0
     for step, n in sorted(zip(stride, size, strict=True)):
@@ -193,7 +199,7 @@ def window(flat: Tensor, layout: Layout) -> Tensor:
     )
 
 
-@pull.register
+@by_definition.register
 def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
     flat = each(rows_of(g), torch.Tensor.contiguous)
@@ -206,7 +212,7 @@ def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
     return each(flat, lambda p: window(p, s.layout).clone())
 
 
-@pull.register
+@by_definition.register
 def _gather(s: Gather, carrier: Carrier, g: Element) -> Element:
     batch, numel = g[0].shape[0], _numel(s.x_shape)
     if 0 in (numel, s.width):
@@ -254,7 +260,7 @@ def _gathered(s: Gather, carrier: Carrier, g: Element) -> tuple[Tensor, Element]
     return read, each(flat, lambda p: p.transpose(1, 2))
 
 
-@pull.register
+@by_definition.register
 def _scatter(s: Scatter, carrier: Carrier, g: Element) -> Element:
     batch, index = g[0].shape[0], s.index().reshape(-1).to(g[0].device)
     if 0 in g[0].shape:
@@ -267,7 +273,7 @@ def _scatter(s: Scatter, carrier: Carrier, g: Element) -> Element:
     return each(flat, lambda p: p.reshape(batch, *s.x_shape))
 
 
-@pull.register
+@by_definition.register
 def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
     batch, (outer, _, inner), n = g[0].shape[0], s.y_shape, s.x_shape[1]
     i, j, w = (t if t is None else t.to(g[0].device) for t in s.edges())
@@ -286,12 +292,12 @@ def _sparse(s: Sparse, carrier: Carrier, g: Element) -> Element:
     return each(merged, lambda p: p.reshape(batch, outer, inner, n).transpose(2, 3))
 
 
-@pull.register
+@by_definition.register
 def _chain(s: Chain, carrier: Carrier, g: Element) -> Element:
     return pull(s.second, carrier, pull(s.first, carrier, g))
 
 
-@pull.register
+@by_definition.register
 def _convolved(s: Convolved, carrier: Carrier, g: Element) -> Element:
     batch, out = g[0].shape[0], carrier.convolved(s, g)
     if out is not None:
@@ -302,7 +308,7 @@ def _convolved(s: Convolved, carrier: Carrier, g: Element) -> Element:
     return carrier.zero((batch, *s.x_shape), g) if out is None else out
 
 
-@pull.register
+@by_definition.register
 def _low_rank(s: LowRank, carrier: Carrier, g: Element) -> Element:
     if 0 in g[0].shape:
         return g

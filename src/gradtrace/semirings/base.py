@@ -56,6 +56,11 @@ class Carrier(ABC):
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
         """Give zeros of a shape, with the planes' dtypes and device of `like`."""
 
+    def along(self, structure: object, g: Element) -> Element | None:
+        """Carry g (batch × y) back along a structure, batch × x, if this carrier has a kernel of its own for it."""
+        del structure, g
+        return None
+
     @abstractmethod
     def weigh(self, weight: Tensor, g: Element) -> Element:
         """Give λ(weight) ⊗ g, elementwise, broadcasting."""
@@ -154,7 +159,8 @@ def tiles(batch: int, rows: int, columns: int, inner: int) -> Iterator[tuple[sli
                 yield slice(b, b + depth), slice(i, i + height), slice(j, j + width)
 
 
-def _as_is(weight: Tensor) -> Tensor:
+def as_is(weight: Tensor) -> Tensor:
+    """Lift a weight to itself."""
     return weight
 
 
@@ -166,24 +172,25 @@ def _nonzero(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Linear(Carrier):
-    """Plain values that are added up, in float64 whatever the model's dtype. `transform` is λ on tensors."""
+    """Plain values that are added up, in float64 unless another `kind` is asked for. `transform` is λ on tensors."""
 
     transform: Callable[[Tensor], Tensor]
+    kind: torch.dtype = torch.float64
     points = False
 
     @property
     def additive(self) -> bool:  # type: ignore[override]
         """Whether values keep their sign."""
-        return self.transform is _as_is
+        return self.transform is as_is
 
     def one(self, like: Tensor) -> Element:
-        return (torch.ones_like(like, dtype=torch.float64),)
+        return (torch.ones_like(like, dtype=self.kind),)
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
         return (like[0].new_zeros(shape),)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        w = self.transform(weight).to(torch.float64)
+        w = self.transform(weight).to(self.kind)
         product = w * g[0]
         if not rows.finite(product):  # an absent edge is absent even beside an infinite gradient
             product = torch.where((w == 0) | (g[0] == 0), 0.0, product)
@@ -212,11 +219,11 @@ class Linear(Carrier):
             return None
         if self.additive:
             return super().low_rank(own, left, right, g)
-        found = Scaled(self.transform).low_rank(own, left, right, normalised(g[0]))
-        return None if found is None else (shifted(*found),)
+        found = Scaled(self.transform).low_rank(own, left, right, normalised(g[0].double()))
+        return None if found is None else (shifted(*found).to(self.kind),)
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        w = self.transform(weight).to(torch.float64)
+        w = self.transform(weight).to(self.kind)
         product = torch.matmul(g[0], w.transpose(-1, -2))
         return (product,) if rows.finite(product) else super().contract(weight, g)
 
@@ -238,13 +245,13 @@ def narrow(weight: Tensor, g: Element) -> bool:
 class Scaled(Carrier):
     """Signed values that are added up, with an exponent each, so that nothing underflows. `transform` is λ."""
 
-    transform: Callable[[Tensor], Tensor] = _as_is
+    transform: Callable[[Tensor], Tensor] = as_is
     points = False
 
     @property
     def additive(self) -> bool:  # type: ignore[override]
         """Whether values keep their sign."""
-        return self.transform is _as_is
+        return self.transform is as_is
 
     def one(self, like: Tensor) -> Element:
         return normalised(torch.ones_like(like, dtype=torch.float64))
@@ -440,7 +447,7 @@ class Semiring:
     carrier: Carrier
 
 
-Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(_as_is))
+Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(as_is))
 """The gradient: g_v = Σ w g_u = ∂ℓ/∂v."""
 
 AbsSum = Semiring("abssum", 0.0, 1.0, operator.add, operator.mul, abs, Linear(torch.abs))
