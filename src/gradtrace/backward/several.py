@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..kernels import native
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
-from ..kernels.gradient import gradient
+from ..kernels.gradient import Gradient, gradient
+from ..kernels.lanes import lanes
 from ..kernels.shared_exponent import OutOfRange
 from ..kernels.signed import Ends
 from ..kernels.top_k import Largest
@@ -19,11 +20,13 @@ from ..recording.record import Call, Record, Value
 from ..semirings import Family
 from ..semirings.base import AbsSum, Carrier, Element, Semiring, Sum
 from ..semirings.entropy import Spread
+from ..semirings.graded import WIDE, States
 from ..semirings.power import Norm
 from ..semirings.ranked import Extremes, Strongest
 from ..semirings.together import Together
 from .walk import reverse
 
+PLAIN = {wide: {s.name: s for s in (Sum, AbsSum)}[name].carrier for name, wide in WIDE.items()}
 POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
 
 
@@ -124,8 +127,22 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading], *, log2: bool =
     kind = record.precision(loss)
     slow = (Sum.carrier,) if log2 else ()
     return [
-        Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) and a.carrier not in slow else a for a in asked
+        Ungraded(_plain(a.carrier, kind))
+        if isinstance(a, Ungraded) and a.carrier not in slow
+        else _lanes(a, kind, log2)
+        for a in asked
     ]
+
+
+def _lanes(grading: Grading, kind: torch.dtype, log2: bool) -> Grading:
+    """Give a grading's states plain numbers, if there are any for what they split."""
+    states = grading.carrier
+    if not isinstance(states, States):
+        return grading
+    base = _plain(PLAIN.get(states.base, states.base), kind)
+    if not isinstance(base, (Gradient, PlainNorm)) or (log2 and isinstance(base, Gradient)):
+        return grading
+    return replace(grading, carrier=lanes(states, base))  # type: ignore[type-var]
 
 
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:

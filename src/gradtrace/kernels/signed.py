@@ -104,8 +104,8 @@ class Ends(Carrier):
 
         return carefully(low_rank, g, weights=tuple(map(wide, (own, *left.unbind(-1), *right.unbind(-1)))))
 
-    def convolved(self, s: Convolved, g: Element) -> Element | None:
-        return as_products(s, self, g, math.nan)
+    def along(self, structure: object, g: Element) -> Element | None:
+        return as_products(structure, self, g, math.nan) if isinstance(structure, Convolved) else None
 
     def plain(self, g: Element) -> Tensor:
         return torch.stack(g, 1).nan_to_num_(0.0)

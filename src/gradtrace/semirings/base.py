@@ -124,11 +124,6 @@ class Carrier(ABC):
         del p, g, log
         return None
 
-    def convolved(self, s: Any, g: Element) -> Element | None:
-        """Carry g (batch × y) back through a convolution, as a whole; None leaves it to the kernel, part by part."""
-        del s, g
-        return None
-
     def contract(self, weight: Tensor, g: Element) -> Element:
         """Give out[b,i,j] = ⊕_k λ(weight[b,j,k]) ⊗ g[b,i,k], block by block.
 
