@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
+from ..jacobians.structure import Convolved
 from ..semirings.base import BLOCK, Carrier, Element, Scaled, normalised
 from . import native, sums
+from .convolutions import as_products
 from .memory import zeros
 from .native import LOST
 from .shared_exponent import OutOfRange, carefully, comfortable, doubled, wide
@@ -96,6 +98,9 @@ class Plain(Carrier):
 
     def plus(self, a: Element, b: Element) -> Element:
         return carefully(lambda a, b: sums.join(a, b, self.squarings), a, b)
+
+    def along(self, structure: object, g: Element) -> Element | None:
+        return as_products(structure, self, g, 0.0) if isinstance(structure, Convolved) else None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         shape = *g[0].shape[:2], weight.shape[1]

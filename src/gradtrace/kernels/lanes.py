@@ -1,8 +1,8 @@
 """Lanes: the states of a grading as entries of one batch, so that a structure is pulled once for all of them.
 
-Most states hold nothing at a given value, or the same as another: where all paths run through a component, what avoids it
-is nothing, and what crosses it is everything. Lanes that hold nothing are views of one zero, lanes that hold the same
-are one tensor, and neither is worked out twice.
+Most states hold nothing at a given value, or the same as another: where all paths run through a component, what avoids
+it is nothing, and what crosses it is everything. Lanes that hold nothing are views of one zero, lanes that hold the
+same are one tensor, and neither is worked out twice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def _key(plane: Tensor) -> Key:
 @dataclass(frozen=True)
 class Lanes(States):
     """States of a base carrier whose elements are one plane of plain numbers, 0 where there is no path."""
+
+    points = False
 
     empty: Tensor = field(default_factory=lambda: torch.zeros(()), compare=False)
 
@@ -57,13 +59,11 @@ class Lanes(States):
 
     def plus(self, a: Element, b: Element) -> Element:
         known: dict[tuple[Key, Key], Tensor] = {}
-        out = []
-        for p, q in zip(a, b, strict=True):
-            both = _key(p), _key(q)
+        keys = [(_key(p), _key(q)) for p, q in zip(a, b, strict=True)]
+        for both, p, q in zip(keys, a, b, strict=True):
             if both not in known:
                 known[both] = self.merged((p,), (q,))[0]
-            out.append(known[both])
-        return tuple(out)
+        return tuple(known[both] for both in keys)
 
     def plus_over(self, a: Element, b: Element) -> Element:
         if any(map(self._none, (*a, *b))):
@@ -71,6 +71,8 @@ class Lanes(States):
         return tuple(self.base.plus_over((p,), (q,))[0] for p, q in zip(a, b, strict=True))
 
     def seed(self, g: Element, ids: Tensor) -> Element:
+        if type(self.base).seed is Carrier.seed:
+            return g
         return self._once(g, lambda some: [self.base.seed((p,), ids)[0] for p in some])
 
     def along(self, structure: object, g: Element) -> Element | None:
@@ -78,12 +80,15 @@ class Lanes(States):
 
     def _once(self, g: Element, f: Callable[[list[Tensor]], Sequence[Tensor]]) -> Element:
         """Do something with all planes that differ and hold something, at once."""
-        distinct = {_key(p): p for p in g if not self._none(p)}
+        none = self.empty.data_ptr()
+        keys = [_key(p) for p in g]
+        distinct = {key: p for key, p in zip(keys, g, strict=True) if key[0] != none}
         if not distinct:  # nothing comes here; the shape of what nothing becomes has to be found all the same
             return tuple(f([g[0]])) * len(g)
-        found = dict(zip(distinct, f(list(distinct.values())), strict=True))
-        like = next(iter(found.values()))
-        return tuple(self.nothing((like,))[0] if self._none(p) else found[_key(p)] for p in g)
+        out = f(list(distinct.values()))
+        found = dict(zip(distinct, out, strict=True))
+        nothing = self.empty.expand(out[0].shape)
+        return tuple(found.get(key, nothing) for key in keys)
 
 
 def _pulled(structure: object, base: Carrier, planes: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -94,9 +99,9 @@ def _pulled(structure: object, base: Carrier, planes: Sequence[Tensor]) -> Seque
     return out.split(1)
 
 
-def _alike(planes: Sequence[Tensor]) -> Sequence[Tensor]:
+def _alike(planes: Sequence[Tensor]) -> list[Tensor]:
     kinds = {p.dtype for p in planes}
-    return planes if len(kinds) == 1 else [p.to(torch.float64) for p in planes]
+    return list(planes) if len(kinds) == 1 else [p.to(torch.float64) for p in planes]
 
 
 @dataclass(frozen=True)

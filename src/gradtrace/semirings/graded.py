@@ -85,11 +85,16 @@ class States(Carrier):
     def moved(self, g: Element, target: Sequence[int], mask: Mask) -> Element:
         """Move the parts of the scalars in `mask` from each state s to target[s], merging those that meet there."""
         parts, out = self.parts(g), []
-        for state in range(self.count):
-            coming = [parts[s] for s in range(self.count) if target[s] == state]
-            merged = coming[0] if coming else self.nothing(parts[0])
-            for more in coming[1:]:
-                merged = self.merged(merged, more)
+        coming: list[list[int]] = [[] for _ in parts]
+        for state, to in enumerate(target):
+            coming[to].append(state)
+        for state, sources in enumerate(coming):
+            if sources == [state]:
+                out.append(parts[state])
+                continue
+            merged = parts[sources[0]] if sources else self.nothing(parts[0])
+            for more in sources[1:]:
+                merged = self.merged(merged, parts[more])
             out.append(merged if isinstance(mask, bool) else self.chosen(mask, merged, parts[state]))
         return tuple(plane for part in out for plane in part)
 
