@@ -59,16 +59,19 @@ template <class T> struct Columns {
 
 // Some rows of `a` as pairs × k × PAIR × (high, low); those beyond the last have no path.
 template <class T> void read(const SignedProduct<T> &p, int64_t b, int64_t first, int64_t count, T *to) {
-    const int64_t pairs = (count + PAIR - 1) / PAIR;
-    for (int64_t pair = 0; pair < pairs; pair++)
-        for (int64_t r = 0; r < PAIR; r++) {
-            const int64_t row = pair * PAIR + r, at = b * p.a.batch_stride + (first + row) * p.a.row_stride;
-            T *out = to + pair * p.k * 2 * PAIR + 2 * r;
-            for (int64_t k = 0; k < p.k; k++, out += 2 * PAIR) {
-                out[0] = row < count ? p.a.high[at + k * p.a.stride] : NOT_A_NUMBER<T>;
-                out[1] = row < count ? p.a.low[at + k * p.a.stride] : NOT_A_NUMBER<T>;
-            }
-        }
+    const int64_t whole = (count + PAIR - 1) / PAIR * PAIR, base = b * p.a.batch_stride + first * p.a.row_stride;
+    const auto put = [&](int64_t row, int64_t k) {
+        const int64_t at = base + row * p.a.row_stride + k * p.a.stride;
+        T *out = to + (row / PAIR * p.k + k) * 2 * PAIR + 2 * (row % PAIR);
+        out[0] = row < count ? p.a.high[at] : NOT_A_NUMBER<T>;
+        out[1] = row < count ? p.a.low[at] : NOT_A_NUMBER<T>;
+    };
+    if (p.a.row_stride < p.a.stride)
+        for (int64_t k = 0; k < p.k; k++)
+            for (int64_t row = 0; row < whole; row++) put(row, k);
+    else
+        for (int64_t row = 0; row < whole; row++)
+            for (int64_t k = 0; k < p.k; k++) put(row, k);
 }
 
 template <class T, int V> void block_of(const T *a, const T *w, int64_t k, T *high, T *low) {

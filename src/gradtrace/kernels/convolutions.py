@@ -50,8 +50,8 @@ def _to_input(sizes: Sliding, kernel: Tensor, carrier: Carrier, g: Element, abse
 
     def rows(t: Tensor) -> Tensor:
         t = t.unflatten(1, (groups, out // groups))  # axes behind the first two move by one
-        order = (1, 0, *(d + 1 for d in place), 2, *(d + 1 for d in taps))
-        return t.permute(order).reshape(groups, -1, out // groups * prod(offsets))
+        order = (1, 2, *(d + 1 for d in taps), 0, *(d + 1 for d in place))  # places run along memory, as in the result
+        return t.permute(order).reshape(groups, out // groups * prod(offsets), -1).transpose(1, 2)
 
     # patches begin with the last offset
     w = kernel.flip(tuple(range(2, 2 + dims))).reshape(groups, out // groups, channels, prod(offsets)).transpose(1, 2)
