@@ -12,6 +12,7 @@ void bind_rows(nb::module_ &m);
 void bind_crossing(nb::module_ &m);
 void bind_topk(nb::module_ &m);
 void bind_sums(nb::module_ &m);
+void bind_signed(nb::module_ &m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Fast CPU kernels of gradtrace: raw pointers and strides in, no checks. Use gradtrace.kernels instead.";
@@ -31,4 +32,5 @@ NB_MODULE(_native, m) {
     bind_crossing(m);
     bind_topk(m);
     bind_sums(m);
+    bind_signed(m);
 }

@@ -2,7 +2,8 @@
 //
 // For an even p, Σ_i (l_i·r_j)^p g_i^p is a polynomial in r_j, of which a row has one: its coefficients are found once,
 // in double precision. Its terms may cancel, where l_i·r_j is near 0 for all i that matter: such a j meets every i.
-// The entropy has no such form, and every j meets every i.
+// The entropy has no such form, and every j meets every i: one by one in a short row, or where right_0 is not the same
+// for all; else j's whose right_1 are alike meet those i together that are far from vanishing there.
 //
 // Sums of |l_i·r_j| are found by sorting: l_i turned upwards lies on one side of r_j's perpendicular or on the other, and
 // along the order of directions the two sides are two runs, of which running sums say everything.
@@ -10,11 +11,12 @@
 #include <cstring>
 #include <vector>
 
-#include "sums/simd.hpp"
+#include "sums/near.hpp"
 
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
+constexpr int64_t LONG = 256;  // scalars from which on a row is put in order for its entropies
 constexpr int HIGHEST = 4;  // log2 of the power up to which binomial coefficients are small enough
 
 template <class T> T largest_of(const T *x, int64_t n) {
@@ -281,23 +283,44 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
         found |= flags_of(own, diagonal[j], g[j]) | flags_of(in_units, own, T(1));
         straight[j] = in_units;
     }
+    const bool together = n >= LONG && std::all_of(line.r0.begin(), line.r0.end(), [&](T x) { return x == line.r0[0]; });
+    const std::vector<int32_t> order = together ? ordered(line.r1.data(), n) : std::vector<int32_t>();
+    const auto place = [&](int64_t i) { return together ? int64_t(order[i]) : i; };
+    std::vector<T> a(n), b(n), h(n), across(n), along(n), room;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t from = place(i);
+        a[i] = line.a[from], b[i] = line.b[from], h[i] = s.h[at + from], across[i] = line.r0[from], along[i] = line.r1[from];
+    }
+    std::vector<int32_t> near;
+    Far<T> far;
+    for (T &x : a) x *= together ? line.r0[0] : T(1);
     for (int64_t first = 0; first < n; first += WIDTH) {
         const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
         T x[WIDTH] = {}, y[WIDTH] = {};
-        std::copy_n(line.r0.data() + first, some, x);
-        std::copy_n(line.r1.data() + first, some, y);
+        std::copy_n(across.data() + first, some, x);
+        std::copy_n(along.data() + first, some, y);
         Tally<T, WIDTH> tally;
-        for (int64_t i = 0; i < first; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
-        for (int64_t i = behind; i < n; i++) tally.add(line.a[i], line.b[i], s.h[at + i], x, y);
+        if (together) {
+            std::fill_n(x, some, T(1));
+            const auto [least, most] = std::minmax_element(y, y + some);
+            far.middle = *least / 2 + *most / 2;
+            far.half = std::max(*most - far.middle, far.middle - *least);
+            far.find(a.data(), b.data(), h.data(), n, first, behind, room, near);
+            for (int64_t l = 0; l < some; l++) far.add(y[l], tally.total[l], tally.mixed[l]);
+            for (int32_t i : near) tally.add(a[i], b[i], h[i], x, y);
+        } else {
+            for (int64_t i = 0; i < first; i++) tally.add(a[i], b[i], h[i], x, y);
+            for (int64_t i = behind; i < n; i++) tally.add(a[i], b[i], h[i], x, y);
+        }
         for (int64_t i = first; i < behind; i++) {
             T here[WIDTH], there[WIDTH];
             std::copy_n(x, WIDTH, here);
             std::copy_n(y, WIDTH, there);
             here[i - first] = there[i - first] = 0;
-            tally.add(line.a[i], line.b[i], s.h[at + i], here, there);
+            tally.add(a[i], b[i], h[i], here, there);
         }
         for (int64_t l = 0; l < some; l++) {
-            const int64_t j = first + l;
+            const int64_t j = place(first + l);
             const T direct = straight[j], total = tally.total[l] + direct;
             const T safe = total > 0 ? total : T(1);
             const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);

@@ -5,6 +5,7 @@ Weights and elements are small integers, zeros and ties among them, so that ever
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -30,6 +31,7 @@ from gradtrace.kernels import native, reference
 from gradtrace.kernels.counting import COUNTING
 from gradtrace.kernels.gradient import gradient
 from gradtrace.kernels.reference import pull
+from gradtrace.kernels.signed import Ends
 from gradtrace.kernels.top_k import Largest
 from gradtrace.recording.layouts import Layout
 from gradtrace.semirings.base import NO_ID, AbsSum, Carrier, Count, Element, Extreme, Greedy, Scaled, Sum, normalised
@@ -63,6 +65,7 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         assert _winners(s, Greedy(), greedy, b) == best
     if native.available():
         check_lists(s, y_shape, j, x_numel, seed)
+        check_ends(s, y_shape, j, x_numel, seed)
 
 
 def check_lists(
@@ -78,6 +81,22 @@ def check_lists(
         carrier = Largest(kind, k)
         out = carrier.plain(pull(s, carrier, tuple(lists.to(kind))))[b]
         assert out.reshape(k, -1).t().tolist() == want
+
+
+def check_ends(
+    s: Structure, y_shape: tuple[int, ...], j: dict[tuple[int, int], float], x_numel: int, seed: int
+) -> None:
+    """The largest and the smallest of all products of an edge and either end, as signed numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = torch.randint(-3, 4, (2, BATCH, *y_shape), generator=generator).double().sort(0).values
+    low, high = (p.masked_fill((low == 0) | (high == 0), math.nan) for p in (low, high))  # no path has a weight of 0
+    for b, kind in ((0, torch.float64), (1, torch.float32)):
+        ends = list(zip(high[b].flatten().tolist(), low[b].flatten().tolist(), strict=True))
+        found = [(x, w * end) for (i, x), w in j.items() for end in ends[i] if not math.isnan(end)]
+        want = [[p for at, p in found if at == x] or [0.0] for x in range(x_numel)]
+        carrier = Ends(kind)
+        out = carrier.plain(pull(s, carrier, (high.to(kind), low.to(kind))))[b]
+        assert out.reshape(2, -1).t().tolist() == [[max(some), min(some)] for some in want]
 
 
 def _plain(s: Structure, carrier: Carrier, g: Element, b: int) -> list[float]:

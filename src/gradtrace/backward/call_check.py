@@ -50,12 +50,12 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
     with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
         own: tuple[Callable[[Call], Call], ...] = (lambda given: given,)
         # a function's results are those that were recorded, in their own precision
-        kinds = own if isinstance(call.op, CustomFunction) else (widened, *own)
-        if len(kinds) > 1 and any(is_product(s) for _, _, s in edges(call, reached)):
+        precisions = own if isinstance(call.op, CustomFunction) else (widened, *own)
+        if len(precisions) > 1 and any(is_product(s) for _, _, s in edges(call, reached)):
             with suppress(RuntimeError, NotImplementedError):  # the bulk of the work, where nothing is subtle
                 if _off(call, reached) is None:
                     return None
-        for precision in kinds:
+        for precision in precisions:
             with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
                 return _off(precision(call), reached)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,20 +12,24 @@ from torch import Tensor
 from ..kernels import native
 from ..kernels.counting import COUNTING
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
-from ..kernels.gradient import gradient
+from ..kernels.gradient import Gradient, gradient
+from ..kernels.lanes import lanes
 from ..kernels.shared_exponent import OutOfRange
+from ..kernels.signed import Ends
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
 from ..semirings import Family
 from ..semirings.base import AbsSum, Carrier, Count, Element, Max, Semiring, Sum
 from ..semirings.entropy import Spread
 from ..semirings.exponents import shifted
+from ..semirings.graded import WIDE, States
 from ..semirings.power import Norm
-from ..semirings.ranked import Strongest
+from ..semirings.ranked import Extremes, Strongest
 from ..semirings.together import Together
 from .best import best
 from .elements import reverse
 
+PLAIN = {wide: {s.name: s for s in (Sum, AbsSum)}[name].carrier for name, wide in WIDE.items()}
 POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
 
 
@@ -143,8 +147,22 @@ def quick(record: Record, loss: Value, asked: Sequence[Grading], *, log2: bool =
     kind = record.precision(loss)
     slow = (Sum.carrier,) if log2 else ()
     return [
-        Ungraded(_plain(a.carrier, kind)) if isinstance(a, Ungraded) and a.carrier not in slow else a for a in asked
+        Ungraded(_plain(a.carrier, kind))
+        if isinstance(a, Ungraded) and a.carrier not in slow
+        else _lanes(a, kind, log2)
+        for a in asked
     ]
+
+
+def _lanes(grading: Grading, kind: torch.dtype, log2: bool) -> Grading:
+    """Give a grading's states plain numbers, if there are any for what they split."""
+    states = grading.carrier
+    if not isinstance(states, States):
+        return grading
+    base = _plain(PLAIN.get(states.base, states.base), kind)
+    if not isinstance(base, (Gradient, PlainNorm)) or (log2 and isinstance(base, Gradient)):
+        return grading
+    return replace(grading, carrier=lanes(states, base))  # type: ignore[type-var]
 
 
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
@@ -154,6 +172,8 @@ def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
         return COUNTING
     if isinstance(carrier, Strongest):
         return Largest(kind, carrier.k)
+    if isinstance(carrier, Extremes):
+        return Ends(kind)
     p = 1.0 if carrier is AbsSum.carrier else carrier.p if isinstance(carrier, Norm) else None
     if p in POWERS:
         return PlainNorm(kind, POWERS.index(p))

@@ -21,6 +21,7 @@ from ..errors import NotANumber
 from ..jacobians.structure import Convolved
 from ..semirings.base import BLOCK, Carrier, Element
 from . import native, sums
+from .convolutions import as_products
 from .convolved_sums import convolved
 from .memory import zeros
 from .native import LOST
@@ -76,7 +77,10 @@ class Plain(Carrier):
         return tuple(p.to(torch.float32) for p in g)
 
     def along(self, structure: object, g: Element) -> Element | None:
-        return convolved(structure, g, self.squarings) if isinstance(structure, Convolved) else None
+        if not isinstance(structure, Convolved):
+            return None
+        found = convolved(structure, g, self.squarings)
+        return as_products(structure, self, g, 0.0) if found is None else found
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
         shape = torch.broadcast_shapes(weight.shape, g[0].shape)

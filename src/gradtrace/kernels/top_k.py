@@ -19,8 +19,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..jacobians.structure import Convolved
 from ..semirings.base import Carrier, Element
 from . import native
+from .convolutions import as_products
 from .memory import Room, zeros
 from .shared_exponent import carefully, comfortable, doubled, wide
 
@@ -125,6 +127,9 @@ class Largest(Carrier):
         out = a if over and keep == len(a) else self.room(a[0].dtype, keep, *a[0].shape).unbind(0)
         native.top_merge(a, b, out)
         return out
+
+    def along(self, structure: object, g: Element) -> Element | None:
+        return as_products(structure, self, g, 0.0) if isinstance(structure, Convolved) else None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         batch, rows, inner = g[0].shape

@@ -82,27 +82,40 @@ class States(Carrier):
             return None
         return tuple(p[s * batch : (s + 1) * batch] for s in range(self.count) for p in out)
 
+    def moved(self, g: Element, target: Sequence[int], mask: Mask) -> Element:
+        """Move the parts of the scalars in `mask` from each state s to target[s], merging those that meet there."""
+        parts, out = self.parts(g), []
+        coming: list[list[int]] = [[] for _ in parts]
+        for state, to in enumerate(target):
+            coming[to].append(state)
+        for state, sources in enumerate(coming):
+            if sources == [state]:
+                out.append(parts[state])
+                continue
+            merged = parts[sources[0]] if sources else self.nothing(parts[0])
+            for more in sources[1:]:
+                merged = self.merged(merged, parts[more])
+            out.append(merged if isinstance(mask, bool) else self.chosen(mask, merged, parts[state]))
+        return tuple(plane for part in out for plane in part)
+
+    def nothing(self, like: Element) -> Element:
+        """Give one state's part where there is no path, in the shape of another's."""
+        zero = self.base.zero((1,) * like[0].dim(), like)
+        return tuple(z.expand(p.shape) for z, p in zip(zero, like, strict=True))
+
+    def merged(self, a: Element, b: Element) -> Element:
+        """Merge two states' parts."""
+        return self.base.plus(a, b)
+
+    def chosen(self, mask: Tensor, a: Element, b: Element) -> Element:
+        """Take one part where the mask says so, elsewhere another."""
+        return tuple(torch.where(mask, p, q) for p, q in zip(a, b, strict=True))
+
     def plain(self, g: Element) -> Tensor:
         return torch.stack([self.base.plain(own) for own in self.parts(g)], 1)
 
     def log2(self, g: Element) -> Tensor:
         return torch.stack([self.base.log2(own) for own in self.parts(g)], 1)
-
-
-def moved(carrier: States, g: Element, target: Sequence[int], mask: Mask) -> Element:
-    """Move the parts of the scalars in `mask` from each state s to target[s], merging those that meet there."""
-    parts = carrier.parts(g)
-    zero = carrier.base.zero((1,) * g[0].dim(), parts[0])
-    out: list[Element] = []
-    for state in range(carrier.count):
-        coming = [parts[s] for s in range(carrier.count) if target[s] == state]
-        merged = coming[0] if coming else tuple(z.expand(p.shape) for z, p in zip(zero, parts[0], strict=True))
-        for more in coming[1:]:
-            merged = carrier.base.plus(merged, more)
-        if not isinstance(mask, bool):
-            merged = tuple(torch.where(mask, new, old) for new, old in zip(merged, parts[state], strict=True))
-        out.append(merged)
-    return tuple(plane for part in out for plane in part)
 
 
 # ---------------------------------------------------------------- which vertices are in which component
@@ -177,11 +190,11 @@ class Degrees:
         if more:
             higher = [min(degree + more, self.most + 1) for degree in range(self.levels)]
             target = [s - s % self.levels + higher[s % self.levels] for s in range(self.carrier.count)]
-            g = moved(self.carrier, g, target, True)
+            g = self.carrier.moved(g, target, True)
         for bit, component in enumerate(self.remembered):
             mask = inside(component, value, call)
             if mask is not None:
-                g = moved(self.carrier, g, [self._crossing(s, bit) for s in range(self.carrier.count)], mask)
+                g = self.carrier.moved(g, [self._crossing(s, bit) for s in range(self.carrier.count)], mask)
         return g
 
     def _crossing(self, state: int, bit: int) -> int:
@@ -303,7 +316,7 @@ class Crossed:
             if mask is not None:
                 target = list(range(self.carrier.count))
                 target[2 * number] = 2 * number + 1
-                g = moved(self.carrier, g, target, mask)
+                g = self.carrier.moved(g, target, mask)
         return g
 
     def read(self, g: Element) -> Element:
