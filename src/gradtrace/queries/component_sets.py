@@ -281,7 +281,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
         source = sets[edge.target.id]
         assert source.plane is not None
         if isinstance(winners, Borrowed):  # what chose its scalars is known at the value that its product went on to
-            there = edge if source.edge is None else _through(edge, source.edge)
+            there = edge if source.edge is None else through(edge, source.edge)
             return Sets(source.also, source.plane, there)
         seen = _seen(winners, edge, source, batch)
         if seen is not None:
@@ -299,7 +299,7 @@ def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
     return sources[0].also if alike else None
 
 
-def _through(outer: Use, inner: Use) -> Use:
+def through(outer: Use, inner: Use) -> Use:
     """Go by strides to a value that has the axes in another order, and from there by another edge."""
     way, then = outer.way, inner.way
     assert isinstance(way, Affine)
@@ -354,7 +354,7 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
             _row(raw, row),
             _row(choice, row),
             terms,
-            [_source(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+            [source_of(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
         )
         for row in range(batch)
     ]
@@ -364,12 +364,12 @@ def _row(plane: Tensor | None, row: int) -> Tensor | None:
     return None if plane is None else plane[row if len(plane) > 1 else 0]
 
 
-def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
+def source_of(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
     """Say where one edge's sets are read."""
     shape = winners.shape
     if sets.plane is None:
         return native.Source(None, sets.also, 0, 0, None, [0] * len(shape))
-    there = edge if sets.edge is None else _through(edge, sets.edge)
+    there = edge if sets.edge is None else through(edge, sets.edge)
     plane = _row(sets.plane.expand(len(sets.plane), *there.target.shape), row)
     assert plane is not None
     plane = plane.contiguous()

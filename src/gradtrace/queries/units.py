@@ -1,0 +1,206 @@
+"""Units: what leaf scalars send along their traces, on its way from value to value.
+
+Only scalars at which something has arrived are kept, with their amounts: of the many scalars of a value, traces run
+through few. A value sends everything on at once, when no more can arrive, and is forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..recording.record import Value
+from .consumers import Consumers, Hop
+from .forest import NONE, Forest
+
+FEW = 64  # entries that are sent on as they are, though some may be of one scalar
+FARTHEST = 900.0  # powers of two between weights, from which on a float is too narrow for their quotient
+
+Key = tuple[int | str, int]  # a call's number, or a leaf's name, and the number of the call that is entered
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a leaf's scalars may send.
+
+    Attributes:
+        weight: by row, the weights over 2^of.
+        live: by row, which scalars have a trace; None where those are the ones whose weight is not 0.
+        top: log2 of the largest weight.
+    """
+
+    weight: np.ndarray
+    live: np.ndarray | None
+    of: float
+    top: float
+
+    def live_in(self, row: int) -> np.ndarray:
+        """Give the flat positions of the scalars that have a trace."""
+        return np.flatnonzero(self.weight[row] if self.live is None else self.live[row])
+
+
+def given_by(forest: Forest, leaf: Value) -> Given | None:
+    """Read what a leaf may send; None where it has no scalar with a trace."""
+    if forest.compact is not None:
+        plane = forest.compact.planes.get(leaf.id)
+        if plane is None or not plane.data.numel():
+            return None
+        top = float(plane.data.amax().to(torch.float64).log2() + plane.exponent)
+        weight = plane.data.reshape(len(plane.data), -1).numpy()
+        return Given(weight, None, float(plane.exponent), top) if top > -math.inf else None
+    log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
+    if not bool(live.any()):
+        return None
+    top = float(log2.max())
+    relative = torch.zeros_like(log2) if top == -math.inf else torch.exp2(log2 - top)
+    flat = len(log2), -1
+    return Given(relative.reshape(flat).numpy(), live.reshape(flat).numpy(), top, top)
+
+
+@dataclass(eq=False)
+class _Arrived:
+    """Units that have come to one value: places (batch × shape, flat) and amounts (of each flow), part by part."""
+
+    places: list[np.ndarray] = field(default_factory=list)
+    amounts: list[np.ndarray] = field(default_factory=list)
+    total: np.ndarray | float = 0.0
+
+    def gathered(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Give all of them, those of one scalar as one where there are many."""
+        if len(self.places) == 1 and len(self.places[0]) <= max(FEW, size):
+            return self.places[0], self.amounts[0]
+        places, amounts = np.concatenate(self.places), np.concatenate(self.amounts)
+        if len(places) <= FEW:
+            return places, amounts
+        if 8 * len(places) > size:
+            return _present(_summed(places, amounts, size))
+        kept, number = np.unique(places, return_inverse=True)
+        return kept, _summed(number, amounts, len(kept))
+
+
+def _summed(places: np.ndarray, amounts: np.ndarray, size: int) -> np.ndarray:
+    """Add up what has one place: size × flows."""
+    if amounts.shape[1] == 1:
+        return np.bincount(places, amounts[:, 0], size)[:, None]
+    out = torch.zeros(size, amounts.shape[1], dtype=torch.float64)
+    return out.index_add_(0, torch.from_numpy(places), torch.from_numpy(amounts)).numpy()
+
+
+def _present(amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the places where there is anything, and what."""
+    places = np.flatnonzero(amounts[:, 0] if amounts.shape[1] == 1 else amounts.any(1))
+    return places, amounts[places]
+
+
+@dataclass(eq=False)
+class Stream:
+    """Units on their way, one column for each flow that is wanted.
+
+    Attributes:
+        arrived: by value id, what has come to it and has not gone on yet.
+        edges: what went along every edge.
+    """
+
+    consumers: Consumers
+    flows: int
+    arrived: dict[int, _Arrived] = field(default_factory=dict)
+    edges: dict[Key, np.ndarray] = field(default_factory=dict)
+
+    def send_on(self, value: Value) -> None:
+        """Move all units of a value to the consumers through which they go on."""
+        come = self.arrived.pop(value.id, None)
+        if come is None:
+            return
+        batch, numel = self.consumers.forest.batch(value), value.numel
+        places, amounts = come.gathered(batch * numel)
+        if batch == 1:
+            self._send(value, 0, places, amounts, come.total)
+            return
+        rows = places // numel
+        for row in np.unique(rows).tolist():
+            here = np.flatnonzero(rows == row)
+            own = amounts[here]
+            self._send(value, row, places[here] - row * numel, own, own.sum(0))
+
+    def leave(self, leaf: Value, given: Given, columns: Sequence[tuple[int, float | None]]) -> None:
+        """Send what the scalars of a leaf do: in each of some columns one each, or, where it says so, weight/2^unit."""
+        sections = self.consumers.sections(leaf)
+        size = sections[-1].begin + sections[-1].target.numel if sections else 0
+        for row in range(len(given.weight)):
+            if sections and size <= 4 * leaf.numel:
+                found = self._counted(leaf, row, given, size, columns)
+                for section in sections:
+                    here = slice(section.begin, section.begin + section.target.numel)
+                    places, amounts = _present(self._in_columns(found[0][here], found[1][here], given.of, columns))
+                    self._arrive(section.hops, section.target, row, places, amounts, amounts.sum(0))
+                continue
+            live = given.live_in(row)
+            if len(live):
+                weight = given.weight[row][live].astype(np.float64)
+                amounts = self._in_columns(np.ones(len(live)), weight, given.of, columns)
+                self._send(leaf, row, live, amounts, amounts.sum(0))
+
+    def _counted(
+        self, leaf: Value, row: int, given: Given, size: int, columns: Sequence[tuple[int, float | None]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give for each numbered place where the traces of a leaf's scalars go on (how many do, their weights' sum)."""
+        count, sums = np.zeros(size), np.zeros(size)
+        weighted, plain = (any((unit is not None) == kind for _, unit in columns) for kind in (True, False))
+        for begin, end, numbers in self.consumers.numbers(leaf, row):
+            weight = given.weight[row, begin:end]
+            live = weight != 0 if given.live is None else given.live[row, begin:end]
+            if not live.all():
+                numbers, weight = numbers[live], weight[live]
+            if plain:
+                count += np.bincount(numbers, minlength=size)
+            if weighted:
+                sums += np.bincount(numbers, weight, size)
+        return count, sums
+
+    def _in_columns(
+        self, count: np.ndarray, weight: np.ndarray, of: float, columns: Sequence[tuple[int, float | None]]
+    ) -> np.ndarray:
+        out = np.zeros((len(count), self.flows))
+        for column, unit in columns:
+            out[:, column] = count if unit is None else _times(weight, of - unit if of != unit else 0.0)
+        return out
+
+    def _send(self, value: Value, row: int, places: np.ndarray, amounts: np.ndarray, total: np.ndarray | float) -> None:
+        for part in self.consumers.of(value, row, places):
+            own = amounts if part.which is None else amounts[part.which]
+            self._arrive(part.hops, part.target, row, part.flat, own, total if part.which is None else own.sum(0))
+
+    def _arrive(
+        self,
+        hops: Sequence[Hop],
+        target: Value,
+        row: int,
+        places: np.ndarray,
+        amounts: np.ndarray,
+        total: np.ndarray | float,
+    ) -> None:
+        if not len(places):
+            return
+        for hop in hops:
+            known = self.edges.get(hop)
+            self.edges[hop] = total if known is None else known + total
+        come = self.arrived.get(target.id)
+        if come is None:
+            come = self.arrived[target.id] = _Arrived()
+        if row and self.consumers.forest.batch(target) > 1:
+            places = places + row * target.numel
+        come.places.append(places)
+        come.amounts.append(amounts)
+        come.total = come.total + total
+
+
+def _times(weight: np.ndarray, shift: float) -> np.ndarray:
+    """Give weight · 2^shift, where the power of two alone may be too small or too large for a float."""
+    if abs(shift) < FARTHEST:
+        return weight * 2.0**shift
+    with np.errstate(divide="ignore"):
+        return np.exp2(np.log2(weight) + shift)
