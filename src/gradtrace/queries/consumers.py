@@ -72,6 +72,23 @@ class Consumers:
         """Give a value's winners as the compiled kernels stored them, if they did."""
         return None if self.forest.compact is None else self.forest.compact.winners.get(value.id)
 
+    def straight(self) -> set[int]:
+        """Find the values of which all scalars go the same way to the loss, from call to call."""
+        out = {self.forest.loss.id}
+        for call in reversed(self.forest.record.calls):
+            for value in call.outputs:
+                winners = None if value is None else self.compact(value)
+                if winners is not None and len(winners.edges) == 1 and winners.edges[0].target.id in out:
+                    assert value is not None
+                    out.add(value.id)
+        return out
+
+    def only(self, value: Value) -> tuple[Hop, Value]:
+        """Give the only edge by which a value's scalars go on, and where it leads."""
+        winners = self.compact(value)
+        assert winners is not None
+        return self._hop(value, winners.edges[0]), winners.edges[0].target
+
     def of(self, value: Value, row: int, positions: np.ndarray) -> Iterator[Part]:
         """Tell where some scalars (flat positions of one row) go on; those without a path nowhere."""
         winners = self.compact(value)

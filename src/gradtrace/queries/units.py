@@ -20,6 +20,8 @@ from .forest import NONE, Forest
 FEW = 64  # entries that are sent on as they are, though some may be of one scalar
 FARTHEST = 900.0  # powers of two between weights, from which on a float is too narrow for their quotient
 
+NOWHERE, NOTHING = np.zeros(0, np.int64), np.zeros((0, 0))
+
 Key = tuple[int | str, int]  # a call's number, or a leaf's name, and the number of the call that is entered
 
 
@@ -110,10 +112,17 @@ class Stream:
     arrived: dict[int, _Arrived] = field(default_factory=dict)
     edges: dict[Key, np.ndarray] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._straight = self.consumers.straight()
+
     def send_on(self, value: Value) -> None:
         """Move all units of a value to the consumers through which they go on."""
         come = self.arrived.pop(value.id, None)
         if come is None:
+            return
+        if value.id in self._straight:
+            hop, target = self.consumers.only(value)
+            self._arrive((hop,), target, 0, NOWHERE, NOTHING, come.total)
             return
         batch, numel = self.consumers.forest.batch(value), value.numel
         places, amounts = come.gathered(batch * numel)
@@ -131,12 +140,20 @@ class Stream:
         sections = self.consumers.sections(leaf)
         size = sections[-1].begin + sections[-1].target.numel if sections else 0
         for row in range(len(given.weight)):
+            if len(sections) == 1 and sections[0].target.id in self._straight:
+                live = given.live_in(row)
+                totals = np.array([float(len(live))]), given.weight[row].sum(dtype=np.float64, keepdims=True)
+                total = self._in_columns(*totals, given.of, columns)[0]
+                if len(live):
+                    self._arrive(sections[0].hops, sections[0].target, row, NOWHERE, NOTHING, total)
+                continue
             if sections and size <= 4 * leaf.numel:
                 found = self._counted(leaf, row, given, size, columns)
                 for section in sections:
                     here = slice(section.begin, section.begin + section.target.numel)
                     places, amounts = _present(self._in_columns(found[0][here], found[1][here], given.of, columns))
-                    self._arrive(section.hops, section.target, row, places, amounts, amounts.sum(0))
+                    if len(places):
+                        self._arrive(section.hops, section.target, row, places, amounts, amounts.sum(0))
                 continue
             live = given.live_in(row)
             if len(live):
@@ -183,19 +200,19 @@ class Stream:
         amounts: np.ndarray,
         total: np.ndarray | float,
     ) -> None:
-        if not len(places):
-            return
         for hop in hops:
             known = self.edges.get(hop)
             self.edges[hop] = total if known is None else known + total
         come = self.arrived.get(target.id)
         if come is None:
             come = self.arrived[target.id] = _Arrived()
+        come.total = come.total + total
+        if target.id in self._straight:
+            return
         if row and self.consumers.forest.batch(target) > 1:
             places = places + row * target.numel
         come.places.append(places)
         come.amounts.append(amounts)
-        come.total = come.total + total
 
 
 def _times(weight: np.ndarray, shift: float) -> np.ndarray:
