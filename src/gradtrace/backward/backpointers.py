@@ -47,6 +47,34 @@ class Use:
             return positions
         return _strided(way, positions, stored)
 
+    def place(self, position: int, stored: int | None, row: int, numel: int) -> int:
+        """Give what `places` does of one scalar."""
+        way = self.way
+        if self.split:
+            position += row * numel
+        if type(way) is not Affine or way.table is not None:
+            raw = None if stored is None else torch.tensor([stored])
+            return int(way.flat(torch.tensor([position]), raw, row))
+        out = way.offset + (0 if stored is None else max(stored, 0) * way.step)
+        for n, step in zip(reversed(way.shape), reversed(way.stride), strict=True):
+            position, here = divmod(position, n)
+            out += here * step
+        return out
+
+
+def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Give the index of a scalar in a shape."""
+    out = []
+    for n in reversed(shape):
+        flat, at = divmod(flat, n)
+        out.append(at)
+    return tuple(out[::-1])
+
+
+def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:
+    """Read one number of a plane (batch × shape, any strides)."""
+    return int(plane[(row if len(plane) > 1 else 0, *at)])
+
 
 def _strided(way: Affine, positions: np.ndarray, stored: np.ndarray | None) -> np.ndarray:
     """Do what `Affine.flat` does, by numpy, which takes a fraction of the time of few scalars and of divisions."""
@@ -118,6 +146,23 @@ class Winners:
             return torch.zeros_like(positions), raw
         return pick(self.choice, row, positions, self.shape).to(torch.int64), raw
 
+    def one(self, row: int, position: int) -> tuple[int, int | None]:
+        """Give what `at` does of one scalar."""
+        if self.windows is not None:
+            self.settle()
+        at = unravelled(position, self.shape)
+        raw = None if self.index is None else _read(self.index, row, at)
+        if self.terms is not None and raw is not None:
+            raw = max(raw, 0)
+            return int(self.terms[0][raw]), int(self.terms[1][raw])
+        return 0 if self.choice is None else _read(self.choice, row, at), raw
+
+    def consumer(self, row: int, position: int) -> tuple[Use, int]:
+        """Give the edge through which one scalar goes on, and its place in the output."""
+        chosen, raw = self.one(row, position)
+        edge = self.edges[chosen]
+        return edge, edge.place(position, raw, row, prod(self.shape))
+
     def pointers(self, row: int, positions: Tensor) -> Tensor:
         """Give the backpointers of some scalars, which have to have a path."""
         chosen, raw = self.at(row, positions)
@@ -159,8 +204,8 @@ class Borrowed(Winners):
         """Tell whether a scalar was chosen, so that its winner is known."""
         assert self._link is not None
         winners, ordinal, way = self._link
-        there = way.flat(torch.tensor([position]), None)
-        return int(winners.at(row, there)[0]) == ordinal
+        there = sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
+        return winners.one(row, there)[0] == ordinal
 
     def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         assert self._link is not None
@@ -176,6 +221,13 @@ class Borrowed(Winners):
         assert self._link is not None
         winners, _, way = self._link
         return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
+
+    def one(self, row: int, position: int) -> tuple[int, int | None]:
+        assert self._link is not None
+        winners, _, way = self._link
+        return 0, winners.one(
+            row, sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
+        )[1]
 
 
 def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:

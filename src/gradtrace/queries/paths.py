@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TypeAlias
 
-import torch
-
+from ..backward.backpointers import unravelled
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..kernels.entry import entry
@@ -109,13 +108,13 @@ Move: TypeAlias = tuple[Call, int, int, int, float]  # call, argument, output, f
 
 def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
     """Describe a path, given its steps."""
-    start = str(value), tuple(int(i) for i in torch.unravel_index(torch.tensor(where), value.shape))
+    start = str(value), unravelled(where, value.shape)
     steps, total = [], 0.0
     for call, argument, output, flat, weight in moves:
         total += math.log2(abs(weight)) if weight else -math.inf
         made = call.outputs[output]
         assert made is not None
-        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), made.shape)) if made.shape else ()
+        at = unravelled(flat, made.shape)
         scopes = tuple(map(str, call.scopes))
         steps.append(Step(call.name, argument, call.module, call.source, at, weight, total, scopes))
     return Path(*start, kind, tuple(steps))
@@ -131,7 +130,7 @@ def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterat
     if not forest.traced(value, row, flat):
         return
     while value is not forest.loss:
-        call, argument, output, there = forest.step(forest.pointer(value, row, flat))
+        call, argument, output, there = forest.consumer(value, row, flat)
         yield call, argument, output, there, derivative(call, argument, flat, output, there)
         made = call.outputs[output]
         assert made is not None
