@@ -19,11 +19,12 @@ from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
 from ..queries.influence import InfluenceTable
+from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
-from .branches import Branches, strongest
+from .branches import Branches
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree
 
@@ -204,8 +205,8 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
     """Give the paths of the strongest scalars; for every kind those of the same scalars."""
     leaves = select_leaves(forest.record, question.only)
     guide = forests[question.kinds[0]]
-    chosen = strongest(guide, leaves, question.paths)
-    chosen += [(n, flat) for n, leaf in enumerate(leaves) for _, flat in strongest(guide, [leaf], question.each)]
+    chosen = [(n, flat) for _, n, flat in strongest(guide, leaves, question.paths)]
+    chosen += [(n, flat) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
     tokens = None if question.tokens is None else Tokens(question.tokens)
     branches = Branches(forest, tokens)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
