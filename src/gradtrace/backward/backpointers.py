@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..jacobians.index_maps import Affine, Way
+from ..jacobians.index_maps import Affine, Reordered, Way
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Value
 
@@ -37,15 +37,33 @@ class Use:
 
     def places(self, positions: np.ndarray, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
         """Give the places in the output of some scalars of one row, of a value of `numel` scalars."""
-        way = self.way
         if self.split and row:
             positions = positions + row * numel
+        way, order = _in_order(self.way)
         if type(way) is not Affine or way.table is not None:
             raw = None if stored is None else torch.from_numpy(stored)
-            return way.flat(torch.from_numpy(positions), raw, row).numpy()
-        if not way.stored and not way.offset and way.stride == contiguous(way.shape):
-            return positions
-        return _strided(way, positions, stored)
+            out = way.flat(torch.from_numpy(positions), raw, row).numpy()
+        elif not way.stored and not way.offset and way.stride == contiguous(way.shape):
+            out = positions
+        else:
+            out = _strided(way, positions, stored)
+        return out if order is None else order[out]
+
+    def all_places(self, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
+        """Give the places of all scalars of one row."""
+        way, order = _in_order(self.way)
+        if type(way) is not Affine or way.table is not None or prod(way.shape[self.split :]) != numel:
+            return self.places(np.arange(numel), stored, row, numel)
+        shape, stride, out = way.shape, way.stride, np.full((), way.offset)
+        if self.split:
+            shape, stride, out = shape[1:], stride[1:], out + row * stride[0]
+        for n, step in zip(shape, stride, strict=True):
+            out = out[..., None] + np.arange(n) * step
+        out = out.reshape(-1)
+        if way.step:
+            assert stored is not None
+            out = out + np.maximum(stored, 0).astype(np.int64) * way.step
+        return out if order is None else order[out]
 
     def place(self, position: int, stored: int | None, row: int, numel: int) -> int:
         """Give what `places` does of one scalar."""
@@ -74,6 +92,11 @@ def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
 def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:
     """Read one number of a plane (batch × shape, any strides)."""
     return int(plane[(row if len(plane) > 1 else 0, *at)])
+
+
+def _in_order(way: Way) -> tuple[Way, np.ndarray | None]:
+    """Take the order in which a result was seen off a way."""
+    return (way.way, way.order().numpy()) if type(way) is Reordered else (way, None)
 
 
 def _strided(way: Affine, positions: np.ndarray, stored: np.ndarray | None) -> np.ndarray:

@@ -383,9 +383,8 @@ def source_of(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Sourc
 def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
     """Read sets through a way that no strides describe: look every scalar's place up first."""
     numel = prod(winners.shape)
-    positions = torch.arange(numel)
-    raw = winners.at(row, positions)[1] if edge.way.stored else None
-    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
+    raw = winners.at(row, torch.arange(numel))[1] if edge.way.stored else None
+    flat = torch.from_numpy(edge.all_places(None if raw is None else raw.numpy(), row, numel))
     # an empty result is nobody's consumer
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)] if plane.numel() else plane.new_zeros(numel)
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ..recording.record import Value
-from .consumers import Consumers, Hop
+from .consumers import Consumers, Hop, Section
 from .forest import NONE, Forest
 
+MANY = 4096  # scalars from which on all of a value's are looked up at once
 FEW = 64  # entries that are sent on as they are, though some may be of one scalar
 FARTHEST = 900.0  # powers of two between weights, from which on a float is too narrow for their quotient
 
@@ -65,7 +66,7 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
 
 @dataclass(eq=False)
 class _Arrived:
-    """Units that have come to one value: places (batch × shape, flat) and amounts (of each flow), part by part."""
+    """Units that have come to one row of a value: places (flat) and amounts (of each flow), part by part."""
 
     places: list[np.ndarray] = field(default_factory=list)
     amounts: list[np.ndarray] = field(default_factory=list)
@@ -103,13 +104,13 @@ class Stream:
     """Units on their way, one column for each flow that is wanted.
 
     Attributes:
-        arrived: by value id, what has come to it and has not gone on yet.
+        arrived: by value id and row, what has come to it and has not gone on yet.
         edges: what went along every edge.
     """
 
     consumers: Consumers
     flows: int
-    arrived: dict[int, _Arrived] = field(default_factory=dict)
+    arrived: dict[tuple[int, int], _Arrived] = field(default_factory=dict)
     edges: dict[Key, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,28 +118,23 @@ class Stream:
 
     def send_on(self, value: Value) -> None:
         """Move all units of a value to the consumers through which they go on."""
-        come = self.arrived.pop(value.id, None)
-        if come is None:
-            return
+        for row in range(self.consumers.forest.batch(value)):
+            come = self.arrived.pop((value.id, row), None)
+            if come is not None:
+                self._send_row(value, row, come)
+
+    def _send_row(self, value: Value, row: int, come: _Arrived) -> None:
         if value.id in self._straight:
             hop, target = self.consumers.only(value)
             self._arrive((hop,), target, 0, NOWHERE, NOTHING, come.total)
             return
-        batch, numel = self.consumers.forest.batch(value), value.numel
-        places, amounts = come.gathered(batch * numel)
-        if batch == 1:
-            self._send(value, 0, places, amounts, come.total)
-            return
-        rows = places // numel
-        for row in np.unique(rows).tolist():
-            here = np.flatnonzero(rows == row)
-            own = amounts[here]
-            self._send(value, row, places[here] - row * numel, own, own.sum(0))
+        places, amounts = come.gathered(value.numel)
+        self._send(value, row, places, amounts, come.total)
 
     def leave(self, leaf: Value, given: Given, columns: Sequence[tuple[int, float | None]]) -> None:
         """Send what the scalars of a leaf do: in each of some columns one each, or, where it says so, weight/2^unit."""
         sections = self.consumers.sections(leaf)
-        size = sections[-1].begin + sections[-1].target.numel if sections else 0
+        size = _size(sections)
         for row in range(len(given.weight)):
             if len(sections) == 1 and sections[0].target.id in self._straight:
                 live = given.live_in(row)
@@ -187,9 +183,25 @@ class Stream:
         return out
 
     def _send(self, value: Value, row: int, places: np.ndarray, amounts: np.ndarray, total: np.ndarray | float) -> None:
+        sections = self.consumers.sections(value) if 2 * len(places) >= max(value.numel, MANY) else []
+        if sections and _size(sections) <= 4 * value.numel:
+            self._send_most(value, row, sections, places, amounts)
+            return
         for part in self.consumers.of(value, row, places):
             own = amounts if part.which is None else amounts[part.which]
             self._arrive(part.hops, part.target, row, part.flat, own, total if part.which is None else own.sum(0))
+
+    def _send_most(
+        self, value: Value, row: int, sections: list[Section], places: np.ndarray, amounts: np.ndarray
+    ) -> None:
+        """Do what `_send` does by looking up all scalars of a value, of which most send something."""
+        numbers = np.concatenate([found for *_, found in self.consumers.numbers(value, row)])
+        numbers = numbers if len(places) == len(numbers) and _rising(places) else numbers[places]
+        summed = _summed(numbers, amounts, _size(sections))
+        for section in sections:
+            there, own = _present(summed[section.begin : section.begin + section.target.numel])
+            if len(there):
+                self._arrive(section.hops, section.target, row, there, own, own.sum(0))
 
     def _arrive(
         self,
@@ -203,16 +215,24 @@ class Stream:
         for hop in hops:
             known = self.edges.get(hop)
             self.edges[hop] = total if known is None else known + total
-        come = self.arrived.get(target.id)
+        key = target.id, row if row and self.consumers.forest.batch(target) > 1 else 0
+        come = self.arrived.get(key)
         if come is None:
-            come = self.arrived[target.id] = _Arrived()
+            come = self.arrived[key] = _Arrived()
         come.total = come.total + total
         if target.id in self._straight:
             return
-        if row and self.consumers.forest.batch(target) > 1:
-            places = places + row * target.numel
         come.places.append(places)
         come.amounts.append(amounts)
+
+
+def _size(sections: Sequence[Section]) -> int:
+    """Give how many numbers sections take."""
+    return sections[-1].begin + sections[-1].target.numel if sections else 0
+
+
+def _rising(places: np.ndarray) -> bool:
+    return bool((places[1:] > places[:-1]).all())
 
 
 def _times(weight: np.ndarray, shift: float) -> np.ndarray:
