@@ -18,7 +18,7 @@ from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
-from ..queries.influence import InfluenceTable
+from ..queries.influence import InfluenceTable, influences
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
 from ..recording.components import Component, matches, name_of, operators, select_leaves
@@ -157,13 +157,14 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     groups = question.groups or default_groups(record)
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
+    tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
     return {
         "loss": trace.loss,
         "influence": [
             {"of": group, "kind": kind} | asdict(row)
-            for group, of in groups.items()
+            for n, group in enumerate(groups)
             for kind in question.kinds
-            for row in trace.influence(components, of, kind=kind).rows
+            for row in tables[kind][n].rows
         ],
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
