@@ -68,11 +68,13 @@ class Crossed:
 
     Attributes:
         rows: by example, where each has its own; a function from a range of flat positions to their sets.
+        numbered: where given, rows give the numbers of sets in this list, which may be of any length.
     """
 
     leaf: Value
     also: int
     rows: Sequence[Callable[[int, int], Tensor]] | None = None
+    numbered: Sequence[int] | None = None
 
     def parts(self, row: int) -> Iterator[tuple[int, int, Tensor]]:
         """Give (begin, end, sets of the scalars from begin to end), piece by piece."""
@@ -90,27 +92,7 @@ class Crossed:
         return torch.stack(rows).reshape(-1, *self.leaf.shape)
 
 
-def all_crossings(
-    forest: Forest, components: Sequence[Component], leaves: Sequence[Value]
-) -> Iterator[tuple[slice, Crossed]]:
-    """Give `crossing` for any number of components: (which of them, what is crossed of them).
-
-    As long as all scalars of each value cross the same ones, an integer of any length serves, and one walk does.
-    """
-    if len(components) > AT_ONCE and forest.compact is not None:
-        try:
-            whole = list(crossing(forest, components, leaves))
-        except _Differ:
-            pass
-        else:
-            yield from ((slice(0, len(components)), crossed) for crossed in whole)
-            return
-    for start in range(0, len(components), AT_ONCE):
-        there = slice(start, start + AT_ONCE)
-        yield from ((there, crossed) for crossed in crossing(forest, components[there], leaves))
-
-
-class _Differ(Exception):
+class Differ(Exception):
     """Scalars of one value cross different components, of which there are more than one integer of a tensor holds."""
 
 
@@ -120,7 +102,7 @@ def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[V
     Bit i stands for components[i]. What is said of scalars without a trace means nothing.
 
     Raises:
-        _Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
+        Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
     """
     own = Own(forest.record, components)
     if forest.compact is None:
@@ -154,10 +136,10 @@ class Own:
         """Be told that scalars of one value have different sets, which takes integers of a tensor.
 
         Raises:
-            _Differ: there are more components than those have bits.
+            Differ: there are more components than those have bits.
         """
         if self.many:
-            raise _Differ
+            raise Differ
 
     def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
         out: Tensor | int = whole
@@ -188,20 +170,20 @@ def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[
             winners = forest.winners.get(value.id)
             if winners is None:
                 continue
-            found = _inherited(places, winners, bits) | own.of(call, value.shape)
+            found = inherited(places, winners, bits) | own.of(call, value.shape)
             for b, row in enumerate(found):
                 bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
     for leaf in leaves:
-        yield _leaf(leaf, 0, _inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
+        yield held(leaf, 0, inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
 
 
-def _leaf(leaf: Value, also: int, plane: Tensor) -> Crossed:
+def held(leaf: Value, also: int, plane: Tensor) -> Crossed:
     """Give sets that are held at once (batch × shape)."""
     flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
     return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end].to(torch.int64) for row in flat])
 
 
-def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
+def inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     """Give each scalar the set of its winning consumer."""
     live, consumer = places.consumers(winners)
     return bits[consumer].masked_fill_(~live, 0)
@@ -228,7 +210,7 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
     for leaf in leaves:
         if leaf.id not in found.winners:
             here = own.of_leaf(leaf)
-            yield Crossed(leaf, here) if isinstance(here, int) else _leaf(leaf, 0, here.unsqueeze(0))
+            yield Crossed(leaf, here) if isinstance(here, int) else held(leaf, 0, here.unsqueeze(0))
 
 
 class _Waiting:
@@ -268,7 +250,7 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
         return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
     both = _looked_up(winners, sets, batch, own).joined(here)
     assert both.plane is not None
-    return _leaf(leaf, both.also, both.plane)
+    return held(leaf, both.also, both.plane)
 
 
 def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:

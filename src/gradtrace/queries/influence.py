@@ -29,8 +29,9 @@ from ..recording.components import (
     select_leaves,
 )
 from ..recording.record import Call, Value
-from .component_sets import Crossed, all_crossings
+from .component_sets import Crossed
 from .forest import NONE, Forest
+from .many_components import all_crossings
 
 if TYPE_CHECKING:
     import pandas
@@ -273,7 +274,8 @@ class _Totals:
             for begin, end, bits in crossed.parts(row):
                 found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
                 for bits_of_set, number, amount in found:
-                    members = _members(bits_of_set, count)
+                    numbered = crossed.numbered
+                    members = _members(bits_of_set if numbered is None else numbered[bits_of_set], count)
                     self.cross[row, there] += number * members
                     self.crossed[row, there] += amount * unit * members
 
