@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .backward.backpointers import unravelled
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import propagate
 from .backward.several import ask
@@ -36,7 +37,8 @@ from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking, rank
-from .queries.paths import NoPath, Path, flat_index, follow
+from .queries.paths import NoPath, Path, Reader, flat_index, follow
+from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
 from .recording.fused_lstm import take_apart
@@ -394,18 +396,13 @@ class Trace(_NotSaved):
     @lazily()
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
         """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
-        k, leaves = whole("k", k, 0), select_leaves(self.tape.record, of)
-        flat = torch.cat([self.strength[str(v.name)].flatten() for v in leaves])
-        top = flat.topk(min(k, len(flat)))
-        ends = torch.tensor([v.numel for v in leaves]).cumsum(0)
-        paths = []
-        for log2, position in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            which = int(torch.searchsorted(ends, position, right=True))
-            inside = position - int(ends[which]) + leaves[which].numel
-            index = torch.unravel_index(torch.tensor(inside), leaves[which].shape)
-            if log2 > -torch.inf:
-                paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
-        return paths
+        k, leaves, forest = whole("k", k, 0), select_leaves(self.tape.record, of), self.forest()
+        reader = Reader(forest)
+        found = [
+            follow(forest, leaves[n], unravelled(flat, leaves[n].shape), reader=reader)
+            for _, n, flat in strongest(forest, leaves, k)
+        ]
+        return [path for path in found if path is not None]
 
     @lazily()
     def paths(

@@ -61,18 +61,31 @@ class Forest:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
         return self.labels.batch(value) if self.labels is not None else 1
 
-    def pointer(self, value: Value, row: int, flat: int) -> int:
-        """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
+    def consumer(self, value: Value, row: int, flat: int) -> tuple[Call, int, int, int]:
+        """Give how a scalar on a trace goes on: (call, argument position, output number, flat index in that output).
+
+        Args:
+            row: the example, where each has its own.
+        """
         compact = self.compact.winners.get(value.id) if self.compact is not None else None
-        if compact is not None and (not isinstance(compact, Borrowed) or compact.knows(row, flat)):
-            return int(compact.pointers(row, torch.tensor([flat])))
-        winners = self.winners[value.id]
-        return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])
+        if compact is None or (isinstance(compact, Borrowed) and not compact.knows(row, flat)):
+            winners = self.winners[value.id]
+            return self.step(int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat]))
+        edge, there = compact.consumer(row, flat)
+        call = edge.target.call
+        assert call is not None
+        argument = (edge.first >> EDGE_BITS) - self.edges.first[call.index]
+        return call, argument, next(i for i, v in enumerate(call.outputs) if v is edge.target), there
 
     def row(self, value: Value, flat: int) -> int:
         """Give the row (the example, where each has its own) in which one scalar's trace is strongest."""
         if self.batch(value) == 1:
             return 0
+        if self.compact is not None and value.id in self.compact.planes:
+            plane = self.compact.planes[value.id].data
+            return int(
+                torch.stack([pick(plane, b, torch.tensor([flat]), value.shape) for b in range(len(plane))]).argmax()
+            )
         log2 = self.log2[value.id]
         return int(log2.reshape(len(log2), -1)[:, flat].argmax())
 
@@ -202,6 +215,9 @@ class _Read(Mapping[int, Tensor]):
         if key not in self._lazy.leaves and key not in self._lazy.compact.winners:
             raise KeyError(key)
         return self._read(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lazy.leaves or key in self._lazy.compact.winners
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._lazy.ids)
