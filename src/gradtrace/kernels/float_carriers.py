@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..jacobians.structure import Convolved
+from ..jacobians.structure import Closed, Constant, Contraction, Convolved, Placed, Scatter, Strided, Weight
 from ..semirings.base import BLOCK, Carrier, Element
-from . import native, sums
+from . import additive, native, sums
 from .convolutions import as_products
 from .convolved_sums import convolved
 from .memory import zeros
@@ -51,6 +51,18 @@ def by_index(index: Tensor, shape: tuple[int, ...]) -> Merge:
     )
 
 
+def merges_nothing(structure: object) -> bool:
+    """Tell whether each scalar of the argument gets what one scalar of the result has, or nothing, by edges of 1."""
+    match structure:
+        case Contraction(weight=None):
+            return set(structure.y) <= set(structure.x)
+        case Strided():
+            how = additive.shown(structure.layout, structure.x_shape)
+            return how.injective and not how.repeated
+        case _:
+            return isinstance(structure, (Placed, Scatter))
+
+
 @dataclass(frozen=True)
 class Plain(Carrier):
     """Planes (z,) or (z, h), in float32 if that is the precision of the model (`kind`), as far as it holds them."""
@@ -77,15 +89,34 @@ class Plain(Carrier):
         return tuple(p.to(torch.float32) for p in g)
 
     def along(self, structure: object, g: Element) -> Element | None:
-        if not isinstance(structure, Convolved):
-            return None
-        found = convolved(structure, g, self.squarings)
-        return as_products(structure, self, g, 0.0) if found is None else found
+        if isinstance(structure, Convolved):
+            found = convolved(structure, g, self.squarings)
+            return as_products(structure, self, g, 0.0) if found is None else found
+        if isinstance(structure, Contraction) and structure.weight is not None:
+            if not structure.y == structure.x == structure.w:
+                return None
+            g = tuple(p.reshape(p.shape[0], *structure.y_shape) for p in g)
+            return self._weighed(structure.weight, g)
+        return tuple(additive.pull(structure, p) for p in g) if merges_nothing(structure) else None
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+        near = weight.shape in (g[0].shape, g[0].shape[1:])
+        shape = g[0].shape if near else torch.broadcast_shapes(weight.shape, g[0].shape)
         (z,) = carefully(lambda g, w: _scaled(g[0], w, shape), g[:1], weights=(wide(weight),))
         return (z, *(p.to(z.dtype).expand(shape) for p in g[1:]))
+
+    def _weighed(self, weight: Weight, g: Element) -> Element:
+        """Multiply by a weight of y's shape, in a form that the kernel works out as it goes, if it has one."""
+        form, constant, w = "given", 1.0, None
+        if isinstance(weight, Constant):
+            form, constant = "constant", abs(weight.value)
+        elif isinstance(weight, Closed):
+            form, w = weight.form, weight.of()
+        if form != "given" and g[0].dim() <= native.MAX_DIMS and (w is None or w.dtype is g[0].dtype):
+            z, found = native.scale(g[0], g[0].shape, form, None if w is None else w.reshape(g[0].shape[1:]), constant)
+            if not found.flags and not math.isinf(found.high):
+                return z, *g[1:]
+        return self.weigh(weight().reshape(g[0].shape[1:]), g)
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
