@@ -354,7 +354,7 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
             _row(raw, row),
             _row(choice, row),
             terms,
-            [_source(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+            [_source(winners, n, sets[edge.target.id], row) for n, edge in enumerate(winners.edges)],
         )
         for row in range(batch)
     ]
@@ -364,9 +364,9 @@ def _row(plane: Tensor | None, row: int) -> Tensor | None:
     return None if plane is None else plane[row if len(plane) > 1 else 0]
 
 
-def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
+def _source(winners: Winners, ordinal: int, sets: Sets, row: int) -> native.Source:
     """Say where one edge's sets are read."""
-    shape = winners.shape
+    shape, edge = winners.shape, winners.edges[ordinal]
     if sets.plane is None:
         return native.Source(None, sets.also, 0, 0, None, [0] * len(shape))
     there = edge if sets.edge is None else _through(edge, sets.edge)
@@ -375,16 +375,20 @@ def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
     plane = plane.contiguous()
     way = _on(there, shape, row)
     if way is None:  # of another kind: by a table of all scalars' places, or of what is stored
-        return _tabled(winners, there, plane, sets.also, row)
+        return _tabled(winners, ordinal, there, plane, sets.also, row)
     table = None if way.table is None else way.table()
     return native.Source(plane, sets.also, way.offset, way.step, table, list(way.stride))
 
 
-def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
-    """Read sets through a way that no strides describe: look every scalar's place up first."""
+def _tabled(winners: Winners, ordinal: int, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
+    """Read sets through a way that no strides describe: look the place of every scalar of that edge up first."""
     numel = prod(winners.shape)
     positions = torch.arange(numel)
-    raw = winners.at(row, positions)[1] if edge.way.stored else None
+    chosen, raw = winners.at(row, positions) if edge.way.stored else (None, None)
+    if (
+        chosen is not None and raw is not None and len(winners.edges) > 1
+    ):  # what others store is beyond this one's table
+        raw = raw.masked_fill(chosen != ordinal, 0)
     flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
     # an empty result is nobody's consumer
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)] if plane.numel() else plane.new_zeros(numel)
