@@ -29,6 +29,18 @@ def places(*values: int) -> Tensor:
     return torch.tensor(values)
 
 
+def _convolved_back(a: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """Use every result of the operator: in groups, strided, padded and dilated, and transposed."""
+    total = torch.zeros((), dtype=torch.float64)
+    for given, kernel, turned in ((a, w, False), (b, v, True)):
+        sizes = [2, 1], [1, 0], [1, 2], turned, [1 if turned else 0, 0], 2
+        y = aten.convolution(given, kernel, None, *sizes)
+        g = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape) * given.flatten()[0]
+        found = aten.convolution_backward(g, given, kernel, [y.shape[1]], *sizes, [True] * 3)
+        total = total + sum((part * part).sum() for part in found)
+    return total
+
+
 # rules whose operator is in the database under its own name
 SAME = """
 _batch_norm_with_update _native_batch_norm_legit _softmax_backward_data _unsafe_masked_index
@@ -243,6 +255,25 @@ OWN: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         ],
         (x(2, 3, 2), x(3), x(3)),
     ),
+    # what a backward pass computes, differentiated again
+    "softplus_backward": (lambda g, a: aten.softplus_backward(g, a, 1, 20), (x(2, 3), x(2, 3))),
+    "elu_backward": (lambda g, a: aten.elu_backward(g, 1.5, 1.0, 1.0, False, a), (x(2, 3), x(2, 3))),
+    "hardshrink_backward": (lambda g, a: aten.hardshrink_backward(g, a, 0.5), (x(2, 3), x(2, 3))),
+    "hardtanh_backward": (lambda g, a: aten.hardtanh_backward(g, a, -0.5, 0.5), (x(2, 3), x(2, 3))),
+    "hardswish_backward": (lambda g, a: aten.hardswish_backward(g, a), (x(2, 3), x(2, 3))),
+    "leaky_relu_backward": (lambda g, a: aten.leaky_relu_backward(g, a, 0.1, False), (x(2, 3), x(2, 3))),
+    "log_sigmoid_backward": (
+        lambda g, a: aten.log_sigmoid_backward(g, a, aten.log_sigmoid_forward(a.detach())[1]),
+        (x(2, 3), x(2, 3)),
+    ),
+    "softshrink_backward": (lambda g, a: aten.softshrink_backward(g, a, 0.5), (x(2, 3), x(2, 3))),
+    "_log_softmax_backward_data": (
+        lambda g, a: aten._log_softmax_backward_data(g, a, 1, torch.float64),
+        (x(2, 3), x(2, 3)),
+    ),
+    "slice_backward": (lambda g: aten.slice_backward(g, [4, 3], 0, 0, 3, 2), (x(2, 3),)),
+    "select_backward": (lambda g: aten.select_backward(g, [3, 2], 0, 1), (x(2),)),
+    "convolution_backward": (_convolved_back, (x(2, 4, 5, 4), x(4, 2, 3, 2), x(2, 4, 4, 4), x(4, 2, 3, 2))),
     # images
     "_upsample_bicubic2d_aa": (lambda a: aten._upsample_bicubic2d_aa(a, [2, 3], False), (x(1, 2, 4, 4),)),
     "_upsample_lanczos2d_aa": (lambda a: aten._upsample_lanczos2d_aa(a, [2, 3], False), (x(1, 2, 4, 4),)),

@@ -703,6 +703,26 @@ def test_actions_that_are_drawn_keep_examples_apart():
     assert table.connected == ()
 
 
+def test_a_gradient_penalty_keeps_examples_apart():
+    """The kernel is as large as the image: its winners are told apart by a table of one entry."""
+    critic, x = _seeded(lambda: nn.Conv2d(2, 3, 4)), _x(3, 2, 4, 4)
+
+    def loss_of(m: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        y = F.softplus(m(x)).sum()
+        return torch.autograd.grad(y, x, create_graph=True)[0].square().sum() + y
+
+    case = Case(critic, loss_of, (x,))
+    trace = case.trace((x,))
+    assert trace.influence(of="*").connected == ()
+    assert trace.fallbacks == {}
+    for b in range(3):
+        own = case.alone(b)
+        for n in dict(critic.named_parameters()):
+            ours = trace.forest("best", per_example=True).log2[trace.tape.leaves[n].id][b]
+            torch.testing.assert_close(ours, own.strength[n], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("draw", [lambda h: torch.bernoulli(h.sigmoid()), lambda h: torch.normal(h, 1.0)])
 def test_what_is_drawn_belongs_to_the_example_that_it_was_drawn_for(draw):
     model, x, w = _seeded(lambda: nn.Linear(4, 3)), _x(5, 4), _x(3, 2).requires_grad_()

@@ -130,3 +130,22 @@ def test_the_users_backward_still_works_after_a_trace():
 
 def test_a_function_goes_by_its_class_name():
     assert name_of(Exponential.apply(torch.ones(2, **F64, requires_grad=True)).grad_fn) == "Exponential"
+
+
+def test_a_function_whose_graph_is_gone_says_what_to_do():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    x = torch.ones(3, requires_grad=True)
+    with record(names={"x": x}) as tape:
+        loss = Square.apply(x).sum()
+    loss.backward()
+    with pytest.raises(GradtraceError, match=r"'Square' cannot be run again: .*Ask before that, or.*retain_graph=True"):
+        tape.grad(loss, "x")

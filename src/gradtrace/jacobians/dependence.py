@@ -17,7 +17,7 @@ from torch import Tensor
 from ..recording.layouts import Shape
 from ..recording.operators import FACTORIES
 from ..recording.record import Call, Input
-from .rules.pointwise import is_pointwise
+from .rules.pointwise import ELEMENTWISE, is_pointwise
 from .rules.reduction import axes
 from .rules.scattering import at_index, at_index_select, grid
 from .rules.table import Edge, argument, data, position
@@ -27,12 +27,13 @@ Row: TypeAlias = Callable[[Call], Iterator[Edge]]
 
 TABLE: dict[str, Row] = {}
 CHOICES: dict[str, Row] = {}
+_ELEMENTWISE = set(ELEMENTWISE.split())
 
 
 def depends(call: Call) -> list[Edge] | None:
     """Give what results depend on, derivatives aside; None where no row says."""
     row = TABLE.get(call.base) or (CHOICES.get(call.base))
-    if row is None and (is_pointwise(call.op) or draws_scalars(call)):
+    if row is None and (is_pointwise(call.op) or call.base in _ELEMENTWISE or draws_scalars(call)):
         row = elementwise
     return None if row is None else list(row(call))
 
@@ -331,7 +332,7 @@ def targeted(call: Call) -> Iterator[Edge]:
 
 
 def nothing(call: Call) -> Iterator[Edge]:
-    """Only a shape is asked of the argument."""
+    """Only a shape is asked of the argument, or nothing."""
     del call
     yield from ()
 
@@ -359,6 +360,7 @@ _register(CHOICES, "argmax argmin argsort", along())
 _register(CHOICES, "multi_margin_loss multilabel_margin_loss_forward", compared)
 _register(TABLE, " ".join(FACTORIES), nothing)
 _register(TABLE, "any all count_nonzero", along())
+_register(TABLE, "convolution_backward", nothing)  # beside what has a derivative
 _register(TABLE, "nonzero", places)
 _register(TABLE, "bincount histc _unique2 unique_dim unique_consecutive", whole)
 _register(TABLE, "gather take", chosen_by("index"))

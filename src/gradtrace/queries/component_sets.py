@@ -336,7 +336,7 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
             _row(raw, row),
             _row(choice, row),
             terms,
-            [source_of(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+            [source_of(winners, n, edge, sets[edge.target.id], row) for n, edge in enumerate(winners.edges)],
         )
         for row in range(batch)
     ]
@@ -346,7 +346,7 @@ def _row(plane: Tensor | None, row: int) -> Tensor | None:
     return None if plane is None else plane[row if len(plane) > 1 else 0]
 
 
-def source_of(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
+def source_of(winners: Winners, ordinal: int, edge: Use, sets: Sets, row: int) -> native.Source:
     """Say where one edge's sets are read."""
     shape = winners.shape
     if sets.plane is None:
@@ -357,15 +357,19 @@ def source_of(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Sourc
     plane = plane.contiguous()
     way = _on(there, shape, row)
     if way is None:  # of another kind: by a table of all scalars' places, or of what is stored
-        return _tabled(winners, there, plane, sets.also, row)
+        return _tabled(winners, ordinal, there, plane, sets.also, row)
     table = None if way.table is None else way.table()
     return native.Source(plane, sets.also, way.offset, way.step, table, list(way.stride))
 
 
-def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
-    """Read sets through a way that no strides describe: look every scalar's place up first."""
+def _tabled(winners: Winners, ordinal: int, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
+    """Read sets through a way that no strides describe: look the place of every scalar of that edge up first."""
     numel = prod(winners.shape)
-    raw = winners.at(row, torch.arange(numel))[1] if edge.way.stored else None
+    raw = None
+    if edge.way.stored:
+        chosen, raw = winners.at(row, torch.arange(numel))
+        if raw is not None and len(winners.edges) > 1:  # what others store is beyond this one's table
+            raw = raw.masked_fill(chosen != ordinal, 0)
     flat = torch.from_numpy(edge.all_places(None if raw is None else raw.numpy(), row, numel))
     # an empty result is nobody's consumer
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)] if plane.numel() else plane.new_zeros(numel)

@@ -175,10 +175,10 @@ class Consumers:
         choice, raw, terms = winners.planes()
         planes = [None if p is None else p[row if len(p) > 1 else 0] for p in (raw, choice)]
         sources, at = [], 0
-        for edge in winners.edges:
+        for ordinal, edge in enumerate(winners.edges):
             after = self._after(winners, edge)
             there = edge if after is None else through(edge, after)
-            sources.append(source_of(winners, there, Sets(0, self._numbered(there.target, at)), row))
+            sources.append(source_of(winners, ordinal, there, Sets(0, self._numbered(there.target, at)), row))
             at += there.target.numel
         walk = native.Walk(list(winners.shape), planes[0], planes[1], terms, sources)
         for begin in range(0, value.numel, BLOCK):

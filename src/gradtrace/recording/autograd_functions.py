@@ -35,8 +35,12 @@ class _Replay(torch.autograd.Function):
             moved = (g if g is None else g.to(at) for g, at in zip(grads, there, strict=True))
             found = ctx.node.apply(*moved)  # what the engine calls; hooks are not run
         except RuntimeError as error:
+            freed = "second time" in str(error)
+            why = (
+                "loss.backward() freed what it saved. Ask before that, or give it retain_graph=True" if freed else error
+            )
             raise Unsupported(
-                f"the backward of the custom autograd.Function {name_of(ctx.node)!r} cannot be run again: {error}"
+                f"the backward of the custom autograd.Function {name_of(ctx.node)!r} cannot be run again: {why}"
             ) from None
         found = found if isinstance(found, tuple) else (found,)
         found = [g.cpu() if isinstance(g, Tensor) else g for g in found]

@@ -8,14 +8,14 @@ so that no more than BLOCK patch scalars exist at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ...recording.record import Call
+from ...recording.record import Call, Slot, Value
 from ..structure import Chain, Contraction, Convolved, Shape, Sliding, Sparse, Structure
 from .constant import nothing
 from .table import Edge, argument, position, register, result
@@ -193,5 +193,44 @@ def conv_tbc(call: Call) -> Iterator[Edge]:
     yield 2, 0, Contraction("tbo", "o", y, (out,))
 
 
+def convolution_backward(call: Call) -> Iterator[Edge]:
+    """What a backward pass computes of a convolution, linear in the gradient that came, and in the kernel or in x.
+
+    The gradients of x, kernel and bias are its results. That of x is the convolution the other way round; that of the
+    kernel is Σ small · patches of large, where the kernel slides over from large to small.
+    """
+    of_x, of_kernel, of_bias = (*call.outputs, None, None)[:3]
+    if any(y is not None and 0 in y.shape for y in call.outputs) or any(0 in i.shape for i in call.inputs):
+        yield from nothing(call)
+        return
+    turned = bool(argument(call, "transposed"))
+    if of_x is not None:
+        for at, _, structure in convolution(_as_convolution(call, (0, 2), of_x, not turned)):
+            yield (0, 2)[at], 0, structure
+    if of_kernel is not None:
+        large, small = (0, 1) if turned else (1, 0)
+        geo = Geometry(_as_convolution(call, (large, 2), replace(of_kernel, shape=call.inputs[small].shape), False))
+        small_of = call.inputs[small].tensor
+        shape, whole = geo.shape("gocK"), slice(0, geo.sizes["K"])
+        patches = geo.shape("bgcKL")
+        yield small, 1, Contraction("gocK", "bgoL", shape, geo.shape("bgoL"), "bgcKL", lambda: geo.patches(whole))
+        product = Contraction("gocK", "bgcKL", shape, patches, "bgoL", lambda: small_of().reshape(geo.shape("bgoL")))
+        yield large, 1, Chain(product, _patch_edges(geo, whole, "bgc", gathers=True))
+    if of_bias is not None:
+        g = call.inputs[0].shape
+        yield 0, 2, Contraction("o", "boL", g[1:2], (*g[:2], prod(g[2:])))
+
+
+def _as_convolution(call: Call, positions: tuple[int, int], result: Value, transposed: bool) -> Call:
+    """Give the convolution of two of a call's arguments whose result would be this one."""
+    sizes = (argument(call, n) for n in ("stride", "padding", "dilation"))
+    args = (Slot(0), Slot(1), None, *sizes, transposed, argument(call, "output_padding"), argument(call, "groups"))
+    inputs = tuple(call.inputs[p] for p in positions)
+    return replace(call, op=_CONVOLUTION, base="convolution", inputs=inputs, args=args, kwargs={}, outputs=(result,))
+
+
+_CONVOLUTION = torch.ops.aten.convolution.default
+
 register("convolution _convolution", convolution)
+register("convolution_backward", convolution_backward)
 register("conv_tbc", conv_tbc)

@@ -309,4 +309,4 @@ register("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d r
 register("replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle im2col", moved)
 register("alias_copy diagonal_copy expand_copy narrow_copy permute_copy select_copy slice_copy", moved)
 register("split_copy split_with_sizes_copy squeeze_copy t_copy transpose_copy unbind_copy unfold_copy", moved)
-register("unsqueeze_copy view_copy", moved)
+register("unsqueeze_copy view_copy slice_backward select_backward", moved)

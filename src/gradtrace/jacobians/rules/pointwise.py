@@ -22,6 +22,9 @@ from .table import Edge, Rule, differentiable, kept, register, result
 
 # pointwise by nature, though not tagged so
 ELEMENTWISE = "tril triu lift_fresh rsub hardswish log_sigmoid_forward _prelu_kernel celu threshold"
+# what a backward pass computes, where it is differentiated again
+ELEMENTWISE += " softplus_backward elu_backward hardshrink_backward hardtanh_backward hardswish_backward"
+ELEMENTWISE += " leaky_relu_backward log_sigmoid_backward softshrink_backward"
 
 
 @cache

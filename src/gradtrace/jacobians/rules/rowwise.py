@@ -194,7 +194,7 @@ def pdist(call: Call) -> Iterator[Edge]:
 register("autograd._Dirichlet", trailing((1,), (1,)))
 register("_pdist_forward", pdist)
 register("cumsum", cumsum)
-register("cumprod logcumsumexp _softmax_backward_data", along())
+register("cumprod logcumsumexp _softmax_backward_data _log_softmax_backward_data", along())
 register("linalg_cross", along())
 register("renorm", renorm)
 register("_cdist_forward _euclidean_dist", cdist)
