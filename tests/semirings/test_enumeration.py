@@ -100,7 +100,8 @@ def test_top_k_are_the_k_largest_weights_and_their_paths(drawn, k):
     for at, routes in q.routes.items():
         want = sorted(map(weight, routes), reverse=True)[:k]
         assert (top[at] or [0.0] * k) == [near(w) for w in want + [0.0] * (k - len(want))]
-        assert one[at] == largest[at]
+        # one minus a square is rounded once or twice
+        assert one[at] == (largest[at] if exact or largest[at] is None else [near(v) for v in largest[at]])
         check_paths(trace, q, at, k, exact=exact)
 
 
