@@ -74,7 +74,9 @@ def test_all_scalars_of_a_value_lead_where_some_do(examples):
             at, there = value, flat
             for _ in section.hops:
                 call, _, output, there = forest.consumer(at, row if forest.batch(at) > 1 else 0, there)
-                at = call.outputs[output]
+                made = call.outputs[output]
+                assert made is not None
+                at = made
             assert at is section.target
             assert there == number - section.begin
             compared += 1
