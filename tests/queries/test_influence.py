@@ -341,3 +341,25 @@ def test_frozen_parameters_say_so():
     with pytest.raises(UnknownName, match=r"0\.bias, 0\.weight: frozen"):
         tape.trace(loss).influence(of="0.*")
     assert tape.trace(loss).influence(of="*").of == ("1.weight", "1.bias")
+
+
+@pytest.mark.parametrize("examples", [False, True])
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_more_components_than_an_integer_has_bits_where_paths_differ(kind, examples):
+    torch.manual_seed(0)
+    model, x = nn.ModuleList(nn.Linear(3, 3) for _ in range(70)).double(), torch.randn(2, 3, **F64)
+    with native.using(kind):
+        with record(model, examples=x if examples else None) as tape:
+            h = x
+            for layer in model:
+                h = 0.4 * h + layer(h).tanh()
+            loss = h.square().sum()
+        trace = tape.trace(loss)
+        names = [str(n) for n in range(70)]
+        together = trace.influence(names).rows
+        alone = [row for n in range(0, 70, 10) for row in trace.influence(names[n : n + 10]).rows]
+    assert len({row.share for row in together}) > 20  # paths differ
+    for one, other in zip(together, alone, strict=True):
+        assert one.share == pytest.approx(other.share)
+        assert one.weighted_share == pytest.approx(other.weighted_share)
+        assert (one.component, one.inside, one.dead_share) == (other.component, other.inside, other.dead_share)

@@ -68,13 +68,17 @@ class Crossed:
 
     Attributes:
         rows: by example, where each has its own; a function from a range of flat positions to their sets.
-        numbered: where given, rows give the numbers of sets in this list, which may be of any length.
+        numbered: where given, `also` and rows are numbers of sets in this list, which may be of any length.
     """
 
     leaf: Value
     also: int
     rows: Sequence[Callable[[int, int], Tensor]] | None = None
     numbered: Sequence[int] | None = None
+
+    def set_of(self, word: int) -> int:
+        """Give the set that a word stands for."""
+        return word if self.numbered is None else self.numbered[word]
 
     def parts(self, row: int) -> Iterator[tuple[int, int, Tensor]]:
         """Give (begin, end, sets of the scalars from begin to end), piece by piece."""
@@ -108,7 +112,7 @@ def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[V
     if forest.compact is None:
         yield from _by_pointers(forest, own, leaves)
     else:
-        yield from _by_winners(forest, forest.compact, own, leaves)
+        yield from by_winners(forest, forest.compact, own, leaves)
 
 
 class Own:
@@ -131,6 +135,10 @@ class Own:
         """Give the slices that a leaf's own scalars are in: expert weights, say."""
         named = [(i, c) for i, c in self._slices if c.module == leaf.name]
         return self._sliced(0, [(i, c.mask(leaf.shape)) for i, c in named])
+
+    def joined(self, sets: Sets, more: Tensor | int) -> Sets:
+        """Join the sets of a value's consumers with its own."""
+        return sets.joined(more)
 
     def tell_apart(self) -> None:
         """Be told that scalars of one value have different sets, which takes integers of a tensor.
@@ -189,7 +197,7 @@ def inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     return bits[consumer].masked_fill_(~live, 0)
 
 
-def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+def by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
     """Read sets off compact winners; a leaf's as soon as can be, so that nobody's are kept longer than needed."""
     sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
     waiting = _Waiting(found, leaves)
@@ -202,7 +210,7 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
             here = own.of(call, value.shape)
             if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
                 inherited = _looked_up(winners, sets, forest.batch(value), own)
-            sets[value.id] = inherited.joined(here)
+            sets[value.id] = own.joined(inherited, here)
             waiting.done(value.id, sets)
         for leaf in waiting.ready.pop(call.index, ()):
             yield _of_leaf(leaf, found.winners[leaf.id], own, sets, forest.batch(leaf))

@@ -267,7 +267,7 @@ class _Totals:
             self.pairs += of.pairs
             self.weight += weight * unit
         if crossed.rows is None:
-            members = _members(crossed.also, count)
+            members = _members(crossed.set_of(crossed.also), count)
             self.cross[:, there] += live.unsqueeze(1) * members
             self.crossed[:, there] += (weight * unit).unsqueeze(1) * members
             return
@@ -275,8 +275,7 @@ class _Totals:
             for begin, end, bits in crossed.parts(row):
                 found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
                 for bits_of_set, number, amount in found:
-                    numbered = crossed.numbered
-                    members = _members(bits_of_set if numbered is None else numbered[bits_of_set], count)
+                    members = _members(crossed.set_of(bits_of_set), count)
                     self.cross[row, there] += number * members
                     self.crossed[row, there] += amount * unit * members
 

@@ -1,19 +1,20 @@
 """Sets of any number of components, in one walk where that is possible.
 
-An integer of a tensor has 64 bits. Where all scalars of each value cross the same components, Python's integers
-serve; and on the reference kernels every distinct set gets a number, and numbers are what is looked up.
+An integer of a tensor has 64 bits. Of more components every distinct set, an integer of any length, gets a number, and
+numbers are what is looked up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..recording.components import Component
-from ..recording.record import Value
-from .component_sets import AT_ONCE, Crossed, Differ, Own, crossing, inherited
+from ..recording.record import Record, Value
+from .component_sets import AT_ONCE, Crossed, Differ, Own, Sets, by_winners, crossing, held, inherited
 from .flat_index import Places
 from .forest import Forest
 
@@ -24,8 +25,7 @@ def all_crossings(
     """Give `crossing` for any number of components: (which of them, what is crossed of them)."""
     if len(components) > AT_ONCE:
         try:
-            walk = _by_numbers if forest.compact is None else crossing
-            whole = list(walk(forest, components, leaves))
+            whole = list(_by_numbers(forest, components, leaves))
         except Differ:
             pass
         else:
@@ -37,44 +37,70 @@ def all_crossings(
 
 
 def _by_numbers(forest: Forest, components: Sequence[Component], leaves: Sequence[Value]) -> Iterator[Crossed]:
-    """Read sets off backpointers, each as its number in a list of those that there are.
+    """Give `crossing` with the number of each set, in a list of those that there are.
 
     Raises:
         Differ: a slice tells scalars of one value apart.
     """
-    own, places, sets = Own(forest.record, components), Places.of(forest), _Sets()
+    own = _Numbered(forest.record, components)
+    if forest.compact is None:
+        yield from _by_pointers(forest, own, leaves)
+        return
+    for crossed in by_winners(forest, forest.compact, own, leaves):
+        yield replace(crossed, numbered=own.known)
+
+
+def _by_pointers(forest: Forest, own: _Numbered, leaves: Sequence[Value]) -> Iterator[Crossed]:
+    places = Places.of(forest)
     numbers = torch.zeros(places.total, dtype=torch.int64)
     for call in reversed(forest.record.calls):
         for value, at, numel in places.results(call):
             winners = forest.winners.get(value.id)
             if winners is None:
                 continue
-            here = own.of(call, value.shape)
-            assert isinstance(here, int)
-            for b, row in enumerate(sets.joined(inherited(places, winners, numbers), here)):
+            found = own.renumbered(inherited(places, winners, numbers), own.of(call, value.shape))
+            for b, row in enumerate(found):
                 numbers[at.start + b * numel : at.stop + b * numel] = row.flatten()
     for leaf in leaves:
-        here = own.of_leaf(leaf)
-        assert isinstance(here, int)
-        flat = sets.joined(inherited(places, forest.winners[leaf.id], numbers), here)
-        flat = flat.expand(len(flat), *leaf.shape).reshape(len(flat), -1)
-        yield Crossed(leaf, 0, [lambda begin, end, r=row: r[begin:end] for row in flat], sets.known)
+        flat = own.renumbered(inherited(places, forest.winners[leaf.id], numbers), own.of_leaf(leaf))
+        yield replace(held(leaf, 0, flat), numbered=own.known)
 
 
-class _Sets:
-    """Distinct sets, as integers of any length, in the order in which they came up; the first is empty."""
+class _Numbered(Own):
+    """Distinct sets, in the order in which they came up; the first is empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record, components: Sequence[Component]) -> None:
+        super().__init__(record, components)
         self.known: list[int] = [0]
         self._number = {0: 0}
+        self.word = torch.int32
 
-    def joined(self, numbers: Tensor, more: int) -> Tensor:
+    def tell_apart(self) -> None:
+        """Numbers tell all sets apart."""
+
+    def joined(self, sets: Sets, more: Tensor | int) -> Sets:
+        """Give the number of what joins the sets of a value's consumers with its own."""
+        assert isinstance(more, int)
+        if not more:
+            return sets
+        if sets.plane is None:
+            return Sets(self._of(self.known[sets.also] | more))
+        return Sets(0, self.renumbered(sets.plane, more), sets.edge)
+
+    def renumbered(self, numbers: Tensor, more: Tensor | int) -> Tensor:
         """Give the numbers of some sets, each joined with another."""
+        assert isinstance(more, int)
         if not more:
             return numbers
-        found, which = numbers.unique(return_inverse=True)
-        after = [self._of(self.known[n] | more) for n in found.tolist()]
-        return torch.tensor(after, dtype=torch.int64)[which]
+        there = torch.bincount(numbers.flatten(), minlength=1).nonzero().flatten()
+        after = torch.zeros(int(there.max()) + 1 if len(there) else 1, dtype=numbers.dtype)
+        after[there] = torch.tensor([self._of(self.known[n] | more) for n in there.tolist()], dtype=numbers.dtype)
+        return after[numbers.to(torch.int64)]
+
+    def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
+        if any(mask is not None for _, mask in masks):
+            raise Differ
+        return whole
 
     def _of(self, members: int) -> int:
         if members not in self._number:

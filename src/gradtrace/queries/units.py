@@ -70,7 +70,7 @@ class _Arrived:
 
     places: list[np.ndarray] = field(default_factory=list)
     amounts: list[np.ndarray] = field(default_factory=list)
-    total: np.ndarray | float = 0.0
+    total: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
     def gathered(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Give all of them, those of one scalar as one where there are many."""
@@ -185,7 +185,7 @@ class Stream:
             out[:, column] = count if unit is None else _times(weight, of - unit if of != unit else 0.0)
         return out
 
-    def _send(self, value: Value, row: int, places: np.ndarray, amounts: np.ndarray, total: np.ndarray | float) -> None:
+    def _send(self, value: Value, row: int, places: np.ndarray, amounts: np.ndarray, total: np.ndarray) -> None:
         sections = self.consumers.sections(value) if 2 * len(places) >= max(value.numel, MANY) else []
         if sections and _size(sections) <= 4 * value.numel:
             self._send_most(value, row, sections, places, amounts)
@@ -213,7 +213,7 @@ class Stream:
         row: int,
         places: np.ndarray,
         amounts: np.ndarray,
-        total: np.ndarray | float,
+        total: np.ndarray,
     ) -> None:
         for hop in hops:
             known = self.edges.get(hop)

@@ -1,0 +1,126 @@
+"""What a question costs grows no faster than its work: two sizes, four times apart, take at most eight times as long.
+
+A row names a question, makes what is asked for one size, and says the smaller size. Time is that of the process, the
+least of several repeats, so that what else the machine does falls out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from gradtrace import Trace, record
+from gradtrace.kernels import native
+
+TIMES, ALLOWED, REPEATS = 4, 8.0, 3
+Ask = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """A question: `make(size)` prepares it, and gives what is measured."""
+
+    name: str
+    make: Callable[[int, Path], Ask]
+    size: int
+    kernels: str = "native"
+
+
+def _chain(layers: int, width: int = 4) -> Trace:
+    """Trace a chain of layers around each of which there is a way."""
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(width, width) for _ in range(layers)).double()
+    h = torch.randn(2, width, dtype=torch.float64)
+    with record(model) as tape:
+        for layer in model:
+            h = h + layer(h).tanh() / layers
+        loss = h.sum()
+    return tape.trace(loss)
+
+
+def _wide(width: int) -> Trace:
+    """Trace one layer of width² parameters."""
+    torch.manual_seed(0)
+    model = nn.Linear(width, width)
+    with record(model) as tape:
+        loss = model(torch.randn(4, width)).tanh().sum()
+    return tape.trace(loss)
+
+
+def influence_in_layers(size: int, folder: Path) -> Ask:
+    del folder
+    trace = _chain(size)
+    names = [str(n) for n in range(size)]
+    return lambda: trace.influence(names)
+
+
+def flow_in_calls(size: int, folder: Path) -> Ask:
+    del folder
+    return _chain(size).flow
+
+
+def path_in_its_length(size: int, folder: Path) -> Ask:
+    del folder
+    trace = _chain(size)
+    return lambda: trace.path("0.weight", (0, 0))
+
+
+def strongest_in_parameters(size: int, folder: Path) -> Ask:
+    del folder
+    trace = _wide(int(size**0.5))
+    return lambda: trace.strongest(20)
+
+
+def report_in_calls(size: int, folder: Path) -> Ask:
+    trace = _chain(size)
+    return lambda: trace.report(folder / "report.html", kinds=("best",))
+
+
+def report_in_parameters(size: int, folder: Path) -> Ask:
+    trace = _wide(int(size**0.5))
+    return lambda: trace.report(folder / "report.html", kinds=("best",))
+
+
+ROWS = [
+    Row("influence in layers", influence_in_layers, 50),
+    Row("influence in layers, reference kernels", influence_in_layers, 50, "reference"),
+    Row("flow in calls", flow_in_calls, 50),
+    Row("flow in calls, reference kernels", flow_in_calls, 50, "reference"),
+    Row("a path in its length", path_in_its_length, 100),
+    Row("strongest paths in parameters", strongest_in_parameters, 1 << 16),
+    Row("a report in calls", report_in_calls, 25),
+    Row("a report in parameters", report_in_parameters, 1 << 16),
+]
+
+
+def seconds(ask: Ask) -> float:
+    """Give the least time that a question took."""
+    taken = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        ask()
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_growth(row: Row, tmp_path: Path):
+    with native.using(row.kernels):
+        small, large = row.make(row.size, tmp_path), row.make(TIMES * row.size, tmp_path)
+        large()  # a warm-up
+        growth = seconds(large) / seconds(small)
+    assert growth <= ALLOWED, f"{row.name}: {TIMES} times the size took {growth:.1f} times as long"
+
+
+def test_what_grows_with_the_square_of_its_size_is_found(tmp_path: Path):
+    def squares(size: int, folder: Path) -> Ask:
+        del folder
+        return lambda: sum(1 for _ in range(size * size))
+
+    with pytest.raises(AssertionError, match="squares: 4 times the size took"):
+        test_growth(Row("squares", squares, 200), tmp_path)
