@@ -82,7 +82,7 @@ class Forest:
         if self.batch(value) == 1:
             return 0
         if self.compact is not None and value.id in self.compact.planes:
-            plane = self.compact.planes[value.id].data
+            plane = self.compact.weights[value.id].data
             return int(
                 torch.stack([pick(plane, b, torch.tensor([flat]), value.shape) for b in range(len(plane))]).argmax()
             )

@@ -182,12 +182,13 @@ class _Weights:
 
 def _weights(forest: Forest, leaf: Value) -> _Weights:
     belongs = _belongs(forest, leaf)
-    # a greedy trace can start from a gradient of 0
-    compiled = forest.compact is not None and leaf.id in forest.compact.planes and forest.compact.gradients is None
-    if forest.compact is not None and compiled:
-        plane = forest.compact.planes[leaf.id]
+    compact = forest.compact if forest.compact is not None and leaf.id in forest.compact.planes else None
+    compiled = compact is not None and compact.gradients is None
+    if compact is not None:
+        plane = compact.weights[leaf.id]
         weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
-        live = weight  # counts as true where it is not 0
+        # a number counts as true where it is not 0, but a greedy trace can start from a gradient of 0
+        live = weight if compiled else compact.planes[leaf.id].data.reshape(weight.shape) > 0
     else:
         winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
         live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)

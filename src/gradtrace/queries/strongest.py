@@ -29,7 +29,7 @@ def strongest(forest: Forest, leaves: Sequence[Value], k: int) -> list[tuple[flo
 def _of_leaf(forest: Forest, leaf: Value, k: int) -> list[tuple[float, int]]:
     if not k or not leaf.numel:
         return []
-    plane = forest.compact.planes.get(leaf.id) if forest.compact is not None else None
+    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
     if plane is not None:
         weight = _over_rows(plane.data)
         flat = _largest(weight, k)

@@ -49,12 +49,15 @@ class Given:
 def given_by(forest: Forest, leaf: Value) -> Given | None:
     """Read what a leaf may send; None where it has no scalar with a trace."""
     if forest.compact is not None:
-        plane = forest.compact.planes.get(leaf.id)
+        plane = forest.compact.weights.get(leaf.id)
         if plane is None or not plane.data.numel():
             return None
         top = float(plane.data.amax().to(torch.float64).log2() + plane.exponent)
-        weight = plane.data.reshape(len(plane.data), -1).numpy()
-        return Given(weight, None, float(plane.exponent), top) if top > -math.inf else None
+        weight, flat = plane.data.reshape(len(plane.data), -1).numpy(), (len(plane.data), -1)
+        if forest.compact.gradients is None:
+            return Given(weight, None, float(plane.exponent), top) if top > -math.inf else None
+        live = forest.compact.planes[leaf.id].data.reshape(flat) > 0  # also where the gradient itself is 0
+        return Given(weight, live.numpy(), float(plane.exponent), top) if bool(live.any()) else None
     log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
     if not bool(live.any()):
         return None
