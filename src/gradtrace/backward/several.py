@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import native
-from ..kernels.counting import COUNTING
-from ..kernels.float_carriers import PlainEntropy, PlainNorm
-from ..kernels.gradient import gradient
+from ..kernels.counting import COUNTING, Counting
+from ..kernels.float_carriers import Plain, PlainEntropy, PlainNorm
+from ..kernels.gradient import Gradient, gradient
 from ..kernels.shared_exponent import OutOfRange
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
@@ -100,9 +100,11 @@ def ask(
     wanted = {v.id for v in values}
     asked = gradings(record, loss, semirings)
     swift = quick(record, loss, asked, log2=log2)
-    # elements of the k largest are as long as some scalar has paths: they walk by themselves
-    alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
-    walks = [[n] for n in alone] + [[n for n in range(len(asked)) if n not in alone]]
+    # elements of the k largest are as long as some scalar has paths: they walk by themselves; and so does what has
+    # kernels of its own, or it would round otherwise in company
+    alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, (Largest, Gradient, Counting))]
+    plain = [n for n, a in enumerate(swift) if isinstance(a.carrier, Plain)]
+    walks = [[n] for n in alone] + [plain] + [[n for n in range(len(asked)) if n not in (*alone, *plain)]]
     found: list[dict[int, Tensor]] = [{} for _ in asked]
     for numbers in filter(None, walks):
         try:
