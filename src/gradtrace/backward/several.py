@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import native
 from ..kernels.counting import COUNTING
-from ..kernels.float_carriers import PlainEntropy, PlainNorm
+from ..kernels.float_carriers import Plain, PlainEntropy, PlainNorm
 from ..kernels.gradient import Gradient, gradient
 from ..kernels.lanes import lanes
 from ..kernels.shared_exponent import OutOfRange
@@ -108,9 +108,12 @@ def ask(
     asked = gradings(record, loss, semirings)
     swift = quick(record, loss, asked, log2=log2)
     strongest = [n for n, a in enumerate(swift) if native.available() and a.carrier is Max.carrier]
-    # elements of the k largest are as long as some scalar has paths: they walk by themselves
-    alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
-    walks = [[n] for n in (*strongest, *alone)] + [[n for n in range(len(asked)) if n not in (*strongest, *alone)]]
+    # norms share a walk, and so do carriers of the reference; what has kernels of its own would round otherwise in
+    # company, and elements of the k largest are as long as some scalar has paths: they walk by themselves
+    plain = [n for n, a in enumerate(swift) if isinstance(a.carrier, Plain)]
+    own = [n for n, a in enumerate(swift) if a.carrier is not asked[n].carrier and n not in plain]
+    walks = [[n] for n in (*strongest, *own)]
+    walks += [plain, [n for n in range(len(asked)) if n not in (*strongest, *own, *plain)]]
     found: list[dict[int, Tensor]] = [{} for _ in asked]
     for numbers in filter(None, walks):
         try:

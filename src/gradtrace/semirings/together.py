@@ -47,6 +47,9 @@ class Together(Carrier):
     def seed(self, g: Element, ids: Tensor) -> Element:
         return _joined([c.seed(own, ids) for c, own in self.parts(g)])
 
+    def along(self, structure: object, g: Element) -> Element | None:
+        return _all([c.along(structure, own) for c, own in self.parts(g)])
+
     def weigh(self, weight: Tensor, g: Element) -> Element:
         return _joined([c.weigh(weight, own) for c, own in self.parts(g)])
 
