@@ -20,9 +20,10 @@ from ..recording.record import Call, Record, Value
 from ..semirings import Family
 from ..semirings.base import AbsSum, Carrier, Element, Semiring, Sum
 from ..semirings.entropy import Spread
-from ..semirings.graded import WIDE, States
+from ..semirings.graded import WIDE
 from ..semirings.power import Norm
 from ..semirings.ranked import Extremes, Strongest
+from ..semirings.states import States
 from ..semirings.together import Together
 from .walk import reverse
 
