@@ -30,7 +30,7 @@ from common import RESULTS, machine, medians, save
 from torch import Tensor
 
 import gradtrace
-from gradtrace.backward.walk import reverse
+from gradtrace.backward.elements import reverse
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.corpus import Corpus, default_text, make_corpus
 from gradtrace.experiments.options import Options

@@ -18,126 +18,31 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from common import RESULTS, machine, save
-from torch import Tensor, nn
+from torch import Tensor
+from workloads import LARGE, Subject
 
 import gradtrace
-from gradtrace.experiments.competition import Competition, next_word_loss
-from gradtrace.experiments.options import Options
 from gradtrace.kernels.memory import room_of
 from gradtrace.queries.component_sets import AT_ONCE, crossing
 from gradtrace.recording.components import select_leaves
 
-Loss = Callable[[], Tensor]
 WEIGHED = 3  # repeats in which memory is measured
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, and its loss on one batch."""
-
-    model: nn.Module
-    loss: Loss
-
-
-def gpt2() -> Subject:
-    """GPT-2 shape: 4 layers, d 768, 12 heads, vocabulary 50,257, batch 4 × 128 tokens; random weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(n_layer=4, n_positions=128, use_cache=False)
-    model = GPT2LMHeadModel(config)
-    ids = torch.randint(config.vocab_size, (4, 128))
-    return Subject(model, lambda: model(input_ids=ids, labels=ids).loss)
-
-
-class LanguageModel(nn.Module):
-    """Embedding, LSTM, output layer."""
-
-    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.lstm = nn.LSTM(width, width, layers)
-        self.output = nn.Linear(width, vocabulary)
-
-    def forward(self, words: Tensor) -> Tensor:
-        """Score the next word at every position: time × batch → time × batch × vocabulary."""
-        return self.output(self.lstm(self.embedding(words))[0])
-
-
-def lstm() -> Subject:
-    """LSTM language model: 2 × 650, vocabulary 10,000, batch 20 × 35."""
-    model, words = LanguageModel(10_000, 650, 2), torch.randint(10_000, (35, 20))
-    return Subject(model, lambda: F.cross_entropy(model(words).flatten(0, 1), words.flatten()))
-
-
-def competition() -> Subject:
-    """The default `gradtrace compete` model and batch."""
-    given = Options()
-    model = Competition(given.components, given.vocabulary, given.hidden, given.seed)
-    words = torch.randint(given.vocabulary, (given.batch, given.bptt))
-    return Subject(model, lambda: next_word_loss(model, words, words))
-
-
-class Block(nn.Module):
-    """Two 3 × 3 convolutions with batch norm, and a skip connection."""
-
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out)
-        self.second = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out)
-        project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        self.skip = nn.Identity() if channels == out and stride == 1 else project
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add what two convolutions make of x to x."""
-        inner = self.norm2(self.second(F.relu(self.norm1(self.first(x)))))
-        return F.relu(inner + self.skip(x))
-
-
-def resnet() -> Subject:
-    """ResNet shape: 64-128-256 channels, batch 16 × 32 × 32."""
-    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    blocks = [Block(64, 64, 1), Block(64, 128, 2), Block(128, 256, 2)]
-    model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
-    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
-    return Subject(model, lambda: F.cross_entropy(model(x), y))
-
-
-def layers(width: int, depth: int, activation: type[nn.Module], batch: int) -> Subject:
-    """Stack linear layers and activations."""
-    model = nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(width, width), activation())))
-    x = torch.randn(batch, width)
-    return Subject(model, lambda: model(x).square().mean())
-
-
-def mlp() -> Subject:
-    """MLP 4 × 2048, batch 512, ReLU."""
-    return layers(2048, 4, nn.ReLU, 512)
-
-
-def tiny() -> Subject:
-    """MLP 20 × 20 units, batch 1, tanh: all overhead."""
-    return layers(20, 20, nn.Tanh, 1)
-
-
-# what a workload is, and what the whole trace may cost as a multiple of backward: the goal, and what it must not exceed
-SUBJECTS: dict[str, tuple[Callable[[], Subject], float, float]] = {
-    "GPT-2": (gpt2, 1.0, 2.0),
-    "LSTM": (lstm, 1.5, 3.0),
-    "competition": (competition, 2.0, 4.0),
-    "ResNet": (resnet, 1.5, 3.0),
-    "MLP": (mlp, 0.8, 1.2),
-    "tiny MLP": (tiny, 10.0, 25.0),
+# what the whole trace may cost as a multiple of backward: the goal, and what it must not exceed
+LIMITS: dict[str, tuple[float, float]] = {
+    "GPT-2": (1.0, 2.0),
+    "LSTM": (1.5, 3.0),
+    "competition": (2.0, 4.0),
+    "ResNet": (1.5, 3.0),
+    "MLP": (0.8, 1.2),
+    "tiny MLP": (10.0, 25.0),
 }
 
 
@@ -231,7 +136,7 @@ def run(names: list[str], repeats: int, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         torch.manual_seed(0)
-        subject, meter = SUBJECTS[name][0](), Meter()
+        subject, meter = LARGE[name](), Meter()
         timed(subject, Meter())
         calls = timed(subject, Meter())
         began, done = time.perf_counter(), 0
@@ -249,10 +154,10 @@ def row(name: str, subject: Subject, calls: int, meter: Meter) -> dict[str, Any]
     """Give one workload's medians, and their ratios."""
     seconds = {phase: statistics.median(taken) for phase, taken in meter.seconds.items()}
     peak = {part: statistics.median(taken) for part, taken in meter.bytes.items()}
-    make, goal, must = SUBJECTS[name]
+    goal, must = LIMITS[name]
     return {
         "workload": name,
-        "what": (make.__doc__ or "").strip(),
+        "what": (LARGE[name].__doc__ or "").strip(),
         "parameters": sum(p.numel() for p in subject.model.parameters()),
         "calls": calls,
         "seconds": seconds,
@@ -293,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time a whole trace next to backpropagation.")
     parser.add_argument("--repeats", type=int, default=9, help="at least so many (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="and for so long (default: %(default)s)")
-    parser.add_argument("--workloads", default=",".join(SUBJECTS), help="names, with commas (default: all)")
+    parser.add_argument("--workloads", default=",".join(LARGE), help="names, with commas (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows, on = run(given.workloads.split(","), given.repeats, given.seconds), machine()

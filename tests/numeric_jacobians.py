@@ -7,9 +7,12 @@ from itertools import product
 from typing import Any
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
+import gradtrace
+from gradtrace.jacobians.rules import structures
 from gradtrace.jacobians.structure import (
     Chain,
     Contraction,
@@ -18,6 +21,7 @@ from gradtrace.jacobians.structure import (
     LowRank,
     Placed,
     Scatter,
+    Sliding,
     Sparse,
     Strided,
     Structure,
@@ -167,6 +171,46 @@ def contractions(draw: st.DrawFn) -> Contraction:
     weight = integers(shapes[2], draw(seeds)) if draw(st.booleans()) else None
     given_ = None if weight is None else lambda: weight
     return Contraction("".join(y), "".join(x), shapes[0], shapes[1], "".join(w) if weight is not None else "", given_)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Sliding:
+    dims, groups, transposed = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.booleans())
+    size, kernel, stride, padding, dilation, outside = (
+        tuple(draw(st.integers(low, high)) for _ in range(dims))
+        for low, high in ((1, 5), (1, 3), (1, 2), (0, 2), (1, 2), (0, 1))
+    )
+    few, many = draw(st.integers(1, 2)) * groups, draw(st.integers(1, 2)) * groups
+    examples = draw(st.integers(1, 2))
+    out = []
+    for n, k, step, pad, apart, more in zip(size, kernel, stride, padding, dilation, outside, strict=True):
+        reach = apart * (k - 1) + 1
+        rest = min(more, max(step, apart) - 1)
+        out.append((n - 1) * step - 2 * pad + reach + rest if transposed else (n + 2 * pad - reach) // step + 1)
+    assume(min(out) >= 1)
+    channels = (few, many // groups) if transposed else (many, few // groups)
+    shapes = (examples, few, *size), (*channels, *kernel), (examples, many, *out)
+    return Sliding(*shapes, stride, padding, dilation, groups, transposed)
+
+
+def recorded_convolution(
+    sizes: Sliding, to_input: bool, seed: int, draw: Callable[[tuple[int, ...], int], Tensor] | None = None
+) -> Convolved:
+    """The structure that the rule gives for a call of some sizes, on operands without zeros, or as `draw` does it."""
+    generator = torch.Generator().manual_seed(seed)
+    x, kernel = (
+        torch.randn(shape, generator=generator).double() if draw is None else draw(shape, seed + k)
+        for k, shape in enumerate((sizes.input, sizes.kernel))
+    )
+    lengths = zip(sizes.input[2:], sizes.kernel[2:], sizes.stride, sizes.padding, sizes.dilation, strict=True)
+    reached = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in lengths]
+    outside = [m - n if sizes.transposed else 0 for m, n in zip(sizes.output[2:], reached, strict=True)]
+    with gradtrace.record() as tape:
+        where = sizes.stride, sizes.padding, sizes.dilation, sizes.transposed, outside, sizes.groups
+        torch.convolution(x.requires_grad_(), kernel.requires_grad_(), None, *where).sum()
+    found = {at: s for at, _, s in structures(tape.record.calls[0])}[0 if to_input else 1]
+    assert isinstance(found, Convolved)
+    return found
 
 
 LAYOUTS = {

@@ -20,7 +20,7 @@ from gradtrace import AbsSum, GradtraceError, Max, Sum, Tape, record
 from gradtrace.errors import NotANumber, NotOnTape, NotScalar, StaleTensor, UnknownName, Unused
 from gradtrace.queries.forest import check_numbers
 from gradtrace.queries.paths import NoPath
-from gradtrace.recording.record import Again, Saved
+from gradtrace.recording.record import Again, Input, Saved, Value
 
 
 class Model(nn.Module):
@@ -195,6 +195,10 @@ def test_nan_only_in_the_loss_or_in_a_leaf():
         tape.trace(loss)
 
 
+def _leaves(read: list[Input]) -> list[Value]:
+    return [i.value for i in read if i.value is not None and i.value.call is None]
+
+
 @given(programs(exact=False), st.integers(0, 10))
 @settings(deadline=None, max_examples=200)
 def test_no_nan_among_the_forward_values_is_overlooked(program, place):
@@ -212,6 +216,7 @@ def test_no_nan_among_the_forward_values_is_overlooked(program, place):
         raised = True
     kept = any(i.tensor().isnan().any() for i in read if isinstance(i.saved, Saved))
     some = kept or any(i.tensor().isnan().any() for i in read if isinstance(i.saved, Again))
+    some = some or any(leaves[v.name].isnan().any() for v in _leaves(read))  # named even where nothing reads the scalar
     try:
         gradtrace.scalar.from_tape(tape, loss)
         leads = False

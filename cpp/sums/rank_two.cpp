@@ -4,7 +4,11 @@
 // in double precision. Its terms may cancel, where l_i·r_j is near 0 for all i that matter: such a j meets every i.
 // The entropy has no such form, and every j meets every i: one by one in a short row, or where right_0 is not the same
 // for all; else j's whose right_1 are alike meet those i together that are far from vanishing there.
+//
+// Sums of |l_i·r_j| are found by sorting: l_i turned upwards lies on one side of r_j's perpendicular or on the other, and
+// along the order of directions the two sides are two runs, of which running sums say everything.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "sums/near.hpp"
@@ -132,13 +136,93 @@ template <int squarings> double directly(const Line<double> &line, int64_t n, in
     return most * rooted<squarings>(sum);
 }
 
+constexpr int64_t FEW = 160;  // scalars that meet all others in less time than it takes to sort them
+
+// Directions of lines and of perpendiculars, in one order.
+struct Directions {
+    std::vector<double> of;        // of n lines, then of n perpendiculars
+    std::vector<uint64_t> order, room;  // a float's bits, made to rise, above the place in `of`
+
+    explicit Directions(int64_t n) : of(2 * n), order(2 * n), room(2 * n) {}
+
+    uint32_t place(int64_t k) const { return uint32_t(order[k]); }
+
+    void sort() {
+        const int64_t n = int64_t(of.size());
+        for (int64_t i = 0; i < n; i++) {
+            const float x = float(of[i]);
+            uint32_t bits;
+            std::memcpy(&bits, &x, sizeof bits);
+            bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+            order[i] = uint64_t(bits) << 32 | uint64_t(i);
+        }
+        for (int shift = 32; shift < 64; shift += BITS) pass(shift);
+        const auto less = [this](uint64_t x, uint64_t y) { return of[uint32_t(x)] < of[uint32_t(y)]; };
+        for (int64_t begin = 0, end; begin < n; begin = end) {  // what is one float may be several doubles
+            for (end = begin + 1; end < n && order[end] >> 32 == order[begin] >> 32;) end++;
+            if (end - begin > 1) std::sort(order.begin() + begin, order.begin() + end, less);
+        }
+    }
+
+private:
+    static constexpr int BITS = 8;
+
+    // Orders by some bits, and leaves equals as they are.
+    void pass(int shift) {
+        constexpr uint64_t some = (1 << BITS) - 1;
+        int64_t first[some + 1] = {}, total = 0;
+        for (uint64_t x : order) first[x >> shift & some]++;
+        if (first[order[0] >> shift & some] == int64_t(order.size())) return;
+        for (int64_t &count : first) {
+            const int64_t here = count;
+            count = total;
+            total += here;
+        }
+        for (uint64_t x : order) room[first[x >> shift & some]++] = x;
+        order.swap(room);
+    }
+};
+
+// Σ over i≠j of |a_i r0_j + b_i r1_j| for all j, and a bound of what its terms amount to.
+inline void absolute(Line<double> &line, int64_t n) {
+    Directions directions(n);
+    const double *x = line.r0.data(), *y = line.r1.data();
+    double *a = line.a.data(), *b = line.b.data(), *of = directions.of.data(), *sums = line.sum.data(), *sizes = line.size.data();
+    double total_a = 0, total_b = 0, size_a = 0, size_b = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (b[i] < 0 || (b[i] == 0 && a[i] < 0)) a[i] = -a[i], b[i] = -b[i];
+        of[i] = b[i] > 0 ? a[i] / b[i] : a[i] > 0 ? INF<double> : 0.0;
+        of[n + i] = x[i] != 0 ? -y[i] / x[i] : -INF<double>;
+        total_a += a[i], total_b += b[i];
+        size_a += std::fabs(a[i]), size_b += b[i];
+    }
+    directions.sort();
+    double below_a = 0, below_b = 0;
+    for (int64_t k = 0; k < 2 * n; k++) {
+        const int64_t at = directions.place(k), j = at - n;
+        if (j < 0)
+            below_a += a[at], below_b += b[at];
+        else
+            sums[j] = std::fabs((total_a - 2 * below_a) * x[j] + (total_b - 2 * below_b) * y[j]);
+    }
+    for (int64_t j = 0; j < n; j++) {
+        sums[j] -= std::fabs(a[j] * x[j] + b[j] * y[j]);
+        sizes[j] = size_a * std::fabs(x[j]) + size_b * std::fabs(y[j]);
+    }
+}
+
 template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
-    constexpr double noise = sizeof(T) == 8 ? 1e-3 : 1e-9;  // of what is left, so that rounding stays about that of T
+    // of what is left, so that rounding stays about that of T; running sums round more often
+    constexpr double noise = sizeof(T) == 8 ? 1e-3 : squarings == 0 ? 1e-5 : 1e-9;
     const int64_t at = row * s.n;
     if (!line.template read<T>(s, row)) return LOST;
-    constexpr bool quick = squarings >= 1 && squarings <= HIGHEST;
-    if constexpr (quick)
-        if (line.some) Polynomial<1 << squarings>(line, s.n).at(line, s.n);
+    const bool quick = squarings == 0 ? s.n >= FEW : squarings <= HIGHEST;
+    if (line.some && quick) {
+        if constexpr (squarings == 0)
+            absolute(line, s.n);
+        else if constexpr (squarings <= HIGHEST)
+            Polynomial<1 << squarings>(line, s.n).at(line, s.n);
+    }
     int found = 0;
     for (int64_t j = 0; j < s.n; j++) {
         double beside = 0;

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .backward.backpointers import unravelled
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import propagate
 from .backward.several import ask
@@ -36,13 +37,15 @@ from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking, rank
-from .queries.paths import NoPath, Path, flat_index, follow
+from .queries.paths import NoPath, Path, Reader, flat_index, follow
+from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
 from .recording.fused_lstm import take_apart
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
 from .recording.record import Call, Record, Value
+from .recording.strangers import refuse_transformed
 from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
@@ -148,6 +151,7 @@ class Tape(_NotSaved):
         """
         if not isinstance(tensor, Tensor):
             raise BadArgument(f"expected the name of a parameter or a recorded tensor, not {type(tensor).__name__}")
+        refuse_transformed(tensor)
         value = self._capture.values.lookup(tensor) if tensor.requires_grad else None
         if value is None:
             raise NotOnTape(
@@ -180,6 +184,7 @@ class Tape(_NotSaved):
     def _loss(self, loss: Tensor) -> Value:
         if not isinstance(loss, Tensor):
             raise BadArgument(f"the loss must be a tensor, not {type(loss).__name__}")
+        refuse_transformed(loss)
         if loss.numel() != 1:
             raise NotScalar(f"the loss must have one element, not shape {tuple(loss.shape)}: take its mean() or sum()")
         if loss.is_complex():
@@ -388,20 +393,16 @@ class Trace(_NotSaved):
             raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
         return path
 
+    @lazily()
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
         """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
-        k, leaves = whole("k", k, 0), select_leaves(self.tape.record, of)
-        flat = torch.cat([self.strength[str(v.name)].flatten() for v in leaves])
-        top = flat.topk(min(k, len(flat)))
-        ends = torch.tensor([v.numel for v in leaves]).cumsum(0)
-        paths = []
-        for log2, position in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            which = int(torch.searchsorted(ends, position, right=True))
-            inside = position - int(ends[which]) + leaves[which].numel
-            index = torch.unravel_index(torch.tensor(inside), leaves[which].shape)
-            if log2 > -torch.inf:
-                paths.append(self.path(str(leaves[which].name), tuple(int(i) for i in index)))
-        return paths
+        k, leaves, forest = whole("k", k, 0), select_leaves(self.tape.record, of), self.forest()
+        reader = Reader(forest)
+        found = [
+            follow(forest, leaves[n], unravelled(flat, leaves[n].shape), reader=reader)
+            for _, n, flat in strongest(forest, leaves, k)
+        ]
+        return [path for path in found if path is not None]
 
     @lazily()
     def paths(

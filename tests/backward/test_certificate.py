@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -472,3 +473,67 @@ def test_a_lost_edge_is_never_certified(steps, seed):
     if off > 1e-9:  # else what is lost carries nothing
         with pytest.raises(CertificateError, match="was not recorded"):
             tape.trace(loss, check=True)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_casts_to_eight_bits(kind):
+    net, x = model()
+    with record(net) as tape:
+        loss = net(x).float().to(kind).float().sum()
+    assert tape.trace(loss, check=True).certificate is not None
+
+
+@torch.library.custom_op("gradtrace_tests::power_of", mutates_args=())
+def power_of(x: Tensor, n: int) -> Tensor:
+    return x**n
+
+
+def _power_backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    return g * ctx.n * ctx.saved_tensors[0] ** (ctx.n - 1), None
+
+
+def _power_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.n = inputs[1]
+
+
+power_of.register_autograd(_power_backward, setup_context=_power_context)
+
+
+class PowerOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, n):
+        _power_context(ctx, (x, n), x)
+        return x**n
+
+    @staticmethod
+    def backward(ctx, g):
+        return _power_backward(ctx, g)
+
+
+POWERS = {"gradtrace_tests.power_of": power_of, "autograd.PowerOf": PowerOf.apply}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_a_users_row_that_is_right_at_first_only_is_refused(monkeypatch, name):
+    """Both are compared when they first serve a call; the certificate compares every kind of call."""
+
+    def squared(call: Call) -> Any:
+        shape, x = call.inputs[0].shape, call.inputs[0].value.call.inputs[0].tensor
+        yield 0, 0, diagonal(shape, shape, lambda: 2 * 3 * x())
+
+    monkeypatch.setitem(TABLE, name, squared)
+    x = torch.randn(3, 4, **F64, requires_grad=True)
+    with record(names={"x": x}) as tape:
+        right, wrong = POWERS[name](3 * x, 2).sum(), POWERS[name](3 * x, 3).sum()
+    assert tape.trace(right, check=True).certificate is not None
+    with pytest.raises(CertificateError, match=f"the rule of {name}"):
+        tape.trace(wrong, check=True)
+
+
+def test_a_derivative_that_is_nan_by_autograd_as_well_is_no_fault_of_a_rule():
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    with record(names={"x": x}) as tape:
+        loss = torch.xlogy(x, x).sum()
+    with pytest.raises(CertificateError, match=r"NaN.*nothing to compare with"):
+        tape.trace(loss, check=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import F64, some_scalars
+from checks import F64, leaf, some_scalars
 from torch import Tensor, nn
 
 from gradtrace import GradtraceError, Path, Tape, Trace, component, record
@@ -605,7 +605,43 @@ class _Drawn(nn.Module):
         return self.head(self.body(x).tanh())
 
 
+@torch.library.custom_op("gradtrace_tests::scaled_rows", mutates_args=())
+def scaled_rows(x: Tensor, scale: Tensor) -> Tensor:
+    return x * scale[:, None]
+
+
+scaled_rows.register_autograd(
+    lambda ctx, g: (g * ctx.saved_tensors[0][:, None], None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
+
+
+def _pixels(h: Tensor) -> Tensor:
+    return h.repeat(1, 4)[:, :12].view(-1, 3, 2, 2)
+
+
 THROUGH: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a custom operator's constant": lambda m, x: scaled_rows(m(x), x[:, 0]),
+    "a product with a constant": lambda m, x: torch.linalg.cross(m(x), x[:, :3]),
+    "a system with a constant side": lambda m, x: torch.linalg.solve(torch.diag_embed(m(x).exp()), x[:, :3]),
+    "masked_select": lambda m, x: m(x).masked_select(x[:, :3] > 0),
+    "masked_select of a broadcast mask": lambda m, x: m(x).masked_select(x[:, :1] > -9),
+    "unpooling": lambda m, x: F.max_unpool2d(*F.max_pool2d(_pixels(m(x)), 2, return_indices=True), 2),
+    "quantised": lambda m, x: m(torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().double()),
+    "alignments": lambda m, x: F.ctc_loss(
+        m(x).log_softmax(-1).expand(4, -1, -1),
+        (x[:, :2] > 0).long() + 1,
+        torch.full((len(x),), 4),
+        (x[:, 0] > 0).long() + 1,
+        reduction="none",
+    ),
+    "alignments of targets end to end": lambda m, x: F.ctc_loss(
+        m(x).log_softmax(-1).expand(4, -1, -1),
+        (x[:, :2] > 0).long().flatten() + 1,
+        (4,) * len(x),
+        (2,) * len(x),
+        reduction="none",
+    ),
     "a Fourier transform of constants": lambda m, x: m(torch.fft.rfft(x.repeat(1, 2))[:, :4].abs()),
     "complex numbers": lambda m, x: m(torch.view_as_real(torch.polar(x, x))[..., 0]),
     "a custom function of constants": lambda m, x: m(Same.apply(x)),
@@ -619,6 +655,7 @@ THROUGH: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("name", THROUGH)
 def test_labels_go_through(name):
     model, x = _seeded(_Drawn), _x(5, 4)
@@ -664,6 +701,33 @@ def test_actions_that_are_drawn_keep_examples_apart():
     table = tape.trace(loss, check=True).influence(of="body*")
     assert table.rows[0].examples == 6
     assert table.connected == ()
+
+
+@pytest.mark.parametrize("draw", [lambda h: torch.bernoulli(h.sigmoid()), lambda h: torch.normal(h, 1.0)])
+def test_what_is_drawn_belongs_to_the_example_that_it_was_drawn_for(draw):
+    model, x, w = _seeded(lambda: nn.Linear(4, 3)), _x(5, 4), _x(3, 2).requires_grad_()
+    with record(model, names={"w": w}, examples=x) as tape:
+        drawn = draw(model(x))
+        loss = (drawn @ w).sum() + model(x).sum()
+    ours = tape.trace(loss, check=True).forest("best", per_example=True).log2[tape.find("w").id]
+    expected = drawn.detach().abs().log2()[:, :, None].expand(5, 3, 2)
+    torch.testing.assert_close(ours.reshape(5, 3, 2), expected, rtol=0, atol=1e-9)
+
+
+def test_a_constant_that_mixes_examples_beside_what_is_followed_is_still_noticed():
+    model, x = _seeded(lambda: nn.Linear(4, 3)), _x(5, 4)
+    with record(model, examples=x) as tape:
+        loss = scaled_rows(model(x), x[:, 0] - x[:, 0].mean()).sum()
+    assert tape.trace(loss).influence(of="*").connected
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantising_what_is_followed_is_no_crash():
+    model, x = _seeded(lambda: nn.Linear(4, 3)), _x(5, 4)
+    with record(model, examples=x) as tape:
+        h = model(x)
+        loss = (torch.quantize_per_tensor(h.float(), 0.1, 0, torch.qint8).dequantize() * h).sum()
+    assert tape.trace(loss, check=True).influence(of="*").connected == ()
 
 
 CHOSEN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -719,3 +783,15 @@ def test_buffers_that_are_made_like_an_activation(like):
         own = case.alone(b)
         ours = trace.forest("best", per_example=True).log2[trace.tape.leaves["0.weight"].id][b]
         torch.testing.assert_close(ours, own.strength["0.weight"], rtol=0, atol=1e-9)
+
+
+def test_memory_that_holds_an_example_here_and_all_of_them_there():
+    """What was written over an example's row is everybody's: that is said, not that there are no examples."""
+    w, x = leaf(4), torch.randn(3, 4, **F64)
+    with record(names={"w": w}, examples=[x]) as tape:
+        h = x @ w
+        rows = -h
+        last = rows[-1]
+        rows[1:].fill_(h.square().sum())
+        loss = last * 1
+    assert tape.trace(loss).influence(of="*").connected

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradtrace import AbsSum, Max, Sum, record
-from gradtrace.backward import walk as engine
+from gradtrace.backward import elements as engine
+from gradtrace.backward.elements import reverse
 from gradtrace.backward.several import gradings, quick
-from gradtrace.backward.walk import Edges, offsets, reverse
+from gradtrace.backward.walk import Edges, offsets
 from gradtrace.errors import MissingRule
 from gradtrace.jacobians.rules import TABLE, dense
 from gradtrace.recording.record import Value

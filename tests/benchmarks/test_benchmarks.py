@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrix.questions import public
 
 import gradtrace
 from gradtrace.kernels import native
@@ -50,6 +51,86 @@ def test_trace_vs_backward(tmp_path):
     done = start("trace_vs_backward", *flags, "--workloads", "tiny MLP", "--out", str(tmp_path))
     assert not done.returncode, done.stderr
     assert len(results(tmp_path, "trace_vs_backward")["rows"]) == 1
+
+
+def test_questions_vs_backward(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- questions_vs_backward -->\n<!-- end of questions_vs_backward -->\nafter\n", "utf-8")
+    which = ("--workloads", "tiny MLP", "--rows", "flow,influence of one group, each*,torch.func*,_repr_html_")
+    done = start("questions_vs_backward", "--repeats", "1", *which, "--out", str(tmp_path), "--docs", str(page))
+    assert not done.returncode, done.stderr
+    (found,) = results(tmp_path, "questions_vs_backward")["workloads"]
+    derived = {"recorded forward / forward", "µs a call of the trace"}
+    limits = {"trace", "grad Sum", "trace, greedy"}  # those that other limits lean on are measured without being asked
+    assert {"flow", "_repr_html_"} | derived | limits < set(found["rows"])
+    assert all(row["number"] for row in found["rows"].values()), found["rows"]
+    table = (tmp_path / "questions_vs_backward.md").read_text("utf-8")
+    marks = "<!-- questions_vs_backward -->\n", "<!-- end of questions_vs_backward -->"
+    assert page.read_text("utf-8") == f"before\n{marks[0]}{table}{marks[1]}\nafter\n"
+
+
+@pytest.fixture
+def questions(monkeypatch):
+    """The table of questions, and what makes a table of numbers of it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import questions
+    import questions_vs_backward
+
+    return questions, questions_vs_backward
+
+
+def test_no_public_question_is_missing(questions):
+    made = {"Trace.root", "Trace.loss", "Trace.tape", "Trace.certificate"}  # set when a trace is made
+    assert questions[0].covered() == public(gradtrace.Trace) | public(gradtrace.Tape) | made
+
+
+def test_every_row_that_limits_lean_on_is_there(questions):
+    assert set(questions[0].LEANT_ON) <= {row.name for row in questions[0].ROWS}
+    assert {peer.beside for peer in questions[0].PEERS} <= {row.name for row in questions[0].ROWS}
+
+
+def test_the_table_tells_what_misses_its_goal(questions):
+    cell = {"number": 2.0, "goal": 2.0, "must": 3.0, "note": ""}
+    shown = questions[1].shown
+    assert shown(cell) == "2.00"
+    assert shown(cell | {"number": 2.5}) == "2.50 ●"
+    assert shown(cell | {"number": 3.5, "note": "once"}) == "**3.50** ●● (once)"
+    assert shown(cell | {"number": None, "note": "TypeError: a | b"}) == "not asked: TypeError: a / b"
+
+
+def test_what_cannot_be_asked_and_what_takes_long_is_said(questions, monkeypatch):
+    table, bench = questions
+    refused = table.Row("refused", (), lambda _: 1 // 0)
+    quick, slow = table.Row("quick", (), lambda _: None), table.Row("slow", (), lambda s: s.tape.trace(s.recorded))
+    subject, asked = bench.WORKLOADS["tiny MLP"](), []
+    monkeypatch.setattr(bench, "LONG", 0.0005)
+    long, notes = bench.warmed(subject, [refused, quick, slow], 1, lambda: asked.append(1))
+    assert notes == {"refused": "ZeroDivisionError: integer division or modulo by zero", "slow": "once"}
+    assert list(long) == ["slow"]
+    assert len(asked) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_gpu_says_that_there_is_no_gpu(tmp_path):
+    done = start("gpu", "--out", str(tmp_path))
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    assert "no CUDA device" in done.stdout
+
+
+def test_the_check_of_a_gpus_answers_finds_what_is_wrong(monkeypatch):
+    """On the CPU twice; the second time with another model, and as if its gradients should be elsewhere."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    assert not list(gpu.wrong("tiny MLP", "cpu"))
+    here, there = gpu.both("tiny MLP", "cpu")
+    with torch.no_grad():
+        there.model[0].weight[0, 0] += 0.1
+    monkeypatch.setattr(gpu, "both", lambda *_: (here, there))
+    found = list(gpu.wrong("tiny MLP", "meta"))
+    assert "strength of 0.bias" in found
+    assert "sum: g of 0.bias is on cpu" in found
+    assert "sum: g of 0.bias" in found
 
 
 def test_scaling(tmp_path):

@@ -55,7 +55,7 @@ def compare(program: Program, oracle: Oracle) -> None:
     oracle.leaves = {n: v for n, v in oracle.leaves.items() if n in program.leaves or not flow.keys().isdisjoint(v)}
     plain, batch = run(program, examples=False), run(program, examples=True)
     sums_are_autograds(program, oracle, root)
-    names = [*oracle.leaves, *between(plain, oracle)]
+    names = [*oracle.leaves, *between(plain, oracle, root)]
     found = gradients(plain, names)
     sums(found, names, oracle, root)
     odd = bool(len(oracle.graph.into) % 2)  # the certificate costs a pass: with examples for one half of the programs
@@ -116,14 +116,16 @@ def sums(found: Any, names: list[str], oracle: Oracle, root: int) -> None:
             near(have, vertices, g, g if kind is Count else flow, f"{kind.name} of {name}")
 
 
-def between(asked: Asked, oracle: Oracle) -> list[str]:
+def between(asked: Asked, oracle: Oracle, root: int) -> list[str]:
     """Name tensors between leaves and loss, which have gradients of their own; views of one tensor among them.
 
     Where there are writes, it is not said whose a gradient is: the tensor's before, or after.
     """
     if oracle.writes:
         return []
+    flow = oracle.graph.absolute(root)  # a custom function whose result nobody uses is not on the tape
     followed = [n for n, r in oracle.env.items() if isinstance(asked.space.get(n), Tensor) and r.followed()]
+    followed = [n for n in followed if not flow.keys().isdisjoint(oracle.read(oracle.env[n]))]
     return [n for n in followed if asked.space[n].requires_grad and not asked.space[n].is_leaf]
 
 

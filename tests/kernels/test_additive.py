@@ -12,11 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numeric_jacobians import jacobian
+from numeric_jacobians import convolutions, jacobian, recorded_convolution, seeds
 from torch import Tensor, nn
 
 import gradtrace
-from gradtrace.jacobians.rules import structures
 from gradtrace.jacobians.structure import (
     FORMS,
     UNCANCELLED,
@@ -42,7 +41,6 @@ from gradtrace.semirings.base import Linear, Sum
 KINDS = [torch.float32, torch.float64]
 LOOSE = 40  # roundings on the way of one number, its sums included: most of these have a few dozen terms
 
-seeds = st.integers(0, 10_000)
 some = settings(deadline=None, max_examples=60)
 
 
@@ -160,58 +158,13 @@ def test_weights_of_half_a_precision_are_worked_out_in_the_gradients():
 # ---------------------------------------------------------------- what stands in the other structures
 
 
-@st.composite
-def convolutions(draw: st.DrawFn) -> Sliding:
-    dims, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    kernel, stride, padding, dilation, outside = (
-        tuple(draw(st.integers(low, high)) for _ in range(dims))
-        for low, high in ((1, 3), (1, 2), (0, 2), (1, 2), (0, 1))
-    )
-    transposed = draw(st.booleans())
-    each = list(zip(kernel, stride, padding, dilation, outside, strict=True))
-    reach = [d * (k - 1) + 1 for k, _, _, d, _ in each]
-    size = tuple(
-        max(1, r - 2 * p) + draw(st.integers(0, 3)) + p * transposed
-        for r, (_, _, p, _, _) in zip(reach, each, strict=True)
-    )
-    few, many = draw(st.integers(1, 2)) * groups, draw(st.integers(1, 2)) * groups
-    examples = draw(st.integers(1, 2))
-    if transposed:
-        outside = [min(o, max(s, d) - 1) for _, s, _, d, o in each]
-        out = tuple(
-            (n - 1) * s - 2 * p + r + o for n, r, (_, s, p, _, _), o in zip(size, reach, each, outside, strict=True)
-        )
-        shape = (few, many // groups, *kernel)
-    else:
-        out = tuple((n + 2 * p - r) // s + 1 for n, r, (_, s, p, _, _) in zip(size, reach, each, strict=True))
-        shape = (many, few // groups, *kernel)
-    where = (examples, few, *size), shape, (examples, many, *out), stride, padding, dilation
-    return Sliding(*where, groups, transposed)
-
-
 @given(convolutions(), st.booleans(), st.integers(1, 2), seeds)
 @settings(deadline=None, max_examples=120)
 def test_convolutions(sizes, to_input, batch, seed):
-    """Against the structures of patches that say the same: taken from the rule, for a call that is recorded."""
-    if min(sizes.output) < 1:
-        return
-    x, kernel = drawn(seed, *sizes.input).requires_grad_(), drawn(seed + 1, *sizes.kernel).requires_grad_()
-    reached = [
-        (n - 1) * s - 2 * p + d * (k - 1) + 1
-        for n, k, s, p, d in zip(
-            sizes.input[2:], sizes.kernel[2:], sizes.stride, sizes.padding, sizes.dilation, strict=True
-        )
-    ]
-    outside = (
-        [m - n for m, n in zip(sizes.output[2:], reached, strict=True)] if sizes.transposed else [0] * len(reached)
-    )
-    with gradtrace.record() as tape:
-        where = sizes.stride, sizes.padding, sizes.dilation, sizes.transposed, outside, sizes.groups
-        torch.convolution(x, kernel, None, *where).sum()
-    found = {at: s for at, _, s in structures(tape.record.calls[0])}[0 if to_input else 1]
-    assert isinstance(found, Convolved)
-    assert found.sizes == sizes
-    assert_like_the_reference(found, drawn(seed + 2, batch, *sizes.output))
+    """Against the structures of patches that say the same."""
+    s = recorded_convolution(sizes, to_input, seed)
+    assert s.sizes == sizes
+    assert_like_the_reference(s, drawn(seed + 2, batch, *sizes.output))
 
 
 @given(st.lists(st.integers(-1, 3), min_size=6, max_size=6), st.sampled_from([1, 3]), st.booleans(), seeds)

@@ -13,15 +13,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_operands import instruction_set
+from numeric_jacobians import LAYOUTS, contractions
 from torch import Tensor
 
 from gradtrace.errors import NotANumber
-from gradtrace.jacobians.structure import ClosedRows, LowRank
+from gradtrace.jacobians.structure import (
+    FORMS,
+    Closed,
+    ClosedRows,
+    Constant,
+    LowRank,
+    Placed,
+    Scatter,
+    Strided,
+    diagonal,
+    result_shape,
+)
 from gradtrace.kernels import float_carriers as plain
 from gradtrace.kernels import native, sums
 from gradtrace.kernels.float_carriers import Plain, PlainEntropy, PlainNorm
-from gradtrace.kernels.reference import pull
+from gradtrace.kernels.reference import by_definition, pull
 from gradtrace.kernels.shared_exponent import OutOfRange
+from gradtrace.recording.layouts import Layout
 from gradtrace.semirings.base import Element
 
 if not native.available():
@@ -187,8 +200,8 @@ def test_jacobians_of_low_rank(rank, call, kind):
         g[0][..., 1:] = 0
     jacobian = torch.einsum("rik,rjk->rij", left.double(), right.double())
     size = torch.einsum("rik,rjk->rij", left.double().abs(), right.double().abs())
-    for m, diagonal in ((jacobian, own.double()), (size, own.double().abs())):
-        m.diagonal(0, 1, 2).copy_(diagonal)
+    for m, straight in ((jacobian, own.double()), (size, own.double().abs())):
+        m.diagonal(0, 1, 2).copy_(straight)
     found = pulled(drawn, lambda: (own, left.unbind(-1), right.unbind(-1)), g)
     wanted = along_rows(drawn, jacobian, g)
     if rank == 1:
@@ -201,6 +214,41 @@ def test_jacobians_of_low_rank(rank, call, kind):
         kept = rounding < 1e-3 * wanted[0]
         slack = 64 * EXACT[drawn.kind] * (4 + wanted[1]) + 64 * (rounding / wanted[0].clamp(min=1e-300)) * 60
         assert ((found[1].double() - wanted[1]).abs() <= slack)[kept].all()
+
+
+@given(
+    call=calls,
+    n=st.integers(150, 400),
+    kind=st.sampled_from(["any", "norm", "alike", "opposite", "integers", "one"]),
+)
+@settings(deadline=None, max_examples=100)
+def test_absolute_sums_along_rows_that_are_sorted(call, n, kind):
+    """Directions in any order, in a bundle too narrow for a float, back and forth, or the same ones many times."""
+    drawn = Drawn({**call, "p": 1})
+    own, left, right = drawn.weights(2, n), drawn.weights(2, n, 2), drawn.weights(2, n, 2)
+    if kind == "norm":
+        left[..., 0], right[..., 0], right[..., 1] = 1, 1, left[..., 1]
+    elif kind == "alike":
+        left = torch.tensor([1.0, -1.0]) + 1e-9 * left.double()
+        right = torch.ones(2) + 1e-9 * right.double()
+    elif kind == "opposite":
+        left[..., 1], right[..., 1] = left[..., 0] * -2, right[..., 0] * 0.5
+    elif kind == "integers":
+        left, right = (t.sign() * (t.abs() > 0.3) for t in (left, right))
+    left, right = left.to(drawn.kind), right.to(drawn.kind)
+    g = drawn.elements(1, 2, n)
+    if kind == "one":
+        g[0][..., 1:] = 0
+    jacobian = torch.einsum("rik,rjk->rij", left.double(), right.double())
+    size = torch.einsum("rik,rjk->rij", left.double().abs(), right.double().abs())
+    for m, straight in ((jacobian, own.double()), (size, own.double().abs())):
+        m.diagonal(0, 1, 2).copy_(straight)
+    found = pulled(drawn, lambda: (own, left.unbind(-1), right.unbind(-1)), g)
+    wanted = along_rows(drawn, jacobian, g)
+    # edge weights l·r may cancel, to about the rounding of float64; what is left, by a few digits more
+    rounding = 1e-15 * n * along_rows(drawn, size, g)[0]
+    exact = EXACT[drawn.kind] if drawn.kind is torch.float32 else 1e-11
+    assert ((found[0].double() - wanted[0]).abs() <= 4 * exact * wanted[0] + rounding).all()
 
 
 @given(calls)
@@ -280,3 +328,29 @@ def test_edges_of_weight_zero_are_absent(p):
         not t.any() and t.shape == (1, 2, 3)
         for t in carrier.contract(torch.zeros(1, 3, 0), tuple(t[..., :0] for t in g))
     )
+
+
+@given(
+    st.one_of(
+        contractions(),
+        st.sampled_from(sorted(LAYOUTS)).map(lambda name: Strided(LAYOUTS[name], (3, 4))),
+        st.sampled_from([(), (Layout((3,), (4,), 2),)]).map(lambda h: Placed(Layout((4, 3), (1, 4), 0), (3, 4), h)),
+        st.permutations(range(-2, 6)).map(lambda at: Scatter(lambda: torch.tensor(at).clamp(min=-1), (2, 3), (4, 2))),
+        st.sampled_from([0.0, -1.5]).map(
+            lambda v: diagonal((2, 3), (2, 3), Constant(v, (2, 3), torch.float32, torch.device("cpu")))
+        ),
+        st.sampled_from(sorted(FORMS)).map(
+            lambda form: diagonal((2, 3), (2, 3), Closed(form, lambda: torch.linspace(0, 1, 6).reshape(2, 3)))
+        ),
+    ),
+    calls,
+)
+@settings(deadline=None, max_examples=200)
+def test_structures_that_merge_nothing_have_short_ways(s, call):
+    drawn = Drawn({**call, "spread": 0})
+    g = drawn.elements(2, *result_shape(s))
+    found, wanted = pull(s, drawn.carrier, g), by_definition(s, drawn.carrier, g)
+    for mine, theirs in zip(found, wanted, strict=True):
+        some = wanted[0] > 0
+        torch.testing.assert_close(mine[some], theirs[some], rtol=8 * EXACT[drawn.kind], atol=1e-5)
+    assert torch.equal(found[0] > 0, wanted[0] > 0)

@@ -28,6 +28,7 @@ from gradtrace.jacobians.structure import (
     reduction,
 )
 from gradtrace.kernels import native, reference
+from gradtrace.kernels.counting import COUNTING
 from gradtrace.kernels.gradient import gradient
 from gradtrace.kernels.reference import pull
 from gradtrace.kernels.signed import Ends
@@ -56,6 +57,7 @@ def check(s: Structure, y_shape: tuple[int, ...], x_numel: int, seed: int) -> No
         assert _plain(s, gradient(torch.float32), (g.float(),), b) == sums
         assert _plain(s, AbsSum.carrier, (g.abs(),), b) == [sum(abs(w * values[i]) for i, w in e) for e in into]
         assert _plain(s, Count.carrier, normalised(g.abs()), b) == [sum(abs(values[i]) for i, _ in e) for e in into]
+        assert _plain(s, COUNTING, (g.abs(),), b) == [sum(abs(values[i]) for i, _ in e) for e in into]
         assert _plain(s, Scaled(), normalised(g), b) == sums
         assert _winners(s, Extreme(), (*normalised(g.abs()), ids), b) == best
         greedy = (*normalised(g), *normalised(g.abs()), ids)

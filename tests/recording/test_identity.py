@@ -290,3 +290,90 @@ def test_aliases_that_share_memory_but_no_history(program):
     tape, loss = recorded(program, leaves)
     assert_sum_is_autograd(tape, loss, leaves)
     tape.trace(loss, check=True)
+
+
+def written_through_a_conjugate(h):
+    c = h.conj()
+    c.mul_(2 + 1j)
+    return h.imag.sum()
+
+
+def read_through_a_conjugate(h):
+    c = h.conj()
+    h.mul_(2 + 1j)
+    return c.real.sum()
+
+
+def written_through_the_part_of_a_conjugate(h):
+    part = h.conj().imag
+    part.mul_(3)
+    return h.imag.sum()
+
+
+LAZY = [written_through_a_conjugate, read_through_a_conjugate, written_through_the_part_of_a_conjugate]
+
+
+@pytest.mark.parametrize("program", LAZY, ids=lambda p: p.__name__)
+@pytest.mark.parametrize("followed", [True, False])
+def test_writes_that_a_lazy_conjugate_would_see_are_refused(program, followed):
+    """Recording makes conjugates solid, so that the loss itself would be another one."""
+    w = leaf(4)
+    with (
+        pytest.raises(Unsupported, match=r"lazy conjugate or negative.*x\.conj\(\)\.clone\(\)"),
+        record(names={"w": w}),
+    ):
+        program(torch.view_as_complex(((w if followed else w.detach()) * 2).view(2, 2)))
+
+
+def test_writes_after_a_conjugate_is_gone_or_to_its_copy():
+    leaves = {"w": leaf(4)}
+
+    def program(w: Tensor) -> Tensor:
+        h = torch.view_as_complex((w * 2).view(2, 2))
+        total = (h + h.conj()).abs().sum()
+        h.mul_(2 + 1j)
+        copy = h.conj().clone()
+        copy.mul_(3)
+        return total + (copy.imag * h.real).sum()
+
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+@pytest.mark.parametrize("read", [lambda h, v: h, lambda h, v: v, lambda h, v: h.view(-1)[2:]])
+def test_a_function_that_writes_to_a_view_is_refused(read):
+    def program(w: Tensor) -> Tensor:
+        h = w * 3
+        view = h[1:]
+        Doubled.apply(view)
+        _ = w * 5
+        return read(h, view).sum()
+
+    with pytest.raises(Unsupported, match=r"mark_dirty.*clone\(\) of the view"):
+        recorded(program, {"w": leaf(4)})
+
+
+def test_a_function_that_writes_to_a_copy_of_a_view_and_other_writes_to_it():
+    leaves = {"w": leaf(4)}
+
+    def program(w: Tensor) -> Tensor:
+        h = w * 3
+        with torch.no_grad():
+            h[:2].mul_(1)
+        h[1:] = Doubled.apply(h[1:].clone())
+        h[2:].mul_(w[2:])
+        return h.sum()
+
+    tape, loss = recorded(program, leaves)
+    assert_sum_is_autograd(tape, loss, leaves)

@@ -198,3 +198,28 @@ def test_eight_threads_record_while_others_train():
         thread.join()
     assert not wrong, wrong[:3]
     assert all(rounds), rounds
+
+
+def test_a_default_device_changes_no_answer():
+    model, x = mlp(), torch.ones(3, 4)
+    expected = [answers(model, x), _asked(model, x)]
+    torch.set_default_device("meta")  # whatever is made there by mistake has no numbers
+    try:
+        found = [answers(model, x), _asked(model, x)]
+    finally:
+        torch.set_default_device(None)
+    assert str(found) == str(expected)
+
+
+def _asked(model: nn.Module, x: Tensor) -> list[Any]:
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    trace = tape.trace(loss, check=True)
+    greedy = trace.influence(of="*", kind="greedy")
+    return [
+        trace.strongest(2),
+        trace.flow().edges,
+        str(greedy),
+        trace.paths("0.bias", k=2),
+        trace.bound("0.bias", (0,)),
+    ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +77,38 @@ def test_a_scripted_module_that_torchscript_differentiates_as_one(told_apart):
         net(x).sum().backward()
     with pytest.raises(NotOnTape, match="record the model that was scripted"), record(net, x if told_apart else None):
         net(x).sum()
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_what_is_inside_a_transform_is_to_be_traced_outside_it(transform):
+    net = model()
+
+    def inside(z: torch.Tensor) -> torch.Tensor:
+        with record(net) as tape:
+            loss = net(z).sum()
+        tape.trace(loss)
+        return loss
+
+    with pytest.raises(Unsupported, match=r"inside a transform of torch\.func.*put the transform inside"):
+        transform(inside)(torch.randn(4 if transform is torch.func.grad else (3, 4)))
+
+
+@pytest.mark.parametrize("examples", ["None", "x"])
+def test_fake_tensors_are_refused_and_do_not_end_the_process(examples):
+    """C++ asks a subclass for its device where it cannot bear an error."""
+    program = f"""
+        import torch, gradtrace
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        net, x = torch.nn.Linear(4, 2), torch.randn(3, 4)
+        try:
+            with gradtrace.record(net, examples={examples}), FakeTensorMode(allow_non_fake_inputs=True):
+                net(x).sum()
+        except gradtrace.GradtraceError as error:
+            assert "FakeTensor" in str(error), error
+        else:
+            raise AssertionError
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=300)
 
 
 def test_a_refusal_that_was_dealt_with_is_not_raised_again_for_nothing():

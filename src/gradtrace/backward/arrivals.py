@@ -6,6 +6,7 @@ only one has arrived there is nothing to compare.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +21,7 @@ from ..kernels import native
 from ..kernels.memory import copied, zeros
 from ..kernels.product import Product
 from ..kernels.reference import window
-from ..kernels.shared_exponent import Plane, Pulled, aligned
+from ..kernels.shared_exponent import OutOfRange, Plane, Pulled, aligned
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Value
 from ..recording.storage import disjoint, span
@@ -154,7 +155,11 @@ class Arrivals:
         old, winners = self.plane, self.winners
         assert old is not None
         winners.settle()
-        fa, fb, exponent, double = aligned(old, new)
+        try:
+            fa, fb, exponent, double = aligned(old, new)
+        except OutOfRange:
+            self._one_of_two(old, new, raw)
+            return
         kind = torch.float64 if double else torch.float32
         a, b, mark = _mine(old, kind), _given(new.data, kind), len(winners.edges)
         choice, index = _chosen(winners, a.shape, mark), _stored(winners, a.shape, raw)
@@ -164,6 +169,20 @@ class Arrivals:
             indices = None if raw is None else (index, raw.to(torch.int32).contiguous())
         native.merge(a, fa, b, fb, indices, choice, mark)
         self.plane = Plane(a, exponent, max(old.high * fa, new.high * fb), min(old.low * fa, new.low * fb), owned=True)
+
+    def _one_of_two(self, old: Plane, new: Plane, raw: Tensor | None) -> None:
+        """Keep the stronger where every scalar of it is stronger: no exponent serves both, and none is needed.
+
+        Raises:
+            OutOfRange: some scalars of either are stronger.
+        """
+        winners = self.winners
+        if _above(old, new):
+            return
+        if not _above(new, old):
+            raise OutOfRange
+        self.plane, winners.index = new, raw
+        winners.choice = torch.full(new.shape, len(winners.edges), dtype=torch.int32)
 
     def _strongest_rows(self, part: Pulled, rows: Tensor) -> bool:
         """Do so at some rows alone, if all others can stay as they are; tell whether they can."""
@@ -191,6 +210,12 @@ class Arrivals:
             index.index_copy_(1, rows, indices[0].to(index.dtype))
         self.plane = Plane(old.data, exponent, max(old.high, new.high * fb), min(old.low, new.low * fb), owned=True)
         return True
+
+
+def _above(a: Plane, b: Plane) -> bool:
+    """Tell whether every scalar of a is stronger than all of b."""
+    least, most = math.frexp(a.low), math.frexp(b.high)
+    return least[1] + a.exponent > most[1] + b.exponent and bool((a.data > 0).all())
 
 
 @lru_cache(maxsize=4096)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..jacobians.index_maps import Affine, Way
+from ..jacobians.index_maps import Affine, Reordered, Way
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Value
 
@@ -33,6 +34,87 @@ class Use:
     target: Value
     way: Way
     split: bool = False
+
+    def places(self, positions: np.ndarray, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
+        """Give the places in the output of some scalars of one row, of a value of `numel` scalars."""
+        if self.split and row:
+            positions = positions + row * numel
+        way, order = _in_order(self.way)
+        if type(way) is not Affine or way.table is not None:
+            raw = None if stored is None else torch.from_numpy(stored)
+            out = way.flat(torch.from_numpy(positions), raw, row).numpy()
+        elif not way.stored and not way.offset and way.stride == contiguous(way.shape):
+            out = positions
+        else:
+            out = _strided(way, positions, stored)
+        return out if order is None else order[out]
+
+    def all_places(self, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
+        """Give the places of all scalars of one row."""
+        way, order = _in_order(self.way)
+        if type(way) is not Affine or way.table is not None or prod(way.shape[self.split :]) != numel:
+            return self.places(np.arange(numel), stored, row, numel)
+        shape, stride, out = way.shape, way.stride, np.full((), way.offset)
+        if self.split:
+            shape, stride, out = shape[1:], stride[1:], out + row * stride[0]
+        for n, step in zip(shape, stride, strict=True):
+            out = out[..., None] + np.arange(n) * step
+        out = out.reshape(-1)
+        if way.step:
+            assert stored is not None
+            out = out + np.maximum(stored, 0).astype(np.int64) * way.step
+        return out if order is None else order[out]
+
+    def place(self, position: int, stored: int | None, row: int, numel: int) -> int:
+        """Give what `places` does of one scalar."""
+        way = self.way
+        if self.split:
+            position += row * numel
+        if type(way) is not Affine or way.table is not None:
+            raw = None if stored is None else torch.tensor([stored])
+            return int(way.flat(torch.tensor([position]), raw, row))
+        out = way.offset + (0 if stored is None else max(stored, 0) * way.step)
+        for n, step in zip(reversed(way.shape), reversed(way.stride), strict=True):
+            position, here = divmod(position, n)
+            out += here * step
+        return out
+
+
+def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Give the index of a scalar in a shape."""
+    out = []
+    for n in reversed(shape):
+        flat, at = divmod(flat, n)
+        out.append(at)
+    return tuple(out[::-1])
+
+
+def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:
+    """Read one number of a plane (batch × shape, any strides)."""
+    return int(plane[(row if len(plane) > 1 else 0, *at)])
+
+
+def _in_order(way: Way) -> tuple[Way, np.ndarray | None]:
+    """Take the order in which a result was seen off a way."""
+    return (way.way, way.order().numpy()) if type(way) is Reordered else (way, None)
+
+
+def _strided(way: Affine, positions: np.ndarray, stored: np.ndarray | None) -> np.ndarray:
+    """Do what `Affine.flat` does, by numpy, which takes a fraction of the time of few scalars and of divisions."""
+    out = np.full(positions.shape, way.offset)
+    rest = positions
+    for d in range(len(way.shape) - 1, -1, -1):
+        n, step = way.shape[d], way.stride[d]
+        if not any(way.stride[: d + 1]):
+            break
+        above = rest // n if d else None
+        if step:
+            out += (rest if above is None else rest - above * n) * step
+        rest = rest if above is None else above
+    if way.step:
+        assert stored is not None
+        out += np.maximum(stored, 0).astype(np.int64) * way.step
+    return out
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +169,23 @@ class Winners:
             return torch.zeros_like(positions), raw
         return pick(self.choice, row, positions, self.shape).to(torch.int64), raw
 
+    def one(self, row: int, position: int) -> tuple[int, int | None]:
+        """Give what `at` does of one scalar."""
+        if self.windows is not None:
+            self.settle()
+        at = unravelled(position, self.shape)
+        raw = None if self.index is None else _read(self.index, row, at)
+        if self.terms is not None and raw is not None:
+            raw = max(raw, 0)
+            return int(self.terms[0][raw]), int(self.terms[1][raw])
+        return 0 if self.choice is None else _read(self.choice, row, at), raw
+
+    def consumer(self, row: int, position: int) -> tuple[Use, int]:
+        """Give the edge through which one scalar goes on, and its place in the output."""
+        chosen, raw = self.one(row, position)
+        edge = self.edges[chosen]
+        return edge, edge.place(position, raw, row, prod(self.shape))
+
     def pointers(self, row: int, positions: Tensor) -> Tensor:
         """Give the backpointers of some scalars, which have to have a path."""
         chosen, raw = self.at(row, positions)
@@ -105,39 +204,53 @@ class Borrowed(Winners):
     That value's winners say all about the scalars that it chose to come from here. All others are on no leaf's path.
     """
 
-    __slots__ = ("_link",)
+    __slots__ = ("_link", "_order")
 
     def __init__(self, shape: tuple[int, ...], edges: list[Use]) -> None:
         super().__init__(shape, edges)
         self._link: tuple[Winners, int, Affine] | None = None
+        self._order: tuple[int, ...] = ()
+
+    @property
+    def lender(self) -> Winners | None:
+        """The winners that serve."""
+        return None if self._link is None else self._link[0]
 
     def borrow(self, winners: Winners, ordinal: int, order: tuple[int, ...]) -> None:
         """Say whose winners serve: those of a value that has this one's axes in another order, for one ordinal."""
         stride = [0] * len(self.shape)
         for step, d in zip(contiguous(winners.shape), order, strict=True):
             stride[d] = step
-        self._link = winners, ordinal, Affine(self.shape, tuple(stride))
+        self._link, self._order = (winners, ordinal, Affine(self.shape, tuple(stride))), order
 
     def knows(self, row: int, position: int) -> bool:
         """Tell whether a scalar was chosen, so that its winner is known."""
         assert self._link is not None
         winners, ordinal, way = self._link
-        there = way.flat(torch.tensor([position]), None)
-        return int(winners.at(row, there)[0]) == ordinal
+        there = sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
+        return winners.one(row, there)[0] == ordinal
 
     def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         assert self._link is not None
-        stored, everywhere = self._link[0].index, torch.arange(prod(self.shape))
+        _, stored, terms = self._link[0].planes()
         if stored is None:
             return None, None, None
-        rows = [self.at(row, everywhere)[1] for row in range(len(stored))]
-        index = torch.stack([raw for raw in rows if raw is not None]).to(torch.int32)
-        return None, index.reshape(-1, *self.shape), None
+        if terms is not None:
+            stored = terms[1][stored.clamp(min=0).to(torch.int64)].to(torch.int32)
+        stored = stored.reshape(-1, *self._link[0].shape)
+        return None, stored.permute(0, *(1 + self._order.index(d) for d in range(len(self.shape)))), None
 
     def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         assert self._link is not None
         winners, _, way = self._link
         return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
+
+    def one(self, row: int, position: int) -> tuple[int, int | None]:
+        assert self._link is not None
+        winners, _, way = self._link
+        return 0, winners.one(
+            row, sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
+        )[1]
 
 
 def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:

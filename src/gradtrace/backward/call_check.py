@@ -1,13 +1,13 @@
 """One call's rule against autograd on that call alone.
 
 A rule is right or wrong in every precision, so both are run in float64, where rounding leaves nothing to argue about;
-an operator without a kernel for float64 is compared in its own precision. Random operators cannot be run again, and a
-custom function's rule is its own backward: there is nothing to compare.
+an operator without a kernel for float64 is compared in its own precision, and so are products at first. Random
+operators cannot be run again, and a custom function's rule is its own backward: there is nothing to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..errors import MissingRule, NotOnTape
 from ..jacobians import rules
-from ..jacobians.rules.custom import is_custom
+from ..jacobians.rules.custom import custom
 from ..jacobians.rules.table import Edge, differentiable
-from ..kernels.reference import pull
+from ..recording.autograd_functions import CustomFunction
 from ..recording.record import Call, Input, Record, Saved, Value
-from ..semirings.base import Sum
-from .rounding import absolute, allowed, least, shaped
+from .rounding import absolute, allowed, is_product, least, shaped, total
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,14 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
     if not comparable(call):
         return None
     with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
-        for precision in (widened, lambda given: given):
+        own: tuple[Callable[[Call], Call], ...] = (lambda given: given,)
+        # a function's results are those that were recorded, in their own precision
+        precisions = own if isinstance(call.op, CustomFunction) else (widened, *own)
+        if len(precisions) > 1 and any(is_product(s) for _, _, s in edges(call, reached)):
+            with suppress(RuntimeError, NotImplementedError):  # the bulk of the work, where nothing is subtle
+                if _off(call, reached) is None:
+                    return None
+        for precision in precisions:
             with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
                 return _off(precision(call), reached)
     return None
@@ -57,7 +63,7 @@ def off(call: Call, reached: Sequence[bool]) -> Off | None:
 
 def comparable(call: Call) -> bool:
     """Tell whether autograd can say something about a call that is not what its rule says anyway."""
-    return repeatable(call) and bool(differentiable(call)) and not is_custom(call)
+    return repeatable(call) and bool(differentiable(call)) and rules.rule_of(call) is not custom
 
 
 def repeatable(call: Call) -> bool:
@@ -133,7 +139,7 @@ def _off(call: Call, reached: Sequence[bool]) -> Off | None:
         cotangent = g[number]
         assert cotangent is not None
         seed, shape = shaped(cotangent, cotangent.shape), ours[position].shape
-        ours[position] += pull(s, Sum.carrier, (seed[None],))[0].reshape(shape)
+        ours[position] += total(s, seed).reshape(shape)
         bounds[position] += absolute(s, seed.abs()).reshape(shape) * allowed(s, call)
     if all(bool(((ours[p] - e).abs_() <= bounds[p]).all()) for p, e in expected.items()):
         return None

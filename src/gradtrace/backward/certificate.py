@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CertificateError
-from ..kernels.reference import pull
 from ..recording.record import Call, Record, Value
-from ..semirings.base import Sum
 from .call_check import Off, edges, kinds, off, repeatable, vector_product, worst
 from .observed import Observed, observe
-from .rounding import absolute, allowed, least, roundoff, shaped, unit
+from .rounding import absolute, allowed, least, roundoff, shaped, total, unit
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,11 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
 def _refuse_wrong(call: Call, reached: Sequence[bool], because: str = "") -> None:
     """Raise where a rule is wrong."""
     wrong = off(call, reached)
+    if wrong is not None and wrong.ours != wrong.ours and wrong.autograd != wrong.autograd:
+        raise CertificateError(
+            f"{because}the derivative of {call.where} is NaN towards argument {wrong.position} at "
+            f"{_index(wrong.index)}, by autograd as well: there is nothing to compare with"
+        )
     if wrong is not None:
         raise CertificateError(
             f"{because}the rule of {call.where} differs from the operator's own derivative: towards argument "
@@ -147,7 +150,7 @@ class Comparison:
             assert value is not None
             assert given is not None
             shape = value.shape
-            g = pull(s, Sum.carrier, (given.g[None],))[0].reshape(shape)
+            g = total(s, given.g).reshape(shape)
             terms = absolute(s, given.g.abs()).reshape(shape)
             slack = terms.mul(allowed(s, call)).add_(least(value.dtype))
             if given.slack is not None:
@@ -266,7 +269,7 @@ def _again(call: Call, known: Sequence[Known | None]) -> dict[int, Tensor]:
     for position, number, s in edges(call, [k is not None for k in known]):
         given = known[number]
         assert given is not None
-        part = pull(s, Sum.carrier, (given.g[None],))[0].reshape(call.inputs[position].shape)
+        part = total(s, given.g).reshape(call.inputs[position].shape)
         out[position] = out[position] + part if position in out else part
     return out
 

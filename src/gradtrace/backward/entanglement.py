@@ -20,7 +20,7 @@ def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
         given: the labels of its arguments.
         count: the number of examples.
     """
-    if not any(i.value is not None and i.value.differentiable for i in call.inputs):
+    if not y.differentiable or not any(i.value is not None and i.value.differentiable for i in call.inputs):
         return False
     examples = torch.arange(count)
     return any(_depends(call, y, given, some) for some in (examples % 2 == 1, examples < count / 2))
@@ -88,6 +88,19 @@ def probed(call: Call, y: Value, given: Sequence[Label], count: int) -> Label:
         return _by_bits(call, call.outputs.index(y), given, torch.arange(count))
     except (RuntimeError, NotImplementedError, ValueError):
         return MIXED
+
+
+def beside(call: Call, y: Value, at: int, label: Label, count: int) -> Label:
+    """Find what one argument, a constant of which no rule speaks, says of a result; None unless that is sure.
+
+    It is where every scalar of the result is seen to change with one example.
+
+    Args:
+        call, y, count: as for `entangles`.
+        at: which argument; `label`: its own.
+    """
+    found = probed(call, y, [label if n == at else None for n in range(len(call.inputs))], count)
+    return found if isinstance(found, Tensor) and bool((found >= 0).all()) else None
 
 
 def _by_bits(call: Call, number: int, given: Sequence[Label], examples: Tensor) -> Label:

@@ -25,7 +25,7 @@ from ..jacobians import dependence, rules
 from ..jacobians.structure import Structure, diagonal
 from ..recording.constants import LINK, OVERLAY
 from ..recording.record import Call, Input, Record, Value
-from .entanglement import entangles, probed
+from .entanglement import beside, entangles, probed
 from .label_pushes import FREE, MIXED, Label, compress, push
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
@@ -126,12 +126,18 @@ def _decide(steps: Sequence[Call], reached: set[int], labels: Labels) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """How a result depends on an argument; `choice`: by being compared with others."""
+    """How a result depends on an argument.
+
+    Attributes:
+        choice: whether by being compared with others.
+        unknown: whether the structure is what holds at worst: everything depends on everything.
+    """
 
     position: int
     number: int
     structure: Structure
     choice: bool = False
+    unknown: bool = False
 
 
 def _edges(call: Call, labels: Labels) -> list[_Edge] | None:
@@ -141,7 +147,8 @@ def _edges(call: Call, labels: Labels) -> list[_Edge] | None:
         None where nothing is known of a constant's operator.
     """
     edges = [_Edge(*edge) for edge in _derived(call)]
-    covered = {(e.position, e.number) for e in edges}
+    # what is drawn has no derivative, and says nothing by that of whom it was drawn for
+    covered = set() if dependence.draws_scalars(call) else {(e.position, e.number) for e in edges}
     rows = dependence.depends(call)
     edges += [_Edge(*edge) for edge in rows or () if edge[:2] not in covered]
     if rows is None and not edges and not _followed(call):
@@ -150,7 +157,7 @@ def _edges(call: Call, labels: Labels) -> list[_Edge] | None:
         for position, given in enumerate(call.inputs):
             for number in {n for _, n in covered}:
                 if (position, number) not in covered and labels.given(given) is not None:
-                    edges.append(_Edge(*dependence.everything(call, position, number)))
+                    edges.append(_Edge(*dependence.everything(call, position, number), unknown=True))
     return edges + [_Edge(*edge, choice=True) for edge in dependence.chooses(call)]
 
 
@@ -188,7 +195,9 @@ def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) 
     if not parts:
         return
     label, connected = combine(parts)
-    if isinstance(label, Tensor) and bool((label < 0).any()):
+    if call.name == OVERLAY and isinstance(label, Tensor) and bool((label < 0).any()) and sources:
+        label = MIXED  # memory, a part of which holds what several examples have to do with
+    elif isinstance(label, Tensor) and bool((label < 0).any()):
         label = settled(_with_free(call, y, edges or (), label, labels), labels.count, by_place=call.name != OVERLAY)
     labels.of[y.id] = label
     if label is MIXED:
@@ -225,7 +234,8 @@ def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tupl
         value, label = given.value or given.constant, labels.given(given)
         if value is None or label is None or not value.numel:
             continue
-        pushed, connected = push(edge.structure, label, value.shape, y.shape)
+        seen = beside(call, y, edge.position, label, labels.count) if edge.unknown else None
+        pushed, connected = (seen, False) if seen is not None else push(edge.structure, label, value.shape, y.shape)
         parts.append((pushed, connected or (edge.choice and pushed is MIXED and label is not MIXED)))
         if label is MIXED:
             sources.add(value.id)

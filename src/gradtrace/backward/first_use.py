@@ -77,7 +77,9 @@ def _compare(rule: Rule, call: Call, row: str) -> None:
         expected = torch.zeros_like(x) if their is None else their
         try:
             ours, scale = (_carried(s, edges, p, seeds, x) for s in (Sum, AbsSum))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except GradtraceError:
+            raise
+        except Exception as error:
             raise MissingRule(f"{row} cannot serve {call.where}: {type(error).__name__}: {error}") from error
         if not _agree(ours, expected.double(), scale, torch.finfo(x.dtype).eps):
             raise CertificateError(

@@ -74,7 +74,8 @@ def plain(g: Tensor | None) -> Tensor | None:
     if g is None:
         return None
     g = g.detach().to_dense() if g.layout is not torch.strided else g.detach()
-    return as_real(solid(g)).to(HERE)
+    g = as_real(solid(g)).to(HERE)
+    return g.float() if g.dtype.itemsize < 2 else g  # few operators know numbers of eight bits
 
 
 @contextmanager

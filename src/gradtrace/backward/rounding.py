@@ -13,6 +13,7 @@ two terms p_i δ_ij and p_i p_j, because autograd subtracts one from the other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from math import prod
 
@@ -23,18 +24,21 @@ from ..jacobians.structure import (
     UNCANCELLED,
     Chain,
     Closed,
+    Constant,
     Contraction,
     Convolved,
+    Edges,
     Gather,
     LowRank,
     Sparse,
     Strided,
     Structure,
 )
-from ..kernels.reference import axes, pull
+from ..kernels import additive
+from ..kernels.reference import axes, by_definition
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
-from ..semirings.base import AbsSum
+from ..semirings.base import AbsSum, Sum
 
 # Roundings within one term. The longest formula of PyTorch's is that of a norm: x̂ (2), the sums of its row multiplied
 # by γ (2), taken apart (1), by 1/σ³ and 1/n (4), by x̂ (1), added to two others (2), stored (1); twice, for two sides.
@@ -67,7 +71,8 @@ def allowed(structure: Structure, call: Call) -> float:
     """
     u = unit(call)
     inner = u if _scattered(structure) else min(u, roundoff(torch.float32))
-    return FORMULA * u + terms_of_each(structure) * inner
+    both = 2 if is_product(structure) else 1  # autograd and the tape, each in its own order
+    return FORMULA * u + both * terms_of_each(structure) * inner
 
 
 def _scattered(structure: Structure) -> bool:
@@ -105,6 +110,27 @@ def _most(index: Tensor) -> int:
     return int(live.unique(return_counts=True)[1].max()) if live.numel() else 0
 
 
+def total(structure: Structure, g: Tensor) -> Tensor:
+    """Give Σ terms towards an argument, from the structure alone: no formula of autograd's own is asked.
+
+    Args:
+        structure: how the result depends on the argument.
+        g: what reaches the result, float64.
+
+    Returns:
+        x, float64, in the shape in which the structure views it.
+    """
+    if isinstance(structure, Chain):
+        return total(structure.second, total(structure.first, g))
+    if isinstance(structure, LowRank):
+        found = additive.written_out(structure, g.reshape(1, *structure.shape))[0]
+    else:
+        found = additive.pull(structure, g[None].to(_precision(structure)))[0].to(torch.float64)
+    if not found.numel() or math.isfinite(found.sum()):
+        return found
+    return by_definition(structure, Sum.carrier, (g[None],))[0][0]  # where an absent edge is absent beside infinity
+
+
 def absolute(structure: Structure, g: Tensor) -> Tensor:
     """Give Σ |terms| towards an argument.
 
@@ -113,18 +139,63 @@ def absolute(structure: Structure, g: Tensor) -> Tensor:
         g: absolute values of what reaches the result, float64.
 
     Returns:
-        x, in the shape in which the structure views it.
+        x, float64, in the shape in which the structure views it.
     """
     match structure:
         case Chain():
             return absolute(structure.second, absolute(structure.first, g))
         case LowRank():
             return _uncancelled(structure, g.reshape(structure.shape))
-        case Contraction(weight=Closed(form, of)):
-            whole = replace(structure, weight=lambda: UNCANCELLED[form](of()))
-            return pull(whole, AbsSum.carrier, (g[None],))[0][0]
         case _:
-            return pull(structure, AbsSum.carrier, (g[None],))[0][0]
+            found = additive.pull(_absolute(structure), g[None].to(_precision(structure)))[0].to(torch.float64)
+    if not found.numel() or math.isfinite(found.sum()):
+        return found
+    return by_definition(structure, AbsSum.carrier, (g[None],))[0][0]
+
+
+def _absolute(structure: Structure) -> Structure:
+    """Give the structure with absolute weights, before they cancel."""
+    match structure:
+        case Contraction(weight=None):
+            return structure
+        case Contraction(weight=Constant() as weight):
+            return replace(structure, weight=replace(weight, value=abs(weight.value)))
+        case Contraction(weight=Closed(form, of)):
+            return replace(structure, weight=lambda: UNCANCELLED[form](of()))
+        case Contraction(weight=weight) if weight is not None:
+            return replace(structure, weight=lambda: weight().abs())
+        case Convolved(other=other):
+            return replace(structure, other=lambda: other().abs())
+        case Sparse(edges=edges):
+            return replace(structure, edges=lambda: _absolute_edges(edges()))
+        case _:
+            return structure
+
+
+def _absolute_edges(edges: Edges) -> Edges:
+    i, j, w = edges
+    return i, j, None if w is None else w.abs()
+
+
+def is_product(structure: Structure) -> bool:
+    """Tell whether many terms are added up for each scalar, by products that are the bulk of a model's work.
+
+    They are worked out in the model's own precision here as well, for which the bound allows.
+    """
+    if isinstance(structure, Convolved):
+        return True
+    if not isinstance(structure, Contraction) or structure.weight is None:
+        return False
+    return any(c in structure.w and c not in structure.x for c in structure.y)
+
+
+def _precision(structure: Structure) -> torch.dtype:
+    if not is_product(structure):
+        return torch.float64
+    assert isinstance(structure, (Contraction, Convolved))
+    weight = structure.other if isinstance(structure, Convolved) else structure.weight
+    assert weight is not None
+    return torch.float64 if weight().dtype is torch.float64 else torch.float32
 
 
 def _uncancelled(s: LowRank, g: Tensor) -> Tensor:

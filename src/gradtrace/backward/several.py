@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import native
+from ..kernels.counting import COUNTING
 from ..kernels.float_carriers import PlainEntropy, PlainNorm
 from ..kernels.gradient import Gradient, gradient
 from ..kernels.lanes import lanes
@@ -18,14 +19,16 @@ from ..kernels.signed import Ends
 from ..kernels.top_k import Largest
 from ..recording.record import Call, Record, Value
 from ..semirings import Family
-from ..semirings.base import AbsSum, Carrier, Element, Semiring, Sum
+from ..semirings.base import AbsSum, Carrier, Count, Element, Max, Semiring, Sum
 from ..semirings.entropy import Spread
+from ..semirings.exponents import shifted
 from ..semirings.graded import WIDE
 from ..semirings.power import Norm
 from ..semirings.ranked import Extremes, Strongest
 from ..semirings.states import States
 from ..semirings.together import Together
-from .walk import reverse
+from .best import best
+from .elements import reverse
 
 PLAIN = {wide: {s.name: s for s in (Sum, AbsSum)}[name].carrier for name, wide in WIDE.items()}
 POWERS = [2.0**s for s in range(7)]  # that the compiled kernels know
@@ -101,20 +104,37 @@ def ask(
         for each semiring, by value id, g: of the value's shape, with what one element consists of in front. Values
         from which the loss cannot be reached are missing.
     """
+    values = list(values)
     wanted = {v.id for v in values}
     asked = gradings(record, loss, semirings)
     swift = quick(record, loss, asked, log2=log2)
+    strongest = [n for n, a in enumerate(swift) if native.available() and a.carrier is Max.carrier]
     # elements of the k largest are as long as some scalar has paths: they walk by themselves
     alone = [n for n, a in enumerate(swift) if isinstance(a.carrier, Largest)]
-    walks = [[n] for n in alone] + [[n for n in range(len(asked)) if n not in alone]]
+    walks = [[n] for n in (*strongest, *alone)] + [[n for n in range(len(asked)) if n not in (*strongest, *alone)]]
     found: list[dict[int, Tensor]] = [{} for _ in asked]
     for numbers in filter(None, walks):
         try:
+            if numbers[0] in strongest:
+                found[numbers[0]] = _strongest(record, loss, values, log2=log2, cast=cast)
+                continue
             answers = _walk(record, loss, wanted, [swift[n] for n in numbers], log2=log2, cast=cast)
         except OutOfRange:
             answers = _walk(record, loss, wanted, [asked[n] for n in numbers], log2=log2, cast=cast)
         for n, answer in zip(numbers, answers, strict=True):
             found[n] = answer
+    return found
+
+
+def _strongest(record: Record, loss: Value, values: Iterable[Value], *, log2: bool, cast: bool) -> dict[int, Tensor]:
+    """Compute g of some values under Max, by the compiled kernels, as best paths are found."""
+    planes = best(record, loss, wanted={v.id for v in values}).planes
+    found = {}
+    for value in values:
+        if value.id in planes:
+            data, exponent = planes[value.id].data[0].to(torch.float64), planes[value.id].exponent
+            numbers = data.log2() + exponent if log2 else shifted(data, torch.tensor(exponent))
+            found[value.id] = _dense(numbers.to(value.dtype) if cast else numbers)
     return found
 
 
@@ -149,6 +169,8 @@ def _lanes(grading: Grading, kind: torch.dtype, log2: bool) -> Grading:
 def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
     if carrier == Sum.carrier:
         return gradient(kind)
+    if carrier == Count.carrier:
+        return COUNTING
     if isinstance(carrier, Strongest):
         return Largest(kind, carrier.k)
     if isinstance(carrier, Extremes):

@@ -1,32 +1,81 @@
-"""The reverse pass: walk the tape backwards, and let a carrier act on each call's structures.
+"""The one walk: a tape backwards, call by call, carrying what an algebra says from results to arguments.
 
-One loop for every semiring. Cotangents live from the last consumer of a value to its producer, then they
-are freed. A backpointer is one integer, `edge number << EDGE_BITS | flat index of the consumer scalar`,
-where edges (call, argument) are numbered in recording order, so the smallest backpointer of several equally
-strong ones is the one that the definition asks for.
+Backpropagation, best paths, greedy paths and every semiring are the same dynamic program. From the loss to the leaves,
+
+    1. what has arrived at a call's results is taken out: all of their consumers have been seen (`finish`),
+    2. the call's rule gives a structure for each argument and result, which says how one depends on the other,
+    3. the algebra carries the results' elements along it, and merges them into what has arrived at the argument so far
+       (`send`); or it lets something that is not computed yet go on as it is (`relay`).
+
+An element lives from the last consumer of a value to its producer, then it is freed. Edges (call, argument) are
+numbered in recording order, and visited the last one first, so that of equally strong ones the last to arrive is the
+one that comes first in the program, as the definition asks. A backpointer is one integer,
+`edge number << EDGE_BITS | flat index of the consumer scalar`.
+
+What an algebra is: `elements` (the arrays of a semiring), `best` ((max, ×) with its winners, by compiled kernels),
+`greedy` (the ordinary gradient, and the winners along it).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from time import perf_counter
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import MissingRule, NotANumber
 from ..jacobians import rules
-from ..jacobians.structure import Gather
-from ..kernels.reference import gather_into, pull
 from ..recording.record import Call, Record, Value
-from ..semirings.base import Carrier, Element
-from .example_labels import Labels
-from .per_example import pull_by_example
 
 EDGE_BITS = 34  # flat indices up to 17 billion, edges up to half a billion
+
+Track = Callable[[list[Call]], Iterable[Call]]
+Arrived = TypeVar("Arrived")  # what has come to a value so far
+Finished = TypeVar("Finished")  # what its scalars carry, once all has come
+
+_POSITION = itemgetter(0, 1)  # of an edge: its argument, its result
+
+
+class Edge(NamedTuple):
+    """One (call, argument, result) that a walk goes along.
+
+    Attributes:
+        structure: how the result depends on the argument.
+        first: the backpointer that leads to the result's first scalar by this edge.
+    """
+
+    structure: Any
+    call: Call
+    result: Value
+    argument: Value
+    first: int
+
+
+class Algebra(ABC, Generic[Arrived, Finished]):
+    """What a walk carries, and how it is carried along an edge and merged."""
+
+    @abstractmethod
+    def begin(self, loss: Value) -> Arrived:
+        """Give what the loss starts with: 1."""
+
+    @abstractmethod
+    def finish(self, value: Value, arrived: Arrived, *, alone: bool) -> Finished:
+        """Take notice that a value has all that it will get; called once for each.
+
+        Args:
+            alone: whether at most one edge will read it, so that its memory may be written over.
+        """
+
+    @abstractmethod
+    def send(self, edge: Edge, g: Finished, known: Arrived | None) -> Arrived:
+        """Carry a result's elements along an edge, and merge them into what is known of the argument."""
+
+    def relay(self, edge: Edge, arrived: Arrived, known: Arrived | None) -> Arrived | None:
+        """Carry what has arrived at a result along an edge without finishing it; None where that is impossible."""
+        del edge, arrived, known
 
 
 @dataclass(frozen=True)
@@ -45,14 +94,6 @@ class Edges:
         return cls(first)
 
 
-class Reached(NamedTuple):
-    """What has reached a value so far: batch × value.shape; `own` says that nobody else reads its memory."""
-
-    value: Value
-    g: Element
-    own: bool = False
-
-
 def offsets(call: Call) -> list[int]:
     """Give the flat index at which each output's scalars begin, among all results of the call."""
     out, total = [], 0
@@ -62,65 +103,92 @@ def offsets(call: Call) -> list[int]:
     return out
 
 
-def reverse(
+def walk(
     record: Record,
     loss: Value,
-    carrier: Carrier,
-    keep: Callable[[Value, Element], None],
-    labels: Labels | None = None,
-    track: Callable[[list[Call]], Iterable[Call]] = iter,
+    algebra: Algebra[Any, Any],
+    track: Track = iter,
     seconds: dict[str, float] | None = None,
-    enter: Callable[[Element, Value, Call | None], Element] | None = None,
-    wanted: Container[int] | None = None,
 ) -> None:
-    """Compute g_v for every value from which the loss can be reached.
+    """Carry an algebra's elements from the loss to every value from which it can be reached.
 
     g_ℓ = 1, g_v = ⊕ over edges (u, v, k) of λ(w(u, v, k)) ⊗ g_u, in reverse recording order.
 
     Args:
         record: the tape.
         loss: the value of ℓ.
-        carrier: the semiring's arrays.
-        keep: called once for every wanted value, with its finished elements (batch × value.shape), as soon as they are.
-        labels: where given, values that belong to no example have a batch of one entry per example;
-            all others, and all values where it is None, have a batch of 1.
         track: wraps the calls that are walked, for a progress bar.
         seconds: where the time spent on each operator is added up.
-        enter: given what reaches a value from one consumer call (None: it is the loss), and what it becomes there.
-        wanted: ids of values; None: all. What nobody keeps may be written over.
 
     Raises:
         MissingRule: an operator on the way has no rule.
         NotANumber: a local derivative is NaN.
     """
-    edges, first = Edges.of(record), _first_uses(record)
-    one = torch.ones((1, *loss.shape), dtype=loss.dtype)
-    begin = carrier.one(one)
-    pending = {loss.id: Reached(loss, begin if enter is None else enter(begin, loss, None))}
+    edges, first = Edges.of(record).first, _first_uses(record)
+    pending: dict[int, Any] = {loss.id: algebra.begin(loss)}
     for call in track(record.calls[::-1]):
-        outputs = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
-        if not any(outputs):
+        arrived = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
+        if arrived.count(None) == len(arrived):
             continue
-        for place, found in enumerate(outputs):
-            if found is not None and (wanted is None or found.value.id in wanted):
-                keep(found.value, found.g)
-                outputs[place] = found._replace(own=False)
         began = perf_counter()
         try:
-            _propagate(call, outputs, carrier, edges.first[call.index], pending, labels, enter)
+            _back(call, arrived, edges[call.index], algebra, pending)
         except NotANumber as error:
             raise NotANumber(f"{error.said}: {call.where}") from None
+        for given in call.inputs:  # leaves that no call before this one takes: nothing more will reach them
+            value = given.value
+            if value is not None and value.call is None and first[value.id] == call.index and value.id in pending:
+                algebra.finish(value, pending.pop(value.id), alone=True)
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
-        _finish(_finished(call, first, pending), keep, wanted)
-    _finish(pending.values(), keep, wanted)
+    if pending:  # what calls take that do not lead to the loss; the loss itself, if it is a leaf
+        left = {
+            given.value.id: given.value for call in record.calls for given in call.inputs if given.value is not None
+        }
+        for number, found in pending.items():
+            algebra.finish(loss if number == loss.id else left[number], found, alone=True)
 
 
-def _finish(found: Iterable[Reached], keep: Callable[[Value, Element], None], wanted: Container[int] | None) -> None:
-    """Let leaves' elements be kept, if they are wanted."""
-    for value, g, _ in found:
-        if wanted is None or value.id in wanted:
-            keep(value, g)
+def _back(call: Call, arrived: list[Any], first_edge: int, algebra: Algebra[Any, Any], pending: dict[int, Any]) -> None:
+    """Carry what has arrived at one call's results to its arguments, the last argument first."""
+    starts = offsets(call) if len(arrived) > 1 else (0,)
+    edges = rules.structures(call)
+    readers = Counter(output for _, output, _ in edges) if len(edges) > 1 else None
+    if readers is not None:
+        edges.sort(key=_POSITION, reverse=True)
+    finished: list[Any] = [None] * len(arrived)
+    relayed, covered = set(), set()
+    for position, output, structure in edges:
+        covered.add(output)
+        argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
+        if got is None or argument is None or not argument.differentiable:
+            continue
+        result = call.outputs[output]
+        assert result is not None
+        edge = Edge(structure, call, result, argument, (first_edge + position << EDGE_BITS) + starts[output])
+        known, g = pending.get(argument.id), finished[output]
+        if g is None:
+            passed = algebra.relay(edge, got, known)
+            if passed is not None:
+                relayed.add(output)
+                pending[argument.id] = passed
+                continue
+            alone = readers is None or readers[output] == 1
+            g = finished[output] = algebra.finish(result, got, alone=alone)
+        pending[argument.id] = algebra.send(edge, g, known)
+    if None in finished:
+        done = [g is not None or n in relayed for n, g in enumerate(finished)]
+        _leave(call, [None if over else got for over, got in zip(done, arrived, strict=True)], covered, algebra)
+
+
+def _leave(call: Call, left: list[Any], covered: set[int], algebra: Algebra[Any, Any]) -> None:
+    """Finish the results that go on along no edge, and see that the rule has said something about each."""
+    for number, (value, got) in enumerate(zip(call.outputs, left, strict=True)):
+        if value is None or got is None:
+            continue
+        algebra.finish(value, got, alone=True)
+        if number not in covered and any(i.value is not None and i.value.differentiable for i in call.inputs):
+            raise MissingRule(f"the rule of {call.where} says nothing about its result number {number}")
 
 
 def _first_uses(record: Record) -> dict[int, int]:
@@ -131,70 +199,3 @@ def _first_uses(record: Record) -> dict[int, int]:
             if given.value is not None:
                 first.setdefault(given.value.id, call.index)
     return first
-
-
-def _finished(call: Call, first: dict[int, int], pending: dict[int, Reached]) -> Iterator[Reached]:
-    """Take out the leaves that no call before this one takes: nothing more will reach them."""
-    for given in call.inputs:
-        value = given.value
-        if value is not None and value.call is None and value.id in pending and first[value.id] == call.index:
-            yield pending.pop(value.id)
-
-
-def _propagate(
-    call: Call,
-    outputs: list[Reached | None],
-    carrier: Carrier,
-    first_edge: int,
-    pending: dict[int, Reached],
-    labels: Labels | None,
-    enter: Callable[[Element, Value, Call | None], Element] | None,
-) -> None:
-    """Carry the cotangents of one call's results to its arguments."""
-    starts = offsets(call)
-    covered = set()
-    edges = rules.structures(call)
-    uses = Counter(output for _, output, _ in edges)
-    for position, output, structure in edges:
-        argument = call.inputs[position].value
-        found = outputs[output] if output < len(outputs) else None
-        covered.add(output)
-        if argument is None or not argument.differentiable or found is None:
-            continue
-        value, g, own = found
-        ids = _ids(value if carrier.points else None, (first_edge + position << EDGE_BITS) + starts[output], g[0])
-        g = carrier.seed(g, ids)
-        known = pending.get(argument.id)
-        if known is not None and known.own and type(structure) is Gather and labels is None and enter is None:
-            merged = gather_into(structure, carrier, g, tuple(p.contiguous() for p in known.g))
-            pending[argument.id] = known._replace(g=merged)
-            continue
-        part = (
-            pull_by_example(structure, carrier, g, value, argument, labels) if labels else pull(structure, carrier, g)
-        )
-        batch = labels.batch(argument) if labels is not None else 1
-        part = tuple(p.reshape(batch, *argument.shape) for p in part)
-        part = part if enter is None else enter(part, argument, call)
-        if known is not None:
-            part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)
-        read = (() if own and uses[output] == 1 else g) + (() if known is None or known.own else known.g)
-        pending[argument.id] = Reached(argument, part, _apart(part, read))
-    missing = [i for i, found in enumerate(outputs) if found is not None and i not in covered]
-    if missing and any(i.value is not None and i.value.differentiable for i in call.inputs):
-        raise MissingRule(f"the rule of {call.where} says nothing about its result number {missing[0]}")
-
-
-def _apart(g: Element, read: Element) -> bool:
-    """Tell whether planes lie beside each other, each without repetitions, in memory that others do not read."""
-    if any(p._is_zerotensor() for p in g):  # autograd's zeros, which have no memory
-        return False
-    elsewhere = {p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()}
-    dense = torch.ops.aten.is_non_overlapping_and_dense
-    own = all(p.untyped_storage().data_ptr() not in elsewhere and dense(p) for p in g)
-    return own and len({p.data_ptr() for p in g}) == len(g)
-
-
-def _ids(value: Value | None, start: int, like: Tensor) -> Tensor:
-    if value is None:
-        return torch.empty(0, dtype=torch.int64, device=like.device)
-    return torch.arange(start, start + value.numel, device=like.device).reshape(1, *value.shape)

@@ -32,7 +32,7 @@ CHOICES: dict[str, Row] = {}
 def depends(call: Call) -> list[Edge] | None:
     """Give what results depend on, derivatives aside; None where no row says."""
     row = TABLE.get(call.base) or (CHOICES.get(call.base))
-    if row is None and (is_pointwise(call.op) or _draws_scalars(call)):
+    if row is None and (is_pointwise(call.op) or draws_scalars(call)):
         row = elementwise
     return None if row is None else list(row(call))
 
@@ -82,7 +82,15 @@ def elementwise(call: Call) -> Iterator[Edge]:
                 yield at, number, aligned(y, given.shape, {d + flat - own: d for d in range(own)})
 
 
-def _draws_scalars(call: Call) -> bool:
+def quantised(call: Call) -> Iterator[Edge]:
+    """Each number is rounded by itself; scales and zero points belong to all."""
+    for number in _numbers(call):
+        for at, given in enumerate(call.inputs):
+            y, x = _made(call, number), given.shape
+            yield at, number, aligned(y, x, {d: d for d in range(len(y))} if x == y and not at else {})
+
+
+def draws_scalars(call: Call) -> bool:
     """Tell whether an operator draws each number by itself, its parameters having the result's shape."""
     if torch.Tag.nondeterministic_seeded not in getattr(call.op, "tags", ()):
         return False
@@ -128,6 +136,45 @@ def rows(call: Call) -> Iterator[Edge]:
             yield at, number, aligned(y, x, {0: 0} if x and y else {})
 
 
+def planes(rank: int) -> Row:
+    """Make the row of an operator on images, of so many axes; those in front of them run along."""
+
+    def row(call: Call) -> Iterator[Edge]:
+        for number in _numbers(call):
+            y = _made(call, number)
+            for at, given in enumerate(call.inputs):
+                yield at, number, aligned(y, given.shape, {d: d for d in range(len(y) - rank)})
+
+    return row
+
+
+def alignments(call: Call) -> Iterator[Edge]:
+    """ctc_loss: an example's loss depends on its own scores, targets and lengths; targets may lie end to end."""
+    scores, targets = position(call, "log_probs"), position(call, "targets")
+    for number in _numbers(call):
+        y = _made(call, number)
+        for at, given in enumerate(call.inputs):
+            if at == scores:
+                yield at, number, aligned(y, given.shape, {0: 1} if y else {})
+            elif at == targets and len(given.shape) == 1 and y:
+                yield at, number, _end_to_end(call, at, y)
+            else:
+                yield at, number, aligned(y, given.shape, {0: 0} if y and given.shape else {})
+
+
+def _end_to_end(call: Call, at: int, y: Shape) -> Sparse:
+    """Give the structure in which target after target belongs to row after row."""
+    given, size = data(call, "target_lengths"), prod(y[1:])
+    lengths = torch.tensor(argument(call, "target_lengths")) if given is None else given
+
+    def edges() -> tuple[Tensor, Tensor, None]:
+        owner = torch.arange(y[0]).repeat_interleave(lengths.reshape(-1).long())
+        cells = owner[:, None] * size + torch.arange(size)
+        return cells.flatten(), torch.arange(len(owner)).repeat_interleave(size), None
+
+    return Sparse(edges, (1, prod(y), 1), (1, prod(call.inputs[at].shape), 1))
+
+
 def whole(call: Call) -> Iterator[Edge]:
     """Everything depends on everything."""
     for number in _numbers(call):
@@ -159,6 +206,17 @@ def chosen_by(*names: str) -> Row:
                     yield at, number, aligned(y, x, {d + len(y) - len(x): d for d in range(len(x))})
 
     return row
+
+
+def selected_by_mask(call: Call) -> Iterator[Edge]:
+    """masked_select: what is read belongs to whom the mask's scalar there does."""
+    y, x, mask = _made(call, 0), call.inputs[0], call.inputs[1]
+
+    def index() -> Tensor:
+        both = torch.broadcast_shapes(x.shape, mask.shape)
+        return grid(mask.shape).expand(both)[mask.tensor().expand(both)]
+
+    yield 1, 0, Gather(index, y, mask.shape)
 
 
 def selected_by_index(call: Call) -> Iterator[Edge]:
@@ -305,6 +363,13 @@ _register(TABLE, "nonzero", places)
 _register(TABLE, "bincount histc _unique2 unique_dim unique_consecutive", whole)
 _register(TABLE, "gather take", chosen_by("index"))
 _register(TABLE, "masked_fill masked_scatter", chosen_by("mask"))
+_register(TABLE, "masked_select", selected_by_mask)
+_register(TABLE, "_ctc_loss", alignments)
+_register(TABLE, "max_unpool2d max_pool2d_with_indices_backward adaptive_max_pool2d_backward", planes(2))
+_register(TABLE, "fractional_max_pool2d_backward", planes(2))
+_register(TABLE, "max_unpool3d max_pool3d_with_indices_backward adaptive_max_pool3d_backward", planes(3))
+_register(TABLE, "fractional_max_pool3d_backward", planes(3))
+_register(TABLE, "quantize_per_tensor quantize_per_channel dequantize", quantised)
 _register(TABLE, "index_select", selected_by_index)
 _register(TABLE, "index _unsafe_index", indexed)
 _register(TABLE, "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce", written_by_index)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..jacobians.structure import Convolved
-from ..semirings.base import BLOCK, Carrier, Element, Scaled, normalised
-from . import native, sums
+from ..jacobians.structure import Closed, Constant, Contraction, Convolved, Placed, Scatter, Strided, Weight
+from ..semirings.base import BLOCK, Carrier, Element
+from . import additive, native, sums
 from .convolutions import as_products
+from .convolved_sums import convolved
 from .memory import zeros
 from .native import LOST
 from .shared_exponent import OutOfRange, carefully, comfortable, doubled, wide
@@ -50,6 +51,18 @@ def by_index(index: Tensor, shape: tuple[int, ...]) -> Merge:
     )
 
 
+def merges_nothing(structure: object) -> bool:
+    """Tell whether each scalar of the argument gets what one scalar of the result has, or nothing, by edges of 1."""
+    match structure:
+        case Contraction(weight=None):
+            return set(structure.y) <= set(structure.x)
+        case Strided():
+            how = additive.shown(structure.layout, structure.x_shape)
+            return how.injective and not how.repeated
+        case _:
+            return isinstance(structure, (Placed, Scatter))
+
+
 @dataclass(frozen=True)
 class Plain(Carrier):
     """Planes (z,) or (z, h), in float32 if that is the precision of the model (`kind`), as far as it holds them."""
@@ -75,10 +88,35 @@ class Plain(Carrier):
             return g
         return tuple(p.to(torch.float32) for p in g)
 
+    def along(self, structure: object, g: Element) -> Element | None:
+        if isinstance(structure, Convolved):
+            found = convolved(structure, g, self.squarings)
+            return as_products(structure, self, g, 0.0) if found is None else found
+        if isinstance(structure, Contraction) and structure.weight is not None:
+            if not structure.y == structure.x == structure.w:
+                return None
+            g = tuple(p.reshape(p.shape[0], *structure.y_shape) for p in g)
+            return self._weighed(structure.weight, g)
+        return tuple(additive.pull(structure, p) for p in g) if merges_nothing(structure) else None
+
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+        near = weight.shape in (g[0].shape, g[0].shape[1:])
+        shape = g[0].shape if near else torch.broadcast_shapes(weight.shape, g[0].shape)
         (z,) = carefully(lambda g, w: _scaled(g[0], w, shape), g[:1], weights=(wide(weight),))
         return (z, *(p.to(z.dtype).expand(shape) for p in g[1:]))
+
+    def _weighed(self, weight: Weight, g: Element) -> Element:
+        """Multiply by a weight of y's shape, in a form that the kernel works out as it goes, if it has one."""
+        form, constant, w = "given", 1.0, None
+        if isinstance(weight, Constant):
+            form, constant = "constant", abs(weight.value)
+        elif isinstance(weight, Closed):
+            form, w = weight.form, weight.of()
+        if form != "given" and g[0].dim() <= native.MAX_DIMS and (w is None or w.dtype is g[0].dtype):
+            z, found = native.scale(g[0], g[0].shape, form, None if w is None else w.reshape(g[0].shape[1:]), constant)
+            if not found.flags and not math.isinf(found.high):
+                return z, *g[1:]
+        return self.weigh(weight().reshape(g[0].shape[1:]), g)
 
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
@@ -98,9 +136,6 @@ class Plain(Carrier):
 
     def plus(self, a: Element, b: Element) -> Element:
         return carefully(lambda a, b: sums.join(a, b, self.squarings), a, b)
-
-    def along(self, structure: object, g: Element) -> Element | None:
-        return as_products(structure, self, g, 0.0) if isinstance(structure, Convolved) else None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         shape = *g[0].shape[:2], weight.shape[1]
@@ -187,14 +222,6 @@ class PlainNorm(Plain):
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=self.kind),)
 
-    def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
-        found = None
-        if self.steps == 0 and left.shape[-1] == 2:
-            found = Scaled(torch.abs).low_rank(own, left, right, normalised(g[0].double()))
-        if found is None:
-            return super().low_rank(own, left, right, g)
-        return (_plainly(found, torch.float64 if torch.float64 in (own.dtype, g[0].dtype) else torch.float32),)
-
     def merged(self, g: Element, by: Merge) -> Element:
         unit = by.top(g[0])
         unit = torch.where(unit > 0, unit, 1.0)
@@ -229,21 +256,6 @@ class PlainEntropy(Plain):
 
     def plain(self, g: Element) -> Tensor:
         return torch.where(g[0] > 0, g[1], 0.0)
-
-
-def _plainly(found: Element, kind: torch.dtype) -> Tensor:
-    """Give (mantissa, exponent) as plain numbers, in float64 if a type is too narrow for them.
-
-    Raises:
-        OutOfRange: float64 is too narrow as well.
-    """
-    exponent = found[1][found[0] > 0]
-    low, high = (int(e) for e in exponent.aminmax()) if len(exponent) else (0, 0)
-    for fit in (kind, torch.float64):
-        limits = torch.finfo(fit)
-        if math.log2(limits.tiny) < low and high < math.log2(limits.max):
-            return Scaled().plain(found).to(fit)
-    raise OutOfRange
 
 
 def _bounded(out: Element) -> Found:

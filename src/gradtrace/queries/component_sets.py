@@ -68,11 +68,13 @@ class Crossed:
 
     Attributes:
         rows: by example, where each has its own; a function from a range of flat positions to their sets.
+        numbered: where given, rows give the numbers of sets in this list, which may be of any length.
     """
 
     leaf: Value
     also: int
     rows: Sequence[Callable[[int, int], Tensor]] | None = None
+    numbered: Sequence[int] | None = None
 
     def parts(self, row: int) -> Iterator[tuple[int, int, Tensor]]:
         """Give (begin, end, sets of the scalars from begin to end), piece by piece."""
@@ -90,27 +92,7 @@ class Crossed:
         return torch.stack(rows).reshape(-1, *self.leaf.shape)
 
 
-def all_crossings(
-    forest: Forest, components: Sequence[Component], leaves: Sequence[Value]
-) -> Iterator[tuple[slice, Crossed]]:
-    """Give `crossing` for any number of components: (which of them, what is crossed of them).
-
-    As long as all scalars of each value cross the same ones, an integer of any length serves, and one walk does.
-    """
-    if len(components) > AT_ONCE and forest.compact is not None:
-        try:
-            whole = list(crossing(forest, components, leaves))
-        except _Differ:
-            pass
-        else:
-            yield from ((slice(0, len(components)), crossed) for crossed in whole)
-            return
-    for start in range(0, len(components), AT_ONCE):
-        there = slice(start, start + AT_ONCE)
-        yield from ((there, crossed) for crossed in crossing(forest, components[there], leaves))
-
-
-class _Differ(Exception):
+class Differ(Exception):
     """Scalars of one value cross different components, of which there are more than one integer of a tensor holds."""
 
 
@@ -120,7 +102,7 @@ def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[V
     Bit i stands for components[i]. What is said of scalars without a trace means nothing.
 
     Raises:
-        _Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
+        Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
     """
     own = Own(forest.record, components)
     if forest.compact is None:
@@ -154,10 +136,10 @@ class Own:
         """Be told that scalars of one value have different sets, which takes integers of a tensor.
 
         Raises:
-            _Differ: there are more components than those have bits.
+            Differ: there are more components than those have bits.
         """
         if self.many:
-            raise _Differ
+            raise Differ
 
     def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
         out: Tensor | int = whole
@@ -188,20 +170,20 @@ def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[
             winners = forest.winners.get(value.id)
             if winners is None:
                 continue
-            found = _inherited(places, winners, bits) | own.of(call, value.shape)
+            found = inherited(places, winners, bits) | own.of(call, value.shape)
             for b, row in enumerate(found):
                 bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
     for leaf in leaves:
-        yield _leaf(leaf, 0, _inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
+        yield held(leaf, 0, inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
 
 
-def _leaf(leaf: Value, also: int, plane: Tensor) -> Crossed:
+def held(leaf: Value, also: int, plane: Tensor) -> Crossed:
     """Give sets that are held at once (batch × shape)."""
     flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
     return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end].to(torch.int64) for row in flat])
 
 
-def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
+def inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     """Give each scalar the set of its winning consumer."""
     live, consumer = places.consumers(winners)
     return bits[consumer].masked_fill_(~live, 0)
@@ -228,7 +210,7 @@ def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) 
     for leaf in leaves:
         if leaf.id not in found.winners:
             here = own.of_leaf(leaf)
-            yield Crossed(leaf, here) if isinstance(here, int) else _leaf(leaf, 0, here.unsqueeze(0))
+            yield Crossed(leaf, here) if isinstance(here, int) else held(leaf, 0, here.unsqueeze(0))
 
 
 class _Waiting:
@@ -268,7 +250,7 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
         return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
     both = _looked_up(winners, sets, batch, own).joined(here)
     assert both.plane is not None
-    return _leaf(leaf, both.also, both.plane)
+    return held(leaf, both.also, both.plane)
 
 
 def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
@@ -281,7 +263,7 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
         source = sets[edge.target.id]
         assert source.plane is not None
         if isinstance(winners, Borrowed):  # what chose its scalars is known at the value that its product went on to
-            there = edge if source.edge is None else _through(edge, source.edge)
+            there = edge if source.edge is None else through(edge, source.edge)
             return Sets(source.also, source.plane, there)
         seen = _seen(winners, edge, source, batch)
         if seen is not None:
@@ -299,7 +281,7 @@ def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
     return sources[0].also if alike else None
 
 
-def _through(outer: Use, inner: Use) -> Use:
+def through(outer: Use, inner: Use) -> Use:
     """Go by strides to a value that has the axes in another order, and from there by another edge."""
     way, then = outer.way, inner.way
     assert isinstance(way, Affine)
@@ -354,7 +336,7 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
             _row(raw, row),
             _row(choice, row),
             terms,
-            [_source(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
+            [source_of(winners, edge, sets[edge.target.id], row) for edge in winners.edges],
         )
         for row in range(batch)
     ]
@@ -364,12 +346,12 @@ def _row(plane: Tensor | None, row: int) -> Tensor | None:
     return None if plane is None else plane[row if len(plane) > 1 else 0]
 
 
-def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
+def source_of(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
     """Say where one edge's sets are read."""
     shape = winners.shape
     if sets.plane is None:
         return native.Source(None, sets.also, 0, 0, None, [0] * len(shape))
-    there = edge if sets.edge is None else _through(edge, sets.edge)
+    there = edge if sets.edge is None else through(edge, sets.edge)
     plane = _row(sets.plane.expand(len(sets.plane), *there.target.shape), row)
     assert plane is not None
     plane = plane.contiguous()
@@ -383,9 +365,8 @@ def _source(winners: Winners, edge: Use, sets: Sets, row: int) -> native.Source:
 def _tabled(winners: Winners, edge: Use, plane: Tensor, also: int, row: int) -> native.Source:
     """Read sets through a way that no strides describe: look every scalar's place up first."""
     numel = prod(winners.shape)
-    positions = torch.arange(numel)
-    raw = winners.at(row, positions)[1] if edge.way.stored else None
-    flat = edge.way.flat(positions + (row * numel if edge.split else 0), raw, row)
+    raw = winners.at(row, torch.arange(numel))[1] if edge.way.stored else None
+    flat = torch.from_numpy(edge.all_places(None if raw is None else raw.numpy(), row, numel))
     # an empty result is nobody's consumer
     bits = plane.reshape(-1)[flat.clamp_(0, plane.numel() - 1)] if plane.numel() else plane.new_zeros(numel)
     return native.Source(bits, also, 0, 0, None, list(contiguous(winners.shape)))

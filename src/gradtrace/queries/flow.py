@@ -7,18 +7,14 @@ the gradient does: many weak paths count as much as many strong ones unless weig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..backward.walk import EDGE_BITS
 from ..recording.components import select_leaves
-from ..recording.record import Value
-from .flat_index import Places
+from .consumers import Consumers, Hop
 from .forest import Forest
+from .units import Given, Stream, given_by
 
 if TYPE_CHECKING:
     import pandas
@@ -103,27 +99,6 @@ class Asked:
     weighted: bool = False
 
 
-@dataclass(eq=False)
-class _Stream:
-    """Units on their way, one column for each flow that is wanted: at every place, and along every edge."""
-
-    forest: Forest
-    places: Places
-    units: Tensor  # places × flows
-    edges: dict[tuple[int | str, int], Tensor] = field(default_factory=dict)
-
-    def send(self, source: int | str, winners: Tensor, amount: Tensor) -> None:
-        """Move the units of one value's scalars (batch × shape × flows) to their winning consumers."""
-        live, consumer = self.places.consumers(winners)
-        moved = amount[live]
-        self.units.index_add_(0, consumer[live], moved)
-        edges, which = (winners[live] >> EDGE_BITS).unique(return_inverse=True)
-        totals = torch.zeros(len(edges), moved.shape[1], dtype=moved.dtype).index_add_(0, which, moved)
-        for edge, total in zip(edges.tolist(), totals, strict=True):
-            key = source, self.forest.step(edge << EDGE_BITS)[0].index
-            self.edges[key] = self.edges[key] + total if key in self.edges else total
-
-
 def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = False) -> Flow:
     """Push one unit, or with `weighted` the path weight over the largest, from every leaf scalar to the loss."""
     return flows(forest, [Asked(of, weighted)])[0]
@@ -131,59 +106,53 @@ def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = Fals
 
 def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
     """Compute several flows, as many in one pass as memory allows."""
-    places = Places.of(forest)
-    at_once = max(1, MOST_MEMORY // (8 * max(places.total, 1)))
+    consumers = Consumers(forest)
+    made = sum(forest.batch(v) * v.numel for c in forest.record.calls for v in c.outputs if v is not None)
+    sent = sum(forest.batch(v) * v.numel for v in forest.record.leaves.values())
+    at_once = max(1, MOST_MEMORY // (8 * max(1, min(made, sent))))  # units are at one place at a time
     parts = (asked[i : i + at_once] for i in range(0, len(asked), at_once))
-    return [found for part in parts for found in _pass(forest, places, part)]
+    return [found for part in parts for found in _pass(consumers, part)]
 
 
-def _pass(forest: Forest, places: Places, asked: Sequence[Asked]) -> list[Flow]:
-    stream = _Stream(forest, places, torch.zeros(places.total, len(asked), dtype=torch.float64))
-    groups = [select_leaves(forest.record, a.of) for a in asked]
-    units = [_unit(forest, group) if a.weighted else None for a, group in zip(asked, groups, strict=True)]
-    for leaf in {v.id: v for group in groups for v in group}.values():
-        amounts = [_amount(forest, leaf, leaf in group, unit) for group, unit in zip(groups, units, strict=True)]
-        stream.send(str(leaf.name), forest.winners[leaf.id], torch.stack(amounts, -1))
+def _pass(consumers: Consumers, asked: Sequence[Asked]) -> list[Flow]:
+    forest = consumers.forest
+    groups = [{v.id: v for v in select_leaves(forest.record, a.of)} for a in asked]
+    leaves = {i: v for group in groups for i, v in group.items()}
+    given = {i: found for i, v in leaves.items() if v is not forest.loss and (found := given_by(forest, v)) is not None}
+    units = [_unit(given, group) if a.weighted else None for a, group in zip(asked, groups, strict=True)]
+    stream = Stream(consumers, len(asked))
+    for i, one in given.items():
+        stream.leave(leaves[i], one, [(n, units[n]) for n, group in enumerate(groups) if i in group])
     for call in forest.record.calls:
-        for value, at, step in places.results(call):
-            winners = forest.winners.get(value.id)
-            if winners is None or value is forest.loss:
-                continue
-            amount = torch.stack([stream.units[at.start + b * step : at.stop + b * step] for b in range(len(winners))])
-            if amount.any():
-                stream.send(call.index, winners, amount.reshape(*winners.shape, len(asked)))
-    return [_flow(stream, i, unit or 0.0) for i, unit in enumerate(units)]
+        for value in call.outputs:
+            if value is not None and value is not forest.loss:
+                stream.send_on(value)
+    order = {str(v.name): n - len(leaves) for n, v in enumerate(leaves.values())}
+    edges = sorted(stream.edges.items(), key=lambda e: (order.get(str(e[0][0]), e[0][0]), e[0][1]))
+    return [_flow(forest, [(k, float(n[i])) for k, n in edges if n[i]], unit or 0.0) for i, unit in enumerate(units)]
 
 
-def _unit(forest: Forest, leaves: Sequence[Value]) -> float | None:
+def _unit(given: Mapping[int, Given], leaves: Iterable[int]) -> float | None:
     """Give log2 of the largest weight, in which the others are counted; None where nothing has a path."""
-    top = max((float(forest.log2[v.id].max()) for v in leaves if v.numel), default=-math.inf)
+    top = max((given[i].top for i in leaves if i in given), default=-math.inf)
     return top if top > -math.inf else None
 
 
-def _amount(forest: Forest, leaf: Value, asked: bool, unit: float | None) -> Tensor:
-    """Give what each scalar of a leaf sends: batch × shape."""
-    log2 = forest.log2[leaf.id]
-    if not asked:
-        return torch.zeros_like(log2)
-    return torch.ones_like(log2) if unit is None else torch.exp2(log2 - unit)
-
-
-def _flow(stream: _Stream, column: int, unit: float) -> Flow:
+def _flow(forest: Forest, along: Sequence[tuple[Hop, float]], unit: float) -> Flow:
     """Add up what went through each call, and between modules."""
-    calls, spans = stream.forest.record.calls, stream.places.spans
-    through = [float(stream.units[start : start + numel, column].sum()) for start, numel in spans]
-    made = stream.forest.loss.call
+    calls, through = forest.record.calls, [0.0] * len(forest.record.calls)
+    links: dict[tuple[str, str], float] = {}
+    for (source, target), paths in along:
+        through[target] += paths
+        ends = source if isinstance(source, str) else calls[source].module, calls[target].module
+        if ends[0] != ends[1]:
+            links[ends] = links.get(ends, 0.0) + paths
+    made = forest.loss.call
     total = through[made.index] if made is not None else 0.0
     rows = tuple(
         FlowRow(c.index, c.name, c.module, c.source, n, n / total if total else 0.0)
         for c, n in zip(calls, through, strict=True)
         if n
     )
-    edges = tuple(FlowEdge(s, t, float(n[column])) for (s, t), n in stream.edges.items() if n[column])
-    links: dict[tuple[str, str], float] = {}
-    for edge in edges:
-        ends = edge.source if isinstance(edge.source, str) else calls[edge.source].module, calls[edge.target].module
-        if ends[0] != ends[1]:
-            links[ends] = links.get(ends, 0.0) + edge.paths
-    return Flow(stream.forest.kind, total, rows, tuple(Link(s, t, n) for (s, t), n in links.items()), edges, unit)
+    edges = tuple(FlowEdge(*ends, paths) for ends, paths in along)
+    return Flow(forest.kind, total, rows, tuple(Link(s, t, n) for (s, t), n in links.items()), edges, unit)

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..backward.backpointers import Borrowed, pick
 from ..backward.best import Best, OutOfRange, best
+from ..backward.elements import reverse
 from ..backward.example_labels import Labels
+from ..backward.greedy import greedy
 from ..backward.several import ask
-from ..backward.walk import EDGE_BITS, Edges, offsets, reverse
+from ..backward.walk import EDGE_BITS, Edges, offsets
 from ..errors import NotANumber, UnknownName
 from ..jacobians import rules
 from ..kernels import native
@@ -59,18 +61,31 @@ class Forest:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
         return self.labels.batch(value) if self.labels is not None else 1
 
-    def pointer(self, value: Value, row: int, flat: int) -> int:
-        """Give one backpointer of a scalar on a trace (row: the example, where each has its own)."""
+    def consumer(self, value: Value, row: int, flat: int) -> tuple[Call, int, int, int]:
+        """Give how a scalar on a trace goes on: (call, argument position, output number, flat index in that output).
+
+        Args:
+            row: the example, where each has its own.
+        """
         compact = self.compact.winners.get(value.id) if self.compact is not None else None
-        if compact is not None and (not isinstance(compact, Borrowed) or compact.knows(row, flat)):
-            return int(compact.pointers(row, torch.tensor([flat])))
-        winners = self.winners[value.id]
-        return int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat])
+        if compact is None or (isinstance(compact, Borrowed) and not compact.knows(row, flat)):
+            winners = self.winners[value.id]
+            return self.step(int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat]))
+        edge, there = compact.consumer(row, flat)
+        call = edge.target.call
+        assert call is not None
+        argument = (edge.first >> EDGE_BITS) - self.edges.first[call.index]
+        return call, argument, next(i for i, v in enumerate(call.outputs) if v is edge.target), there
 
     def row(self, value: Value, flat: int) -> int:
         """Give the row (the example, where each has its own) in which one scalar's trace is strongest."""
         if self.batch(value) == 1:
             return 0
+        if self.compact is not None and value.id in self.compact.planes:
+            plane = self.compact.planes[value.id].data
+            return int(
+                torch.stack([pick(plane, b, torch.tensor([flat]), value.shape) for b in range(len(plane))]).argmax()
+            )
         log2 = self.log2[value.id]
         return int(log2.reshape(len(log2), -1)[:, flat].argmax())
 
@@ -110,14 +125,15 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
-    if kind == "best" and native.available():
+    if native.available():
+        run = best if kind == "best" else greedy
         try:
-            found = best(record, loss, labels, track)
+            found = run(record, loss, labels, track)
         except OutOfRange:
             pass
         else:
             forest.compact, forest.seconds = found, found.seconds
-            lazy = _Lazy(record, loss, labels, found)
+            lazy = _Lazy(record, loss, labels, found, run)
             forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
             return forest
     return _planted(forest, track)
@@ -159,16 +175,18 @@ def _nowhere(labels: Labels | None, value: Value) -> Tensor:
 class _Lazy:
     """Backpointers and log2 weights, worked out of the compact ones when they are asked for."""
 
-    def __init__(self, record: Record, loss: Value, labels: Labels | None, compact: Best) -> None:
+    def __init__(
+        self, record: Record, loss: Value, labels: Labels | None, compact: Best, run: Callable[..., Best]
+    ) -> None:
         # the parts of a forest, not the forest, which holds this: memory should go with it, without a collector
-        self.record, self.loss, self.labels, self.compact = record, loss, labels, compact
+        self.record, self.loss, self.labels, self.compact, self.run = record, loss, labels, compact, run
         self.leaves = {v.id: v for v in (loss, *record.leaves.values())}
         self.ids = [*self.leaves, *(i for i in self.compact.winners if i not in self.leaves)]
 
     @cached_property
     def whole(self) -> Best:
         """The pass once more, with the weights of all values: a trace keeps those of the leaves only."""
-        return best(self.record, self.loss, self.labels, everything=True)
+        return self.run(self.record, self.loss, self.labels, wanted=None)
 
     def of(self, key: int) -> Best:
         return self.compact if key in self.compact.planes else self.whole
@@ -176,7 +194,7 @@ class _Lazy:
     def log2(self, key: int) -> Tensor:
         if key in self.leaves and key not in self.compact.planes:
             return _nowhere(self.labels, self.leaves[key])
-        plane = self.of(key).planes[key]
+        plane = self.of(key).weights[key]
         return plane.data.to(torch.float64).log2() + plane.exponent
 
     def winners(self, key: int) -> Tensor:
@@ -197,6 +215,9 @@ class _Read(Mapping[int, Tensor]):
         if key not in self._lazy.leaves and key not in self._lazy.compact.winners:
             raise KeyError(key)
         return self._read(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lazy.leaves or key in self._lazy.compact.winners
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._lazy.ids)

@@ -29,8 +29,9 @@ from ..recording.components import (
     select_leaves,
 )
 from ..recording.record import Call, Value
-from .component_sets import Crossed, all_crossings
+from .component_sets import Crossed
 from .forest import NONE, Forest
+from .many_components import all_crossings
 
 if TYPE_CHECKING:
     import pandas
@@ -112,19 +113,36 @@ def influence(forest: Forest, components: Sequence[Component] | None, of: str | 
     Raises:
         UnknownName: a component or parameter that does not exist.
     """
+    return influences(forest, components, [of])[0]
+
+
+def influences(
+    forest: Forest, components: Sequence[Component] | None, groups: Sequence[str | Sequence[str]]
+) -> list[InfluenceTable]:
+    """Tabulate several groups of parameters; what their traces cross is read once, however many groups they are in."""
     record = forest.record
     parts = expand(components) if components is not None else [*default_components(record)]
     check(record, parts)
     names = [str(p) for p in parts]
-    leaves = select_leaves(record, of)
-    count = forest.labels.count if forest.labels is not None else 1
-    totals = _Totals(names, count, [seen(record, p) for p in parts])
-    for there, crossed in all_crossings(forest, parts, leaves):
-        totals.add(there, crossed, _weights(forest, crossed.leaf))
-    inside = _inside(leaves, parts)
-    rows = [totals.rows(None, inside), *(totals.rows(b, inside) for b in range(count if count > 1 else 0))]
+    of_groups = [{v.id: v for v in select_leaves(record, of)} for of in groups]
+    leaves = {i: v for group in of_groups for i, v in group.items()}
+    count, known = forest.labels.count if forest.labels is not None else 1, [seen(record, p) for p in parts]
+    totals = [_Totals(names, count, known) for _ in groups]
+    for there, crossed in all_crossings(forest, parts, list(leaves.values())):
+        of_leaf = _Totals(names, count, known)
+        of_leaf.add(there, crossed, _weights(forest, crossed.leaf))
+        for total, group in zip(totals, of_groups, strict=True):
+            if crossed.leaf.id in group:
+                total.join(of_leaf)
     connected = lines_of(forest.labels.connected) if forest.labels else ()
-    return InfluenceTable(forest.kind, tuple(str(v.name) for v in leaves), rows[0], tuple(rows[1:]), connected)
+    tables = []
+    for total, group in zip(totals, of_groups, strict=True):
+        inside = _inside(list(group.values()), parts)
+        rows = [total.rows(None, inside), *(total.rows(b, inside) for b in range(count if count > 1 else 0))]
+        tables.append(
+            InfluenceTable(forest.kind, tuple(str(v.name) for v in group.values()), rows[0], tuple(rows[1:]), connected)
+        )
+    return tables
 
 
 def lines_of(calls: Sequence[Call]) -> tuple[str, ...]:
@@ -164,7 +182,8 @@ class _Weights:
 
 def _weights(forest: Forest, leaf: Value) -> _Weights:
     belongs = _belongs(forest, leaf)
-    compiled = forest.compact is not None and leaf.id in forest.compact.planes
+    # a greedy trace can start from a gradient of 0
+    compiled = forest.compact is not None and leaf.id in forest.compact.planes and forest.compact.gradients is None
     if forest.compact is not None and compiled:
         plane = forest.compact.planes[leaf.id]
         weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
@@ -256,9 +275,19 @@ class _Totals:
             for begin, end, bits in crossed.parts(row):
                 found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
                 for bits_of_set, number, amount in found:
-                    members = _members(bits_of_set, count)
+                    numbered = crossed.numbered
+                    members = _members(bits_of_set if numbered is None else numbered[bits_of_set], count)
                     self.cross[row, there] += number * members
                     self.crossed[row, there] += amount * unit * members
+
+    def join(self, more: _Totals) -> None:
+        """Add what was counted of other traces."""
+        self._raise_top(max(self.top, more.top))
+        unit = 1.0 if more.top == self.top else 2.0 ** max(-2000.0, more.top - self.top)
+        for mine, other in (self.cross, more.cross), (self.live, more.live), (self.pairs, more.pairs):
+            mine += other
+        self.weight += more.weight * unit
+        self.crossed += more.crossed * unit
 
     def _raise_top(self, top: float) -> None:
         """Take a larger unit for the weights."""

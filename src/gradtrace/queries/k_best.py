@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backward.walk import Edges, reverse
+from ..backward.elements import reverse
+from ..backward.walk import Edges
 from ..recording.record import Record, Value
 from ..semirings.base import Element, Semiring
 from ..semirings.ranked import Ranked, entries
 from .forest import Forest
-from .paths import Move, Path, derivative, flat_index, path_of
+from .paths import Move, Path, Reader, flat_index, path_of
 
 
 @dataclass(eq=False)
@@ -37,6 +38,9 @@ class Ranking:
     entry: dict[int, Tensor] = field(default_factory=dict)
     log2: dict[int, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._reader = Reader(self.forest)
+
     @property
     def loss(self) -> Value:
         """Where all paths end."""
@@ -47,7 +51,7 @@ class Ranking:
         while value is not self.loss:
             pointer, after = int(self.ids[value.id][entry, flat]), int(self.entry[value.id][entry, flat])
             call, argument, output, there = self.forest.step(pointer)
-            yield call, argument, output, there, derivative(call, argument, flat, output, there)
+            yield call, argument, output, there, self._reader.derivative(call, argument, flat, output, there)
             made = call.outputs[output]
             assert made is not None
             value, flat, entry = made, there, after

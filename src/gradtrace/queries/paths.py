@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import TypeAlias
 
-import torch
-
+from ..backward.backpointers import unravelled
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
+from ..jacobians.rules import Edge
 from ..kernels.entry import entry
 from ..recording.record import Call, Value
 from .forest import Forest
@@ -90,7 +90,13 @@ class Path:
         return str(self)
 
 
-def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: int | None = None) -> Path | None:
+def follow(
+    forest: Forest,
+    value: Value,
+    index: tuple[int, ...] | int,
+    example: int | None = None,
+    reader: Reader | None = None,
+) -> Path | None:
     """Read the path of one scalar; None where it has none.
 
     Args:
@@ -98,9 +104,10 @@ def follow(forest: Forest, value: Value, index: tuple[int, ...] | int, example: 
         value: where the path starts.
         index: which scalar of it.
         example: in a per-example forest, which example; the one with the strongest path by default.
+        reader: knows the steps of the paths that it has read before.
     """
     where = flat_index(value, index)
-    path = path_of(forest.kind, value, where, walk(forest, value, where, example))
+    path = path_of(forest.kind, value, where, walk(forest, value, where, example, reader))
     return path if path.steps or value is forest.loss else None
 
 
@@ -109,39 +116,59 @@ Move: TypeAlias = tuple[Call, int, int, int, float]  # call, argument, output, f
 
 def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
     """Describe a path, given its steps."""
-    start = str(value), tuple(int(i) for i in torch.unravel_index(torch.tensor(where), value.shape))
+    start = str(value), unravelled(where, value.shape)
     steps, total = [], 0.0
     for call, argument, output, flat, weight in moves:
         total += math.log2(abs(weight)) if weight else -math.inf
         made = call.outputs[output]
         assert made is not None
-        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), made.shape)) if made.shape else ()
+        at = unravelled(flat, made.shape)
         scopes = tuple(map(str, call.scopes))
         steps.append(Step(call.name, argument, call.module, call.source, at, weight, total, scopes))
     return Path(*start, kind, tuple(steps))
 
 
-def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[Move]:
+@dataclass(eq=False)
+class Reader:
+    """Reads steps of paths, each once: paths that meet share what follows."""
+
+    forest: Forest
+    _moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
+    _edges: dict[int, list[Edge]] = field(default_factory=dict)
+
+    def move(self, value: Value, row: int, flat: int) -> Move:
+        """Give the step from one scalar on a trace (row: the example, where each has its own)."""
+        row = row if self.forest.batch(value) > 1 else 0
+        found = self._moves.get((value.id, row, flat))
+        if found is None:
+            call, argument, output, there = self.forest.consumer(value, row, flat)
+            found = call, argument, output, there, self.derivative(call, argument, flat, output, there)
+            self._moves[value.id, row, flat] = found
+        return found
+
+    def derivative(self, call: Call, argument: int, x: int, output: int, y: int) -> float:
+        """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
+        if call.index not in self._edges:
+            self._edges[call.index] = rules.structures(call)
+        found = self._edges[call.index]
+        return sum(entry(s, y, x) for position, number, s in found if (position, number) == (argument, output))
+
+
+def walk(forest: Forest, value: Value, flat: int, example: int | None, reader: Reader | None = None) -> Iterator[Move]:
     """Step along winners."""
-    if value is forest.loss:
-        return
-    if value.id not in forest.winners:
+    reader = reader or Reader(forest)
+    if value is forest.loss or value.id not in forest.winners:
         return
     row = example if example is not None else forest.row(value, flat)
     if not forest.traced(value, row, flat):
         return
     while value is not forest.loss:
-        call, argument, output, there = forest.step(forest.pointer(value, row, flat))
-        yield call, argument, output, there, derivative(call, argument, flat, output, there)
+        found = reader.move(value, row, flat)
+        yield found
+        call, _, output, flat, _ = found
         made = call.outputs[output]
         assert made is not None
-        value, flat = made, there
-
-
-def derivative(call: Call, argument: int, x: int, output: int, y: int) -> float:
-    """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
-    found = [s for position, number, s in rules.structures(call) if (position, number) == (argument, output)]
-    return sum(entry(structure, y, x) for structure in found)
+        value = made
 
 
 def flat_index(value: Value, index: tuple[int, ...] | int) -> int:

@@ -27,7 +27,7 @@ from .operators import DEEPEST, FACTORIES, Operator, operator
 from .process_state import attention_in_parts, pushed
 from .record import HERE, Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
-from .storage import Saving, layout_of, version_of
+from .storage import Lazies, Saving, layout_of, version_of
 from .strangers import is_dense, is_plain, refuse_wrappers
 
 
@@ -71,7 +71,7 @@ class Capture(TorchDispatchMode):
         super().__init__()
         self.record = record
         refuse_wrappers(examples, "one of the examples")
-        self._saving = Saving()
+        self._saving, self._lazies = Saving(), Lazies()
         self.values = Values(record, self._saving)
         self.scopes = Scopes(model)
         self.refused: GradtraceError | None = None  # foreign code that an error passes through may make another of it
@@ -106,7 +106,7 @@ class Capture(TorchDispatchMode):
         # everything from here to the end of this class runs at every operator call: no generators, few functions
         del types
         known, kwargs = operator(func), kwargs or {}
-        if not self.values.open:  # the block was left in another thread, whose stack this is not
+        if known.asks or not self.values.open:  # the block was left in another thread, whose stack this is not
             return known.func(*args, **kwargs)
         try:
             event = self._event(known, args, kwargs)
@@ -114,6 +114,8 @@ class Capture(TorchDispatchMode):
                 self._overwrite(event)
             result = known.func(*args, **kwargs)
             outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
+            if known.eager or (known.view and self._lazies):
+                self._note_lazy(event, outputs)
             call = self._record(event, outputs) if event.inputs else None
             if self.constants is not None:
                 self._note_constants(event, outputs, call, self.constants)
@@ -192,8 +194,16 @@ class Capture(TorchDispatchMode):
     def _overwrite(self, event: Event) -> None:
         """Copy what was saved of tensors that are about to be overwritten, whether autograd notices or not."""
         for tensor in filter(is_dense, event.written):
+            if self._lazies:
+                self._lazies.refuse_write(event.known.name, tensor)
             self.values.rewritten(tensor, followed=event.followed)
             self._saving.overwrite(tensor)
+
+    def _note_lazy(self, event: Event, outputs: list[Tensor | None]) -> None:
+        """Note what is made solid though it would be a view, and views of it."""
+        tensors = [t for t in (event.tensors[0], *outputs) if t is not None and is_plain(t)]
+        if len(tensors) > 1:
+            (self._lazies.note if event.known.eager else self._lazies.view)(tensors[0], tensors[1:])
 
     def _wait(self, event: Event, results: list[Tensor | None]) -> None:
         """Keep a library's operator, if autograd follows a function around it that PyTorch made, not the call."""

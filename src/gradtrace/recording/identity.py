@@ -8,6 +8,7 @@ the number of its result. What autograd does not follow has no value here: the t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -46,6 +47,7 @@ class Values:
         self._nodes: dict[tuple[int, int], Value] = {}
         self._indexed = 0  # how many calls' results are among them
         self._waiting: dict[int, Call] = {}  # of libraries' operators, by the storage of a result
+        self._unseen: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # roots written to under no_grad, and their nodes
         self._renewed: set[int] = set()  # numbers of nodes that autograd has made for this call's arguments
         self._last = -1  # the number of the last node that was there before this call
 
@@ -108,6 +110,8 @@ class Values:
         node = tensor.grad_fn
         if isinstance(node, CustomNode):
             return self._custom(tensor, node)
+        if self._unseen:
+            self._refuse_unseen(tensor)
         if tensor._base is not None:
             self._renew(node)
         cell = self._cell(tensor)
@@ -120,6 +124,21 @@ class Values:
         if cell.writes:  # there, or elsewhere in what it is a view of
             return self._alias(tensor, cell, at)
         raise stranger(tensor)
+
+    def _refuse_unseen(self, tensor: Tensor) -> None:
+        """Refuse what a custom function has written to through a view: autograd tells nobody which function it was.
+
+        Raises:
+            Unsupported: says what to do.
+        """
+        root = root_of(tensor)
+        ref, number = self._unseen.get(id(root), (None, -1))
+        if root is not None and ref is not None and ref() is root and _number(root) != number:
+            raise Unsupported(
+                f"a custom autograd.Function wrote in place to a view of a tensor of shape {tuple(root.shape)} "
+                "(mark_dirty): PyTorch does not say what it did there. Give the function a clone() of the view, and "
+                "copy its result back"
+            )
 
     def _renew(self, node: Any) -> None:
         """Note nodes that autograd may have made only now, of a view of what was written to."""
@@ -259,6 +278,8 @@ class Values:
         if key in self._storages:
             self._storages[key].depth = None
         own = self._cell(tensor) if followed else None
+        if tensor._base is not None and key in self._cells and not torch.is_grad_enabled():
+            self._unseen[id(tensor._base)] = weakref.ref(tensor._base), _number(tensor._base)
         for cell in self._cells.get(key, ()):
             if cell is not own:
                 for layout, value in cell.values():
@@ -274,6 +295,8 @@ class Values:
         self._known.note(tensor, version, value)
         cell = self._cell(tensor if view_of is None else view_of)
         if writes:
+            if self._unseen:  # it was looked up before
+                self._unseen.pop(id(root_of(tensor)), None)
             cell.write(layout_of(tensor), value)
         else:
             cell.views.setdefault(layout_of(tensor), []).append(value)
@@ -287,6 +310,11 @@ def nobody(tensor: Tensor, value: Value) -> None:
     """Is told, where nobody else asks to be."""
 
 
+def _number(tensor: Tensor) -> int:
+    """Give the number of a tensor's node."""
+    return tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1
+
+
 def _is_cut(tensor: Tensor) -> bool:
     """Tell whether a tensor is a view made under no_grad, which PyTorch calls a leaf that requires grad."""
     base = tensor._base
@@ -295,7 +323,7 @@ def _is_cut(tensor: Tensor) -> bool:
 
 def _made_here(tensor: Tensor, cell: Cell) -> bool:
     """Tell whether autograd's node of a tensor is that of a value in a cell."""
-    made = tensor.grad_fn._sequence_nr() if tensor.grad_fn is not None else -1, tensor.output_nr
+    made = _number(tensor), tensor.output_nr
     return any((v.seq, v.number) == made for _, v in cell.values())
 
 
@@ -303,9 +331,8 @@ def _told_apart(tensor: Tensor, found: Sequence[Value]) -> Value | None:
     """Choose among the values of one layout: autograd's node and its output number tell two views apart."""
     if len(found) < 2:
         return found[0] if found else None
-    node = tensor.grad_fn
-    seq = node._sequence_nr() if node is not None else -1
-    return next((v for v in reversed(found) if (v.seq, v.number) == (seq, tensor.output_nr)), found[0])
+    made = _number(tensor), tensor.output_nr
+    return next((v for v in reversed(found) if (v.seq, v.number) == made), found[0])
 
 
 def _result(call: Call, number: int) -> Value:

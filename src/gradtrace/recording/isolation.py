@@ -9,16 +9,23 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .record import HERE
+
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Suspend dispatch modes, autocast, inference mode and grad mode inside the block, or the decorated function."""
+    """Suspend dispatch modes, autocast, inference mode, grad mode and a default device inside the block.
+
+    Also decorates functions.
+    """
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != HERE:  # which would be asked at every call
+            stack.enter_context(HERE)
         yield
 
 

@@ -44,6 +44,13 @@ _EAGER = {torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default}
 _EAGER[torch.ops.aten._neg_view.default] = torch.ops.aten.neg.default
 
 
+# what a tensor is asked by C++ that cannot bear an error; wrapper subclasses answer by these
+_ASKING = (
+    "size stride dim numel layout storage_offset is_contiguous is_strides_like_format is_non_overlapping_and_dense"
+)
+ASKING = {f"{sym}{base}" for base in _ASKING.split() for sym in ("", "sym_")}
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """What capture needs to know of an operator, read from its schema once.
@@ -61,6 +68,8 @@ class Operator:
         needless: whether its derivative needs no argument's data.
         repeatable: whether running it again on copies gives the same.
         foreign: whether it is not one of PyTorch's own.
+        asks: whether it only asks what a tensor is like.
+        eager: whether it stands for a lazy one, which would give a view.
     """
 
     func: Any
@@ -75,12 +84,14 @@ class Operator:
     needless: bool
     repeatable: bool
     foreign: bool
+    asks: bool
+    eager: bool
 
 
 @cache
 def operator(op: Any) -> Operator:
     """Read an operator's schema."""
-    op = _EAGER.get(op, op)
+    lazy, op = op, _EAGER.get(op, op)
     reshapes = torch.Tag.inplace_view in op.tags
     view = bool(op.is_view) or reshapes
     marked = [(i, a) for i, a in enumerate(op._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
@@ -93,4 +104,6 @@ def operator(op: Any) -> Operator:
         *(op, str(op), base, written, overwrites, view, reshapes, draws),
         *(_KEPT.get(base, ()), needless, repeatable),
         not op._schema.name.startswith("aten::"),
+        op._schema.name.startswith("prim::") or base in ASKING,
+        op is not lazy,
     )

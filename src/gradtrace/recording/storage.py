@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, UntypedStorage
 
+from ..errors import Unsupported
 from .layouts import Layout, positions
 from .record import HERE, Call, Input, Record, Saved, Slot, Value
 from .scopes import source_line
@@ -140,6 +141,54 @@ class Saving:
     def close(self) -> None:
         """Leave what is written from now on to whoever reads: it will be stale."""
         self._saved.clear()
+
+
+class Lazies:
+    """Lazy conjugates and negatives, which a recording makes solid, with what they would be views of.
+
+    Tensors that might see each other's writes are a group, each held weakly; their storages find it.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, tuple[weakref.ref[UntypedStorage], list[weakref.ref[Tensor]]]] = {}
+
+    def __bool__(self) -> bool:
+        """Tell whether there have been any."""
+        return bool(self._groups)
+
+    def note(self, of: Tensor, made: Sequence[Tensor]) -> None:
+        """Note that tensors are views of another one, or would be."""
+        group = self._group(of)
+        members = (of, *made) if of._base is None else (of, of._base, *made)
+        group += map(weakref.ref, members)
+        for tensor in members:
+            storage = tensor.untyped_storage()
+            self._groups[storage._cdata] = weakref.ref(storage), group
+
+    def _group(self, tensor: Tensor) -> list[weakref.ref[Tensor]]:
+        storage = tensor.untyped_storage()
+        known = self._groups.get(storage._cdata)
+        return known[1] if known is not None and known[0]() is storage else []
+
+    def view(self, of: Tensor, made: Sequence[Tensor]) -> None:
+        """Note views of what may be in a group."""
+        if self._group(of):
+            self.note(of, made)
+
+    def refuse_write(self, name: str, tensor: Tensor) -> None:
+        """Refuse a write that would be seen in another tensor which is still there.
+
+        Raises:
+            Unsupported: says what to do.
+        """
+        storage = tensor.untyped_storage()
+        others = (ref() for ref in self._group(tensor))
+        if any(other is not None and other.untyped_storage() is not storage for other in others):
+            raise Unsupported(
+                f"{name} writes to a tensor of which there is a lazy conjugate or negative (x.conj(), .imag of one), "
+                "or to such a view itself: recording makes copies of these, which would not see the write. Take "
+                "x.conj().clone() where the view is made"
+            )
 
 
 class Identities:

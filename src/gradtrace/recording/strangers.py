@@ -79,3 +79,16 @@ def refuse_wrappers(tensors: Sequence[Tensor], what: str) -> None:
             raise Unsupported(f"{what} is sparse or nested: gradtrace follows dense tensors only")
         if tensor.is_meta:
             raise Unsupported(f"{what} is on the meta device, which has no numbers: move the model to a real one")
+
+
+def refuse_transformed(tensor: Tensor) -> None:
+    """Refuse what belongs to a transform of torch.func that is going on, and means nothing outside it.
+
+    Raises:
+        Unsupported: says what to do.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
+        raise Unsupported(
+            f"a tensor of shape {tuple(tensor.shape)} inside a transform of torch.func (grad, vmap, jacrev, …): put "
+            "the transform inside `with record(…)`, and trace what it returns"
+        )

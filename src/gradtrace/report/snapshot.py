@@ -18,12 +18,13 @@ from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
-from ..queries.influence import InfluenceTable
+from ..queries.influence import InfluenceTable, influences
+from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
-from .branches import Branches, strongest
+from .branches import Branches
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree
 
@@ -156,13 +157,14 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     groups = question.groups or default_groups(record)
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
+    tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
     return {
         "loss": trace.loss,
         "influence": [
             {"of": group, "kind": kind} | asdict(row)
-            for group, of in groups.items()
+            for n, group in enumerate(groups)
             for kind in question.kinds
-            for row in trace.influence(components, of, kind=kind).rows
+            for row in tables[kind][n].rows
         ],
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
@@ -204,8 +206,8 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
     """Give the paths of the strongest scalars; for every kind those of the same scalars."""
     leaves = select_leaves(forest.record, question.only)
     guide = forests[question.kinds[0]]
-    chosen = strongest(guide, leaves, question.paths)
-    chosen += [(n, flat) for n, leaf in enumerate(leaves) for _, flat in strongest(guide, [leaf], question.each)]
+    chosen = [(n, flat) for _, n, flat in strongest(guide, leaves, question.paths)]
+    chosen += [(n, flat) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
     tokens = None if question.tokens is None else Tokens(question.tokens)
     branches = Branches(forest, tokens)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}

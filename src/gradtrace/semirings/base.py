@@ -159,7 +159,8 @@ def as_is(weight: Tensor) -> Tensor:
     return weight
 
 
-def _nonzero(weight: Tensor) -> Tensor:
+def nonzero(weight: Tensor) -> Tensor:
+    """Lift a weight to 1, or to 0 if it is 0."""
     if weight.isnan().any():
         raise NotANumber("a local derivative is NaN")
     return (weight != 0).to(torch.float64)
@@ -291,7 +292,7 @@ class Scaled(Carrier):
         return g[0].abs().log2() + g[1]
 
     def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
-        merge = {torch.abs: rows.absolute, _nonzero: rows.present}.get(self.transform)
+        merge = {torch.abs: rows.absolute, nonzero: rows.present}.get(self.transform)
         if merge is None or left.shape[-1] != 2 or not rows.finite(left, right, g[0]):
             return super().low_rank(own, left, right, g)
         return self.plus(self.weigh(own, g), rows.some_at_a_time(merge, self, left.double(), right.double(), g))
@@ -451,7 +452,7 @@ AbsSum = Semiring("abssum", 0.0, 1.0, operator.add, operator.mul, abs, Linear(to
 Max = Semiring("max", 0.0, 1.0, max, operator.mul, abs, Extreme())
 """The weight of the strongest path: g_v = max |w| g_u, with backpointers."""
 
-Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Scaled(_nonzero))
+Count = Semiring("count", 0.0, 1.0, operator.add, operator.mul, lambda w: float(w != 0), Scaled(nonzero))
 """The number of paths of non-zero weight: g_v = Σ g_u. Exact up to 2^53; where no float can hold it, take the log2."""
 
 SEMIRINGS = {s.name: s for s in (Sum, AbsSum, Max, Count)}

@@ -1,0 +1,107 @@
+"""The algebra of greedy paths: ordinary gradients, and for each scalar the consumer with the largest |w(u, v) g_u|.
+
+Algorithm 1 of the chapter: run backpropagation, then step from a scalar to the consumer u that maximises |w(u, v) g_u|
+with the *ordinary* gradient g_u. One walk does both: what the sum has come to at a value is what the winners of its
+arguments are chosen by. Gradients are in float64 whatever the model's precision, so that rounding decides nothing but
+what is a tie to 16 digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+
+import torch
+from torch import Tensor
+
+from ..kernels.gradient import gradient
+from ..kernels.memory import within
+from ..kernels.shared_exponent import OutOfRange, Plane
+from ..recording.isolation import uncollected
+from ..recording.record import Record, Value
+from ..semirings.base import Element
+from .arrivals import Arrivals
+from .best import Best, Strongest
+from .elements import Elements, Reached
+from .example_labels import Labels
+from .walk import Algebra, Edge, Track, walk
+
+LEAST = 2.0**-500  # a product of two numbers that are not less than this is one that float64 holds
+
+Both = tuple[Reached, Arrivals]
+
+
+def greedy(
+    record: Record,
+    loss: Value,
+    labels: Labels | None = None,
+    track: Track = iter,
+    *,
+    wanted: Container[int] | None = (),
+) -> Best:
+    """Find the greedy path of every scalar.
+
+    Args:
+        record, loss, labels, track: as for `walk`.
+        wanted: ids of values whose gradients are kept beside those of leaves and the loss; None: all.
+
+    Raises:
+        MissingRule, NotANumber: as `walk`.
+        OutOfRange: gradients are not finite, or too small for float64.
+    """
+    with uncollected(), within(record.room):
+        algebra = Greedy(loss, labels, wanted)
+        walk(record, loss, algebra, track, algebra.found.seconds)
+        return algebra.found
+
+
+class Greedy(Algebra[Both, tuple[Reached, Plane]]):
+    """A sum, and the winners of (max, ×) that start again from it at every value.
+
+    Args:
+        loss, labels, wanted: as for `greedy`.
+    """
+
+    def __init__(self, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()) -> None:
+        self._sum = Elements(gradient(torch.float64), self._keep, labels)
+        self._strongest = Strongest(torch.float64, loss, labels, wanted)
+        self._plane = Plane(torch.ones(()), 0, 1.0, 1.0)
+        self.found = self._strongest.found
+        self.found.gradients = {}
+
+    def begin(self, loss: Value) -> Both:
+        return self._sum.begin(loss), self._strongest.begin(loss)
+
+    def finish(self, value: Value, arrived: Both, *, alone: bool) -> tuple[Reached, Plane]:
+        weights = self._strongest.finish(value, arrived[1], alone=alone)
+        if weights.high > 0 and math.ldexp(weights.low, weights.exponent) < LEAST:
+            raise OutOfRange
+        g = self._sum.finish(value, arrived[0], alone=False)
+        if value.id in self.found.planes and self.found.gradients is not None:
+            self.found.gradients[value.id] = self._plane
+        return g, self._plane
+
+    def send(self, edge: Edge, g: tuple[Reached, Plane], known: Both | None) -> Both:
+        sums, winners = (None, None) if known is None else known
+        return self._sum.send(edge, g[0], sums), self._strongest.send(edge, g[1], winners)
+
+    def _keep(self, value: Value, g: Element) -> None:
+        """See absolute gradients as the weights that the winners of arguments are chosen by."""
+        del value
+        self._plane = absolute(g[0])
+
+
+def absolute(g: Tensor) -> Plane:
+    """Give absolute numbers as a plane.
+
+    Raises:
+        OutOfRange: some are not finite, or too small.
+    """
+    data = g.abs().to(torch.float64)
+    high = float(data.max()) if data.numel() else 0.0
+    if not high < math.inf:
+        raise OutOfRange
+    low = float(torch.where(data > 0, data, math.inf).min()) if high > 0 else math.inf
+    if low < LEAST:
+        raise OutOfRange
+    return Plane(data, 0, high, low, owned=True)

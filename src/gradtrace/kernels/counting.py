@@ -1,0 +1,202 @@
+"""Numbers of paths: gradients in which every weight that isn't 0 is 1 (`additive`), as whole numbers in float64.
+
+Below 2^53 everything is exact; above, sums round. Where all weights of an operator are there, nothing is multiplied: a
+product with a matrix of ones is a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import NotANumber
+from ..jacobians.structure import Chain, Constant, Contraction, Convolved, LowRank, Sparse
+from ..semirings import rows
+from ..semirings.base import Element, Linear, nonzero
+from . import additive
+from .reference import by_definition
+from .shared_exponent import OutOfRange
+
+EXACT = 2.0**53  # whole numbers up to here are float64
+NEAR = 1e-13  # of directions: what is further from a right angle has a product that isn't 0
+
+
+@dataclass(frozen=True)
+class Counting(Linear):
+    """Numbers of edges' ways to the loss, in float64."""
+
+    def along(self, structure: object, g: Element) -> Element | None:
+        return (pull(structure, g[0]),)
+
+    def plus_over(self, a: Element, b: Element) -> Element:
+        return (a[0].add_(b[0]),)
+
+    def plain(self, g: Element) -> Tensor:
+        """Give the numbers.
+
+        Raises:
+            OutOfRange: there are more than a float64 can say.
+        """
+        if g[0].numel() and not math.isfinite(g[0].sum()):
+            raise OutOfRange
+        return g[0]
+
+
+COUNTING = Counting(nonzero)
+
+
+def pull(structure: object, g: Tensor) -> Tensor:
+    """Carry numbers of a result (batch × y, any strides) back to one argument, along a structure: batch × x."""
+    run = KERNELS.get(type(structure))
+    return additive.pull(structure, g) if run is None else run(structure, g)
+
+
+def present(weight: Tensor) -> Tensor | None:
+    """Give ones where a weight isn't 0; None where none is.
+
+    Raises:
+        NotANumber: a weight is NaN.
+    """
+    there = weight != 0
+    if weight.numel() and not math.isfinite(weight.sum()) and weight.isnan().any():
+        raise NotANumber("a local derivative is NaN")
+    return None if there.all() else there.to(torch.float64)
+
+
+def chain(s: Chain, g: Tensor) -> Tensor:
+    """Go along two structures, one after the other."""
+    return pull(s.second, pull(s.first, g))
+
+
+def contraction(s: Contraction, g: Tensor) -> Tensor:
+    """Add up along the edges that are there."""
+    if s.weight is None:
+        return additive.contraction(s, g)
+    there = present(torch.tensor(s.weight.value) if isinstance(s.weight, Constant) else s.weight())
+    if there is None:
+        return additive.contraction(Contraction(s.y, s.x, s.y_shape, s.x_shape), g)
+    if isinstance(s.weight, Constant):
+        return g.new_zeros(()).expand(g.shape[0], *s.x_shape)
+    return additive.contraction(Contraction(s.y, s.x, s.y_shape, s.x_shape, s.w, lambda: there), g)
+
+
+def sparse(s: Sparse, g: Tensor) -> Tensor:
+    """Add up along a list of edges, some of which may be absent."""
+    i, j, w = s.edges()
+    there = None if w is None else present(w)
+    return additive.sparse(Sparse(lambda: (i, j, there), s.y_shape, s.x_shape), g)
+
+
+# ---------------------------------------------------------------- convolutions
+
+
+def convolved(s: Convolved, g: Tensor) -> Tensor:
+    """Convolve backwards; where all weights are there, channels of a group are alike, and examples in a kernel's."""
+    there = present(s.other())
+    if there is not None:
+        return additive.convolution(s, g, there)
+    sizes, g = s.sizes, g.reshape(g.shape[0], *s.sizes.output)
+    groups, (examples, _, *pixels), kernel = sizes.groups, sizes.input, sizes.kernel
+    if s.to_input:
+        g = g.unflatten(2, (groups, -1)).sum(3)
+        kernel = groups, 1, *kernel[2:]
+    else:
+        g, examples = g.sum(1, keepdim=True), 1
+        kernel = (groups, *kernel[1:]) if sizes.transposed else (kernel[0], 1, *kernel[2:])
+    small = replace(sizes, input=(examples, groups, *pixels), kernel=kernel, output=tuple(g.shape[1:]))
+    ones = g.new_ones(small.kernel if s.to_input else small.input)
+    return _repeated(s, additive.convolution(Convolved(small, s.to_input, s.other, s.parts), g, ones))
+
+
+def _repeated(s: Convolved, out: Tensor) -> Tensor:
+    """Give every channel what the one that stands for its group has got."""
+    of_groups = s.to_input or s.sizes.transposed
+    axis = 1 if s.sizes.transposed and not s.to_input else 2
+    apart = out.unflatten(axis, (s.sizes.groups if of_groups else 1, 1))
+    each = s.x_shape[axis - 1] // apart.shape[axis]
+    return apart.expand(*apart.shape[: axis + 1], each, *apart.shape[axis + 2 :]).reshape(out.shape[0], *s.x_shape)
+
+
+# ---------------------------------------------------------------- low rank
+
+
+def low_rank(s: LowRank, g: Tensor) -> Tensor:
+    """Add up all that is connected, and leave out what isn't."""
+    if g.numel() == 0:
+        return g
+    g = g.reshape(g.shape[0], *s.shape)
+    own, left, right = s.factors()
+    if not s.dims:
+        return _product(own, g)
+    if len(left) == 2 and not _may_vanish(s, left, right):
+        left, right = (_any(*left),), (_any(*right),)
+    if len(left) != 1:
+        return by_definition(s, Linear(nonzero), (g,))[0]
+    near, dims = _product(left[0], g), tuple(1 + d for d in s.dims)
+    total = near.sum(dims, keepdim=True)
+    beside = total - near if total.max() < EXACT else _others(near, dims)
+    return _product(own, g) + _product(right[0], beside)
+
+
+def _product(weight: Tensor, g: Tensor) -> Tensor:
+    there = present(weight)
+    return g if there is None else g * there
+
+
+def _any(a: Tensor, b: Tensor) -> Tensor:
+    """Tell where either isn't 0."""
+    if a.isnan().any() or b.isnan().any():
+        raise NotANumber("a local derivative is NaN")
+    return (a != 0) | (b != 0)
+
+
+def _others(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Add up all others along some axes, without a difference."""
+    kept = [d for d in range(t.dim()) if d not in dims]
+    order = [*kept, *dims]
+    last = t.permute(order)
+    found = rows.others(last.flatten(len(kept))).reshape(last.shape)
+    return found.permute([order.index(d) for d in range(t.dim())])
+
+
+def _may_vanish(s: LowRank, left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
+    """Tell whether some l_i and r_j of a row may be at right angles, neither being 0.
+
+    Directions of lines and of perpendiculars are sorted together; two that meet are neighbours, or there are such
+    neighbours between them.
+    """
+    kept = [d for d in range(len(s.shape)) if d not in s.dims]
+    sides = []
+    for (a, b), negate, kind in ((left, False, 0), ((right[1], right[0]), True, 1)):
+        a, b = (t.permute(*kept, *s.dims).reshape(-1, math.prod(s.shape[d] for d in s.dims)).double() for t in (a, b))
+        sides.append(_directions(a.numpy(), b.numpy(), negate, kind))
+    found = np.sort(np.concatenate(sides, 1), axis=1)
+    apart = np.diff(found, axis=1)
+    meet = apart <= NEAR * np.abs(found[:, 1:]) + np.finfo(np.float64).tiny
+    kinds = found.view(np.int64) & 1
+    return bool((meet & (kinds[:, 1:] != kinds[:, :-1])).any())
+
+
+def _directions(a: Any, b: Any, negate: bool, kind: int) -> Any:
+    """Give a/b of lines, or -a/b of perpendiculars: finite, with their kind in the last bit."""
+    most = np.finfo(np.float64).max / 2
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = np.clip((-a if negate else a) / b, -most, most)
+    found = np.where((b == 0) & (a != 0), most, found)  # both ends are one direction
+    found = np.where((a == 0) & (b == 0), (1.5 if kind else 1.25) * most, found)  # no line: it meets nothing
+    return ((found.view(np.int64) & ~1) | kind).view(np.float64)
+
+
+KERNELS: dict[type, Callable[[Any, Tensor], Tensor]] = {
+    Contraction: contraction,
+    LowRank: low_rank,
+    Sparse: sparse,
+    Chain: chain,
+    Convolved: convolved,
+}
