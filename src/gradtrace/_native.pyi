@@ -269,3 +269,31 @@ def top_segment(
     out_ptr: int,
 ) -> int: ...
 def top_depth(batch: int, rows: int, n: int, g_ptrs: Sequence[int], g_strides: Sequence[int], keep: int) -> int: ...
+def signed_product(
+    is_double: bool,
+    batch: int,
+    m: int,
+    n: int,
+    k: int,
+    a_ptrs: Sequence[int],
+    a_strides: Sequence[int],
+    w_ptr: int,
+    w_strides: Sequence[int],
+    out_ptrs: Sequence[int],
+    threads: int,
+) -> int: ...
+def signed_low_rank(
+    is_double: bool,
+    batch: int,
+    rows: int,
+    n: int,
+    g_ptrs: Sequence[int],
+    g_strides: Sequence[int],
+    factor_ptrs: Sequence[int],
+    factor_strides: Sequence[Sequence[int]],
+    out_ptrs: Sequence[int],
+    threads: int,
+) -> int: ...
+def signed_scale(
+    is_double: bool, n: int, w_ptr: int, g_ptrs: Sequence[int], out_ptrs: Sequence[int], threads: int
+) -> int: ...

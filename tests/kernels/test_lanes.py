@@ -15,7 +15,7 @@ from gradtrace.kernels import native
 from gradtrace.kernels.gradient import gradient
 from gradtrace.kernels.lanes import Lanes, lanes
 from gradtrace.semirings import AbsSum, Graded, Power, Sum, Through
-from gradtrace.semirings.graded import Pairs, States
+from gradtrace.semirings.states import Pairs, States
 
 pytestmark = pytest.mark.skipif(native.lib is None, reason="no compiled kernels")
 

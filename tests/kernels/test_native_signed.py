@@ -130,8 +130,8 @@ def test_rows(rank, call, batch, rows, n, ones):
         if rank == 1:  # l·g is rounded first, as the definition's kernels do
             beside = met(right[0][:, :, None], met(left[0], g)[:, :, :, None, :])
         else:
-            jacobian = sum(x[:, None, :] * y[:, :, None] for x, y in zip(left, right, strict=True))  # rows × j × i
-            beside = met(jacobian, g[:, :, :, None, :])
+            first, second = (x[:, None, :] * y[:, :, None] for x, y in zip(left, right, strict=True))
+            beside = met(first + second, g[:, :, :, None, :])  # … × j × i
     straight = np.broadcast_to(met(own, g)[..., None], beside.shape)
     want = hull(np.where(np.eye(n, dtype=bool), straight, beside))
     if not call["nan"] and any(np.isinf(f).any() for f in factors):

@@ -19,7 +19,7 @@ from gradtrace import AbsSum, Sum, record
 from gradtrace.kernels import reference
 from gradtrace.semirings import Graded, Power, Semiring, Through
 from gradtrace.semirings.base import Carrier, Count, Element, Scaled, normalised
-from gradtrace.semirings.graded import States
+from gradtrace.semirings.states import States
 from gradtrace.semirings.rows import RUN, others
 
 UNIT = Fraction(1, 2**52)

@@ -22,9 +22,10 @@ from ..semirings import Family
 from ..semirings.base import AbsSum, Carrier, Count, Element, Max, Semiring, Sum
 from ..semirings.entropy import Spread
 from ..semirings.exponents import shifted
-from ..semirings.graded import WIDE, States
+from ..semirings.graded import WIDE
 from ..semirings.power import Norm
 from ..semirings.ranked import Extremes, Strongest
+from ..semirings.states import States
 from ..semirings.together import Together
 from .best import best
 from .elements import reverse

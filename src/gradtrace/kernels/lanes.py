@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..semirings.base import Carrier, Element
-from ..semirings.graded import Pairs, States
+from ..semirings.states import Pairs, States
 from .reference import pull
 
 Key: TypeAlias = tuple[int, tuple[int, ...], torch.dtype]

@@ -160,7 +160,7 @@ def _alike(a: Element, b: Element) -> tuple[Element, Element]:
 
 def _filled(g: Element) -> Element:
     """Give numbers that no path's loses to, where there is no path."""
-    return torch.where(g[0].isnan(), -math.inf, g[0]), torch.where(g[1].isnan(), math.inf, g[1])
+    return g[0].nan_to_num(-math.inf, math.inf, -math.inf), g[1].nan_to_num(math.inf, math.inf, -math.inf)
 
 
 def _settled(high: Tensor, low: Tensor) -> Element:
