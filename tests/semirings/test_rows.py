@@ -19,8 +19,8 @@ from gradtrace import AbsSum, Sum, record
 from gradtrace.kernels import reference
 from gradtrace.semirings import Graded, Power, Semiring, Through
 from gradtrace.semirings.base import Carrier, Count, Element, Scaled, normalised
-from gradtrace.semirings.states import States
 from gradtrace.semirings.rows import RUN, others
+from gradtrace.semirings.states import States
 
 UNIT = Fraction(1, 2**52)
 some = settings(deadline=None, max_examples=60)

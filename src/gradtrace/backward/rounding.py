@@ -35,6 +35,7 @@ from ..jacobians.structure import (
     Structure,
 )
 from ..kernels import additive
+from ..kernels.additive_rows import written_out
 from ..kernels.reference import axes, by_definition
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
@@ -123,7 +124,7 @@ def total(structure: Structure, g: Tensor) -> Tensor:
     if isinstance(structure, Chain):
         return total(structure.second, total(structure.first, g))
     if isinstance(structure, LowRank):
-        found = additive.written_out(structure, g.reshape(1, *structure.shape))[0]
+        found = written_out(structure, g.reshape(1, *structure.shape))[0]
     else:
         found = additive.pull(structure, g[None].to(_precision(structure)))[0].to(torch.float64)
     if not found.numel() or math.isfinite(found.sum()):
