@@ -115,8 +115,6 @@ scatter scatter_add index_copy index_fill index_put _unsafe_index_put put masked
 diagonal_scatter as_strided_scatter index_add unfold_backward
 reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
 im2col col2im pixel_shuffle pixel_unshuffle
-zeros_like ones_like full_like empty_like rand_like randn_like
-new_zeros new_ones new_full new_empty new_empty_strided
 """
 ROWWISE = "cumprod linalg_cross linalg_inv_ex linalg_cholesky_ex linalg_matrix_exp _linalg_solve_ex _linalg_det"
 
