@@ -27,7 +27,7 @@ test-matrix: $(INSTALLED)
 
 # Random programs against an oracle that has none of this package's code; the seed is fresh, and printed.
 fuzz: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --programs 2000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --programs 2000 $(FUZZ_ARGS)
 
 # What the answers rest on, with the compiled kernels switched off.
 REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \

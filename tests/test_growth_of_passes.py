@@ -88,7 +88,7 @@ ROWS = {
     "record an LSTM's cell, by steps": (recording, cell, 250),
     "record linear layers, by layers": (recording, chain, 500),
     "trace an LSTM's cell, by steps": (tracing, cell, 125),
-    "trace an LSTM's cell, by many steps": (tracing, cell, 500),
+    "trace an LSTM's cell, by many steps": (tracing, cell, 175),
     "trace linear layers, by layers": (tracing, chain, 500),
     "grad Sum of a batch norm, by places": (differentiating, norm, 40_000),
     "certify an LSTM's cell, by steps": (certifying, cell, 60),
