@@ -32,7 +32,7 @@ from ..recording.layouts import Layout, Shape
 Weight: TypeAlias = Callable[[], Tensor]
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": lambda y: 1 - y * y,
+    "tanh": lambda y: (1 - y) * (1 + y),  # 1 - y², without what cancels where y is near 1
     "sigmoid": lambda y: (1 - y) * y,
     "relu": lambda y: (y > 0).to(y.dtype),
 }
