@@ -86,3 +86,13 @@ def test_in_float32_rounding_is_allowed_for():
         assert bound.holds
         assert bound.best
         assert bound.slack < 1e-3
+
+
+@pytest.mark.parametrize("x", [5.5, 7.0, 7.25, 9.0, 12.0])
+def test_where_tanh_is_saturated_every_number_is_the_same(x):
+    """1 - y² cancels there: what is rounded once or twice differs in the tenth digit."""
+    leaves = {"x": torch.tensor(x, dtype=torch.float64).requires_grad_()}
+    tape, loss = recorded(lambda x: torch.tanh(x) * 1, leaves)
+    trace = tape.trace(loss)
+    assert trace.bound("x", ()).holds
+    assert trace.path("x", ()).log2_weight == pytest.approx(float(trace.strength["x"]), rel=0, abs=1e-12)
