@@ -537,3 +537,11 @@ def test_a_derivative_that_is_nan_by_autograd_as_well_is_no_fault_of_a_rule():
         loss = torch.xlogy(x, x).sum()
     with pytest.raises(CertificateError, match=r"NaN.*nothing to compare with"):
         tape.trace(loss, check=True)
+
+
+def test_a_gradient_that_is_nan_names_the_derivative_that_makes_it():
+    w = torch.tensor([0.0, 1.0, 2.0], **F64).requires_grad_()
+    with record(names={"w": w}) as tape:
+        loss = (w.sqrt() * torch.tensor([0.0, 1.0, 1.0])).sum()
+    with pytest.raises(CertificateError, match=r"0 · ∞ in the derivative of aten\.sqrt\.default#0 \(.*:\d+\)"):
+        tape.trace(loss, check=True)

@@ -16,14 +16,16 @@ taken right, for which the tests have brute force.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..errors import CertificateError
+from ..errors import CertificateError, GradtraceError
 from ..recording.record import Call, Record, Value
 from .call_check import Off, edges, kinds, off, repeatable, vector_product, worst
+from .nan_backwards import nan_in_backward
 from .observed import Observed, observe
 from .rounding import absolute, allowed, least, roundoff, shaped, total, unit
 
@@ -208,9 +210,11 @@ class Comparison:
     def _refuse_nan(self, arrived: Arrived, autograd: Tensor) -> None:
         if bool(autograd.sum().isnan()) and bool(autograd.isnan().any()):  # the sum is cheap, and NaN for ∞ - ∞ too
             calls = ", ".join(call.where for call, _ in arrived.consumers[:3])
+            why = f"it comes from {calls or 'a hook'}"
+            with suppress(RuntimeError, GradtraceError):  # what cannot be run again
+                why = nan_in_backward(self.record, self.loss) or why
             raise CertificateError(
-                f"autograd's own gradient of {_what(arrived.value)} is NaN (it comes from {calls or 'a hook'}): "
-                "there is nothing to compare with"
+                f"autograd's own gradient of {_what(arrived.value)} is NaN ({why}): there is nothing to compare with"
             )
 
     def _decide(self, arrived: Arrived, autograd: Tensor, found: Off) -> str | None:
