@@ -19,7 +19,6 @@ What an algebra is: `elements` (the arrays of a semiring), `best` ((max, ×) wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -153,13 +152,12 @@ def _back(call: Call, arrived: list[Any], first_edge: int, algebra: Algebra[Any,
     """Carry what has arrived at one call's results to its arguments, the last argument first."""
     starts = offsets(call) if len(arrived) > 1 else (0,)
     edges = rules.structures(call)
-    readers = Counter(output for _, output, _ in edges) if len(edges) > 1 else None
-    if readers is not None:
+    if len(edges) > 1:
         edges.sort(key=_POSITION, reverse=True)
+    reached = [output for _, output, _ in edges]
     finished: list[Any] = [None] * len(arrived)
-    relayed, covered = set(), set()
+    relayed: list[int] = []
     for position, output, structure in edges:
-        covered.add(output)
         argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
         if got is None or argument is None or not argument.differentiable:
             continue
@@ -170,18 +168,17 @@ def _back(call: Call, arrived: list[Any], first_edge: int, algebra: Algebra[Any,
         if g is None:
             passed = algebra.relay(edge, got, known)
             if passed is not None:
-                relayed.add(output)
+                relayed.append(output)
                 pending[argument.id] = passed
                 continue
-            alone = readers is None or readers[output] == 1
-            g = finished[output] = algebra.finish(result, got, alone=alone)
+            g = finished[output] = algebra.finish(result, got, alone=reached.count(output) == 1)
         pending[argument.id] = algebra.send(edge, g, known)
     if None in finished:
         done = [g is not None or n in relayed for n, g in enumerate(finished)]
-        _leave(call, [None if over else got for over, got in zip(done, arrived, strict=True)], covered, algebra)
+        _leave(call, [None if over else got for over, got in zip(done, arrived, strict=True)], reached, algebra)
 
 
-def _leave(call: Call, left: list[Any], covered: set[int], algebra: Algebra[Any, Any]) -> None:
+def _leave(call: Call, left: list[Any], covered: list[int], algebra: Algebra[Any, Any]) -> None:
     """Finish the results that go on along no edge, and see that the rule has said something about each."""
     for number, (value, got) in enumerate(zip(call.outputs, left, strict=True)):
         if value is None or got is None:
