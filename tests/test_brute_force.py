@@ -156,6 +156,8 @@ def check_traces(tape: Tape, loss: torch.Tensor, oracle: Oracle, kind: str, *, e
                 assert strength == pytest.approx(math.log2(weight(route)) if route else -math.inf, abs=1e-9)
             else:
                 route, close = oracle.greedy((value.id, flat), g, exact=exact)
+                # a gradient that cancels is noise, or 0 where it was added up in another order
+                close |= not exact and abs(g.get((value.id, flat), 0.0)) < 1e-12
             unclear |= close
             if close:
                 continue

@@ -123,7 +123,7 @@ def walk(
         MissingRule: an operator on the way has no rule.
         NotANumber: a local derivative is NaN.
     """
-    edges, first = Edges.of(record).first, _first_uses(record)
+    edges, last = Edges.of(record).first, _leaves(record)
     pending: dict[int, Any] = {loss.id: algebra.begin(loss)}
     for call in track(record.calls[::-1]):
         arrived = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
@@ -134,9 +134,8 @@ def walk(
             _back(call, arrived, edges[call.index], algebra, pending)
         except NotANumber as error:
             raise NotANumber(f"{error.said}: {call.where}") from None
-        for given in call.inputs:  # leaves that no call before this one takes: nothing more will reach them
-            value = given.value
-            if value is not None and value.call is None and first[value.id] == call.index and value.id in pending:
+        for value in last.get(call.index, ()):
+            if value.id in pending:
                 algebra.finish(value, pending.pop(value.id), alone=True)
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
@@ -188,11 +187,14 @@ def _leave(call: Call, left: list[Any], covered: list[int], algebra: Algebra[Any
             raise MissingRule(f"the rule of {call.where} says nothing about its result number {number}")
 
 
-def _first_uses(record: Record) -> dict[int, int]:
-    """Give for each value the number of the first call that takes it: the last that a walk back comes to."""
-    first: dict[int, int] = {}
+def _leaves(record: Record) -> dict[int, list[Value]]:
+    """Give by call the leaves that it is the first to take: after it, on the walk back, nothing more reaches them."""
+    out: dict[int, list[Value]] = {}
+    seen: set[int] = set()
     for call in record.calls:
         for given in call.inputs:
-            if given.value is not None:
-                first.setdefault(given.value.id, call.index)
-    return first
+            value = given.value
+            if value is not None and value.id not in seen and value.call is None:
+                seen.add(value.id)
+                out.setdefault(call.index, []).append(value)
+    return out
