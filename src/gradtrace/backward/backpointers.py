@@ -226,9 +226,14 @@ class Borrowed(Winners):
     def knows(self, row: int, position: int) -> bool:
         """Tell whether a scalar was chosen, so that its winner is known."""
         assert self._link is not None
-        winners, ordinal, way = self._link
-        there = sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
-        return winners.one(row, there)[0] == ordinal
+        winners, ordinal, _ = self._link
+        return winners.one(row, self._there(position))[0] == ordinal
+
+    def _there(self, position: int) -> int:
+        """Give the position of a scalar among the lender's."""
+        assert self._link is not None
+        stride = self._link[2].stride
+        return sum(i * step for i, step in zip(unravelled(position, self.shape), stride, strict=True))
 
     def planes(self) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
         assert self._link is not None
@@ -247,10 +252,7 @@ class Borrowed(Winners):
 
     def one(self, row: int, position: int) -> tuple[int, int | None]:
         assert self._link is not None
-        winners, _, way = self._link
-        return 0, winners.one(
-            row, sum(i * step for i, step in zip(unravelled(position, way.shape), way.stride, strict=True))
-        )[1]
+        return 0, self._link[0].one(row, self._there(position))[1]
 
 
 def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:

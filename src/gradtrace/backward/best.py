@@ -57,6 +57,13 @@ class Best:
         """What a trace from each scalar weighs: the path's weight (best), or the absolute gradient (greedy)."""
         return self.planes if self.gradients is None else self.gradients
 
+    def live(self, value_id: int) -> Tensor | None:
+        """Tell which scalars have a trace (batch × shape); None where those are the ones whose weight is not 0.
+
+        A greedy trace can start from a gradient of 0.
+        """
+        return None if self.gradients is None else self.planes[value_id].data > 0
+
 
 def best(
     record: Record,
@@ -76,10 +83,15 @@ def best(
         MissingRule, NotANumber: as `walk`.
         OutOfRange: some tensor's values are too far apart for these kernels.
     """
+    algebra = Strongest(record.precision(loss), loss, labels, wanted)
+    return left_by(algebra, algebra.found, record, loss, track)
+
+
+def left_by(algebra: Algebra[Any, Any], found: Best, record: Record, loss: Value, track: Track) -> Best:
+    """Walk a tape, and give what the algebra found, in memory that an earlier trace had where it fits."""
     with uncollected(), within(record.room):
-        algebra = Strongest(record.precision(loss), loss, labels, wanted)
-        walk(record, loss, algebra, track, algebra.found.seconds)
-        return algebra.found
+        walk(record, loss, algebra, track, found.seconds)
+    return found
 
 
 class Strongest(Algebra[Arrivals, Plane]):

@@ -32,7 +32,8 @@ class Elements(Algebra[Reached, Reached]):
 
     Args:
         carrier: the semiring's arrays.
-        keep: called once for every wanted value, with its finished elements (batch × value.shape), as soon as they are.
+        keep: called once for every wanted value, with its finished elements (batch × value.shape), as soon as they are;
+            None: nobody keeps any.
         labels: where given, values that belong to no example have a batch of one entry per example;
             all others, and all values where it is None, have a batch of 1.
         enter: given what reaches a value from one consumer call (None: it is the loss), says what it becomes there.
@@ -42,7 +43,7 @@ class Elements(Algebra[Reached, Reached]):
     def __init__(
         self,
         carrier: Carrier,
-        keep: Keep,
+        keep: Keep | None,
         labels: Labels | None = None,
         enter: Enter | None = None,
         wanted: Container[int] | None = None,
@@ -54,26 +55,24 @@ class Elements(Algebra[Reached, Reached]):
         return Reached(one if self.enter is None else self.enter(one, loss, None))
 
     def finish(self, value: Value, arrived: Reached, *, alone: bool) -> Reached:
-        if self.wanted is None or value.id in self.wanted:
+        if self.keep is not None and (self.wanted is None or value.id in self.wanted):
             self.keep(value, arrived.g)
             return arrived._replace(own=False)
         return arrived if alone else arrived._replace(own=False)
 
     def send(self, edge: Edge, g: Reached, known: Reached | None) -> Reached:
-        structure, _, result, argument, first = edge
+        structure, call, result, argument, first = edge
         carrier, labels = self.carrier, self.labels
         planes = carrier.seed(g.g, _ids(result if carrier.points else None, first, g.g[0]))
         if known is not None and known.own and type(structure) is Gather and labels is None and self.enter is None:
             return known._replace(g=gather_into(structure, carrier, planes, tuple(p.contiguous() for p in known.g)))
+        batch = 1 if labels is None else labels.batch(argument)
         if labels is None:
-            part, batch = pull(structure, carrier, planes), 1
+            part = pull(structure, carrier, planes)
         else:
-            part, batch = (
-                pull_by_example(structure, carrier, planes, edge.result, argument, labels),
-                labels.batch(argument),
-            )
+            part = pull_by_example(structure, carrier, planes, result, argument, labels)
         part = tuple(p.reshape(batch, *argument.shape) for p in part)
-        part = part if self.enter is None else self.enter(part, argument, edge.call)
+        part = part if self.enter is None else self.enter(part, argument, call)
         if known is not None:
             part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)
         read = (() if g.own else planes) + (() if known is None or known.own else known.g)

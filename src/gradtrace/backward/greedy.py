@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 
 from ..kernels.gradient import gradient
-from ..kernels.memory import within
 from ..kernels.shared_exponent import OutOfRange, Plane
-from ..recording.isolation import uncollected
 from ..recording.record import Record, Value
-from ..semirings.base import Element
 from .arrivals import Arrivals
-from .best import Best, Strongest
+from .best import Best, Strongest, left_by
 from .elements import Elements, Reached
 from .example_labels import Labels
-from .walk import Algebra, Edge, Track, walk
+from .walk import Algebra, Edge, Track
 
 LEAST = 2.0**-500  # a product of two numbers that are not less than this is one that float64 holds
 
@@ -49,10 +46,8 @@ def greedy(
         MissingRule, NotANumber: as `walk`.
         OutOfRange: gradients are not finite, or too small for float64.
     """
-    with uncollected(), within(record.room):
-        algebra = Greedy(loss, labels, wanted)
-        walk(record, loss, algebra, track, algebra.found.seconds)
-        return algebra.found
+    algebra = Greedy(loss, labels, wanted)
+    return left_by(algebra, algebra.found, record, loss, track)
 
 
 class Greedy(Algebra[Both, tuple[Reached, Plane]]):
@@ -63,9 +58,8 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
     """
 
     def __init__(self, loss: Value, labels: Labels | None, wanted: Container[int] | None = ()) -> None:
-        self._sum = Elements(gradient(torch.float64), self._keep, labels)
+        self._sum = Elements(gradient(torch.float64), None, labels)
         self._strongest = Strongest(torch.float64, loss, labels, wanted)
-        self._plane = Plane(torch.ones(()), 0, 1.0, 1.0)
         self.found = self._strongest.found
         self.found.gradients = {}
 
@@ -77,18 +71,14 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
         if weights.high > 0 and math.ldexp(weights.low, weights.exponent) < LEAST:
             raise OutOfRange
         g = self._sum.finish(value, arrived[0], alone=False)
+        plane = absolute(g.g[0])  # the weights that winners of arguments are chosen by
         if value.id in self.found.planes and self.found.gradients is not None:
-            self.found.gradients[value.id] = self._plane
-        return g, self._plane
+            self.found.gradients[value.id] = plane
+        return g, plane
 
     def send(self, edge: Edge, g: tuple[Reached, Plane], known: Both | None) -> Both:
         sums, winners = (None, None) if known is None else known
         return self._sum.send(edge, g[0], sums), self._strongest.send(edge, g[1], winners)
-
-    def _keep(self, value: Value, g: Element) -> None:
-        """See absolute gradients as the weights that the winners of arguments are chosen by."""
-        del value
-        self._plane = absolute(g[0])
 
 
 def absolute(g: Tensor) -> Plane:

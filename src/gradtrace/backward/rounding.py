@@ -157,8 +157,6 @@ def absolute(structure: Structure, g: Tensor) -> Tensor:
 def _absolute(structure: Structure) -> Structure:
     """Give the structure with absolute weights, before they cancel."""
     match structure:
-        case Contraction(weight=None):
-            return structure
         case Contraction(weight=Constant() as weight):
             return replace(structure, weight=replace(weight, value=abs(weight.value)))
         case Contraction(weight=Closed(form, of)):

@@ -14,15 +14,8 @@ from .shared_exponent import OutOfRange
 
 
 @dataclass(frozen=True)
-class Gradient(Linear):
-    """Gradients, in a precision of one's choice (`kind`): half a model's precision is not enough for sums.
-
-    They underflow where autograd's do. What is infinite, or no number, is left to carriers that look at every product:
-    beside an infinite gradient an absent edge is absent, where 0 · inf is no number.
-    """
-
-    def along(self, structure: object, g: Element) -> Element | None:
-        return (additive.pull(structure, g[0]),)
+class Finite(Linear):
+    """Numbers that are added up on kernels of their own, none of which is looked at for range on the way."""
 
     def plus_over(self, a: Element, b: Element) -> Element:
         return (a[0].add_(b[0]),)
@@ -36,6 +29,18 @@ class Gradient(Linear):
         if g[0].numel() and not math.isfinite(g[0].sum()):
             raise OutOfRange
         return g[0]
+
+
+@dataclass(frozen=True)
+class Gradient(Finite):
+    """Gradients, in a precision of one's choice (`kind`): half a model's precision is not enough for sums.
+
+    They underflow where autograd's do. What is infinite, or no number, is left to carriers that look at every product:
+    beside an infinite gradient an absent edge is absent, where 0 · inf is no number.
+    """
+
+    def along(self, structure: object, g: Element) -> Element | None:
+        return (additive.pull(structure, g[0]),)
 
 
 def gradient(kind: torch.dtype) -> Gradient:

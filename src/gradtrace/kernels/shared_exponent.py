@@ -20,7 +20,7 @@ from ..errors import NotANumber
 from ..jacobians.index_maps import Raw, Way
 from ..jacobians.structure import Shape
 from ..recording.layouts import Layout
-from ..semirings.base import Element, Extreme, normalised, pow2
+from ..semirings.base import Carrier, Element, Extreme, normalised, pow2
 from . import reference
 from .memory import zeros
 from .native import LOST, NAN, Range
@@ -202,6 +202,17 @@ def comfortable(planes: Element) -> bool:
             if not (low > 1 / COMFORT and high < COMFORT):
                 return False
     return True
+
+
+def all_others(carrier: Carrier, g: Element) -> Element:
+    """Merge, for each position of the last axis, all others: by Jacobians of ones beside a diagonal of zeros."""
+    shape, n = g[0].shape, g[0].shape[-1]
+    if g[0].numel() == 0:
+        return g
+    one = g[0].new_ones(()).expand(prod(shape[:-1]), n, 1)
+    out = carrier.low_rank(torch.zeros_like(one[..., 0]), one, one, tuple(p.reshape(1, -1, n) for p in g))
+    assert out is not None
+    return tuple(p.reshape(shape) for p in out)
 
 
 def kept(plane: Plane, g: Plane) -> bool:

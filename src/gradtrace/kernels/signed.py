@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TypeAlias
 
 import torch
@@ -26,7 +25,7 @@ from ..semirings.base import Carrier, Element
 from .convolutions import as_products
 from .memory import empty
 from .native import lib
-from .shared_exponent import COMFORT, carefully, doubled, wide
+from .shared_exponent import all_others, carefully, comfortable, doubled, wide
 
 Found: TypeAlias = tuple[Element, int]
 
@@ -47,7 +46,7 @@ class Ends(Carrier):
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         del ids
-        if g[0].dtype is self.kind or self.kind is torch.float64 or not _comfortable(g):
+        if g[0].dtype is self.kind or self.kind is torch.float64 or not comfortable(_sizes(g)):
             return g
         return tuple(p.to(torch.float32) for p in g)
 
@@ -66,12 +65,7 @@ class Ends(Carrier):
         return _settled(high.amax(-1), low.amin(-1))
 
     def others(self, g: Element) -> Element:
-        if g[0].numel() == 0:
-            return g
-        one = g[0].new_ones(()).expand(prod(g[0].shape[:-1]), g[0].shape[-1], 1)
-        out = self.low_rank(torch.zeros_like(one[..., 0]), one, one, tuple(p.reshape(1, *one.shape[:2]) for p in g))
-        assert out is not None
-        return tuple(p.reshape(g[0].shape) for p in out)
+        return all_others(self, g)
 
     def segment(self, g: Element, index: Tensor, size: int) -> Element:
         high, low = (p.contiguous() for p in _filled(g))
@@ -167,12 +161,6 @@ def _settled(high: Tensor, low: Tensor) -> Element:
     return high.masked_fill_(high == -math.inf, math.nan), low.masked_fill_(low == math.inf, math.nan)
 
 
-def _comfortable(g: Element) -> bool:
-    """Tell whether no number is far from 1."""
-    for p in g:
-        if p.numel():
-            size = p.abs().nan_to_num_(1.0)
-            low, high = size.aminmax()
-            if not (low > 1 / COMFORT and high < COMFORT):
-                return False
-    return True
+def _sizes(g: Element) -> Element:
+    """Give absolute numbers, 0 where there is no path."""
+    return tuple(p.abs().nan_to_num_(0.0) for p in g)

@@ -24,7 +24,7 @@ from ..semirings.base import Carrier, Element
 from . import native
 from .convolutions import as_products
 from .memory import Room, zeros
-from .shared_exponent import carefully, comfortable, doubled, wide
+from .shared_exponent import all_others, carefully, comfortable, doubled, wide
 
 
 def alike(g: Sequence[Tensor]) -> Element:
@@ -84,13 +84,7 @@ class Largest(Carrier):
         return out.reshape(keep, *shape).unbind(0)
 
     def others(self, g: Element) -> Element:
-        shape, n = g[0].shape, g[0].shape[-1]
-        if g[0].numel() == 0:
-            return g
-        one = g[0].new_ones(()).expand(prod(shape[:-1]), n, 1)
-        out = self.low_rank(torch.zeros_like(one[..., 0]), one, one, tuple(p.reshape(1, -1, n) for p in g))
-        assert out is not None
-        return tuple(p.reshape(shape) for p in out)
+        return all_others(self, g)
 
     def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
         if left.shape[-1] > 2:

@@ -108,11 +108,15 @@ def crossing(forest: Forest, components: Sequence[Component], leaves: Sequence[V
     Raises:
         Differ: there are more than `AT_ONCE` components, and scalars of one value cross different ones.
     """
-    own = Own(forest.record, components)
+    yield from crossed_by(forest, Own(forest.record, components), leaves)
+
+
+def crossed_by(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+    """Give what leaves' traces cross, in the form that `own` keeps sets in."""
     if forest.compact is None:
         yield from _by_pointers(forest, own, leaves)
     else:
-        yield from by_winners(forest, forest.compact, own, leaves)
+        yield from _by_winners(forest, forest.compact, own, leaves)
 
 
 class Own:
@@ -139,6 +143,10 @@ class Own:
     def joined(self, sets: Sets, more: Tensor | int) -> Sets:
         """Join the sets of a value's consumers with its own."""
         return sets.joined(more)
+
+    def united(self, sets: Tensor, more: Tensor | int) -> Tensor:
+        """Join some sets of scalars with another."""
+        return sets | more
 
     def tell_apart(self) -> None:
         """Be told that scalars of one value have different sets, which takes integers of a tensor.
@@ -178,26 +186,27 @@ def _by_pointers(forest: Forest, own: Own, leaves: Sequence[Value]) -> Iterator[
             winners = forest.winners.get(value.id)
             if winners is None:
                 continue
-            found = inherited(places, winners, bits) | own.of(call, value.shape)
+            found = own.united(_inherited(places, winners, bits), own.of(call, value.shape))
             for b, row in enumerate(found):
                 bits[at.start + b * numel : at.stop + b * numel] = row.flatten()
     for leaf in leaves:
-        yield held(leaf, 0, inherited(places, forest.winners[leaf.id], bits) | own.of_leaf(leaf))
+        found = own.united(_inherited(places, forest.winners[leaf.id], bits), own.of_leaf(leaf))
+        yield _held(leaf, 0, found)
 
 
-def held(leaf: Value, also: int, plane: Tensor) -> Crossed:
+def _held(leaf: Value, also: int, plane: Tensor) -> Crossed:
     """Give sets that are held at once (batch × shape)."""
     flat = plane.expand(len(plane), *leaf.shape).reshape(len(plane), -1)
     return Crossed(leaf, also, [lambda begin, end, r=row: r[begin:end].to(torch.int64) for row in flat])
 
 
-def inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
+def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
     """Give each scalar the set of its winning consumer."""
     live, consumer = places.consumers(winners)
     return bits[consumer].masked_fill_(~live, 0)
 
 
-def by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
+def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
     """Read sets off compact winners; a leaf's as soon as can be, so that nobody's are kept longer than needed."""
     sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
     waiting = _Waiting(found, leaves)
@@ -218,7 +227,7 @@ def by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -
     for leaf in leaves:
         if leaf.id not in found.winners:
             here = own.of_leaf(leaf)
-            yield Crossed(leaf, here) if isinstance(here, int) else held(leaf, 0, here.unsqueeze(0))
+            yield Crossed(leaf, here) if isinstance(here, int) else _held(leaf, 0, here.unsqueeze(0))
 
 
 class _Waiting:
@@ -258,7 +267,7 @@ def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], bat
         return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
     both = _looked_up(winners, sets, batch, own).joined(here)
     assert both.plane is not None
-    return held(leaf, both.also, both.plane)
+    return _held(leaf, both.also, both.plane)
 
 
 def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:

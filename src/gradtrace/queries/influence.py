@@ -183,12 +183,11 @@ class _Weights:
 def _weights(forest: Forest, leaf: Value) -> _Weights:
     belongs = _belongs(forest, leaf)
     compact = forest.compact if forest.compact is not None and leaf.id in forest.compact.planes else None
-    compiled = compact is not None and compact.gradients is None
+    compiled = False
     if compact is not None:
-        plane = compact.weights[leaf.id]
-        weight, unit = plane.data.reshape(len(plane.data), -1), float(plane.exponent)
-        # a number counts as true where it is not 0, but a greedy trace can start from a gradient of 0
-        live = weight if compiled else compact.planes[leaf.id].data.reshape(weight.shape) > 0
+        plane, there = compact.weights[leaf.id], compact.live(leaf.id)
+        weight, unit, compiled = plane.data.reshape(len(plane.data), -1), float(plane.exponent), there is None
+        live = weight if there is None else there.reshape(weight.shape)  # a number counts as true where it is not 0
     else:
         winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
         live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..recording.components import Component
 from ..recording.record import Record, Value
-from .component_sets import AT_ONCE, Crossed, Differ, Own, Sets, by_winners, crossing, held, inherited
-from .flat_index import Places
+from .component_sets import AT_ONCE, Crossed, Differ, Own, Sets, crossed_by, crossing
 from .forest import Forest
 
 
@@ -43,27 +42,8 @@ def _by_numbers(forest: Forest, components: Sequence[Component], leaves: Sequenc
         Differ: a slice tells scalars of one value apart.
     """
     own = _Numbered(forest.record, components)
-    if forest.compact is None:
-        yield from _by_pointers(forest, own, leaves)
-        return
-    for crossed in by_winners(forest, forest.compact, own, leaves):
+    for crossed in crossed_by(forest, own, leaves):
         yield replace(crossed, numbered=own.known)
-
-
-def _by_pointers(forest: Forest, own: _Numbered, leaves: Sequence[Value]) -> Iterator[Crossed]:
-    places = Places.of(forest)
-    numbers = torch.zeros(places.total, dtype=torch.int64)
-    for call in reversed(forest.record.calls):
-        for value, at, numel in places.results(call):
-            winners = forest.winners.get(value.id)
-            if winners is None:
-                continue
-            found = own.renumbered(inherited(places, winners, numbers), own.of(call, value.shape))
-            for b, row in enumerate(found):
-                numbers[at.start + b * numel : at.stop + b * numel] = row.flatten()
-    for leaf in leaves:
-        flat = own.renumbered(inherited(places, forest.winners[leaf.id], numbers), own.of_leaf(leaf))
-        yield replace(held(leaf, 0, flat), numbered=own.known)
 
 
 class _Numbered(Own):
@@ -85,17 +65,17 @@ class _Numbered(Own):
             return sets
         if sets.plane is None:
             return Sets(self._of(self.known[sets.also] | more))
-        return Sets(0, self.renumbered(sets.plane, more), sets.edge)
+        return Sets(0, self.united(sets.plane, more), sets.edge)
 
-    def renumbered(self, numbers: Tensor, more: Tensor | int) -> Tensor:
+    def united(self, sets: Tensor, more: Tensor | int) -> Tensor:
         """Give the numbers of some sets, each joined with another."""
         assert isinstance(more, int)
         if not more:
-            return numbers
-        there = torch.bincount(numbers.flatten(), minlength=1).nonzero().flatten()
-        after = torch.zeros(int(there.max()) + 1 if len(there) else 1, dtype=numbers.dtype)
-        after[there] = torch.tensor([self._of(self.known[n] | more) for n in there.tolist()], dtype=numbers.dtype)
-        return after[numbers.to(torch.int64)]
+            return sets
+        there = torch.bincount(sets.flatten(), minlength=1).nonzero().flatten()
+        after = torch.zeros(int(there.max()) + 1 if len(there) else 1, dtype=sets.dtype)
+        after[there] = torch.tensor([self._of(self.known[n] | more) for n in there.tolist()], dtype=sets.dtype)
+        return after[sets.to(torch.int64)]
 
     def _sliced(self, whole: int, masks: Sequence[tuple[int, Tensor | None]]) -> Tensor | int:
         if any(mask is not None for _, mask in masks):

@@ -23,8 +23,6 @@ FARTHEST = 900.0  # powers of two between weights, from which on a float is too 
 
 NOWHERE, NOTHING = np.zeros(0, np.int64), np.zeros((0, 0))
 
-Key = tuple[int | str, int]  # a call's number, or a leaf's name, and the number of the call that is entered
-
 
 @dataclass(frozen=True)
 class Given:
@@ -53,11 +51,10 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
         if plane is None or not plane.data.numel():
             return None
         top = float(plane.data.amax().to(torch.float64).log2() + plane.exponent)
-        weight, flat = plane.data.reshape(len(plane.data), -1).numpy(), (len(plane.data), -1)
-        if forest.compact.gradients is None:
+        weight, live = plane.data.reshape(len(plane.data), -1).numpy(), forest.compact.live(leaf.id)
+        if live is None:
             return Given(weight, None, float(plane.exponent), top) if top > -math.inf else None
-        live = forest.compact.planes[leaf.id].data.reshape(flat) > 0  # also where the gradient itself is 0
-        return Given(weight, live.numpy(), float(plane.exponent), top) if bool(live.any()) else None
+        return Given(weight, live.reshape(weight.shape).numpy(), float(plane.exponent), top) if live.any() else None
     log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
     if not bool(live.any()):
         return None
@@ -115,7 +112,7 @@ class Stream:
     consumers: Consumers
     flows: int
     arrived: dict[tuple[int, int], _Arrived] = field(default_factory=dict)
-    edges: dict[Key, np.ndarray] = field(default_factory=dict)
+    edges: dict[Hop, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._straight = self.consumers.straight()
