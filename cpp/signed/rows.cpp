@@ -175,7 +175,9 @@ template <class T> class RankTwo {
             const Reg centre = S::abs(S::add(S::mul(a, middle[0]), S::mul(b, middle[1])));
             const Reg around = S::add(S::mul(S::abs(a), reach[0]), S::mul(S::abs(b), reach[1]));
             const Reg bound = S::add(S::mul(S::add(centre, around), S::load(row.size.data() + i)), S::load(row.floor.data() + i));
-            for (uint32_t bits = S::bits(S::greater(bound, beaten)); bits; bits &= bits - 1) {
+            // a bound that overflowed may be no number, and bounds nothing
+            const uint32_t unknown = ~S::bits(S::equal(bound, bound)) & ((1u << S::lanes) - 1);
+            for (uint32_t bits = S::bits(S::greater(bound, beaten)) | unknown; bits; bits &= bits - 1) {
                 meet_with(i + __builtin_ctz(bits));
                 if (++met % OFTEN == 0) beaten = S::set(to_beat());
             }
