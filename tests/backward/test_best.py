@@ -289,16 +289,18 @@ def test_a_float32_model_has_the_strengths_of_the_reference():
         assert torch.allclose(compiled.log2[value.id], plain.log2[value.id], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [1.0, 2.0**-50])
 @pytest.mark.parametrize("per", [False, True])
-def test_steps_that_no_exponent_holds_together(per):
+def test_steps_that_no_exponent_holds_together(per, spread):
     """What a weight gets from the first step of many is beyond a float64 beside what it gets from the last."""
-    leaves = {"w": integers(2, 2, seed=1).abs() + 1, "u": integers(2, seed=2).abs() + 1}
+    apart = torch.tensor([1.0, spread], **F64)  # the weakest of one step is weaker than the strongest of the next
+    leaves = {"w": (integers(2, 2, seed=1).abs() + 1) * apart, "u": (integers(2, seed=2).abs() + 1) * apart}
 
     def program(w: Tensor, u: Tensor, x: Tensor = EXAMPLES) -> Tensor:
         h = x
         for _ in range(60):
             h = (h + x @ w + u) * 2.0**-40
-        return h.sum()
+        return (h * apart).sum()
 
     given_ = {n: t.requires_grad_() for n, t in leaves.items()}
     tape, loss = recorded(program, given_, EXAMPLES if per else None)

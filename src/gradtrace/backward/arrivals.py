@@ -214,8 +214,9 @@ class Arrivals:
 
 def _above(a: Plane, b: Plane) -> bool:
     """Tell whether every scalar of a is stronger than all of b."""
-    least, most = math.frexp(a.low), math.frexp(b.high)
-    return least[1] + a.exponent > most[1] + b.exponent and bool((a.data > 0).all())
+    # a plane's own bounds grow looser with all that it outdoes, step by step of a long sequence
+    least, most = math.frexp(float(a.data.min())), math.frexp(float(b.data.max()))
+    return least[0] > 0 and least[1] + a.exponent > most[1] + b.exponent
 
 
 @lru_cache(maxsize=4096)
