@@ -1,6 +1,7 @@
 """The command line: what it says when something is wrong, and what `gradtrace trace` writes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -287,6 +288,16 @@ SMALL = (
 
 def text(folder):
     (folder / "text.txt").write_text("to be or not to be that is the question " * 40)
+
+
+def test_a_competition_says_what_share_of_its_time_tracing_took(folder, capsys):
+    text(folder)
+    code, out, _ = run(capsys, *SMALL.split())
+    said = re.search(r"2 traces, best and greedy, took (\d+)% of \d+ s\.", out)
+    assert (code, said is not None) == (0, True)
+    measured = json.loads((folder / "run" / "measured.json").read_text())
+    assert 0 < measured["tracing_seconds"] < measured["seconds"]
+    assert abs(float(said[1]) / 100 - measured["tracing_seconds"] / measured["seconds"]) < 0.1
 
 
 def test_an_exception_in_the_users_code_has_its_line_and_all_of_it_on_request(folder, capsys):

@@ -285,20 +285,26 @@ def run_compete(given: argparse.Namespace) -> None:
     fields = Options.__dataclass_fields__
     options = {name: value for name, value in vars(given).items() if name in fields and value is not None}
     console = Console()
-    began = time.monotonic()
+    began, traces = time.monotonic(), []
     with Screen(console) as screen:
 
         def watch(event: Event) -> None:
             screen.show(event.run, event.step, event.steps, event.text)
+            if event.kind == "traced":
+                traces.append(event.seconds)
 
         results = compete(options, given.out, resume=given.resume, checkpoint_every=given.checkpoint_every, watch=watch)
     show_competition(results, console)
-    _finish(given.out, results, began, console)
+    seconds = time.monotonic() - began
+    if traces:
+        several = f"{len(traces)} traces" if len(traces) > 1 else "One trace"
+        plain(console, f"\n{several}, best and greedy, took {sum(traces) / seconds:.0%} of {seconds:.0f} s.")
+    _finish(given.out, results, {"seconds": round(seconds, 1), "tracing_seconds": round(sum(traces), 1)}, console)
 
 
-def _finish(folder: Path, results: dict[str, Any], began: float, console: Console) -> None:
+def _finish(folder: Path, results: dict[str, Any], measured: dict[str, Any], console: Console) -> None:
     """Write what was measured, and the page; print where they are, the page last."""
-    measured = {"seconds": round(time.monotonic() - began, 1), "peak_memory": peak_memory()}
+    measured |= {"peak_memory": peak_memory()}
     write_json(folder / MEASURED, measured)
     page = write_page(folder / PAGE, results, measured)
     plain(console, f"\nWritten to {folder / RESULTS}\nReport: {page}")
@@ -352,4 +358,4 @@ def run_trace(given: argparse.Namespace) -> None:
         for answer in results["semirings"]:
             for line in lines(answer):
                 plain(console, line)
-        _finish(given.out, results, began, console)
+        _finish(given.out, results, {"seconds": round(time.monotonic() - began, 1)}, console)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,13 +36,14 @@ PATHS = 20  # of each kind, at each traced step
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: `kind` is "step", "evaluated", "traced" or "resumed"."""
+    """Something to show: `kind` is "step", "evaluated", "traced" or "resumed"; `seconds` is what a trace took."""
 
     kind: str
     run: str
     step: int
     steps: int
     text: str = ""
+    seconds: float = 0.0
 
 
 Watch = Callable[[Event], None]
@@ -241,18 +243,20 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
     """Evaluate and trace if it is time to; tell whether there was a trace."""
     options, run = plan.options, results["runs"][-1]
     traced = run["without"] is None and _due(step, options.trace_every, options.steps)
-    news = {}
+    news, seconds = {}, {}
     if _due(step, options.eval_every, options.steps):
         run["evaluations"].append(_evaluate(plan, model, step))
         news["evaluated"] = f"held-out perplexity {run['evaluations'][-1]['perplexity']:.1f}"
     if traced:
+        began = time.monotonic()
         _trace(plan, results, model, step)
         gc.collect()  # a tape's calls and values hold each other, and gigabytes
+        seconds["traced"] = time.monotonic() - began
         news["traced"] = _shares(run["traces"][-1]["influence"])
     if news:
         write_json(plan.folder / RESULTS, conclude(results))
     for kind, text in news.items():
-        plan.watch(Event(kind, run["name"], step, options.steps, text))
+        plan.watch(Event(kind, run["name"], step, options.steps, text, seconds.get(kind, 0.0)))
     return traced
 
 
