@@ -20,7 +20,7 @@ def blocks(name: str) -> list[str]:
 
 
 def test_the_how_to():
-    first, second, broken = blocks("howto-semiring.md")
+    first, second, broken, algebra = blocks("howto-semiring.md")
     assert len(first.splitlines()) < 30
     names: dict = {}
     exec(first, names)
@@ -34,6 +34,8 @@ def test_the_how_to():
     with pytest.raises(BrokenAxiom) as error:
         exec(broken, names)
     assert str(error.value) in (DOCS / "howto-semiring.md").read_text(encoding="utf-8")
+    exec(algebra, names)
+    assert names["longest"].calls["weight"] == len(tape.calls)  # softmax, prod, sum: one after the other
 
 
 def test_every_name_has_its_row():
