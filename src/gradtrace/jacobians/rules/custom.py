@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import torch
@@ -23,8 +24,12 @@ from .table import Edge, differentiable
 
 def is_custom(call: Call) -> bool:
     """Tell whether a call is that of a custom autograd.Function, or of an operator that is not PyTorch's own."""
-    draws = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
-    return not call.name.startswith(("aten.", "gradtrace.")) and not draws
+    return not call.name.startswith(("aten.", "gradtrace.")) and not _draws(call.op)
+
+
+@cache
+def _draws(op: object) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
 
 
 def covers(call: Call) -> bool:
