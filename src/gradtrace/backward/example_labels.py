@@ -14,21 +14,30 @@ its own: `Labels.connected` names the calls, and rows are then told apart by pos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import merge
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..jacobians import dependence, rules
-from ..jacobians.structure import Structure, diagonal
+from ..jacobians.structure import Contraction, Convolved, LowRank, Placed, Strided, Structure, diagonal
 from ..recording.constants import LINK, OVERLAY
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import beside, entangles, probed
 from .label_pushes import FREE, MIXED, Label, compress, push
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
+FEW = 1 << 12  # scalars of a label that is looked for among others
+
+
+class _Said(NamedTuple):
+    """What is known of a result: its label, whether examples are connected there, by which arguments it is mixed."""
+
+    label: Label
+    connected: bool
+    mixed: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -45,6 +54,8 @@ class Labels:
     of: dict[int, Label] = field(default_factory=dict)
     connected: list[Call] = field(default_factory=list)
     together: set[int] = field(default_factory=set)
+    known: dict[Hashable, list[_Said | None]] = field(default_factory=dict)  # of calls that are alike
+    alike: dict[Hashable, Tensor] = field(default_factory=dict)  # labels, so that equal ones are one
     origin: dict[int, int] = field(default_factory=dict)  # of a mixed value: the one that was mixed first
     named: set[int] = field(default_factory=set)  # those of them that `connected` speaks of
 
@@ -60,6 +71,12 @@ class Labels:
         """Give the label of an argument, whether autograd follows it or not."""
         value = argument.value or argument.constant
         return None if value is None else self.of.get(value.id)
+
+    def one(self, label: Label) -> Label:
+        """Give for equal labels the same one."""
+        if not isinstance(label, Tensor) or label.numel() > FEW:
+            return label
+        return self.alike.setdefault((label.shape, label.numpy().tobytes()), label)
 
     def mask(self, value: Value) -> Tensor | None:
         """Say which scalars count for which example (examples × shape), where a value that is apart has a label."""
@@ -83,11 +100,12 @@ def propagate(record: Record, loss: Value) -> Labels:
     for value in record.example_values:
         shape = (labels.count, *[1] * (len(value.shape) - 1))
         if value.numel:
-            labels.of[value.id] = torch.arange(labels.count, dtype=torch.int32).reshape(shape)
+            labels.of[value.id] = labels.one(torch.arange(labels.count, dtype=torch.int32).reshape(shape))
     steps, reached = needed(record, loss)
     for call in steps:
-        if any(labels.given(i) is not None for i in call.inputs):
-            _through(call, labels)
+        given = [labels.given(i) for i in call.inputs]
+        if any([label is not None for label in given]):
+            _through(call, given, labels)
     _decide(steps, reached, labels)
     return labels
 
@@ -95,33 +113,40 @@ def propagate(record: Record, loss: Value) -> Labels:
 def needed(record: Record, loss: Value) -> tuple[list[Call], set[int]]:
     """Give the calls on which the loss depends, constants among them, in recording order; and the values' ids."""
     reached, out = {loss.id}, []
-    for call in reversed(list(merge(record.calls, record.constants, key=_when))):
-        if any(v is not None and v.id in reached for v in call.outputs):
-            for given in call.inputs:
-                reached.update(v.id for v in (given.value, given.constant) if v is not None)
-            out.append(call)
+    for call in sorted([*record.calls, *record.constants], key=_when, reverse=True):
+        for made in call.outputs:
+            if made is not None and made.id in reached:
+                reached.update([v.id for i in call.inputs for v in (i.value, i.constant) if v is not None])
+                out.append(call)
+                break
     return out[::-1], reached
 
 
 def _when(call: Call) -> int:
     """Order calls by the numbers of their results, which count up; those without one are nobody's."""
-    if call.name == LINK:
-        return call.args[0]
-    return min((v.id for v in call.outputs if v is not None), default=-1)
+    return call.args[0] if call.name == LINK else min([v.id for v in call.outputs if v is not None], default=-1)
 
 
 def _decide(steps: Sequence[Call], reached: set[int], labels: Labels) -> None:
     """Decide which values have one element for each scalar: none that leads to one which needs more."""
+    free: dict[Tensor, bool] = {}
     for value_id, label in labels.of.items():
-        if value_id in reached and not (isinstance(label, Tensor) and bool((label == FREE).any())):
+        if value_id in reached and not (isinstance(label, Tensor) and _some(label, FREE, free)):
             labels.together.add(value_id)
     for call in steps:  # what is empty needs nothing
-        labels.together.update(v.id for v in call.outputs if v is not None and not v.numel)
+        labels.together.update([v.id for v in call.outputs if v is not None and not v.numel])
     for call in reversed(steps):
         made = [v.id for v in call.outputs if v is not None and v.id in reached and v.differentiable]
         if not labels.together.issuperset(made):  # a call's results are alike in this
             labels.together.difference_update(made)
-            labels.together.difference_update(i.value.id for i in call.inputs if i.value is not None)
+            labels.together.difference_update([i.value.id for i in call.inputs if i.value is not None])
+
+
+def _some(label: Tensor, what: int, known: dict[Tensor, bool]) -> bool:
+    """Tell whether something is in a label."""
+    if label not in known:
+        known[label] = bool((label == what).any())
+    return known[label]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,37 +200,79 @@ def _followed(call: Call) -> bool:
     return any(v is not None and v.differentiable for v in call.outputs)
 
 
-def _through(call: Call, labels: Labels) -> None:
-    """Label the results of one call."""
-    edges = _edges(call, labels)
-    for number, y in enumerate(call.outputs):
-        if y is not None and y.numel:
-            _label(call, y, None if edges is None else [e for e in edges if e.number == number], labels)
+def _through(call: Call, given: Sequence[Label], labels: Labels) -> None:
+    """Label the results of one call: as those of one that was like it, if there was one."""
+    key = _likeness(call, given)
+    found = labels.known.get(key)
+    if found is None:
+        edges = _edges(call, labels)
+        found = [
+            _said(call, y, number, edges, labels) if y is not None and y.numel else None
+            for number, y in enumerate(call.outputs)
+        ]
+        if edges is not None and call.name != LINK and _by_shape(call, edges):
+            labels.known[key] = found
+    for y, said in zip(call.outputs, found, strict=True):
+        if said is not None and y is not None:
+            _note(call, y, said, given, labels)
 
 
-def _label(call: Call, y: Value, edges: Sequence[_Edge] | None, labels: Labels) -> None:
-    """Label one result."""
-    given = [labels.given(i) for i in call.inputs]
-    parts, sources = _parts(call, y, edges or (), labels)
+def _likeness(call: Call, given: Sequence[Label]) -> Hashable:
+    """Give what calls have in common whose results, of equal shapes, belong to the same examples."""
+    inputs = [(i.shape, i.dtype, i.value is not None and i.value.differentiable) for i in call.inputs]
+    outputs = [(v.shape, v.differentiable) if v is not None else None for v in call.outputs]
+    plain = call.args, tuple(call.kwargs.items())
+    try:
+        hash(plain)
+    except TypeError:  # a list among the arguments
+        plain = repr(plain)
+    return call.op, plain, tuple(inputs), tuple(outputs), tuple(given)
+
+
+def _by_shape(call: Call, edges: Sequence[_Edge]) -> bool:
+    """Tell whether results depend on arguments in a way that shapes and plain arguments say, and no numbers do."""
+    if not rules.stated(call):
+        return False
+    for edge in edges:
+        s = edge.structure
+        dense = type(s) is Contraction and s.w and not set(s.x) & set(s.y)
+        if edge.unknown or dense or type(s) not in (Contraction, LowRank, Strided, Placed, Convolved):
+            return False
+    return True
+
+
+def _said(call: Call, y: Value, number: int, edges: Sequence[_Edge] | None, labels: Labels) -> _Said | None:
+    """Say what one result depends on."""
+    own = [] if edges is None else [e for e in edges if e.number == number]
+    parts, mixed = _parts(call, y, own, labels)
     if edges is None:
-        parts = [(probed(call, y, given, labels.count), False)]
+        parts = [(probed(call, y, [labels.given(i) for i in call.inputs], labels.count), False)]
     if call.name == LINK:  # what is followed there says more
         parts = _beneath(labels.of.get(y.id), parts)
     parts = [(label, connected) for label, connected in parts if label is MIXED or _says_something(label)]
     if not parts:
-        return
+        return None
     label, connected = combine(parts)
-    if call.name == OVERLAY and isinstance(label, Tensor) and bool((label < 0).any()) and sources:
-        label = MIXED  # memory, a part of which holds what several examples have to do with
-    elif isinstance(label, Tensor) and bool((label < 0).any()):
-        label = settled(_with_free(call, y, edges or (), label, labels), labels.count, by_place=call.name != OVERLAY)
-    labels.of[y.id] = label
-    if label is MIXED:
+    if isinstance(label, Tensor) and bool((label < 0).any()):
+        if call.name == OVERLAY and mixed:
+            label = MIXED  # memory, a part of which holds what several examples have to do with
+        else:
+            label = _with_free(call, y, own, label, labels)
+            label = settled(label, labels.count, by_place=call.name != OVERLAY)
+    return _Said(labels.one(label), connected, tuple(mixed))
+
+
+def _note(call: Call, y: Value, said: _Said, given: Sequence[Label], labels: Labels) -> None:
+    """Note what is known of one result, and where examples are connected."""
+    labels.of[y.id] = said.label
+    values = (call.inputs[p].value or call.inputs[p].constant for p in said.mixed)
+    sources = {v.id for v in values if v is not None}
+    if said.label is MIXED:
         origins = {labels.origin[s] for s in sources}
         labels.origin[y.id] = origins.pop() if len(origins) == 1 else y.id
     # where examples are mixed, the loss stays a sum of theirs only if none enters another's derivatives
-    entangled = not connected and label is MIXED and not labels.connected and entangles(call, y, given, labels.count)
-    if connected or entangled:
+    asked = said.label is MIXED and not said.connected and not labels.connected
+    if said.connected or (asked and entangles(call, y, given, labels.count)):
         labels.connect(call, sources)
         labels.named.add(labels.origin.get(y.id, y.id))
 
@@ -226,9 +293,9 @@ def _says_something(label: Label) -> bool:
     return isinstance(label, Tensor) and bool((label >= 0).any())
 
 
-def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tuple[list[Part], set[int]]:
-    """Give what arguments say about a result, and the ids of those that are mixed."""
-    parts, sources = [], set()
+def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tuple[list[Part], list[int]]:
+    """Give what arguments say about a result, and the positions of those that are mixed."""
+    parts, mixed = [], []
     for edge in edges:
         given = call.inputs[edge.position]
         value, label = given.value or given.constant, labels.given(given)
@@ -238,8 +305,8 @@ def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tupl
         pushed, connected = (seen, False) if seen is not None else push(edge.structure, label, value.shape, y.shape)
         parts.append((pushed, connected or (edge.choice and pushed is MIXED and label is not MIXED)))
         if label is MIXED:
-            sources.add(value.id)
-    return parts, sources
+            mixed.append(edge.position)
+    return parts, mixed
 
 
 def combine(parts: Sequence[Part]) -> Part:

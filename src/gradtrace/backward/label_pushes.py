@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -22,7 +23,7 @@ from ..jacobians.structure import (
     Structure,
     result_shape,
 )
-from ..recording.layouts import Shape, positions
+from ..recording.layouts import Layout, Shape, Side, box, contiguous, positions
 
 FREE = -2  # of a scalar: parameters reach it, and no example
 NOTHING = -3  # neither does
@@ -55,8 +56,16 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
 def _push_gather(s: Gather, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Read labels where scalars are read."""
     index = s.scalars()
-    out = label.expand(x_shape).reshape(-1)[index.clamp(min=0)]
-    return out.masked_fill(index < 0, NOTHING).reshape(y_shape), False
+    return _read(label, x_shape, index.clamp(min=0)).masked_fill(index < 0, NOTHING).reshape(y_shape), False
+
+
+def _read(label: Tensor, shape: Shape, flat: Tensor) -> Tensor:
+    """Read a label at flat positions of the tensor, of some shape, that it is of."""
+    at = torch.zeros_like(flat)
+    for n, step, own, stride in zip(shape, contiguous(shape), label.shape, contiguous(label.shape), strict=True):
+        if own > 1:
+            at += flat // step % n * stride
+    return label.reshape(-1)[at]
 
 
 def _push_chain(s: Chain, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -69,18 +78,45 @@ def _push_chain(s: Chain, label: Tensor, x_shape: Shape, y_shape: Shape) -> tupl
 
 def _push_placed(s: Placed, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Write a label where the argument is written; of the rest nothing is said."""
-    out = torch.full((prod(y_shape),), NOTHING, dtype=label.dtype)
-    out.as_strided(s.layout.size, s.layout.stride, s.layout.offset).copy_(label.expand(x_shape).reshape(s.layout.size))
-    for at in s.hidden:
-        out.as_strided(at.size, at.stride, at.offset).fill_(NOTHING)
-    return out.reshape(y_shape), False
+    label, boxes = refit(label, x_shape, s.layout.size), [box(at, tuple(y_shape)) for at in (s.layout, *s.hidden)]
+    found = [sides for sides in boxes if sides is not None]
+    if len(found) < len(boxes):
+        out = torch.full((prod(y_shape),), NOTHING, dtype=label.dtype)
+        out.as_strided(*s.layout).copy_(label.expand(s.layout.size))
+        for at in s.hidden:
+            out.as_strided(*at).fill_(NOTHING)
+        return out.reshape(y_shape), False
+    part = _turned(label, [side.axis for side in found[0]])
+    # it differs along an axis on which the label does, or a window ends
+    told = [n > 1 or any(sides[d].size < y_shape[d] for sides in found) for d, n in enumerate(part.shape)]
+    out = torch.full([n if t else 1 for n, t in zip(y_shape, told, strict=True)], NOTHING, dtype=label.dtype)
+    _window(out, found[0], told).copy_(part)
+    for sides in found[1:]:
+        _window(out, sides, told).fill_(NOTHING)
+    return out, False
+
+
+def _window(label: Tensor, sides: Sequence[Side], told: Sequence[bool]) -> Tensor:
+    """See a label through a box, along the axes that it tells apart."""
+    for d, (side, there) in enumerate(zip(sides, told, strict=True)):
+        label = label.narrow(d, side.start, side.size) if there else label
+    return label
+
+
+def _turned(label: Tensor, axes: Sequence[int | None]) -> Tensor:
+    """Give a label the axes of these numbers, in that order; None for one of size 1."""
+    order = [axis for axis in axes if axis is not None]
+    sizes = iter([label.shape[axis] for axis in order])
+    turned = label.permute([*order, *(d for d in range(label.dim()) if d not in order)])
+    return turned.reshape([1 if axis is None else next(sizes) for axis in axes])
 
 
 def _push_scattered(s: Scatter, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Do so where the argument goes; several of its scalars may go to one place."""
     index = s.index().flatten()
     live = index >= 0
-    return _gathered(label.expand(x_shape).flatten()[live][None, :, None], index[live], (1, prod(y_shape), 1), y_shape)
+    given = label.expand(x_shape).flatten()[live][None, :, None]
+    return _gathered(given, index[live], (1, prod(y_shape), 1), y_shape)
 
 
 def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -95,18 +131,47 @@ def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) ->
 
 
 def _push_parts(s: Convolved, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
-    """Carry a label through a convolution: its parts agree, unless one of them mixes examples."""
+    """Carry a label through a convolution: rows stay apart, and its parts agree, unless one of them mixes examples."""
+    if s.to_input and label.numel() == label.shape[0]:
+        return label.reshape(-1, *[1] * (len(y_shape) - 1)), False
     pushed = [push(part, label, x_shape, y_shape) for part in s.parts()]
     return next((p for p in pushed if p[0] is MIXED), pushed[0])
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
     """View a label of a tensor of one shape as one of another shape with the same scalars."""
-    full = [n for n in shape if n != 1]
-    if full != [n for n in target if n != 1]:
-        return label.expand(shape).reshape(target)
-    sizes = iter([label.shape[d] for d, n in enumerate(shape) if n != 1])
-    return label.reshape([1 if n == 1 else next(sizes) for n in target])
+    given: list[int] = []
+    wanted: list[int] = []
+    for axes, others in _runs(tuple(shape), tuple(target)):
+        alike = all(label.shape[d] == 1 for d in axes)
+        given += [1 if alike else shape[d] for d in axes]
+        wanted += [1 if alike else target[d] for d in others]
+    return label.expand(given).reshape(wanted)
+
+
+@lru_cache(maxsize=4096)
+def _runs(shape: Shape, target: Shape) -> list[tuple[range, range]]:
+    """Give the shortest runs of axes of one shape that span as many scalars as runs of another's.
+
+    >>> _runs((20, 35, 7), (700, 7))
+    [(range(0, 2), range(0, 1)), (range(2, 3), range(1, 2))]
+    """
+    if 0 in shape or 0 in target:
+        return [(range(len(shape)), range(len(target)))]
+    out, i, j = [], 0, 0
+    while i < len(shape) or j < len(target):
+        start, other, left, right = i, j, 1, 1
+        if i < len(shape):
+            left, i = shape[i], i + 1
+        else:
+            right, j = target[j], j + 1
+        while left != right:
+            if left < right:
+                left, i = left * shape[i], i + 1
+            else:
+                right, j = right * target[j], j + 1
+        out.append((range(start, i), range(other, j)))
+    return out
 
 
 def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -153,11 +218,14 @@ def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, b
 def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Every scalar of y takes the label of what it depends on, if that is one."""
     i, j, _ = s.edges()
-    return _gathered(label.expand(x_shape).reshape(s.x_shape)[:, j], i, s.y_shape, y_shape)
+    given = refit(label, x_shape, s.x_shape)
+    given = given[:, j] if given.shape[1] > 1 else given.expand(-1, len(j), -1)
+    found, connected = _gathered(given, i, (given.shape[0], s.y_shape[1], given.shape[2]), None)
+    return refit(found, s.y_shape, y_shape) if isinstance(found, Tensor) else found, connected
 
 
-def _gathered(given: Tensor, index: Tensor, shape: tuple[int, int, int], y_shape: Shape) -> tuple[Label, bool]:
-    """Let labels (outer × edges × inner) meet where they go: outer × m × inner, a result of `y_shape`."""
+def _gathered(given: Tensor, index: Tensor, shape: Shape, y_shape: Shape | None) -> tuple[Label, bool]:
+    """Let labels (outer × edges × inner) meet where they go: outer × m × inner, perhaps seen in another shape."""
     low = given.new_full(shape, torch.iinfo(given.dtype).max)
     high = given.new_full(shape, NOTHING)
     at = index.reshape(1, -1, 1).expand(given.shape)
@@ -165,27 +233,36 @@ def _gathered(given: Tensor, index: Tensor, shape: tuple[int, int, int], y_shape
     high.scatter_reduce_(1, at, given.contiguous(), "amax")
     if _several(low, high):
         return MIXED, False
-    return compress(high.reshape(y_shape)), False
+    return compress(high if y_shape is None else high.reshape(y_shape)), False
 
 
 def _push_strided(s: Strided, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Read the labels of rows, if a window keeps rows apart; else those of scalars."""
     del x_shape, y_shape
-    return _windowed(s, label), False
+    at, shape = s.layout, tuple(s.x_shape)
+    if at == Layout(at.size, contiguous(at.size), 0) and prod(at.size) == prod(shape):
+        return refit(label, shape, at.size), False
+    sides = box(at, shape)
+    if sides is None:
+        return _windowed(at, shape, label), False
+    part = _window(label, sides, [n > 1 for n in label.shape])
+    axes = {side.axis: d for d, side in enumerate(sides) if side.axis is not None}
+    return compress(_turned(part, [axes.get(axis) for axis in range(len(at.size))])), False
 
 
-def _windowed(s: Strided, label: Tensor) -> Tensor:
-    last = max((d for d in range(label.dim()) if label.shape[d] > 1), default=-1)
-    inner = prod(s.x_shape[last + 1 :])  # scalars in a row that share a label
-    outer = label.expand((*s.x_shape[: last + 1], *[1] * (label.dim() - last - 1))).flatten().clone()
-    at = s.layout
-    split = [step % inner == 0 for step in at.stride]
-    within = sum((n - 1) * t for n, t, o in zip(at.size, at.stride, split, strict=True) if not o) + at.offset % inner
-    if within >= inner:  # an axis of the window crosses rows: look at every scalar
-        return compress(label.expand(s.x_shape).reshape(-1)[positions(at, label.device)])
-    size = [n if o else 1 for n, o in zip(at.size, split, strict=True)]
-    stride = [t // inner if o else 0 for t, o in zip(at.stride, split, strict=True)]
-    return compress(outer.as_strided(size, stride, at.offset // inner))
+def _windowed(at: Layout, shape: Shape, label: Tensor) -> Tensor:
+    """Read labels through a window that is no box: by rows, as long as may be, that it does not cross."""
+    first = max((d + 1 for d in range(label.dim()) if label.shape[d] > 1), default=0)
+    for cut in range(first, len(shape)):
+        inner = prod(shape[cut:])  # scalars in a row that share a label
+        split = [step % inner == 0 for step in at.stride]
+        within = sum((n - 1) * t for n, t, o in zip(at.size, at.stride, split, strict=True) if not o)
+        if within + at.offset % inner < inner:
+            outer = label.reshape(label.shape[:cut]).expand(shape[:cut]).flatten()
+            size = [n if o else 1 for n, o in zip(at.size, split, strict=True)]
+            stride = [t // inner if o else 0 for t, o in zip(at.stride, split, strict=True)]
+            return compress(outer.clone().as_strided(size, stride, at.offset // inner))
+    return compress(_read(label, shape, positions(at, label.device)))
 
 
 _PUSHES: dict[type, Callable[..., tuple[Label, bool]]] = {

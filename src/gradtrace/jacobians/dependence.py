@@ -27,6 +27,7 @@ Row: TypeAlias = Callable[[Call], Iterator[Edge]]
 
 TABLE: dict[str, Row] = {}
 CHOICES: dict[str, Row] = {}
+LINEAR = {"sum", "mean", "nll_loss_forward", "nll_loss2d_forward"}  # in their first argument
 _ELEMENTWISE = set(ELEMENTWISE.split())
 
 
@@ -42,6 +43,11 @@ def chooses(call: Call) -> list[Edge]:
     """Give along which scalars of its arguments a call compares and selects."""
     row = CHOICES.get(call.base)
     return [] if row is None else list(row(call))
+
+
+def linear(call: Call, at: int) -> bool:
+    """Tell whether derivatives surely do not depend on the numbers of an argument."""
+    return call.base in LINEAR and at == 0
 
 
 def everything(call: Call, at: int, number: int) -> Edge:

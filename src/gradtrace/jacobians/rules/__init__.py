@@ -31,7 +31,19 @@ from . import (
 )
 from .table import TABLE, Edge, Rule, register
 
-__all__ = ["TABLE", "Edge", "Rule", "generic", "key", "nan_fills", "register", "served_by", "spreads_nan", "structures"]
+__all__ = [
+    "TABLE",
+    "Edge",
+    "Rule",
+    "generic",
+    "key",
+    "nan_fills",
+    "register",
+    "served_by",
+    "spreads_nan",
+    "stated",
+    "structures",
+]
 
 # by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
 NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
@@ -92,6 +104,11 @@ def served_by(call: Call) -> str:
     rule = rule_of(call)
     written_out = rule is dense.fallback or (rule is custom.custom and not custom.covers(call))
     return "fallback" if written_out else "exact"
+
+
+def stated(call: Call) -> bool:
+    """Tell whether a row of this package serves a call, so that the kinds of its structures depend on no number."""
+    return rule_of(call).__module__.startswith(__name__) and generic(call) and not custom.is_custom(call)
 
 
 def spreads_nan(call: Call) -> bool:
