@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .backward.backpointers import unravelled
 from .backward.certificate import Certificate, certify
-from .backward.example_labels import propagate
+from .backward.example_labels import Labels, propagate
 from .backward.several import ask
 from .errors import BadArgument, GradtraceError, NotOnTape, NotSaved, NotScalar, StaleTensor, UnknownName, Unused
 from .jacobians.rules import served_by
@@ -300,7 +300,8 @@ class Trace(_NotSaved):
         self, tape: Tape, root: Value, loss: float, certificate: Certificate | None, *, progress: bool = False
     ) -> None:
         self.tape, self.root, self.loss, self.certificate, self._progress = tape, root, loss, certificate, progress
-        self._forests: dict[tuple[str, bool], Forest] = {}
+        self._forests: dict[tuple[Any, ...], Forest] = {}  # by kind, whether by example, and of which leaves alone
+        self._labels: Labels | None = None
         self._rankings: dict[str, Ranking] = {}
         self._norms: dict[float, dict[int, Tensor]] = {}
         self._forest("best", per_example=False)
@@ -319,21 +320,29 @@ class Trace(_NotSaved):
         """
         return self._forest(kind_of(kind), per_example=bool(per_example))
 
-    def _forest(self, kind: str, *, per_example: bool) -> Forest:
-        key = kind, per_example
+    def _forest(self, kind: str, *, per_example: bool, of: Sequence[Value] | None = None) -> Forest:
+        whole, key = self._forests.get((kind, per_example)), (kind, per_example)
+        if whole is None and of is not None:
+            key = kind, per_example, frozenset(leaf.id for leaf in of)
+        elif whole is not None:
+            return whole
         if key not in self._forests:
-            labels = None
-            if per_example:
-                if self.tape.record.examples is None:
-                    raise BadArgument("per-example results need record(model, examples=x): which tensor is the batch?")
-                labels = propagate(self.tape.record, self.root)
-                if labels.free(self.root):
-                    raise GradtraceError(
-                        "the loss does not depend on the tensors given as examples, or only through integer "
-                        "operators that gradtrace does not follow: give the tensors made from them as well"
-                    )
-            self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind))
+            labels = self._by_example() if per_example else None
+            self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind), of)
         return self._forests[key]
+
+    def _by_example(self) -> Labels:
+        """Say what belongs to which example."""
+        if self._labels is None:
+            if self.tape.record.examples is None:
+                raise BadArgument("per-example results need record(model, examples=x): which tensor is the batch?")
+            self._labels = propagate(self.tape.record, self.root)
+        if self._labels.free(self.root):
+            raise GradtraceError(
+                "the loss does not depend on the tensors given as examples, or only through integer "
+                "operators that gradtrace does not follow: give the tensors made from them as well"
+            )
+        return self._labels
 
     @lazily()
     def compute(self, *, kinds: str | Sequence[str] = ("best",), per_example: bool | None = None) -> Trace:
@@ -487,7 +496,11 @@ class Trace(_NotSaved):
             kind: "best" or "greedy".
         """
         apart = self.tape.record.examples is not None if per_example is None else per_example
-        return influence(self.forest(kind, per_example=apart), components_of(components), of)
+        parts = components_of(components)
+        leaves = select_leaves(self.tape.record, of) if apart else None  # a group is a small part of what there is
+        if leaves is not None and len(leaves) == len(self.tape.leaves):
+            leaves = None
+        return influence(self._forest(kind_of(kind), per_example=bool(apart), of=leaves), parts, of)
 
     @lazily()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:

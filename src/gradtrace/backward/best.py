@@ -72,11 +72,12 @@ def best(
     track: Track = iter,
     *,
     wanted: Container[int] | None = (),
+    among: Container[int] | None = None,
 ) -> Best:
     """Find the best path of every scalar.
 
     Args:
-        record, loss, labels, track: as for `walk`.
+        record, loss, labels, track, among: as for `walk`.
         wanted: ids of values whose weights are kept beside those of leaves and the loss; None: all.
 
     Raises:
@@ -84,13 +85,15 @@ def best(
         OutOfRange: some tensor's values are too far apart for these kernels.
     """
     algebra = Strongest(record.precision(loss), loss, labels, wanted)
-    return left_by(algebra, algebra.found, record, loss, track)
+    return left_by(algebra, algebra.found, record, loss, track, among)
 
 
-def left_by(algebra: Algebra[Any, Any], found: Best, record: Record, loss: Value, track: Track) -> Best:
+def left_by(
+    algebra: Algebra[Any, Any], found: Best, record: Record, loss: Value, track: Track, among: Container[int] | None
+) -> Best:
     """Walk a tape, and give what the algebra found, in memory that an earlier trace had where it fits."""
     with uncollected(), within(record.room):
-        walk(record, loss, algebra, track, found.seconds)
+        walk(record, loss, algebra, track, found.seconds, among)
     return found
 
 

@@ -89,9 +89,10 @@ def reverse(
     seconds: dict[str, float] | None = None,
     enter: Enter | None = None,
     wanted: Container[int] | None = None,
+    among: Container[int] | None = None,
 ) -> None:
     """Compute g_v under a semiring for every value from which the loss can be reached: `walk`, with `Elements`."""
-    walk(record, loss, Elements(carrier, keep, labels, enter, wanted), track, seconds)
+    walk(record, loss, Elements(carrier, keep, labels, enter, wanted), track, seconds, among)
 
 
 def _apart(g: Element, read: Element) -> bool:

@@ -104,9 +104,10 @@ def propagate(record: Record, loss: Value) -> Labels:
     steps, reached = needed(record, loss)
     for call in steps:
         given = [labels.given(i) for i in call.inputs]
-        if any([label is not None for label in given]):
+        if any(label is not None for label in given):
             _through(call, given, labels)
     _decide(steps, reached, labels)
+    labels.known.clear()
     return labels
 
 

@@ -35,11 +35,12 @@ def greedy(
     track: Track = iter,
     *,
     wanted: Container[int] | None = (),
+    among: Container[int] | None = None,
 ) -> Best:
     """Find the greedy path of every scalar.
 
     Args:
-        record, loss, labels, track: as for `walk`.
+        record, loss, labels, track, among: as for `walk`.
         wanted: ids of values whose gradients are kept beside those of leaves and the loss; None: all.
 
     Raises:
@@ -47,7 +48,7 @@ def greedy(
         OutOfRange: gradients are not finite, or too small for float64.
     """
     algebra = Greedy(loss, labels, wanted)
-    return left_by(algebra, algebra.found, record, loss, track)
+    return left_by(algebra, algebra.found, record, loss, track, among)
 
 
 class Greedy(Algebra[Both, tuple[Reached, Plane]]):

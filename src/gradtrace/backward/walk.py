@@ -19,7 +19,7 @@ What an algebra is: `elements` (the arrays of a semiring), `best` ((max, ×) wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from time import perf_counter
@@ -108,6 +108,7 @@ def walk(
     algebra: Algebra[Any, Any],
     track: Track = iter,
     seconds: dict[str, float] | None = None,
+    among: Container[int] | None = None,
 ) -> None:
     """Carry an algebra's elements from the loss to every value from which it can be reached.
 
@@ -118,6 +119,7 @@ def walk(
         loss: the value of ℓ.
         track: wraps the calls that are walked, for a progress bar.
         seconds: where the time spent on each operator is added up.
+        among: ids of the values that are gone to; None: all.
 
     Raises:
         MissingRule: an operator on the way has no rule.
@@ -131,7 +133,7 @@ def walk(
             continue
         began = perf_counter()
         try:
-            _back(call, arrived, edges[call.index], algebra, pending)
+            _back(call, arrived, edges[call.index], algebra, pending, among)
         except NotANumber as error:
             raise NotANumber(f"{error.said}: {call.where}") from None
         for value in last.get(call.index, ()):
@@ -147,7 +149,14 @@ def walk(
             algebra.finish(loss if number == loss.id else left[number], found, alone=True)
 
 
-def _back(call: Call, arrived: list[Any], first_edge: int, algebra: Algebra[Any, Any], pending: dict[int, Any]) -> None:
+def _back(
+    call: Call,
+    arrived: list[Any],
+    first_edge: int,
+    algebra: Algebra[Any, Any],
+    pending: dict[int, Any],
+    among: Container[int] | None,
+) -> None:
     """Carry what has arrived at one call's results to its arguments, the last argument first."""
     starts = offsets(call) if len(arrived) > 1 else (0,)
     edges = rules.structures(call)
@@ -159,6 +168,8 @@ def _back(call: Call, arrived: list[Any], first_edge: int, algebra: Algebra[Any,
     for position, output, structure in edges:
         argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
         if got is None or argument is None or not argument.differentiable:
+            continue
+        if among is not None and argument.id not in among:
             continue
         result = call.outputs[output]
         assert result is not None

@@ -115,8 +115,14 @@ def plant(
     kind: str,
     labels: Labels | None = None,
     track: Callable[[list[Call]], Iterable[Call]] = iter,
+    leaves: Iterable[Value] | None = None,
 ) -> Forest:
     """Run the reverse pass of a trace.
+
+    Args:
+        record, loss, kind, labels: of the forest.
+        track: as for `walk`.
+        leaves: the only ones that are asked about; None: all.
 
     Raises:
         UnknownName: `kind` is neither "best" nor "greedy".
@@ -125,10 +131,11 @@ def plant(
     if kind not in KINDS:
         raise UnknownName(f"unknown kind of trace {kind!r}; one of {', '.join(KINDS)}")
     forest = Forest(record, loss, kind, labels, Edges.of(record))
+    among = None if leaves is None else record.after(leaves)
     if native.available():
         run = best if kind == "best" else greedy
         try:
-            found = run(record, loss, labels, track)
+            found = run(record, loss, labels, track, among=among)
         except OutOfRange:
             pass
         else:
@@ -136,10 +143,10 @@ def plant(
             lazy = _Lazy(record, loss, labels, found, run)
             forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
             return forest
-    return _planted(forest, track)
+    return _planted(forest, track, among)
 
 
-def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> Forest:
+def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]], among: Container[int] | None) -> Forest:
     """Run the reference pass, which serves every kind and every range."""
     winners: dict[int, Tensor] = {}
     log2: dict[int, Tensor] = {}
@@ -152,7 +159,7 @@ def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]]) -> F
         winners[value.id] = ids.masked_fill((strongest == 0) | (ids == NO_ID), NONE)
 
     carrier = Extreme() if forest.kind == "best" else Greedy()
-    reverse(forest.record, forest.loss, carrier, keep, forest.labels, track, forest.seconds)
+    reverse(forest.record, forest.loss, carrier, keep, forest.labels, track, forest.seconds, among=among)
     for value in (forest.loss, *forest.record.leaves.values()):
         log2.setdefault(value.id, _nowhere(forest.labels, value))
         winners.setdefault(value.id, torch.full((forest.batch(value), *value.shape), NONE))

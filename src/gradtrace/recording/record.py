@@ -8,7 +8,7 @@ The numbers on a tape are those of one forward pass; it says nothing about other
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -383,3 +383,13 @@ class Record:
                 reached.update(i.value.id for i in call.inputs if i.value is not None)
                 out.append(call)
         return out[::-1]
+
+    def after(self, leaves: Iterable[Value]) -> set[int]:
+        """Give the ids of some leaves, and of all values that are computed from them."""
+        reached = {v.id for v in leaves}
+        for call in self.calls:
+            for given in call.inputs:
+                if given.value is not None and given.value.id in reached:
+                    reached.update([v.id for v in call.outputs if v is not None])
+                    break
+        return reached
