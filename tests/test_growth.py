@@ -31,12 +31,12 @@ class Row(NamedTuple):
     kernels: str = "native"
 
 
-def _chain(layers: int, width: int = 4) -> Trace:
+def _chain(layers: int, width: int = 4, *, apart: bool = False) -> Trace:
     """Trace a chain of layers around each of which there is a way."""
     torch.manual_seed(0)
     model = nn.ModuleList(nn.Linear(width, width) for _ in range(layers)).double()
     h = torch.randn(2, width, dtype=torch.float64)
-    with record(model) as tape:
+    with record(model, examples=h if apart else None) as tape:
         for layer in model:
             h = h + layer(h).tanh() / layers
         loss = h.sum()
@@ -57,6 +57,19 @@ def influence_in_layers(size: int, folder: Path) -> Ask:
     trace = _chain(size)
     names = [str(n) for n in range(size)]
     return lambda: trace.influence(names)
+
+
+def influence_by_example_in_layers(size: int, folder: Path) -> Ask:
+    del folder
+    trace = _chain(size, apart=True)
+    names = [str(n) for n in range(size)]
+
+    def ask() -> object:
+        trace._forests.clear()  # and so labels, and a walk of each example, every time
+        trace._labels = None
+        return trace.influence(names, "0.*")
+
+    return ask
 
 
 def flow_in_calls(size: int, folder: Path) -> Ask:
@@ -89,6 +102,7 @@ def report_in_parameters(size: int, folder: Path) -> Ask:
 ROWS = [
     Row("influence in layers", influence_in_layers, 50),
     Row("influence in layers, reference kernels", influence_in_layers, 50, "reference"),
+    Row("influence by example in layers", influence_by_example_in_layers, 50),
     Row("flow in calls", flow_in_calls, 50),
     Row("flow in calls, reference kernels", flow_in_calls, 50, "reference"),
     Row("a path in its length", path_in_its_length, 100),

@@ -15,8 +15,13 @@ from checks import F64, leaf, some_scalars
 from torch import Tensor, nn
 
 from gradtrace import GradtraceError, Path, Tape, Trace, component, record
+from gradtrace.backward import example_labels
+from gradtrace.backward.example_labels import propagate
+from gradtrace.backward.label_pushes import MIXED
 from gradtrace.experiments.competition import Competition, next_word_loss
-from gradtrace.queries.influence import InfluenceRow
+from gradtrace.kernels import native
+from gradtrace.queries.forest import plant
+from gradtrace.queries.influence import InfluenceRow, influence
 
 WORDS, HIDDEN = 11, 4
 Loss = Callable[..., Tensor]
@@ -256,6 +261,39 @@ def test_shares_of_a_batch_are_those_of_each_example_alone(name):
             for row, expected in zip(rows, own[b].rows, strict=True):
                 assert_same_row(row, expected.share, expected.weighted_share, expected.dead_share, case.precision)
                 assert row.examples == 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_labels_of_calls_that_are_alike_are_those_that_each_alone_would_get(name, monkeypatch):
+    _, trace, _ = traced(name)
+    ours = propagate(trace.tape.record, trace.root)
+    monkeypatch.setattr(example_labels, "_by_shape", lambda *_: False)
+    expected = propagate(trace.tape.record, trace.root)
+    assert ours.of.keys() == expected.of.keys()
+    for number, label in expected.of.items():
+        assert ours.of[number] is label if label is MIXED else torch.equal(ours.of[number], label)
+    assert ours.together == expected.together
+    assert ours.connected == expected.connected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_group_that_is_asked_about_alone_has_the_traces_that_it_has_among_all(name):
+    case, trace, _ = traced(name)
+    leaves, labels = list(trace.tape.leaves.values())[::2], propagate(trace.tape.record, trace.root)
+    for kind in case.kinds:
+        alone, whole = (
+            plant(trace.tape.record, trace.root, kind, labels, leaves=leaves),
+            trace.forest(kind, per_example=True),
+        )
+        if native.available():
+            assert alone.compact is not None
+            assert set(alone.compact.planes) <= {trace.root.id, *(v.id for v in leaves)}
+        for value in leaves:
+            assert torch.equal(alone.log2[value.id], whole.log2[value.id])
+            assert torch.equal(alone.winners[value.id], whole.winners[value.id])
+        names = [str(v.name) for v in leaves]
+        few, all_of_them = (influence(forest, case.components, names) for forest in (alone, whole))
+        assert repr(few.by_example) == repr(all_of_them.by_example)
 
 
 @pytest.mark.parametrize("name", CASES)

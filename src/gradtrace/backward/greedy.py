@@ -23,6 +23,7 @@ from .elements import Elements, Reached
 from .example_labels import Labels
 from .walk import Algebra, Edge, Track
 
+BLOCK = 1 << 22  # scalars looked at at a time: each example has as many gradients as there are parameters
 LEAST = 2.0**-500  # a product of two numbers that are not less than this is one that float64 holds
 
 Both = tuple[Reached, Arrivals]
@@ -89,10 +90,12 @@ def absolute(g: Tensor) -> Plane:
         OutOfRange: some are not finite, or too small.
     """
     data = g.abs().to(torch.float64)
-    high = float(data.max()) if data.numel() else 0.0
-    if not high < math.inf:
-        raise OutOfRange
-    low = float(torch.where(data > 0, data, math.inf).min()) if high > 0 else math.inf
+    high, low = 0.0, math.inf
+    for part in data.reshape(-1).split(BLOCK) if data.numel() else ():
+        high = max(high, float(part.max()))
+        low = min(low, float(torch.where(part > 0, part, math.inf).min()))
+        if not high < math.inf:
+            raise OutOfRange
     if low < LEAST:
         raise OutOfRange
     return Plane(data, 0, high, low, owned=True)
