@@ -55,7 +55,7 @@ def views(draw: st.DrawFn, shape: tuple[int, ...]) -> Layout:
         x = x.unsqueeze(0).expand(3, *x.shape)
     if kind == "reshape" and x.is_contiguous():
         x = x.view(draw(regrouped(tuple(x.shape))))
-    return Layout(tuple(x.shape), x.stride(), x.storage_offset())
+    return Layout(tuple(x.shape), x.stride(), int(x.storage_offset()))
 
 
 @given(st.data())
