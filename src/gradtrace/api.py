@@ -41,7 +41,7 @@ from .queries.paths import NoPath, Path, Reader, flat_index, follow
 from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
-from .recording.fused_lstm import take_apart
+from .recording.fused_recurrent import take_apart
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
 from .recording.record import Call, Record, Value

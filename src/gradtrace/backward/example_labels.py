@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..jacobians import dependence, rules
 from ..jacobians.structure import Contraction, Convolved, LowRank, Placed, Strided, Structure, diagonal
-from ..recording.constants import LINK, OVERLAY
+from ..recording.constants import LINK, OVERLAY, when
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import beside, entangles, probed
 from .label_pushes import FREE, MIXED, Label, compress, push
@@ -114,18 +114,13 @@ def propagate(record: Record, loss: Value) -> Labels:
 def needed(record: Record, loss: Value) -> tuple[list[Call], set[int]]:
     """Give the calls on which the loss depends, constants among them, in recording order; and the values' ids."""
     reached, out = {loss.id}, []
-    for call in sorted([*record.calls, *record.constants], key=_when, reverse=True):
+    for call in sorted([*record.calls, *record.constants], key=when, reverse=True):
         for made in call.outputs:
             if made is not None and made.id in reached:
                 reached.update([v.id for i in call.inputs for v in (i.value, i.constant) if v is not None])
                 out.append(call)
                 break
     return out[::-1], reached
-
-
-def _when(call: Call) -> int:
-    """Order calls by the numbers of their results, which count up; those without one are nobody's."""
-    return call.args[0] if call.name == LINK else min([v.id for v in call.outputs if v is not None], default=-1)
 
 
 def _decide(steps: Sequence[Call], reached: set[int], labels: Labels) -> None:

@@ -1,7 +1,7 @@
 """What autograd's own backward pass gives, at every value of a tape that it has a node for.
 
-A value is known by the node that made it and the number among the node's results. Where an operator was taken apart
-after it ran (a fused LSTM), or a storage was read after writes, there is no node that stands for the value, and what
+A value is known by the node that made it and the number among the node's results. Where a recurrent layer was taken
+apart after it ran, or a storage was read after writes, there is no node that stands for the value, and what
 autograd has is not seen. Two numbers are seen of a value: what its consumers add up to, and what hooks make of it.
 """
 

@@ -113,3 +113,10 @@ class Constants:
         self._known.clear()
         self._cells.clear()
         self._examples.clear()
+
+
+def when(call: Call) -> int:
+    """Order calls by the numbers of their results, which count up; those without one are nobody's."""
+    if call.name == LINK:
+        return call.args[0]
+    return min((v.id for v in call.outputs if v is not None), default=-1)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from ..errors import GradtraceError, Unsupported
 from .constants import Constants
-from .fused_lstm import LSTM, note, take_small_apart
+from .fused_recurrent import FUSED, layers_as_one, note, random_state, take_small_apart
 from .identity import Values
 from .layouts import Layout
 from .operators import DEEPEST, FACTORIES, Operator, operator
@@ -89,6 +89,7 @@ class Capture(TorchDispatchMode):
         """Record inside the block; nothing of the process is changed after its end, however it ends."""
         with ExitStack() as stack:
             stack.enter_context(attention_in_parts())
+            stack.enter_context(layers_as_one())
             stack.enter_context(self.scopes.watching())
             stack.callback(self._close)
             stack.enter_context(pushed(self))
@@ -127,6 +128,20 @@ class Capture(TorchDispatchMode):
             self.refused = error
             raise
         return result
+
+    def whole(self, op: Any, args: tuple[Any, ...]) -> Any:
+        """Run and record as one call what PyTorch runs as many operators, above autograd."""
+        drawn = random_state(args)
+        with _pop_mode_temporarily():
+            results = self.__torch_dispatch__(op, (), args)
+        if self.values.open:
+            call = self.record.calls[-1]
+            for value, out in zip(call.outputs, results, strict=True):
+                assert value is not None
+                value.seq, value.number = out.grad_fn._sequence_nr(), out.output_nr
+            if drawn is not None:
+                call.results = (*call.results, Saved.own(drawn))
+        return results
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
         """Take a call's arguments apart; what is recorded is saved now, since the operator may overwrite it."""
@@ -242,7 +257,7 @@ class Capture(TorchDispatchMode):
             if out is not None and out.is_complex():
                 call.gives_complex = True
         call.outputs = tuple(values)
-        if known.base == LSTM:
+        if known.base in FUSED:
             note(self.record, call)
         calls.append(call)
         return call

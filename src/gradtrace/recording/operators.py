@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .fused_lstm import LSTM
+from .fused_recurrent import LSTM
 
 # what these write does not depend on what was there
 _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")

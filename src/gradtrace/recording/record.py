@@ -345,7 +345,7 @@ class Record:
         examples: the number of examples, where the recording was told which tensors enumerate them.
         constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
             example, and nothing else. Kept apart from `calls`, which are the same whether examples were given or not.
-        fused: multiplications in the calls among them that have to be taken apart (see `fused_lstm`).
+        fused: multiplications in the calls among them that have to be taken apart (see `fused_recurrent`).
         room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
 

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 # by IEEE arithmetic whatever the kernel; a matrix product is not here, since some libraries skip factors of 0
-NAN_SPREADS = {"add", "sub", "mul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
+NAN_SPREADS = {"add", "sub", "mul", "addcmul", "div", "neg", "exp", "tanh", "sigmoid", "relu"}
 NAN_FILLS = {"_softmax", "_safe_softmax", "_log_softmax"}  # a row's sum is in every scalar of its result
 NAN_SPREADS |= {*NAN_FILLS, "native_layer_norm", "native_batch_norm"}
 

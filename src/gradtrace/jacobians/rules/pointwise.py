@@ -107,8 +107,20 @@ def multiplied(call: Call) -> Iterator[Edge]:
         yield position, 0, diagonal(y, call.inputs[position].shape, partial(_expanded, call.inputs[other], y))
 
 
-def _expanded(given: Input, shape: tuple[int, ...]) -> Tensor:
-    return given.tensor() if given.shape == shape else given.tensor().expand(shape)
+def multiplied_and_added(call: Call) -> Iterator[Edge]:
+    """Give the edges of y = a + value · b · c."""
+    if _promotes(call) or len(call.inputs) != 3:
+        yield from pointwise(call)
+        return
+    y, value = result(call).shape, call.kwargs.get("value", 1)
+    yield 0, 0, diagonal(y, call.inputs[0].shape, None)
+    for position, other in ((1, 2), (2, 1)):
+        yield position, 0, diagonal(y, call.inputs[position].shape, partial(_expanded, call.inputs[other], y, value))
+
+
+def _expanded(given: Input, shape: tuple[int, ...], times: float = 1) -> Tensor:
+    data = given.tensor() if times == 1 else given.tensor() * times
+    return data if given.shape == shape else data.expand(shape)
 
 
 def divided(call: Call) -> Iterator[Edge]:
@@ -181,6 +193,7 @@ register(ELEMENTWISE, pointwise)
 register("add", added)
 register("sub", lambda call: added(call, -1))
 register("mul", multiplied)
+register("addcmul", multiplied_and_added)
 register("div", divided)
 register("neg", negated)
 register("pow", power)
