@@ -317,8 +317,10 @@ class Capture(TorchDispatchMode):
         if not (kind.is_floating_point or kind.is_complex):
             return None
         value = self.record.value(out)
-        of, version = _lies(out, event, event.tensors)
-        of = of if event.known.view else None  # of what is unsafely split or viewed autograd knows no base
+        if event.known.view:
+            of, version = _lies(out, event, event.tensors)
+        else:  # of what is unsafely split or viewed autograd knows no base
+            of, version = None, version_of(out) + (bool(event.written) and _among(out, event.written))
         self.values.place(out, value, writes=of is None, version=version, view_of=of)
         return value
 

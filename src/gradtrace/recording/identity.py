@@ -100,10 +100,10 @@ class Values:
         Raises:
             NotOnTape: autograd follows it, but the tape has not seen how it was made.
         """
-        if not tensor.requires_grad or _is_cut(tensor):
+        if not tensor.requires_grad:
             return None
         if tensor.is_leaf:
-            return self.leaf(tensor)
+            return None if _is_cut(tensor) else self.leaf(tensor)
         return self._known.find(tensor) or self._find(tensor, at or layout_of(tensor))
 
     def _find(self, tensor: Tensor, at: Layout) -> Value:
@@ -316,9 +316,9 @@ def _number(tensor: Tensor) -> int:
 
 
 def _is_cut(tensor: Tensor) -> bool:
-    """Tell whether a tensor is a view made under no_grad, which PyTorch calls a leaf that requires grad."""
+    """Tell whether a leaf that requires grad is none, but a view made under no_grad."""
     base = tensor._base
-    return base is not None and tensor.is_leaf and base.requires_grad
+    return base is not None and base.requires_grad
 
 
 def _made_here(tensor: Tensor, cell: Cell) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,23 @@ def component(name: str) -> Iterator[None]:
 
 def source_line() -> str:
     """Give "file:line" of the innermost frame outside torch and gradtrace."""
-    frame = sys._getframe(1)
+    frame, known = sys._getframe(1), _internal
     while frame is not None:
         name = frame.f_code.co_filename
-        if not is_internal(name):
+        if not (known[name] if name in known else is_internal(name)):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
 
-@cache  # some ten frames are asked about at every recorded call
+_internal: dict[str, bool] = {}  # some ten frames are asked about at every recorded call
+
+
 def is_internal(file: str) -> bool:
     """Tell whether a file is torch's or gradtrace's own, or Python's import system."""
-    return file.startswith((*_INTERNAL, "<")) and not file.startswith(_EXPERIMENTS)
+    if file not in _internal:
+        _internal[file] = file.startswith((*_INTERNAL, "<")) and not file.startswith(_EXPERIMENTS)
+    return _internal[file]
 
 
 class Scopes:
