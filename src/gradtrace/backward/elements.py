@@ -3,28 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..jacobians.structure import Gather
-from ..kernels.reference import gather_into, pull
+from ..jacobians.structure import Gather, Strided
+from ..kernels.additive import shown
+from ..kernels.reference import gather_into, pull, window, window_into
+from ..recording.layouts import Layout
 from ..recording.record import Call, Record, Value
+from ..recording.storage import disjoint, span
 from ..semirings.base import Carrier, Element
+from .arrivals import side_by_side
 from .example_labels import Labels
 from .per_example import pull_by_example
 from .walk import Algebra, Edge, Track, walk
+
+NO_IDS = torch.empty(0, dtype=torch.int64)
 
 Keep = Callable[[Value, Element], None]
 Enter = Callable[[Element, Value, Call | None], Element]
 
 
+@dataclass(eq=False, slots=True)
+class Windows:
+    """What has reached parts of a value, no two of which overlap.
+
+    Attributes:
+        layouts: where the parts lie.
+        parts: batch × the layout's size, each.
+        span: the first and the last position that they cover.
+    """
+
+    layouts: list[Layout]
+    parts: list[Element]
+    span: tuple[int, int]
+
+    def take(self, layout: Layout, part: Element) -> bool:
+        """Take in one more part, if it surely overlaps none that is there."""
+        (begin, end), (first, last) = self.span, span(layout)
+        # steps of a sequence come one by one
+        if not (last < begin or first > end or all(disjoint(old, layout) for old in self.layouts)):
+            return False
+        self.layouts.append(layout)
+        self.parts.append(part)
+        self.span = min(begin, first), max(end, last)
+        return True
+
+
 class Reached(NamedTuple):
-    """What has reached a value so far: batch × value.shape; `own` says that nobody else reads its memory."""
+    """What has reached a value so far.
+
+    Attributes:
+        g: batch × value.shape; nothing while there are windows.
+        own: whether nobody else reads its memory.
+        windows: parts that have not been put together; nothing else has arrived while there are any.
+    """
 
     g: Element
     own: bool = False
+    windows: Windows | None = None
 
 
 class Elements(Algebra[Reached, Reached]):
@@ -49,34 +89,84 @@ class Elements(Algebra[Reached, Reached]):
         wanted: Container[int] | None = None,
     ) -> None:
         self.carrier, self.keep, self.labels, self.enter, self.wanted = carrier, keep, labels, enter, wanted
+        self._seeds = carrier.points or type(carrier).seed is not Carrier.seed
 
     def begin(self, loss: Value) -> Reached:
         one = self.carrier.one(torch.ones((1, *loss.shape), dtype=loss.dtype))
         return Reached(one if self.enter is None else self.enter(one, loss, None))
 
     def finish(self, value: Value, arrived: Reached, *, alone: bool) -> Reached:
+        if arrived.windows is not None:
+            arrived = self._together(value, arrived.windows)
         if self.keep is not None and (self.wanted is None or value.id in self.wanted):
             self.keep(value, arrived.g)
-            return arrived._replace(own=False)
-        return arrived if alone else arrived._replace(own=False)
+            alone = False
+        return arrived if alone or not arrived.own else Reached(arrived.g)
 
     def send(self, edge: Edge, g: Reached, known: Reached | None) -> Reached:
         structure, call, result, argument, first = edge
         carrier, labels = self.carrier, self.labels
-        planes = carrier.seed(g.g, _ids(result if carrier.points else None, first, g.g[0]))
-        if known is not None and known.own and type(structure) is Gather and labels is None and self.enter is None:
-            return known._replace(g=gather_into(structure, carrier, planes, tuple(p.contiguous() for p in known.g)))
-        batch = 1 if labels is None else labels.batch(argument)
+        planes = carrier.seed(g.g, _ids(result if carrier.points else None, first, g.g[0])) if self._seeds else g.g
+        kind, batch = type(structure), 1 if labels is None else labels.batch(argument)
+        if kind is Strided and self.enter is None and (labels is None or batch == labels.batch(result)):
+            layout = _part(structure)
+            if layout is not None:
+                return self._beside(layout, planes, argument, known)
+        if known is not None and known.windows is not None:
+            known = self._together(argument, known.windows)
+        if kind is Gather and known is not None and known.own and labels is None and self.enter is None:
+            return Reached(gather_into(structure, carrier, planes, tuple(p.contiguous() for p in known.g)), own=True)
         if labels is None:
             part = pull(structure, carrier, planes)
         else:
             part = pull_by_example(structure, carrier, planes, result, argument, labels)
-        part = tuple(p.reshape(batch, *argument.shape) for p in part)
+        shape = (batch, *argument.shape)
+        part = tuple([p if p.shape == shape else p.reshape(shape) for p in part])
         part = part if self.enter is None else self.enter(part, argument, call)
         if known is not None:
             part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)
         read = (() if g.own else planes) + (() if known is None or known.own else known.g)
         return Reached(part, _apart(part, read))
+
+    def _beside(self, layout: Layout, planes: Element, argument: Value, known: Reached | None) -> Reached:
+        """Take in what reaches a part of an argument."""
+        part = tuple([p.reshape(p.shape[0], *layout.size) for p in planes])
+        if known is None:
+            return Reached((), windows=Windows([layout], [part], span(layout)))
+        if known.windows is not None:
+            if known.windows.take(layout, part):
+                return known
+            known = self._together(argument, known.windows)
+        mine = known.g if known.own else tuple([p.clone() for p in known.g])
+        return Reached(window_into(layout, self.carrier, part, tuple([p.contiguous() for p in mine])), own=True)
+
+    def _together(self, value: Value, windows: Windows) -> Reached:
+        """Put parts together: side by side where they are what the value was split into, else among zeros."""
+        layouts, parts = windows.layouts, windows.parts
+        kinds = {tuple([p.dtype for p in part]) for part in parts}
+        sides = side_by_side(tuple(layouts), value.shape) if len(parts) > 1 and len(kinds) == 1 else None
+        if sides is not None:
+            put, axis, order = sides
+            return Reached(tuple([put([parts[i][n] for i in order], axis) for n in range(len(parts[0]))]), own=True)
+        like = max(parts, key=len)  # of a carrier without a fixed number of planes
+        g = self.carrier.zero((len(like[0]), *value.shape), like)
+        if len(kinds) > 1:
+            wide = [max((part[n].dtype for part in parts if n < len(part)), key=_size) for n in range(len(g))]
+            g = tuple([p.to(kind) for p, kind in zip(g, wide, strict=True)])
+        for layout, part in zip(layouts, parts, strict=True):
+            for plane, some in zip(g, part, strict=False):
+                window(plane, layout).copy_(some)
+        return Reached(g, own=True)
+
+
+def _size(kind: torch.dtype) -> int:
+    return kind.itemsize
+
+
+def _part(s: Strided) -> Layout | None:
+    """Give where a view lies in its base, if it shows a part of it, each scalar once."""
+    how = shown(s.layout, s.x_shape)
+    return None if how.back is not None or how.repeated or not how.injective else how.apart
 
 
 def reverse(
@@ -97,15 +187,18 @@ def reverse(
 
 def _apart(g: Element, read: Element) -> bool:
     """Tell whether planes lie beside each other, each without repetitions, in memory that others do not read."""
-    if any(p._is_zerotensor() for p in g):  # autograd's zeros, which have no memory
-        return False
-    elsewhere = {p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()}
-    dense = torch.ops.aten.is_non_overlapping_and_dense
-    own = all(p.untyped_storage().data_ptr() not in elsewhere and dense(p) for p in g)
-    return own and len({p.data_ptr() for p in g}) == len(g)
+    elsewhere = [p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()]
+    for p in g:
+        if p._is_zerotensor():  # autograd's zeros, which have no memory
+            return False
+        if p.untyped_storage().data_ptr() in elsewhere:
+            return False
+        if not p.is_contiguous() and not torch.ops.aten.is_non_overlapping_and_dense(p):
+            return False
+    return len(g) == 1 or len({p.data_ptr() for p in g}) == len(g)
 
 
 def _ids(value: Value | None, start: int, like: Tensor) -> Tensor:
     if value is None:
-        return torch.empty(0, dtype=torch.int64, device=like.device)
+        return NO_IDS
     return torch.arange(start, start + value.numel, device=like.device).reshape(1, *value.shape)

@@ -199,6 +199,21 @@ def window(flat: Tensor, layout: Layout) -> Tensor:
     )
 
 
+def window_into(layout: Layout, carrier: Carrier, part: Element, known: Element) -> Element:
+    """Merge what reaches a part of x (batch × layout.size) into what is known of it, in that memory.
+
+    Args:
+        known: batch × x, contiguous.
+    """
+    merged = carrier.plus_over(each(known, lambda p: window(p, layout)), part)
+    if len(merged) > len(known):  # of a carrier without a fixed number of planes
+        known += carrier.zero(tuple(known[0].shape), merged[len(known) :])
+    known = tuple(p.to(m.dtype) for p, m in zip(known, merged, strict=True))
+    for plane, some in zip(known, merged, strict=True):
+        window(plane, layout).copy_(some)
+    return known
+
+
 @by_definition.register
 def _placed(s: Placed, carrier: Carrier, g: Element) -> Element:
     batch = g[0].shape[0]
