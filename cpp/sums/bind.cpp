@@ -32,10 +32,11 @@ template <class F> int typed(bool is_double, bool double_inside, F f) {
     return double_inside ? f(double(), double(), table.wide) : f(double(), float(), table.mixed);
 }
 
-int peaks(bool is_double, const Extent &n, const Strides &strides, Pointer x, bool of_columns, Pointer out, int threads) {
+int units(bool is_double, const Extent &n, const Strides &strides, Pointer x, bool of_columns, int room, Pointer scale,
+          Pointer exponent, int threads) {
     return typed(is_double, [&](auto number, const auto &table) {
         using T = decltype(number);
-        return table.peaks({matrices<T>(x, n, strides), of_columns, at<T>(out)}, threads);
+        return table.units({matrices<T>(x, n, strides), of_columns, room, at<T>(scale), at<int32_t>(exponent)}, threads);
     });
 }
 
@@ -106,7 +107,7 @@ int two_rows(bool is_double, int64_t rows, int64_t n, Pointer own, Pointer left0
 
 void bind_sums(nb::module_ &m);
 void bind_sums(nb::module_ &m) {
-    m.def("sum_peaks", &peaks, "The largest magnitude of each row or column");
+    m.def("sum_units", &units, "2^-exponent near the largest magnitude of each row or column");
     m.def("sum_raise", &raise, "out = (|x|·scale)^p: flags");
     m.def("sum_shares", &shares, "out = |x|·scale, out_h = out·(h - log2 out): flags");
     m.def("sum_settle", &settle, "out = total^(1/p)·2^(row + column): flags");

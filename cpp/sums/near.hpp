@@ -38,6 +38,7 @@ template <class T> std::vector<int32_t> ordered(const T *t, int64_t n) {
 template <class T> struct Far {
     T middle = 0, half = 0;
     T power[TERMS<T> + 1] = {};  // Σ |c| σ^k, σ being ρ where t is `half` away
+    T series[TERMS<T> + 1] = {};  // of (1 + ρ) ln(1 + ρ)
     T straight = 0, sloped = 0;  // Σ |c| (h - log2 |c|), Σ |c| σ (h - log2 |c|)
 
     // Finds the sums, and which are near; those from `skip` to `end` are neither.
@@ -59,6 +60,8 @@ template <class T> struct Far {
             }
             power[k] = sum;
         }
+        for (int k = 2; k <= TERMS<T>; k++) series[k] = (k % 2 ? -1 : 1) * power[k] / T(k * (k - 1));
+        series[1] = power[1];
     }
 
     // Those from `begin` to `end`: |c| and σ, or 0 and 2 where i is near.
@@ -82,11 +85,10 @@ template <class T> struct Far {
     void add(T t, T &total, T &mixed) const {
         constexpr T LN2 = T(0.69314718055994530942);
         const T v = half > 0 ? (t - middle) / half : T(0);
-        T series = 0;
-        for (int k = TERMS<T>; k >= 2; k--) series = (series + (k % 2 ? -1 : 1) * power[k] / T(k * (k - 1))) * v;
-        series = (series + power[1]) * v;
+        T sum = 0;
+        for (int k = TERMS<T>; k >= 1; k--) sum = (sum + series[k]) * v;
         total += power[0] + v * power[1];
-        mixed += straight + v * sloped - series / LN2;
+        mixed += straight + v * sloped - sum / LN2;
     }
 };
 

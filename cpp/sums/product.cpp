@@ -6,7 +6,16 @@
 
 namespace gradtrace::GRADTRACE_ISA {
 
-template <class T> int peaks(const Peaks<T> &s, int threads) {
+template <class T> void unit(const Units<T> &s, T most, int64_t at) {
+    constexpr int reach = Bits<T>::bias - 2;  // of powers of two that are normal numbers
+    int e = 0;
+    if (most < INF<T>) std::frexp(most, &e);
+    e = std::min(std::max(e, s.room - reach), s.room + reach);
+    s.scale[at] = two_to<T>(s.room - e);
+    s.exponent[at] = most == 0 ? NOTHING : e - s.room;
+}
+
+template <class T> int units(const Units<T> &s, int threads) {
     const auto &x = s.x;
     if (!s.of_columns)
         return share_flags(x.batch * x.rows, x.batch * x.rows * x.columns, threads, [&](int64_t begin, int64_t end) {
@@ -15,7 +24,7 @@ template <class T> int peaks(const Peaks<T> &s, int threads) {
                 T most = 0;
 #pragma omp simd reduction(max : most)
                 for (int64_t c = 0; c < x.columns; c++) most = std::fabs(from[c]) > most ? std::fabs(from[c]) : most;
-                s.out[row] = most;
+                unit(s, most, row);
             }
             return 0;
         });
@@ -24,13 +33,13 @@ template <class T> int peaks(const Peaks<T> &s, int threads) {
     return share_flags(x.batch * parts, x.batch * x.rows * x.columns, threads, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; part++) {
             const int64_t b = part / parts, first = part % parts * WIDE, n = std::min(WIDE, x.columns - first);
-            T *out = s.out + b * x.columns + first;
-            std::fill_n(out, n, T(0));
+            T out[WIDE] = {};
             for (int64_t row = 0; row < x.rows; row++) {
                 const T *from = x.data + b * x.batch_stride + row * x.row_stride + first;
 #pragma omp simd
                 for (int64_t c = 0; c < n; c++) out[c] = std::fabs(from[c]) > out[c] ? std::fabs(from[c]) : out[c];
             }
+            for (int64_t c = 0; c < n; c++) unit(s, out[c], b * x.columns + first + c);
         }
         return 0;
     });
@@ -156,8 +165,8 @@ template <class T, class U> int settle_shares(const SettleShares<T, U> &s, int t
     });
 }
 
-template int peaks(const Peaks<float> &, int);
-template int peaks(const Peaks<double> &, int);
+template int units(const Units<float> &, int);
+template int units(const Units<double> &, int);
 template int raise(const Raise<float, float> &, int);
 template int raise(const Raise<double, float> &, int);
 template int raise(const Raise<double, double> &, int);

@@ -136,7 +136,8 @@ template <int squarings> double directly(const Line<double> &line, int64_t n, in
     return most * rooted<squarings>(sum);
 }
 
-constexpr int64_t FEW = 160;  // scalars that meet all others in less time than it takes to sort them
+// scalars that meet all others in less time than it takes to sort them: one by one, and many in the lanes of a register
+constexpr int64_t FEW = 160, MANY = 512;
 
 // Directions of lines and of perpendiculars, in one order.
 struct Directions {
@@ -211,14 +212,58 @@ inline void absolute(Line<double> &line, int64_t n) {
     }
 }
 
+// The same sums for all j of a short row in single precision: j's in the lanes, each meets every i, and what it is by
+// itself is taken back. Of the terms' sizes 2·2^-24 is lost, and RUN of their sums round: where what is left is SOME of
+// the sizes, (2 + RUN)·2^-24 / SOME of it, 1.5e-6.
+constexpr int64_t RUN = 8;
+constexpr double SOME = 0.4;
+
+inline void in_lanes(Line<double> &line, int64_t n) {
+    using V = Vec<float>;
+    constexpr int LANE = LANES<float>, REGISTERS_OF_J = 4, WIDTH = REGISTERS_OF_J * LANE;
+    std::vector<float> a(line.a.begin(), line.a.begin() + n), b(line.b.begin(), line.b.begin() + n);
+    double size_a = 0, size_b = 0;
+    for (int64_t i = 0; i < n; i++) size_a += std::fabs(line.a[i]), size_b += std::fabs(line.b[i]);
+    for (int64_t first = 0; first < n; first += WIDTH) {
+        const int64_t some = std::min<int64_t>(WIDTH, n - first);
+        float of_x[WIDTH] = {}, of_y[WIDTH] = {};
+        for (int64_t l = 0; l < some; l++) of_x[l] = float(line.r0[first + l]), of_y[l] = float(line.r1[first + l]);
+        double total[WIDTH] = {};
+        V x[REGISTERS_OF_J], y[REGISTERS_OF_J];
+        for (int r = 0; r < REGISTERS_OF_J; r++) x[r] = load(of_x + r * LANE), y[r] = load(of_y + r * LANE);
+        for (int64_t begin = 0; begin < n; begin += RUN) {
+            V part[REGISTERS_OF_J] = {};
+            for (int64_t i = begin; i < std::min(n, begin + RUN); i++) {
+                const V one = all(a[i]), other = all(b[i]);
+#pragma GCC unroll 4
+                for (int r = 0; r < REGISTERS_OF_J; r++) part[r] += magnitude<float>(one * x[r] + other * y[r]);
+            }
+            float summed[WIDTH];
+            for (int r = 0; r < REGISTERS_OF_J; r++) store(summed + r * LANE, part[r]);
+#pragma omp simd
+            for (int l = 0; l < WIDTH; l++) total[l] += summed[l];
+        }
+        for (int64_t l = 0; l < some; l++) {
+            const int64_t j = first + l;
+            const float own = std::fabs(a[j] * of_x[l] + b[j] * of_y[l]);
+            line.sum[j] = total[l] - own;
+            line.size[j] = size_a * std::fabs(line.r0[j]) + size_b * std::fabs(line.r1[j]);
+        }
+    }
+}
+
 template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, Line<double> &line) {
     // of what is left, so that rounding stays about that of T; running sums round more often
-    constexpr double noise = sizeof(T) == 8 ? 1e-3 : squarings == 0 ? 1e-5 : 1e-9;
+    const bool lanes = squarings == 0 && sizeof(T) == 4 && s.n <= MANY;
+    const double noise = sizeof(T) == 8 ? 1e-3 : lanes ? SOME : squarings == 0 ? 1e-5 : 1e-9;
+    const double least = lanes ? 1e-25 : 1e-250;  // above it nothing that counts has underflowed
     const int64_t at = row * s.n;
     if (!line.template read<T>(s, row)) return LOST;
-    const bool quick = squarings == 0 ? s.n >= FEW : squarings <= HIGHEST;
+    const bool quick = squarings == 0 ? lanes || s.n >= FEW : squarings <= HIGHEST;
     if (line.some && quick) {
-        if constexpr (squarings == 0)
+        if (lanes)
+            in_lanes(line, s.n);
+        else if constexpr (squarings == 0)
             absolute(line, s.n);
         else if constexpr (squarings <= HIGHEST)
             Polynomial<1 << squarings>(line, s.n).at(line, s.n);
@@ -227,7 +272,7 @@ template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, L
     for (int64_t j = 0; j < s.n; j++) {
         double beside = 0;
         if (line.some) {
-            const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > 1e-250 && line.size[j] < 1e250;
+            const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > least && line.size[j] < 1e250;
             beside = clear ? rooted<squarings>(line.sum[j]) : directly<squarings>(line, s.n, j);
         }
         line.sum[j] = beside;
@@ -268,8 +313,62 @@ template <class T> bool reached(const TwoRows<T> &s, int64_t at, int64_t j) {
     return false;
 }
 
+// Edges, and of those that are far from vanishing over an interval of t what they amount to there.
+template <class T> struct Edges {
+    std::vector<T> a, b, h, room;
+    std::vector<int32_t> near;
+    Far<T> far;
+
+    explicit Edges(int64_t n) : a(n), b(n), h(n) {}
+
+    // Tells the far ones from the near ones over the t's from `begin` to `end`; those at `skip` … are neither.
+    void split(const T *begin, const T *end, int64_t skip, int64_t some) {
+        const auto [least, most] = std::minmax_element(begin, end);
+        far.middle = *least / 2 + *most / 2;
+        far.half = std::max(*most - far.middle, far.middle - *least);
+        far.find(a.data(), b.data(), h.data(), int64_t(a.size()), skip, skip + some, room, near);
+    }
+    // Takes the near ones of others, and behind them some more.
+    void take(const Edges &from, int64_t first, int64_t some) {
+        const auto these = [&](std::vector<T> &to, const std::vector<T> &of) {
+            to.resize(from.near.size());
+            for (size_t i = 0; i < to.size(); i++) to[i] = of[from.near[i]];
+            to.insert(to.end(), of.begin() + first, of.begin() + first + some);
+        };
+        these(a, from.a), these(b, from.b), these(h, from.h);
+    }
+};
+
+// Shares of a row in the order of its t into some neighbours, from everywhere but themselves: twice, what is not far
+// from all of a part of the row may be far from a few of them.
+template <class T, int WIDTH, class F> void in_parts(Edges<T> &all, const T *t, int64_t n, F each) {
+    constexpr int64_t PART = 8 * WIDTH;
+    Edges<T> some(0);
+    T ones[WIDTH], y[WIDTH];
+    std::fill_n(ones, WIDTH, T(1));
+    for (int64_t first = 0; first < n; first += PART) {
+        const int64_t size = std::min(PART, n - first);
+        all.split(t + first, t + first + size, first, size);
+        some.take(all, first, size);
+        const int64_t before = int64_t(all.near.size());
+        for (int64_t begin = 0; begin < size; begin += WIDTH) {
+            const int64_t few = std::min<int64_t>(WIDTH, size - begin);
+            const T *here = t + first + begin;
+            std::fill_n(y, WIDTH, T(0));
+            std::copy_n(here, few, y);
+            some.split(here, here + few, before + begin, few);
+            Tally<T, WIDTH> tally;
+            for (int64_t l = 0; l < few; l++) {
+                all.far.add(y[l], tally.total[l], tally.mixed[l]);
+                some.far.add(y[l], tally.total[l], tally.mixed[l]);
+            }
+            for (int32_t i : some.near) tally.add(some.a[i], some.b[i], some.h[i], ones, y);
+            each(first + begin, few, tally, ones, y);
+        }
+    }
+}
+
 template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line) {
-    constexpr int WIDTH = 4 * LANES<T>;
     const int64_t at = row * s.n, n = s.n;
     const T least = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-900);
     if (!line.template read<T>(s, row)) return LOST;
@@ -286,33 +385,18 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
     const bool together = n >= LONG && std::all_of(line.r0.begin(), line.r0.end(), [&](T x) { return x == line.r0[0]; });
     const std::vector<int32_t> order = together ? ordered(line.r1.data(), n) : std::vector<int32_t>();
     const auto place = [&](int64_t i) { return together ? int64_t(order[i]) : i; };
-    std::vector<T> a(n), b(n), h(n), across(n), along(n), room;
+    Edges<T> edges(n);
+    std::vector<T> across(n), along(n);
     for (int64_t i = 0; i < n; i++) {
         const int64_t from = place(i);
-        a[i] = line.a[from], b[i] = line.b[from], h[i] = s.h[at + from], across[i] = line.r0[from], along[i] = line.r1[from];
+        across[i] = line.r0[from], along[i] = line.r1[from];
+        edges.a[i] = line.a[from] * (together ? line.r0[0] : T(1)), edges.b[i] = line.b[from], edges.h[i] = s.h[at + from];
     }
-    std::vector<int32_t> near;
-    Far<T> far;
-    for (T &x : a) x *= together ? line.r0[0] : T(1);
-    for (int64_t first = 0; first < n; first += WIDTH) {
-        const int64_t some = std::min<int64_t>(WIDTH, n - first), behind = first + some;
-        T x[WIDTH] = {}, y[WIDTH] = {};
-        std::copy_n(across.data() + first, some, x);
-        std::copy_n(along.data() + first, some, y);
-        Tally<T, WIDTH> tally;
-        if (together) {
-            std::fill_n(x, some, T(1));
-            const auto [least, most] = std::minmax_element(y, y + some);
-            far.middle = *least / 2 + *most / 2;
-            far.half = std::max(*most - far.middle, far.middle - *least);
-            far.find(a.data(), b.data(), h.data(), n, first, behind, room, near);
-            for (int64_t l = 0; l < some; l++) far.add(y[l], tally.total[l], tally.mixed[l]);
-            for (int32_t i : near) tally.add(a[i], b[i], h[i], x, y);
-        } else {
-            for (int64_t i = 0; i < first; i++) tally.add(a[i], b[i], h[i], x, y);
-            for (int64_t i = behind; i < n; i++) tally.add(a[i], b[i], h[i], x, y);
-        }
-        for (int64_t i = first; i < behind; i++) {
+    const T *a = edges.a.data(), *b = edges.b.data(), *h = edges.h.data();
+    // Meets neighbours with each other, and merges with what comes straight.
+    const auto finish = [&](int64_t first, int64_t some, auto &tally, const T *x, const T *y) {
+        constexpr int WIDTH = sizeof(tally.total) / sizeof(T);
+        for (int64_t i = first; i < first + some; i++) {
             T here[WIDTH], there[WIDTH];
             std::copy_n(x, WIDTH, here);
             std::copy_n(y, WIDTH, there);
@@ -328,6 +412,21 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
             s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
             found |= flags_of(s.out[at + j], total, T(1)) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
         }
+    };
+    if (together) {
+        in_parts<T, LANES<T>>(edges, along.data(), n, finish);
+        return found;
+    }
+    constexpr int WIDTH = 4 * LANES<T>;
+    for (int64_t first = 0; first < n; first += WIDTH) {
+        const int64_t some = std::min<int64_t>(WIDTH, n - first);
+        T x[WIDTH] = {}, y[WIDTH] = {};
+        std::copy_n(across.data() + first, some, x);
+        std::copy_n(along.data() + first, some, y);
+        Tally<T, WIDTH> tally;
+        for (int64_t i = 0; i < first; i++) tally.add(a[i], b[i], h[i], x, y);
+        for (int64_t i = first + some; i < n; i++) tally.add(a[i], b[i], h[i], x, y);
+        finish(first, some, tally, x, y);
     }
     return found;
 }

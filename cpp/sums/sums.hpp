@@ -24,11 +24,13 @@ template <class T> struct Matrices {
     int64_t batch_stride, row_stride;
 };
 
-// The largest magnitude of each row, or of each column.
-template <class T> struct Peaks {
+// The unit of each row, or of each column: scale = 2^-exponent brings its largest near 2^room, within what is normal.
+template <class T> struct Units {
     Matrices<T> x;
     bool of_columns;
-    T *out;
+    int room;
+    T *scale;
+    int32_t *exponent;  // of zeros: NOTHING
 };
 
 // out = (|x|·scale)^p, contiguous; a scale for each row, or for each column.
@@ -101,7 +103,7 @@ template <class T, class U> struct SumProducts {
 };
 
 template <class T> struct SumRows {
-    int (*peaks)(const Peaks<T> &, int threads);
+    int (*units)(const Units<T> &, int threads);
     int (*join)(const Join<T> &, int threads);
     int (*one)(const OneRows<T> &, int threads);
     int (*two)(const TwoRows<T> &, int threads);
@@ -118,7 +120,7 @@ GRADTRACE_TABLE(SumsTable, sums_table)
 
 #ifdef GRADTRACE_ISA
 namespace GRADTRACE_ISA {
-template <class T> int peaks(const Peaks<T> &, int threads);
+template <class T> int units(const Units<T> &, int threads);
 template <class T> int join(const Join<T> &, int threads);
 template <class T> int one_rows(const OneRows<T> &, int threads);
 template <class T> int two_rows(const TwoRows<T> &, int threads);

@@ -9,6 +9,7 @@ count, the same is done in float64.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -19,6 +20,7 @@ from ..jacobians.structure import Convolved
 from ..semirings.base import Element
 from .additive import convolution
 from .shared_exponent import OutOfRange, wide
+from .sums import Factor
 
 
 def convolved(s: Convolved, g: Element, squarings: int | None) -> Element | None:
@@ -53,55 +55,46 @@ def _in_units(s: Convolved, g: Element, other: Tensor, squarings: int | None) ->
     kind, most, power = torch.finfo(g[0].dtype), terms(s), 2 ** (squarings or 0)
     reach = -math.log2(kind.tiny) - 2 - math.log2(most)
     room = 0 if squarings is None else max(0, int(reach / (2 * power)))
-    (z, of_z), (w, of_w) = _scaled(g[0], room), _scaled(other, room)
-    total = convolution(s, _raised(z, squarings), _raised(w, squarings))
-    # what underflowed is less than rounding of such a total
-    bad = total <= most * kind.tiny / kind.eps
-    if bool(bad.any()) and _lost(s, z, w, bad, power):
-        return None
-    out = total
-    for _ in range(squarings or 0):
-        out = out.sqrt()
-    unit, low, high = of_z + of_w, float(torch.where(total > 0, out, torch.inf).min()), float(out.max())
+    (of_z, z), (of_w, w) = _scaled(g, room, squarings), _scaled((other,), room, squarings)
+    total = convolution(s, z[0], w[0])
+    low, high = (float(x) for x in total.aminmax())
+    if not high < math.inf:
+        raise NotANumber("a local derivative is NaN") if other.isnan().any() else OutOfRange
+    least = most * kind.tiny / kind.eps  # what underflowed is less than rounding of what is above
+    some = low > 0
+    if low <= least:
+        bad = total <= least
+        if bool(bad.any()) and _lost(s, g[0] * 2.0**-of_z, other * 2.0**-of_w, bad, power):
+            return None
+        low = float(torch.where(total > 0, total, torch.inf).min())
+    unit = of_z + of_w
     half, rest = 2.0 ** (unit // 2), 2.0 ** (unit - unit // 2)
-    if not (low * half * rest >= kind.tiny and high * half * rest <= kind.max):
+    if not (low ** (1 / power) * half * rest >= kind.tiny and high ** (1 / power) * half * rest <= kind.max):
         return None
-    out = out * half * rest
+    out = total if squarings is not None else total.clone()
+    for _ in range(squarings or 0):
+        out.sqrt_()
+    for factor in (half, rest) if abs(unit) > _limit(out) else (2.0**unit,):
+        out.mul_(factor)
     if squarings is not None:
         return (out,)
-    mixed = convolution(s, z * g[1].reshape(z.shape) + _surprise(z), w) + convolution(s, z, _surprise(w))
-    return out, torch.where(total > 0, mixed / total + total.log2(), 0.0).clamp_(min=0)
+    mixed = (convolution(s, z[1], w[0]) + convolution(s, z[0], w[1])).div_(total).add_(total.log2()).clamp_(min=0)
+    return out, mixed if some else torch.where(total > 0, mixed, 0.0)
 
 
-def _scaled(x: Tensor, room: int) -> tuple[Tensor, int]:
-    """Bring the largest near 2^room: (x / 2^e, e).
-
-    Raises:
-        NotANumber, OutOfRange: it is NaN, or infinite.
-    """
-    most = float(x.max())
-    if math.isnan(most):
-        raise NotANumber("a local derivative is NaN")
-    if math.isinf(most):
-        raise OutOfRange
-    e = max(-_limit(x), min(_limit(x), math.frexp(most)[1] - room)) if most else 0
-    return x * 2.0**-e, e
+def _scaled(x: Element, room: int, squarings: int | None) -> tuple[int, tuple[Tensor, ...]]:
+    """Give e, and what `Factor.prepared` makes of numbers in units of 2^e, the largest of which is near 2^room."""
+    planes = [p.reshape(1, len(p), -1).contiguous() for p in x]
+    factor = Factor.of(planes[0], planes[1] if len(planes) > 1 else None, room)
+    most = int(factor.exponent.max())
+    e = most if most >= -_limit(planes[0]) - room else 0  # of zeros
+    factor = replace(factor, scale=torch.full_like(factor.scale, 2.0**-e))
+    return e, tuple([p.reshape(x[0].shape) for p in factor.prepared(squarings, x[0].dtype)])
 
 
 def _limit(x: Tensor) -> int:
     """Give the largest exponent of which both signs are normal numbers."""
     return int(-math.log2(torch.finfo(x.dtype).tiny))
-
-
-def _raised(x: Tensor, squarings: int | None) -> Tensor:
-    for _ in range(squarings or 0):
-        x = x * x
-    return x
-
-
-def _surprise(x: Tensor) -> Tensor:
-    """Give -x log2 x."""
-    return torch.xlogy(x, x).mul_(-1 / math.log(2))
 
 
 def _lost(s: Convolved, z: Tensor, w: Tensor, bad: Tensor, power: int) -> bool:

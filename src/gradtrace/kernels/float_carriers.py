@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,21 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..jacobians.structure import Closed, Constant, Contraction, Convolved, Placed, Scatter, Strided, Weight
+from ..jacobians.structure import (
+    Closed,
+    ClosedRows,
+    Constant,
+    Contraction,
+    Convolved,
+    LowRank,
+    Placed,
+    Scatter,
+    Strided,
+    Weight,
+    standard_factors,
+)
 from ..semirings.base import BLOCK, Carrier, Element
+from ..semirings.rows import finite
 from . import additive, native, sums
 from .convolutions import as_products
 from .convolved_sums import convolved
@@ -89,15 +102,58 @@ class Plain(Carrier):
         return tuple(p.to(torch.float32) for p in g)
 
     def along(self, structure: object, g: Element) -> Element | None:
+        if isinstance(structure, Contraction):
+            return self._contraction(structure, g)
         if isinstance(structure, Convolved):
             found = convolved(structure, g, self.squarings)
             return as_products(structure, self, g, 0.0) if found is None else found
-        if isinstance(structure, Contraction) and structure.weight is not None:
-            if not structure.y == structure.x == structure.w:
-                return None
-            g = tuple(p.reshape(p.shape[0], *structure.y_shape) for p in g)
-            return self._weighed(structure.weight, g)
-        return tuple(additive.pull(structure, p) for p in g) if merges_nothing(structure) else None
+        if isinstance(structure, LowRank):
+            return self._standard(structure, g)
+        return tuple([additive.pull(structure, p) for p in g]) if merges_nothing(structure) else None
+
+    def _contraction(self, s: Contraction, g: Element) -> Element:
+        """Multiply and merge, by the plan of `additive`."""
+        batch, weight = g[0].shape[0], s.weight
+        g = tuple([p.reshape(batch, *s.y_shape) for p in g])
+        if s.y == s.x and (weight is None or s.w == s.y):
+            return g if weight is None else self._weighed(weight, g)
+        plan = additive.planned(s.y, s.x, "" if weight is None else s.w, s.y_shape, s.x_shape, batch)
+        if plan.alone:
+            kept = [d for d in range(g[0].dim()) if d not in plan.alone]
+            g = self.reduce(tuple([p.permute(*kept, *plan.alone).flatten(len(kept)) for p in g]))
+        if weight is None:
+            return tuple([p.permute(plan.of_g).reshape(plan.thin).expand(plan.x_shape) for p in g])
+        sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
+        w = weight().reshape([sizes[c] for c in s.w]).permute(plan.of_w).reshape(plan.w_shape)
+        g = tuple([p.permute(plan.of_g).reshape(plan.g_shape) for p in g])
+        if not plan.product:
+            out, extra = self.weigh(w, g), len(plan.g_shape) - len(plan.x_shape)
+            out = self.reduce(tuple([p.flatten(-extra) for p in out])) if extra else out
+            return tuple([p.expand(plan.x_shape) for p in out])
+        out = self.contract(w, g)  # shared × rows × columns
+        if plan.turned:
+            out = tuple([p.transpose(1, 2) for p in out])
+        return tuple([p.reshape(plan.flat).permute(plan.back).reshape(plan.thin).expand(plan.x_shape) for p in out])
+
+    def _standard(self, s: LowRank, g: Element) -> Element | None:
+        """Go back through a norm, its factors being worked out as rows lie; None where it is another Jacobian."""
+        if not isinstance(s.factors, ClosedRows) or s.factors.form != "standard" or 0 in g[0].shape or not s.dims:
+            return None
+        hat, gamma, scale, count = s.factors.of()
+        kept = [d for d in range(len(s.shape)) if d not in s.dims]
+        order = [*kept, *s.dims]
+        shape = [s.shape[d] for d in order]
+        rows, n = math.prod(shape[: len(kept)]), math.prod(shape[len(kept) :])
+
+        def laid(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.expand(s.shape).permute(order).reshape(rows, n)
+
+        own, left, right = standard_factors(laid(hat), laid(gamma), laid(scale), count)  # type: ignore[arg-type]
+        back = [0, *(1 + order.index(d) for d in range(len(order)))]
+        turn = [0, *(1 + d for d in order)]
+        g = tuple([p.reshape(-1, *s.shape).permute(turn).reshape(-1, rows, n) for p in g])
+        out = self._rank_two(own, left, right, g)
+        return tuple([p.reshape(-1, *shape).permute(back) for p in out])
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
         near = weight.shape in (g[0].shape, g[0].shape[1:])
@@ -112,7 +168,9 @@ class Plain(Carrier):
             form, constant = "constant", abs(weight.value)
         elif isinstance(weight, Closed):
             form, w = weight.form, weight.of()
-        if form != "given" and g[0].dim() <= native.MAX_DIMS and (w is None or w.dtype is g[0].dtype):
+        else:
+            w = weight()
+        if g[0].dim() <= native.MAX_DIMS and (w is None or w.dtype is g[0].dtype):
             z, found = native.scale(g[0], g[0].shape, form, None if w is None else w.reshape(g[0].shape[1:]), constant)
             if not found.flags and not math.isinf(found.high):
                 return z, *g[1:]
@@ -178,12 +236,12 @@ class Plain(Carrier):
         return out, flags & ~AGAIN
 
     def low_rank(self, own: Tensor, left: Tensor, right: Tensor, g: Element) -> Element | None:
-        own, left, right = wide(own), wide(left), wide(right)
         if left.shape[-1] == 1:
-            return self._rank_one("given", g, (own, left[..., 0], right[..., 0]))
-        if left.shape[-1] != 2:
-            return None
-        return self._each(lambda g, *f: sums.rank_two(g, f[0], f[1], f[2], self.squarings), g, (own, left, right))
+            return self._rank_one("given", g, (wide(own), wide(left[..., 0]), wide(right[..., 0])))
+        return self._rank_two(own, left.unbind(-1), right.unbind(-1), g) if left.shape[-1] == 2 else None
+
+    def _rank_two(self, own: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], g: Element) -> Element:
+        return self._each(lambda g, *f: sums.rank_two(g, f, self.squarings), g, (*map(wide, (own, *left, *right)),))
 
     def softmax(self, p: Callable[[], Tensor], g: Element, *, log: bool) -> Element | None:
         if not log:
@@ -223,6 +281,8 @@ class PlainNorm(Plain):
         return (torch.ones_like(like, dtype=self.kind),)
 
     def merged(self, g: Element, by: Merge) -> Element:
+        if self.steps == 0:
+            return (by.add(g[0]),)
         unit = by.top(g[0])
         unit = torch.where(unit > 0, unit, 1.0)
         powers = g[0] / by.at(unit)
@@ -259,7 +319,7 @@ class PlainEntropy(Plain):
 
 
 def _bounded(out: Element) -> Found:
-    return out, 0 if bool(out[0].isfinite().all()) else UNBOUNDED
+    return out, 0 if finite(out[0]) else UNBOUNDED
 
 
 def _lost(found: Tensor, kind: torch.dtype) -> int:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..semirings.base import Element
+from .memory import empty
 from .native import lib
 
 LOST, UNBOUNDED, AGAIN = 2, 4, 8
-NOTHING = -(1 << 28)  # the exponent of a row of zeros
 CELLS = 1 << 21  # numbers of each factor of a product that are prepared at a time
 MANY = 1 << 24  # terms that are too many to be met one entry at a time
 FORMS = {"given": 0, "softmax": 1, "log_softmax": 2}
@@ -46,34 +46,32 @@ class Factor:
 
     Attributes:
         data, h: any floats, laid out alike; `turned`: their memory runs along the rows, not along k.
-        exponent: b × rows; `scale`: 2^-exponent, times a power of two that leaves room for underflow.
+        scale: b × rows, near 2^-exponent; `exponent`: int32, far below all others where a row is zero.
     """
 
     data: Tensor
     h: Tensor | None
     turned: bool
-    exponent: Tensor
     scale: Tensor
+    exponent: Tensor
 
     @classmethod
     def of(cls, data: Tensor, h: Tensor | None, room: int) -> Factor:
-        """Find the units."""
+        """Find the units: the largest of a row is near 2^room, which leaves room for underflow."""
         if h is not None and h.stride() != data.stride():
             data, h = data.contiguous(), h.contiguous()
         turned = data.stride(2) != 1 and data.shape[2] != 1
         if turned and data.stride(1) != 1 and data.shape[1] != 1:
             data, h, turned = data.contiguous(), h if h is None else h.contiguous(), False
-        peaks = data.new_empty(data.shape[:2])
-        lib.sum_peaks(_double(data), *_lie(data, turned), data.data_ptr(), turned, _at(peaks), torch.get_num_threads())
-        reach = int(log2(torch.finfo(data.dtype).max)) - 2  # of powers of two that are normal numbers
-        exponent = torch.frexp(peaks)[1].clamp_(room - reach, room + reach)
-        scale = torch.ldexp(torch.ones_like(peaks), room - exponent)
-        return cls(data, h, turned, exponent.masked_fill_(peaks == 0, NOTHING), scale)
+        scale, exponent = empty(data.dtype, *data.shape[:2]), empty(torch.int32, *data.shape[:2])
+        where = data.data_ptr(), turned, room, scale.data_ptr(), exponent.data_ptr()
+        lib.sum_units(_double(data), *_lie(data, turned), *where, torch.get_num_threads())
+        return cls(data, h, turned, scale, exponent)
 
     def part(self, rows: slice, k: slice) -> Factor:
         """Cut out some rows and some of k."""
         h = None if self.h is None else self.h[:, rows, k]
-        return Factor(self.data[:, rows, k], h, self.turned, self.exponent[:, rows], self.scale[:, rows])
+        return Factor(self.data[:, rows, k], h, self.turned, self.scale[:, rows], self.exponent[:, rows])
 
     def prepared(self, squarings: int | None, inside: torch.dtype) -> tuple[Tensor, ...]:
         """Give (v^p,), or (v, v (h - log2 v)), v being numbers in their row's units: b × rows × k."""
@@ -116,18 +114,10 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     flags = 0
     inplace = inside is out[0].dtype
     for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
-        units = [
-            (f.exponent[:, s] + _side(f.exponent[:, s], room)).contiguous()
-            for f, s in ((left, rows), (right, slice(None)))
-        ]
+        units = [left.exponent[:, rows].contiguous(), right.exponent]
         there = tuple(plane[:, rows] for plane in out)
         flags |= _settled(total, units, squarings, least, there)
     return out, flags
-
-
-def _side(exponent: Tensor, room: int) -> Tensor:
-    """Give what takes the room that was left away again."""
-    return torch.where(exponent == NOTHING, 0, -room).to(torch.int32)
 
 
 def _totals(
@@ -202,10 +192,9 @@ def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int 
     return _rows(lib.sum_one_rows, (FORMS[form],), g, kept, squarings, kept[2] if over else None)
 
 
-def rank_two(g: Element, own: Tensor, left: Tensor, right: Tensor, squarings: int | None) -> Found:
-    """Carry g (rows × n) back through a product of left and right (rows × n × 2) and a diagonal of its own."""
-    kept = [own.contiguous(), *(t[..., r].contiguous() for t in (left, right) for r in (0, 1))]
-    return _rows(lib.sum_two_rows, (), g, kept, squarings)
+def rank_two(g: Element, factors: Sequence[Tensor], squarings: int | None) -> Found:
+    """Carry g (rows × n) back through (own, left_0, left_1, right_0, right_1): left · right, own on the diagonal."""
+    return _rows(lib.sum_two_rows, (), g, [t.contiguous() for t in factors], squarings)
 
 
 def _rows(
