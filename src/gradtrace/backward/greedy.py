@@ -14,6 +14,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
+from ..kernels import native
 from ..kernels.gradient import gradient
 from ..kernels.shared_exponent import OutOfRange, Plane
 from ..recording.record import Record, Value
@@ -23,7 +24,7 @@ from .elements import Elements, Reached
 from .example_labels import Labels
 from .walk import Algebra, Edge, Track
 
-BLOCK = 1 << 22  # scalars looked at at a time: each example has as many gradients as there are parameters
+ONE = torch.ones((), dtype=torch.float64)
 LEAST = 2.0**-500  # a product of two numbers that are not less than this is one that float64 holds
 
 Both = tuple[Reached, Arrivals]
@@ -89,13 +90,7 @@ def absolute(g: Tensor) -> Plane:
     Raises:
         OutOfRange: some are not finite, or too small.
     """
-    data = g.abs().to(torch.float64)
-    high, low = 0.0, math.inf
-    for part in data.reshape(-1).split(BLOCK) if data.numel() else ():
-        high = max(high, float(part.max()))
-        low = min(low, float(torch.where(part > 0, part, math.inf).min()))
-        if not high < math.inf:
-            raise OutOfRange
-    if low < LEAST:
+    data, found = native.scale(ONE.expand(g.shape), g.shape, "given", g)  # |g|·1, and what it spans
+    if found.flags or not found.high < math.inf or found.low < LEAST:
         raise OutOfRange
-    return Plane(data, 0, high, low, owned=True)
+    return Plane(data, 0, found.high, found.low, owned=True)

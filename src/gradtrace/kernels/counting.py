@@ -50,10 +50,11 @@ def present(weight: Tensor) -> Tensor | None:
     Raises:
         NotANumber: a weight is NaN.
     """
-    there = weight != 0
-    if weight.numel() and not math.isfinite(weight.sum()) and weight.isnan().any():
+    size = weight if weight.dtype is torch.bool else weight.abs()
+    least = float(size.amin()) if size.numel() else 1.0
+    if math.isnan(least):
         raise NotANumber("a local derivative is NaN")
-    return None if there.all() else there.to(torch.float64)
+    return None if least > 0 else (weight != 0).to(torch.float64)
 
 
 def chain(s: Chain, g: Tensor) -> Tensor:
