@@ -22,7 +22,8 @@ from gradtrace.backward.call_check import beyond
 from gradtrace.errors import CertificateError, MissingRule
 from gradtrace.jacobians.rules import pointwise
 from gradtrace.jacobians.rules.table import TABLE, Edge
-from gradtrace.jacobians.structure import Chain, Contraction, Structure, diagonal
+from gradtrace.jacobians.structure import Chain, Contraction, Strided, Structure, diagonal
+from gradtrace.recording.layouts import Layout
 from gradtrace.recording.record import Call, Saved
 
 Rule = Callable[[Call], Iterator[Edge]]
@@ -544,4 +545,47 @@ def test_a_gradient_that_is_nan_names_the_derivative_that_makes_it():
     with record(names={"w": w}) as tape:
         loss = (w.sqrt() * torch.tensor([0.0, 1.0, 1.0])).sum()
     with pytest.raises(CertificateError, match=r"0 · ∞ in the derivative of aten\.sqrt\.default#0 \(.*:\d+\)"):
+        tape.trace(loss, check=True)
+
+
+def many_rows(kind: torch.dtype) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
+    return net.to(kind), torch.randn(5000, 3, dtype=kind)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", ["addmm", "native_layer_norm", "_log_softmax", "tanh"])
+def test_what_is_compared_on_some_of_its_rows_is_compared_in_float64(monkeypatch, operator, kind):
+    net, x = many_rows(kind)
+    with record(net) as tape:
+        loss = F.cross_entropy(net(x), torch.zeros(len(x), dtype=torch.int64))
+    tape.trace(loss, check=True)
+    monkeypatch.setitem(TABLE, operator, one_entry_off(TABLE[operator], 1 + 1e-6))
+    with pytest.raises(CertificateError, match=rf"the rule of aten\.{operator}\.\w+#\d+ "):
+        tape.trace(loss, check=True)
+
+
+def test_a_rule_that_is_wrong_in_its_last_row_alone_is_found_by_what_reaches_its_argument(monkeypatch):
+    def last_off(call: Call) -> Iterator[Edge]:
+        factors = torch.ones(call.inputs[0].shape)
+        factors[4999:] = 1.1
+        for position, number, s in right(call):
+            yield position, number, Chain(s, diagonal(factors.shape, factors.shape, lambda: factors))
+
+    right = TABLE["tanh"]
+    net, x = many_rows(torch.float32)
+    monkeypatch.setitem(TABLE, "tanh", last_off)
+    with record(net) as tape:
+        loss = F.cross_entropy(net(x), torch.zeros(len(x), dtype=torch.int64))
+    with pytest.raises(CertificateError, match=r"differs from autograd's at \[4999, \d\].* the rule of aten\.tanh"):
+        tape.trace(loss, check=True)
+
+
+def test_a_view_that_is_said_to_lie_elsewhere_is_found_where_all_gradients_are_alike(monkeypatch):
+    plain = Strided(Layout((3, 3), (3, 1), 0), (3, 3))
+    monkeypatch.setitem(TABLE, "transpose", lambda call: iter([(0, 0, plain)]))
+    tape, loss = recorded(lambda x: x.transpose(0, 1).sum(), {"x": leaf(3, 3)})
+    assert tape.grad(loss, "x")[0].eq(1).all()
+    with pytest.raises(CertificateError, match=r"the rule of aten\.transpose\.int#0 "):
         tape.trace(loss, check=True)

@@ -1,8 +1,9 @@
 """One call's rule against autograd on that call alone.
 
 A rule is right or wrong in every precision, so both are run in float64, where rounding leaves nothing to argue about;
-an operator without a kernel for float64 is compared in its own precision, and so are products at first. Random
-operators cannot be run again, and a custom function's rule is its own backward: there is nothing to compare.
+an operator without a kernel for float64 is compared in its own precision, and so are products at first. What does the
+same to each row of its arguments is compared on a few of them, and a view by where it lies. Random operators cannot be
+run again, and a custom function's rule is its own backward: there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,10 +20,28 @@ from torch import Tensor
 from ..errors import MissingRule, NotOnTape
 from ..jacobians import rules
 from ..jacobians.rules.custom import custom
+from ..jacobians.rules.indexing import is_view
+from ..jacobians.rules.pointwise import is_pointwise
 from ..jacobians.rules.table import Edge, differentiable
+from ..jacobians.structure import Gather, Placed, Scatter, Strided
 from ..recording.autograd_functions import CustomFunction
 from ..recording.record import Call, Input, Record, Saved, Value
-from .rounding import absolute, allowed, is_product, least, shaped, total
+from ..recording.replay import Replay, replay
+from ..recording.storage import layout_of
+from .added import Added, Part
+from .rounding import is_product
+
+ENOUGH = 4096  # scalars of an argument of which a part will do
+# The operators, beside pointwise ones, that do the same to each row of some arguments: which of them have rows.
+ENUMERATED: dict[str, Sequence[int]] = {
+    **dict.fromkeys(("mm", "_softmax", "_safe_softmax", "_log_softmax", "convolution", "native_layer_norm"), (0,)),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm"), (0,)),
+    **dict.fromkeys(("bmm", "nll_loss_forward"), (0, 1)),
+    "addmm": (1,),
+    "baddbmm": (0, 1, 2),
+    "embedding": (1,),
+}
+MOVED = (Strided, Placed, Gather, Scatter)  # structures without weights, as exact in one precision as in another
 
 
 @dataclass(frozen=True)
@@ -35,30 +55,83 @@ class Off:
     bound: float
 
 
-def off(call: Call, reached: Sequence[bool]) -> Off | None:
+def off(call: Call, reached: Sequence[bool], *, whole: bool = False) -> Off | None:
     """Compare a call's rule with autograd for a random cotangent; None where they agree, or cannot be compared.
 
     Args:
         call: what is run again.
         reached: which of its results have a cotangent.
+        whole: whether some of its rows do not stand for all of them.
 
     Raises:
         MissingRule: the rule says nothing about a result that depends on an argument.
     """
     if not comparable(call):
         return None
+    with suppress(RuntimeError, NotImplementedError):
+        if shown(call, reached):
+            return None
     with suppress(NotOnTape):  # the call that made an argument is missing, which is no fault of this one's rule
-        own: tuple[Callable[[Call], Call], ...] = (lambda given: given,)
         # a function's results are those that were recorded, in their own precision
-        precisions = own if isinstance(call.op, CustomFunction) else (widened, *own)
-        if len(precisions) > 1 and any(is_product(s) for _, _, s in edges(call, reached)):
-            with suppress(RuntimeError, NotImplementedError):  # the bulk of the work, where nothing is subtle
-                if _off(call, reached) is None:
+        precisions = (own,) if isinstance(call.op, CustomFunction) else (widened, own)
+        attempts = [partial(precision, call) for precision in precisions]
+        for quick in _quick(call, reached, whole) if len(precisions) > 1 else ():
+            with suppress(RuntimeError, NotImplementedError):
+                if _off(*quick(), reached) is None:
                     return None
-        for precision in precisions:
+        for attempt in attempts:
             with suppress(RuntimeError, NotImplementedError):  # no kernel for float64; no derivative for this cotangent
-                return _off(precision(call), reached)
+                return _off(*attempt(), reached)
     return None
+
+
+def _quick(call: Call, reached: Sequence[bool], whole: bool) -> Iterator[Callable[[], tuple[Call, Replay]]]:
+    """Give cheaper ways to find that a rule is right: where it is found wrong, the whole call decides."""
+    few = None if whole else few_rows(call)
+    if few is not None:
+        yield partial(widened, few)
+    plain = [s for _, _, s in edges(call, reached)]
+    if any(map(is_product, plain)) or all(isinstance(s, MOVED) for s in plain):
+        yield partial(own, call)  # the bulk of the work, where nothing is subtle
+
+
+def shown(call: Call, reached: Sequence[bool]) -> bool:
+    """Tell whether a call is a view whose results lie in a plain argument where the rule says."""
+    if call.complex or not is_view(call.op, call.base) or len(call.inputs) != 1:
+        return False
+    x = torch.empty(call.inputs[0].shape, dtype=call.inputs[0].dtype)
+    made, memory = call.run([x]), x.untyped_storage().data_ptr()
+    return all(
+        isinstance(s, Strided)
+        and (y := made[number]) is not None
+        and (y.untyped_storage().data_ptr(), layout_of(y), y.is_neg()) == (memory, s.layout, False)
+        for _, number, s in edges(call, reached)
+    )
+
+
+def few_rows(call: Call) -> Call | None:
+    """Give a call of the same operator on a few of the rows that it works on; None if there are few, or no rows.
+
+    Rows are the slices of the first axis; what is done to one of them is done to each.
+    """
+    places = ENUMERATED.get(call.base, ())
+    y = call.outputs[0]
+    if is_pointwise(call.op) and y is not None and y.shape:
+        places = [p for p, x in enumerate(call.inputs) if len(x.shape) == len(y.shape) and x.shape[0] == y.shape[0]]
+    given = [call.inputs[p] for p in places if p < len(call.inputs)]
+    if not given or any(x.saved is None or not x.shape or x.dtype.is_complex for x in given):
+        return None
+    count = max(2, ENOUGH // max(1, prod(given[0].shape[1:])))
+    if given[0].shape[0] <= count or any(x.shape[0] != given[0].shape[0] for x in given):
+        return None
+    inputs = [_first(x, count) if p in places else x for p, x in enumerate(call.inputs)]
+    return replace(call, inputs=tuple(inputs), results=())
+
+
+def _first(given: Input, count: int) -> Input:
+    """Give some of an argument's rows."""
+    assert given.saved is not None
+    return replace(given, shape=(count, *given.shape[1:]), saved=Saved.own(given.saved.get()[:count]))
 
 
 def comparable(call: Call) -> bool:
@@ -84,7 +157,8 @@ def kinds(record: Record, loss: Value) -> Iterator[tuple[Call, tuple[bool, ...]]
             continue
         followed = differentiable(call)
         alive.update(value.id for p in followed if (value := call.inputs[p].value) is not None)
-        given = tuple((i.shape, i.stride, i.dtype) for i in call.inputs)
+        view = is_view(call.op, call.base) and call.base != "as_strided"  # which says the same however x lies
+        given = tuple((i.shape, None if view else i.stride, i.dtype) for i in call.inputs)
         kind = call.name, given, tuple(followed), reached, str(call.args), str(call.kwargs)
         if kind not in seen and comparable(call):
             seen.add(kind)
@@ -106,45 +180,47 @@ def edges(call: Call, reached: Sequence[bool]) -> list[Edge]:
     return [edge for edge in found if edge[0] in wanted and edge[1] < len(reached) and reached[edge[1]]]
 
 
-def vector_product(call: Call, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """Run a call again, and its backward for all that is followed at once: gradients by position.
-
-    Asked for one of them alone, some of PyTorch's kernels end the process (group norm in channels-last).
-    """
-    wanted = differentiable(call)
-    tensors = [i.tensor() for i in call.inputs]
-    with torch.enable_grad():
-        leaves = [tensors[p].detach().requires_grad_() for p in wanted]
-        for p, leaf in zip(wanted, leaves, strict=True):
-            tensors[p] = leaf
-        results = call.run(tensors)
-        pairs = [(y, g) for y, g in zip(results, cotangents, strict=False) if y is not None and g is not None]
-        pairs = [(y, g.to(y.dtype).reshape(y.shape)) for y, g in pairs if y.requires_grad]
-        if not pairs:
-            return {p: torch.zeros_like(leaf) for p, leaf in zip(wanted, leaves, strict=True)}
-        found = torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
-    return {
-        p: torch.zeros_like(leaf) if g is None else g.to_dense() if g.layout is not torch.strided else g
-        for p, leaf, g in zip(wanted, leaves, found, strict=True)
-    }
+def own(call: Call) -> tuple[Call, Replay]:
+    """Run a call again in its own precision."""
+    return call, replay(call)
 
 
-def _off(call: Call, reached: Sequence[bool]) -> Off | None:
-    """Compare in the precision of the call as it is given."""
+def widened(call: Call) -> tuple[Call, Replay]:
+    """Run the same call on arguments in float64; its results, and what it keeps of them, are what that gives."""
+    new = replace(call, inputs=tuple(map(_wide, call.inputs)))
+    again = replay(new)
+    made = list(zip(call.outputs, again.results, strict=False))
+    new.outputs = tuple(
+        v if v is None or y is None else replace(v, dtype=y.dtype, shape=tuple(y.shape)) for v, y in made
+    )
+    new.results = () if call.complex else tuple(None if y is None else Saved.own(y.detach()) for _, y in made)
+    for value in filter(None, new.outputs):
+        value.call = new
+    return new, again
+
+
+def _wide(given: Input) -> Input:
+    if not (given.dtype.is_floating_point or given.dtype.is_complex):
+        return given
+    dtype = torch.complex128 if given.dtype.is_complex else torch.float64
+    saved = given.saved if given.saved is None or given.dtype is dtype else Saved.own(given.saved.get().to(dtype))
+    return replace(given, dtype=dtype, saved=saved)
+
+
+def _off(call: Call, again: Replay, reached: Sequence[bool]) -> Off | None:
+    """Compare a call's rule with what its replay says."""
     g = [_random(v, n, call) if at else None for n, (v, at) in enumerate(zip(call.outputs, reached, strict=True))]
-    expected = vector_product(call, g)
-    ours = {p: torch.zeros_like(e, dtype=torch.float64) for p, e in expected.items()}
-    bounds = {p: torch.full_like(e, least(e.dtype), dtype=torch.float64) for p, e in expected.items()}
+    expected = again.vector_product(g)
+    ours = {p: Added(tuple(e.shape), e.dtype, swift=True) for p, e in expected.items()}
     for position, number, s in edges(call, reached):
         cotangent = g[number]
         assert cotangent is not None
-        seed, shape = shaped(cotangent, cotangent.shape), ours[position].shape
-        ours[position] += total(s, seed).reshape(shape)
-        bounds[position] += absolute(s, seed.abs()).reshape(shape) * allowed(s, call)
-    if all(bool(((ours[p] - e).abs_() <= bounds[p]).all()) for p, e in expected.items()):
+        ours[position].add(Part(s, call, cotangent))
+    beyond = [p for p, e in expected.items() if not ours[p].fit(e).used <= 1]
+    if not beyond:
         return None
     noise = _noise(call, g, expected)  # of autograd's own formula: what is off by no more is not known any better
-    found = [worst(p, ours[p], e, bounds[p] + noise[p]) for p, e in expected.items()]
+    found = [worst(p, ours[p].sum().double(), expected[p], ours[p].bounded()[1] + noise[p]) for p in beyond]
     return next((f for f in found if f is not None), None)
 
 
@@ -160,7 +236,8 @@ def _noise(call: Call, g: Sequence[Tensor | None], expected: dict[int, Tensor]) 
     beside = replace(
         call, inputs=tuple(replace(i, saved=Saved.own(nudged(i.saved.get()))) if i.saved else i for i in call.inputs)
     )
-    one, two = vector_product(beside, some), vector_product(beside, rest)
+    again = replay(beside)
+    one, two = again.vector_product(some), again.vector_product(rest)
     parts = sum(v.numel for v in call.outputs if v is not None)
     apart = {p: (e.double() - one[p].double() - two[p].double()).abs() for p, e in expected.items()}
     return {p: float(a.max()) * parts if a.numel() else 0.0 for p, a in apart.items()}
@@ -200,35 +277,20 @@ def beyond(ours: Tensor, autograd: Tensor, bound: Tensor) -> Tensor:
     return share.masked_fill(rounded == autograd, 0.0).masked_fill(ours.isnan() | autograd.isnan(), torch.inf)
 
 
+PERIOD = 65_537  # a prime, so that no axis of a tensor is likely to meet it
+
+
 @cache
 def _numbers() -> Tensor:
-    """Draw normal numbers, as many as a prime, so that no axis of a tensor is likely to meet their period."""
-    return torch.randn(65_537, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """Draw normal numbers, twice the same ones, so that any start has as many after it."""
+    drawn = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat((drawn, drawn))
 
 
 def _random(value: Value | None, number: int, call: Call) -> Tensor:
     """Make a cotangent for a result, the same each time; drawing each of its numbers would take most of the time."""
     assert value is not None
-    drawn = _numbers().roll(-1009 * number)
-    repeated = drawn.repeat(-(-value.numel // len(drawn)) or 1)[: value.numel].reshape(value.shape)
-    return repeated.to(call.inputs[0].device, value.dtype)
-
-
-def widened(call: Call) -> Call:
-    """Give the same call with arguments in float64; what it kept of its results is computed again."""
-    new = replace(call, inputs=tuple(map(_wide, call.inputs)), results=(), outputs=())
-    made = new.run()
-    new.outputs = tuple(
-        v if v is None or y is None else replace(v, dtype=y.dtype) for v, y in zip(call.outputs, made, strict=False)
-    )
-    for value in filter(None, new.outputs):
-        value.call = new
-    return new
-
-
-def _wide(given: Input) -> Input:
-    if not (given.dtype.is_floating_point or given.dtype.is_complex):
-        return given
-    dtype = torch.complex128 if given.dtype.is_complex else torch.float64
-    saved = given.saved if given.saved is None or given.dtype is dtype else Saved.own(given.saved.get().to(dtype))
-    return replace(given, dtype=dtype, saved=saved)
+    start, n = 1009 * number % PERIOD, value.numel
+    drawn = _numbers()[start : start + min(n, PERIOD)]
+    repeated = drawn if n <= PERIOD else drawn.repeat(-(-n // PERIOD))[:n]
+    return repeated.to(call.inputs[0].device, value.dtype).reshape(value.shape)

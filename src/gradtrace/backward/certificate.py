@@ -17,17 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import CertificateError, GradtraceError
 from ..recording.record import Call, Record, Value
-from .call_check import Off, edges, kinds, off, repeatable, vector_product, worst
+from ..recording.replay import replay
+from .added import Added, Fit, Part
+from .call_check import Off, edges, kinds, off, repeatable, worst
 from .nan_backwards import nan_in_backward
 from .observed import Observed, observe
-from .rounding import absolute, allowed, least, roundoff, shaped, total, unit
+from .rounding import absolute, least, roundoff, shaped, total, unit
+from .walk import Algebra, Edge, walk
+
+DEEP = 4  # sums, one after the other, that wait for somebody to ask for their bounds
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Certificate:
 
     Attributes:
         leaves: parameters and inputs whose gradient was compared.
-        difference: |tape - autograd| in units of the sum of the absolute terms, where most of the bound was used.
+        difference: |tape - autograd| where most of the bound was used, in units of the sum of the absolute terms, or of
+            the gradient itself, which is no larger, where that settled it.
         tolerance: what rounding may make of it there, (c + m) u.
         values: tensors on the way whose gradient was compared.
         calls: operator calls whose rule was compared with autograd on that call alone, one of each kind.
@@ -52,36 +58,18 @@ class Certificate:
 
 
 @dataclass
-class Arrived:
-    """What has reached a value.
-
-    Attributes:
-        g: Σ terms, float64.
-        terms: Σ |terms|.
-        slack: what rounding may have made of it.
-        consumers: the calls it came from, with the cotangents of their results.
-    """
-
-    value: Value
-    g: Tensor
-    terms: Tensor
-    slack: Tensor
-    consumers: list[tuple[Call, list[Known | None]]] = field(default_factory=list)
-
-
-@dataclass
 class Known:
     """The cotangent of a result.
 
     Attributes:
-        g: float64.
-        slack: what rounding may have made of it; None: it is autograd's own.
+        g: in the value's shape.
+        source: the sum that it is; None: it is autograd's own number.
         suspect: what was found to differ on the way here, and may be nothing: tape and autograd do not always part a
             storage's history in the same way. It counts if it reaches a leaf.
     """
 
     g: Tensor
-    slack: Tensor | None = None
+    source: Added | None = None
     suspect: str | None = None
 
 
@@ -100,13 +88,14 @@ def certify(record: Record, loss: Value, loss_tensor: Tensor, leaves: list[tuple
         _refuse_wrong(call, reached)
         calls += 1
     found = Comparison(record, loss, seen, {v.id: t for t, v in leaves})
-    found.walk()
+    walk(record, loss, found)
+    found.compare_lost()
     return Certificate(len(leaves), found.difference, found.tolerance, found.values, calls, found.decided)
 
 
 def _refuse_wrong(call: Call, reached: Sequence[bool], because: str = "") -> None:
-    """Raise where a rule is wrong."""
-    wrong = off(call, reached)
+    """Raise where a rule is wrong; of one that is suspected, `because` of what, the whole call is looked at."""
+    wrong = off(call, reached, whole=bool(because))
     if wrong is not None and wrong.ours != wrong.ours and wrong.autograd != wrong.autograd:
         raise CertificateError(
             f"{because}the derivative of {call.where} is NaN towards argument {wrong.position} at "
@@ -120,160 +109,174 @@ def _refuse_wrong(call: Call, reached: Sequence[bool], because: str = "") -> Non
         )
 
 
-class Comparison:
-    """One walk back from the loss, value by value beside autograd."""
+class Comparison(Algebra[Added, Known]):
+    """The algebra of gradients beside autograd's: what consumers add up to is compared, and autograd's number goes on.
+
+    Args:
+        record, loss: what is walked.
+        seen: autograd's gradients.
+        leaves: by value id.
+    """
 
     def __init__(self, record: Record, loss: Value, seen: Observed, leaves: dict[int, Tensor]) -> None:
         self.record, self.loss, self.seen, self.leaves = record, loss, seen, leaves
-        self.pending: dict[int, Arrived] = {}
+        self.known: dict[int, Known] = {}
         self.difference, self.tolerance, self.used = 0.0, 0.0, -1.0  # until something is compared
         self.values = self.decided = 0
+        self.suspected = False
 
-    def walk(self) -> None:
-        """Compare at every value from which the loss can be reached, leaves last.
+    def begin(self, loss: Value) -> Added:
+        return _one(loss)
+
+    def send(self, edge: Edge, g: Known, known: Added | None) -> Added:
+        value = edge.argument
+        there = Added(value.shape, value.dtype, kept=True, swift=True) if known is None else known
+        there.add(Part(edge.structure, edge.call, g.g, g.source))
+        return there
+
+    def finish(self, value: Value, arrived: Added, *, alone: bool) -> Known:
+        """Compare what has reached a value with autograd; go on from autograd's number where there is one.
 
         Raises:
-            CertificateError: they differ.
+            CertificateError: they differ at a leaf, or a consumer's rule is wrong.
         """
-        one = torch.ones(self.loss.shape, dtype=torch.float64)
-        self.pending[self.loss.id] = Arrived(self.loss, one, one, torch.zeros_like(one))
-        for call in reversed(self.record.calls):
-            arrived = [self.pending.pop(v.id, None) if v is not None else None for v in call.outputs]
-            if any(a is not None for a in arrived):
-                self._propagate(call, [None if a is None else self._settle(a) for a in arrived])
+        del alone
+        found = self.known[value.id] = self._settle(value, arrived)
+        self.suspected = self.suspected or found.suspect is not None
+        return found
+
+    def compare_lost(self) -> None:
+        """Compare at leaves that nothing on the tape has reached.
+
+        Raises:
+            CertificateError: something has reached one in autograd's pass.
+        """
         for value in self.record.leaves.values():
-            zeros = torch.zeros(value.shape, dtype=torch.float64)
-            self._settle(self.pending.pop(value.id, Arrived(value, zeros, zeros, zeros)))
+            if value.id not in self.known:
+                self._settle(value, Added(value.shape, value.dtype, kept=True))
 
-    def _propagate(self, call: Call, known: list[Known | None]) -> None:
-        """Carry cotangents to a call's arguments."""
-        for position, number, s in edges(call, [k is not None for k in known]):
-            value, given = call.inputs[position].value, known[number]
-            assert value is not None
-            assert given is not None
-            shape = value.shape
-            g = total(s, given.g).reshape(shape)
-            terms = absolute(s, given.g.abs()).reshape(shape)
-            slack = terms.mul(allowed(s, call)).add_(least(value.dtype))
-            if given.slack is not None:
-                slack += absolute(s, given.slack).reshape(shape)
-            there = self.pending.get(value.id)
-            if there is None:
-                self.pending[value.id] = Arrived(value, g, terms, slack, [(call, known)])
-                continue
-            there.g, there.terms, there.slack = there.g + g, there.terms + terms, there.slack + slack
-            if there.consumers[-1][0] is not call:
-                there.consumers.append((call, known))
-
-    def _settle(self, arrived: Arrived) -> Known:
-        """Compare what has reached a value with autograd; go on from autograd's number where there is one."""
-        value = arrived.value
-        rounded = (len(arrived.consumers) + 1) * roundoff(value.dtype)  # fan-out, and what is kept
-        slack = torch.add(arrived.slack, arrived.terms, alpha=rounded)
-        suspect = next((k.suspect for _, known in arrived.consumers for k in known if k and k.suspect), None)
+    def _settle(self, value: Value, arrived: Added) -> Known:
         if value.id not in self.seen.arrived:
-            return Known(arrived.g, slack, suspect)
-        changed, autograd = self.seen.changed(value), self.seen.arrived.pop(value.id)
-        autograd = torch.zeros(value.shape, dtype=value.dtype) if autograd is None else autograd
-        self._refuse_nan(arrived, autograd)
+            if arrived.depth > DEEP:
+                arrived.bounded()
+            return Known(arrived.sum(), arrived, self._suspect(arrived))
+        changed, autograd = self.seen.changed(value), self.seen.gradient(value)
         self.values += 1
-        suspect = self._difference(arrived, autograd, slack, suspect)
+        fit, suspect = arrived.fit(autograd), None
+        if fit.used <= 1:
+            self._note(fit)
+        else:
+            self._refuse_nan(value, arrived, autograd)
+            suspect = self._difference(value, arrived, autograd)
         if changed:
             raise CertificateError(f"a hook on {_what(value)} changes its gradient: {UNHOOK}")
         if suspect is not None and value.name:
             raise CertificateError(suspect)
-        return Known(shaped(autograd, value.shape)) if suspect is None else Known(arrived.g, slack, suspect)
+        if suspect is not None:
+            return Known(arrived.sum(), arrived, suspect)
+        return Known(autograd)
 
-    def _difference(self, arrived: Arrived, autograd: Tensor, slack: Tensor, suspect: str | None) -> str | None:
-        """Compare at one value; say what is not explained, and may have come from further on (`suspect`)."""
-        share = (arrived.g - autograd).abs_().div_(slack)
-        used = float(share.max()) if share.numel() else 0.0
-        if used <= 1:
-            self._note(used, share, arrived, slack)
+    def _suspect(self, arrived: Added) -> str | None:
+        """Give what was found to differ on the way to a value."""
+        if not self.suspected:
             return None
-        found = worst(0, arrived.g, autograd, slack)  # tells infinities and NaN apart
-        if found is not None and suspect is None:
-            suspect = self._decide(arrived, autograd, found)
+        on_the_way = (k.suspect for call in arrived.calls for k in self._cotangents(call) if k and k.suspect)
+        return next(on_the_way, None)
+
+    def _cotangents(self, call: Call) -> list[Known | None]:
+        return [None if v is None else self.known.get(v.id) for v in call.outputs]
+
+    def _difference(self, value: Value, arrived: Added, autograd: Tensor) -> str | None:
+        """Say what is not explained at a value, and may have come from further on."""
+        _, slack = arrived.bounded()
+        found = worst(0, arrived.sum().to(torch.float64), autograd, slack)  # tells infinities and NaN apart
+        if found is None:
+            return None
+        suspect = self._suspect(arrived)
+        if suspect is None:
+            suspect = self._decide(value, arrived, autograd, found)
             self.decided += suspect is None
-        elif found is not None and arrived.value.name:
-            suspect = f"the gradient of {arrived.value.name!r} differs: {suspect}"
-        return suspect if found is not None else None
+        elif value.name:
+            suspect = f"the gradient of {value.name!r} differs: {suspect}"
+        return suspect
 
-    def _note(self, used: float, share: Tensor, arrived: Arrived, slack: Tensor) -> None:
+    def _note(self, fit: Fit) -> None:
         """Keep where most of the bound was used."""
-        if used > self.used and share.numel():
-            at = share.argmax()
-            terms = float(arrived.terms.flatten()[at]) or 1.0
-            self.used, self.tolerance = used, float(slack.flatten()[at]) / terms
-            self.difference = used * self.tolerance
+        if fit.used > self.used:
+            self.used, self.tolerance = fit.used, fit.bound
+            self.difference = fit.used * fit.bound
 
-    def _refuse_nan(self, arrived: Arrived, autograd: Tensor) -> None:
-        if bool(autograd.sum().isnan()) and bool(autograd.isnan().any()):  # the sum is cheap, and NaN for ∞ - ∞ too
-            calls = ", ".join(call.where for call, _ in arrived.consumers[:3])
+    def _refuse_nan(self, value: Value, arrived: Added, autograd: Tensor) -> None:
+        if bool(autograd.isnan().any()):
+            calls = ", ".join(call.where for call in arrived.calls[:3])
             why = f"it comes from {calls or 'a hook'}"
             with suppress(RuntimeError, GradtraceError):  # what cannot be run again
                 why = nan_in_backward(self.record, self.loss) or why
             raise CertificateError(
-                f"autograd's own gradient of {_what(arrived.value)} is NaN ({why}): there is nothing to compare with"
+                f"autograd's own gradient of {_what(value)} is NaN ({why}): there is nothing to compare with"
             )
 
-    def _decide(self, arrived: Arrived, autograd: Tensor, found: Off) -> str | None:
+    def _decide(self, value: Value, arrived: Added, autograd: Tensor, found: Off) -> str | None:
         """Say what is wrong at a value; None if a difference is rounding after all.
 
         Raises:
             CertificateError: a consumer's rule is wrong.
         """
-        value, calls = arrived.value, [call for call, _ in arrived.consumers]
         what = (
             f"the tape's gradient of {_what(value)} differs from autograd's at {_index(found.index)}: {found.ours:.6g} "
             f"is not {found.autograd:.6g}, and rounding explains {found.bound:.1g}; "
         )
-        for call, known in arrived.consumers:
-            _refuse_wrong(call, [k is not None for k in known], what)
-        if self._explained(arrived, autograd):
+        for call in arrived.calls:
+            _refuse_wrong(call, [k is not None for k in self._cotangents(call)], what)
+        if self._explained(value, arrived, autograd):
             return None
-        hook = _hook(value, self.leaves.get(value.id), calls)
+        hook = _hook(value, self.leaves.get(value.id), arrived.calls)
         if hook is not None:
             return f"{what}{hook}: {UNHOOK}"
         right = (
-            "the rule of every recorded consumer is right" if calls else "nothing recorded leads from it to the loss"
+            "the rule of every recorded consumer is right"
+            if arrived.calls
+            else "nothing recorded leads from it to the loss"
         )
         return f"{what}{right}, so something between them was not recorded (or a node's hook changed it)"
 
-    def _explained(self, arrived: Arrived, autograd: Tensor) -> bool:
+    def _explained(self, value: Value, arrived: Added, autograd: Tensor) -> bool:
         """Tell whether the consumers' own backwards, run again, add up to what autograd has."""
-        total = torch.zeros(arrived.value.shape, dtype=torch.float64)
-        terms, bound = torch.zeros_like(total), torch.full_like(total, least(arrived.value.dtype))
-        for call, known in arrived.consumers:
-            again = _again(call, known)
+        total = torch.zeros(value.shape, dtype=torch.float64)
+        terms, bound = torch.zeros_like(total), torch.full_like(total, least(value.dtype))
+        for call in arrived.calls:
+            again = _again(call, [None if k is None else k.g for k in self._cotangents(call)])
             for position, given in enumerate(call.inputs):
-                if given.value is arrived.value:
+                if given.value is value:
                     part = shaped(again[position], total.shape)
                     total, terms = total + part, terms + part.abs()
                     bound = bound + part.abs() * unit(call)
-            for _, number, s in _towards(call, known, arrived.value):
-                slack = known[number].slack  # type: ignore[union-attr]
-                bound = bound if slack is None else bound + absolute(s, slack).reshape(total.shape)
-        bound = bound + terms * (len(arrived.consumers) + 1) * roundoff(arrived.value.dtype)
+        for part in arrived.parts:
+            if part.source is not None:
+                bound = bound + absolute(part.structure, part.source.bounded()[1]).reshape(total.shape)
+        bound = bound + terms * (len(arrived.calls) + 1) * roundoff(value.dtype)
         return worst(0, total, autograd, bound) is None
 
 
 UNHOOK = "a trace follows the forward pass alone; remove the hook while tracing, or trace without check"
 
 
-def _towards(call: Call, known: Sequence[Known | None], value: Value) -> list:
-    return [e for e in edges(call, [k is not None for k in known]) if call.inputs[e[0]].value is value]
+def _one(loss: Value) -> Added:
+    """Start with what the loss has: 1, from nowhere."""
+    found = Added(loss.shape, loss.dtype, kept=True)
+    found.g = torch.ones(loss.shape, dtype=loss.dtype)
+    return found
 
 
-def _again(call: Call, known: Sequence[Known | None]) -> dict[int, Tensor]:
+def _again(call: Call, g: Sequence[Tensor | None]) -> dict[int, Tensor]:
     """Run a call's own backward again; of one that cannot be run again, take the rule's."""
     if repeatable(call):
-        return vector_product(call, [None if k is None else k.g for k in known])
+        return replay(call).vector_product(g)
     out: dict[int, Tensor] = {}
-    for position, number, s in edges(call, [k is not None for k in known]):
-        given = known[number]
+    for position, number, s in edges(call, [c is not None for c in g]):
+        given = g[number]
         assert given is not None
-        part = total(s, given.g).reshape(call.inputs[position].shape)
+        part = total(s, given).reshape(call.inputs[position].shape)
         out[position] = out[position] + part if position in out else part
     return out
 

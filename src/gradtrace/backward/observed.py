@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,12 +29,11 @@ MOST = 8192  # calls of a tape whose nodes are looked at
 
 @dataclass
 class Observed:
-    """Gradients by value id.
+    """Gradients by value id, as autograd has them; None where nothing came.
 
     Attributes:
-        arrived: what consumers add up to, None where nothing came.
+        arrived: what consumers add up to.
         passed: what the node works on, where hooks had a chance to change it.
-        nodes: the nodes with a value on the tape.
     """
 
     arrived: dict[int, Tensor | None] = field(default_factory=dict)
@@ -44,9 +44,15 @@ class Observed:
         if value.id not in self.passed:
             return False
         before, after = self.arrived.get(value.id), self.passed[value.id]
-        if before is None or after is None:
+        if before is None or after is None or before is after:
             return before is not after
-        return before is not after and not torch.equal(before.nan_to_num(), after.nan_to_num())
+        one, other = self.gradient(value), plain(after)
+        return not torch.equal(one.nan_to_num(), other.nan_to_num())
+
+    def gradient(self, value: Value) -> Tensor:
+        """Give what consumers add up to, as the tape has it."""
+        found = self.arrived[value.id]
+        return torch.zeros(value.shape, dtype=value.dtype) if found is None else plain(found)
 
 
 def observe(record: Record, loss: Tensor, leaves: Sequence[tuple[Tensor, Value]]) -> Observed:
@@ -65,16 +71,13 @@ def observe(record: Record, loss: Tensor, leaves: Sequence[tuple[Tensor, Value]]
             hint = " (trace before backward())" if "second time" in str(error) else ""
             raise CertificateError(f"no autograd graph to compare with{hint}: {error}") from None
     ids = [value.id for _, value in leaves] + list(edges)
-    seen.arrived = {i: plain(g) for i, g in zip(ids, found, strict=True)}
+    seen.arrived = dict(zip(ids, found, strict=True))
     return seen
 
 
-def plain(g: Tensor | None) -> Tensor | None:
+def plain(g: Tensor) -> Tensor:
     """Give a gradient as the tape has it: dense, and complex numbers as pairs."""
-    if g is None:
-        return None
-    g = g.detach().to_dense() if g.layout is not torch.strided else g.detach()
-    g = as_real(solid(g)).to(HERE)
+    g = as_real(solid(g.detach())).resolve_neg().to(HERE)
     return g.float() if g.dtype.itemsize < 2 else g  # few operators know numbers of eight bits
 
 
@@ -86,7 +89,7 @@ def _watching(edges: dict[int, tuple[Any, int]], seen: Observed) -> Iterator[Non
         places.setdefault(node, []).append((value, number))
 
     def note(at: list[tuple[int, int]], grads: tuple[Tensor | None, ...]) -> None:
-        seen.passed.update((value, plain(grads[number])) for value, number in at)
+        seen.passed.update((value, grads[number]) for value, number in at)
 
     with ExitStack() as stack:
         for node, at in places.items():
@@ -123,9 +126,15 @@ def _candidates(call: Call, value: Value, nodes: dict[int, list[Any]]) -> Iterat
             yield call.op.node, call.outputs.index(value)
         return
     for node in nodes.get(value.seq, ()):
-        made = re.sub(r"Backward\d*$", "", node.name()).lower()
-        if made and call.base.replace("_", "").lower().startswith(made):
+        if _made_by(node.name(), call.base):
             yield node, value.number
+
+
+@cache
+def _made_by(node: str, base: str) -> bool:
+    """Tell whether a node's name is that of an operator's derivative."""
+    made = re.sub(r"Backward\d*$", "", node).lower()
+    return bool(made) and base.replace("_", "").lower().startswith(made)
 
 
 def stands_for(node: Any, number: int, value: Value) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from math import prod
 
 import torch
@@ -27,7 +28,6 @@ from ..jacobians.structure import (
     Constant,
     Contraction,
     Convolved,
-    Edges,
     Gather,
     LowRank,
     Sparse,
@@ -39,7 +39,7 @@ from ..kernels.additive_rows import written_out
 from ..kernels.reference import axes, by_definition
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
-from ..semirings.base import AbsSum, Sum
+from ..semirings.base import AbsSum, Semiring, Sum, as_is
 
 # Roundings within one term. The longest formula of PyTorch's is that of a norm: x̂ (2), the sums of its row multiplied
 # by γ (2), taken apart (1), by 1/σ³ and 1/n (4), by x̂ (1), added to two others (2), stored (1); twice, for two sides.
@@ -48,13 +48,14 @@ FORMULA = 26
 
 def unit(call: Call) -> float:
     """Give the unit roundoff of the coarsest numbers that go into a call or come out."""
-    kinds = [i.dtype for i in call.inputs] + [v.dtype for v in call.outputs if v is not None]
-    return max((roundoff(k) for k in kinds if k.is_floating_point or k.is_complex), default=0.0)
+    kinds = {i.dtype for i in call.inputs} | {v.dtype for v in call.outputs if v is not None}
+    return max(roundoff(k) for k in kinds)
 
 
+@cache
 def roundoff(dtype: torch.dtype) -> float:
-    """Give the unit roundoff of a type: half the step from 1 to the next number."""
-    return torch.finfo(dtype).eps / 2
+    """Give the unit roundoff of a type: half the step from 1 to the next number; 0 for integers."""
+    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def least(dtype: torch.dtype) -> float:
@@ -74,6 +75,22 @@ def allowed(structure: Structure, call: Call) -> float:
     inner = u if _scattered(structure) else min(u, roundoff(torch.float32))
     both = 2 if is_product(structure) else 1  # autograd and the tape, each in its own order
     return FORMULA * u + both * terms_of_each(structure) * inner
+
+
+def at_least(structure: Structure, call: Call) -> float:
+    """Give a lower bound of `allowed`, for which no index is counted."""
+    return FORMULA * unit(call) if _scattered(structure) else allowed(structure, call)
+
+
+def piled(structure: Structure) -> bool:
+    """Tell whether terms are added one by one, where they lie, so that each rounds what came before."""
+    match structure:
+        case Chain(first, second):
+            return piled(first) or piled(second)
+        case Strided(layout, x_shape):
+            return not additive.shown(layout, x_shape).injective
+        case _:
+            return isinstance(structure, (Gather, Sparse))
 
 
 def _scattered(structure: Structure) -> bool:
@@ -111,69 +128,74 @@ def _most(index: Tensor) -> int:
     return int(live.unique(return_counts=True)[1].max()) if live.numel() else 0
 
 
-def total(structure: Structure, g: Tensor) -> Tensor:
+def total(structure: Structure, g: Tensor, kind: torch.dtype | None = None) -> Tensor:
     """Give Σ terms towards an argument, from the structure alone: no formula of autograd's own is asked.
 
     Args:
         structure: how the result depends on the argument.
-        g: what reaches the result, float64.
+        g: what reaches the result.
+        kind: a precision to work in, without a look at what is not finite; None: float64, products in the model's own.
 
     Returns:
-        x, float64, in the shape in which the structure views it.
+        x, in the shape in which the structure views it; float64 unless a kind was asked for.
     """
     if isinstance(structure, Chain):
-        return total(structure.second, total(structure.first, g))
+        return total(structure.second, total(structure.first, g, kind), kind)
     if isinstance(structure, LowRank):
-        found = written_out(structure, g.reshape(1, *structure.shape))[0]
-    else:
-        found = additive.pull(structure, g[None].to(_precision(structure)))[0].to(torch.float64)
-    if not found.numel() or math.isfinite(found.sum()):
+        found = written_out(structure, g.to(kind or torch.float64).reshape(1, *structure.shape))[0]
+        return found if kind is not None or _finite(found) else _defined(structure, Sum, g)
+    if kind is not None:
+        if isinstance(structure, Contraction) and isinstance(structure.weight, Closed):
+            structure = _weighted(structure)
+        return additive.pull(structure, g.unsqueeze(0).to(kind))[0]
+    return _pulled(_weighted(structure), Sum, g, kind)
+
+
+def absolute(structure: Structure, g: Tensor, kind: torch.dtype | None = None) -> Tensor:
+    """Give Σ |terms| towards an argument: as `total`, of absolute values of what reaches the result."""
+    if isinstance(structure, Chain):
+        return absolute(structure.second, absolute(structure.first, g, kind), kind)
+    if isinstance(structure, LowRank):
+        return _uncancelled(structure, g.to(kind or torch.float64).reshape(structure.shape))
+    return _pulled(_weighted(structure, unsigned=True), AbsSum, g, kind)
+
+
+def _pulled(structure: Structure, semiring: Semiring, g: Tensor, kind: torch.dtype | None) -> Tensor:
+    found = additive.pull(structure, g[None].to(kind or _precision(structure)))[0]
+    if kind is not None:
         return found
-    return by_definition(structure, Sum.carrier, (g[None],))[0][0]  # where an absent edge is absent beside infinity
+    return found.to(torch.float64) if _finite(found) else _defined(structure, semiring, g)
 
 
-def absolute(structure: Structure, g: Tensor) -> Tensor:
-    """Give Σ |terms| towards an argument.
-
-    Args:
-        structure: how the result depends on the argument.
-        g: absolute values of what reaches the result, float64.
-
-    Returns:
-        x, float64, in the shape in which the structure views it.
-    """
-    match structure:
-        case Chain():
-            return absolute(structure.second, absolute(structure.first, g))
-        case LowRank():
-            return _uncancelled(structure, g.reshape(structure.shape))
-        case _:
-            found = additive.pull(_absolute(structure), g[None].to(_precision(structure)))[0].to(torch.float64)
-    if not found.numel() or math.isfinite(found.sum()):
-        return found
-    return by_definition(structure, AbsSum.carrier, (g[None],))[0][0]
+def _defined(structure: Structure, semiring: Semiring, g: Tensor) -> Tensor:
+    """Carry numbers as defined: beside infinity an absent edge is absent."""
+    return by_definition(structure, semiring.carrier, (g[None].to(torch.float64),))[0][0]
 
 
-def _absolute(structure: Structure) -> Structure:
-    """Give the structure with absolute weights, before they cancel."""
+def _finite(x: Tensor) -> bool:
+    return not x.numel() or math.isfinite(x.sum())
+
+
+def _weighted(structure: Structure, *, unsigned: bool = False) -> Structure:
+    """Take a structure's weights, once, closed forms written out; or their absolute values, before they cancel."""
+    size = torch.abs if unsigned else as_is
     match structure:
         case Contraction(weight=Constant() as weight):
-            return replace(structure, weight=replace(weight, value=abs(weight.value)))
-        case Contraction(weight=Closed(form, of)):
-            return replace(structure, weight=lambda: UNCANCELLED[form](of()))
+            return replace(structure, weight=replace(weight, value=abs(weight.value))) if unsigned else structure
+        case Contraction(weight=Closed(form, of)) if unsigned:
+            w = UNCANCELLED[form](of())
+            return replace(structure, weight=lambda: w)
         case Contraction(weight=weight) if weight is not None:
-            return replace(structure, weight=lambda: weight().abs())
+            w = size(weight())
+            return replace(structure, weight=lambda: w)
         case Convolved(other=other):
-            return replace(structure, other=lambda: other().abs())
-        case Sparse(edges=edges):
-            return replace(structure, edges=lambda: _absolute_edges(edges()))
+            x = size(other())
+            return replace(structure, other=lambda: x)
+        case Sparse(edges=edges) if unsigned:
+            i, j, some = edges()
+            return replace(structure, edges=lambda: (i, j, None if some is None else some.abs()))
         case _:
             return structure
-
-
-def _absolute_edges(edges: Edges) -> Edges:
-    i, j, w = edges
-    return i, j, None if w is None else w.abs()
 
 
 def is_product(structure: Structure) -> bool:
@@ -189,10 +211,10 @@ def is_product(structure: Structure) -> bool:
 
 
 def _precision(structure: Structure) -> torch.dtype:
+    """Give the precision that is asked of a structure whose weights were taken."""
     if not is_product(structure):
         return torch.float64
-    assert isinstance(structure, (Contraction, Convolved))
-    weight = structure.other if isinstance(structure, Convolved) else structure.weight
+    weight = structure.other if isinstance(structure, Convolved) else structure.weight  # type: ignore[union-attr]
     assert weight is not None
     return torch.float64 if weight().dtype is torch.float64 else torch.float32
 
@@ -200,12 +222,12 @@ def _precision(structure: Structure) -> torch.dtype:
 def _uncancelled(s: LowRank, g: Tensor) -> Tensor:
     """Take the diagonal apart again: |own - Σ l r| + Σ |l r|, and the rest is |l| |r| already."""
     own, lefts, rights = s.factors()
-    own = own.to(torch.float64)
-    out, alone = torch.zeros_like(g), own
+    alone, out = own.to(g.dtype), torch.zeros_like(g)
     for left, right in zip(lefts, rights, strict=True):
-        alone = alone - left.to(torch.float64) * right
-        row = (left.to(torch.float64).abs() * g).sum(s.dims, keepdim=True) if s.dims else left.abs() * g
-        out = out + right.to(torch.float64).abs() * row
+        near, far = left.to(g.dtype), right.to(g.dtype)
+        alone = torch.addcmul(alone, near, far, value=-1)
+        row = near.abs() * g
+        out = torch.addcmul(out, far.abs(), row.sum(s.dims, keepdim=True) if s.dims else row)
     return out + alone.abs() * g
 
 

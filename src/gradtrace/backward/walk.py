@@ -13,7 +13,7 @@ one that comes first in the program, as the definition asks. A backpointer is on
 `edge number << EDGE_BITS | flat index of the consumer scalar`.
 
 What an algebra is: `elements` (the arrays of a semiring), `best` ((max, ×) with its winners, by compiled kernels),
-`greedy` (the ordinary gradient, and the winners along it).
+`greedy` (the ordinary gradient, and the winners along it), `certificate` (the ordinary gradient beside autograd's).
 """
 
 from __future__ import annotations

@@ -231,6 +231,21 @@ def strided(s: Strided, g: Tensor) -> Tensor:
     return out
 
 
+def add_to_window(s: Strided, g: Tensor, known: Tensor | None) -> bool:
+    """Add a view's gradient where the view lies, in memory that is there; False where that is not so simple.
+
+    Args:
+        g: batch × y, or y.
+        known: batch × x, or x; contiguous.
+    """
+    how = shown(s.layout, s.x_shape)
+    if known is None or how.back is not None or how.repeated or not how.injective or not known.is_contiguous():
+        return False
+    whole = known.reshape(-1, prod(s.x_shape))
+    window(whole, how.apart).add_(g.reshape(len(whole), *how.apart.size))
+    return True
+
+
 def placed(s: Placed, g: Tensor) -> Tensor:
     """See the part of the result in which the argument lies."""
     g = g.reshape(g.shape[0], *s.y_shape).contiguous()

@@ -25,18 +25,24 @@ class Replay:
 
     def gradients(self, number: int, cotangent: Tensor) -> dict[int, Tensor]:
         """Give, by argument position, Jᵀ of a result times a cotangent of its shape; may be asked again."""
-        y = self.results[number]
-        assert y is not None
+        return self.vector_product([None] * number + [cotangent])
+
+    def vector_product(self, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """Give the same of all results together; None is a result that nothing depends on."""
+        both = [(y, g) for y, g in zip(self.results, cotangents, strict=False) if y is not None and g is not None]
+        ys = [y for y, _ in both if y.requires_grad]
+        gs = [g.to(y.dtype).reshape(y.shape) for y, g in both if y.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(self.leaves)
-        if y.requires_grad:
-            inputs = list(self.leaves.values())
-            found = torch.autograd.grad(y, inputs, cotangent, retain_graph=True, allow_unused=True)
-        both = zip(self.leaves.items(), found, strict=True)
-        return {p: torch.zeros_like(x) if grad is None else solid(grad) for (p, x), grad in both}
+        if ys:
+            found = torch.autograd.grad(ys, list(self.leaves.values()), gs, retain_graph=True, allow_unused=True)
+        by_position = zip(self.leaves.items(), found, strict=True)
+        return {p: torch.zeros_like(x) if grad is None else solid(grad) for (p, x), grad in by_position}
 
 
 def solid(grad: Tensor) -> Tensor:
-    """Give autograd's zeros, which have no memory, some."""
+    """Give memory to autograd's zeros, which have none, and to what is sparse."""
+    if grad.layout is not torch.strided:
+        return grad.to_dense()
     return grad.clone() if grad._is_zerotensor() else grad
 
 

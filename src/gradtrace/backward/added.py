@@ -1,0 +1,153 @@
+"""What edges add up to at one tensor, beside what autograd has there.
+
+The bound of `rounding` needs a second sum, of absolute terms. It is at least as large as the sum itself, so what is
+within the same factor of the sum needs no other: most numbers are, many of them equal to the last bit, and few tensors
+are looked at twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..jacobians.structure import Strided, Structure
+from ..kernels.additive import add_to_window
+from ..recording.layouts import Shape
+from ..recording.record import Call
+from .rounding import absolute, allowed, at_least, least, piled, roundoff, total
+
+SMALL = 2048  # numbers that `torch.equal` compares as fast as anything
+
+
+class Part(NamedTuple):
+    """What one edge brings.
+
+    Attributes:
+        structure, call: along what.
+        g: what reaches the call's result.
+        source: the sum that g is, if rounding may have moved it; None: g is exact.
+    """
+
+    structure: Structure
+    call: Call
+    g: Tensor
+    source: Added | None = None
+
+
+class Fit(NamedTuple):
+    """How much of a bound is used where most of it is (in [0, 1], else it is broken), and the bound, in Σ |terms|."""
+
+    used: float
+    bound: float
+
+
+class Added:
+    """The sum of what some edges bring to one tensor.
+
+    Args:
+        shape, dtype: the tensor's.
+        kept: whether the parts were added up, and kept, in the tensor's own type, which rounds.
+        swift: work in the precision of what is added first, and carefully only where that does not settle it.
+
+    Attributes:
+        g: Σ terms.
+        depth: how many sums, not yet bounded, it is made of, one after the other.
+    """
+
+    __slots__ = ("_bounds", "depth", "dtype", "g", "kept", "owned", "parts", "shape", "swift")
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, *, kept: bool = False, swift: bool = False) -> None:
+        self.shape, self.dtype, self.kept, self.swift = shape, dtype, kept, swift
+        self.parts: list[Part] = []
+        self.g: Tensor | None = None
+        self.owned = False
+        self.depth = 1
+        self._bounds: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def calls(self) -> list[Call]:
+        """What the parts come from, each once."""
+        return list(dict.fromkeys(part.call for part in self.parts))
+
+    def add(self, part: Part) -> None:
+        """Add what one more edge brings."""
+        self.parts.append(part)
+        structure = part.structure
+        if part.source is not None:
+            self.depth = max(self.depth, part.source.depth + 1)
+        if self.owned and type(structure) is Strided and add_to_window(structure, part.g, self.g):
+            return
+        more = total(structure, part.g, self._precision(part)).reshape(self.shape)
+        if self.g is None:
+            self.g = more
+        elif self.owned and more.dtype is self.g.dtype:
+            self.g.add_(more)
+        else:
+            self.g, self.owned = self.g + more, True
+
+    def sum(self) -> Tensor:
+        """Give Σ terms."""
+        return torch.zeros(self.shape, dtype=torch.float64) if self.g is None else self.g
+
+    def bounded(self) -> tuple[Tensor, Tensor]:
+        """Give Σ |terms|, and how far rounding may have taken two such sums apart; worked out when first asked for."""
+        if self._bounds is None:
+            sizes = torch.zeros(self.shape, dtype=torch.float64)
+            slack = torch.full_like(sizes, least(self.dtype) * (len(self.parts) if self.kept else 1))
+            for part in self.parts:
+                structure, call, g, source = part
+                kind = self._precision(part)
+                terms = absolute(structure, g.abs(), kind).reshape(self.shape)
+                sizes += terms
+                slack.add_(terms, alpha=allowed(structure, call))
+                if source is not None:
+                    slack += absolute(structure, source.bounded()[1], kind).reshape(self.shape)
+            self._bounds, self.depth = (sizes, slack.add_(sizes, alpha=self._fan())), 0
+        return self._bounds
+
+    def fit(self, autograd: Tensor) -> Fit:
+        """Compare with autograd's number; where that is not within the bound, `g` and `slack` are careful ones."""
+        g = self.sum()
+        if same(g, autograd):
+            return Fit(0.0, 0.0)
+        apart = (g - autograd).abs_()
+        if self.parts:
+            factor = min(at_least(part.structure, part.call) for part in self.parts) + self._fan()
+            used = float(apart.div(g.abs().mul_(factor).add_(least(self.dtype))).max())
+            if used <= 1:
+                return Fit(used, factor)
+        found = self._bounded(apart)
+        if found.used <= 1 or not self.swift:
+            return found
+        parts, self.parts = self.parts, []
+        self.swift, self.g, self.owned, self._bounds = False, None, False, None
+        for part in parts:
+            self.add(part)
+        return self._bounded((self.sum() - autograd).abs_())
+
+    def _bounded(self, apart: Tensor) -> Fit:
+        terms, slack = self.bounded()
+        if self.swift and not math.isfinite(slack.sum()):
+            return Fit(math.inf, math.inf)
+        share = apart.div(slack).flatten()
+        at = share.argmax()
+        return Fit(float(share[at]), float(slack.flatten()[at]) / (float(terms.flatten()[at]) or 1.0))
+
+    def _fan(self) -> float:
+        return (len(self.calls) + 1) * roundoff(self.dtype) if self.kept else 0.0
+
+    def _precision(self, part: Part) -> torch.dtype | None:
+        if not self.swift:
+            return None
+        wide = self.dtype is torch.float64 or part.g.dtype is torch.float64 or piled(part.structure)
+        return torch.float64 if wide else torch.float32
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether numbers are equal, in the second's type if that is a short one; NaN equals nothing."""
+    if b.dtype.itemsize < 4 or b.numel() < SMALL:
+        return torch.equal(a if a.dtype is b.dtype else a.to(b.dtype), b)
+    return bool((a.numpy() == b.numpy()).all())  # of many, several times as fast as `torch.equal`
