@@ -99,6 +99,11 @@ def report_in_parameters(size: int, folder: Path) -> Ask:
     return lambda: trace.report(folder / "report.html", kinds=("best",))
 
 
+def notebook_in_calls(size: int, folder: Path) -> Ask:
+    del folder
+    return _chain(size)._repr_html_
+
+
 ROWS = [
     Row("influence in layers", influence_in_layers, 50),
     Row("influence in layers, reference kernels", influence_in_layers, 50, "reference"),
@@ -108,6 +113,7 @@ ROWS = [
     Row("a path in its length", path_in_its_length, 100),
     Row("strongest paths in parameters", strongest_in_parameters, 1 << 16),
     Row("a report in calls", report_in_calls, 25),
+    Row("a notebook's page in calls", notebook_in_calls, 100),
     Row("a report in parameters", report_in_parameters, 1 << 16),
 ]
 

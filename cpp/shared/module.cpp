@@ -10,6 +10,7 @@ namespace nb = nanobind;
 void bind_product(nb::module_ &m);
 void bind_rows(nb::module_ &m);
 void bind_crossing(nb::module_ &m);
+void bind_units(nb::module_ &m);
 void bind_topk(nb::module_ &m);
 void bind_sums(nb::module_ &m);
 void bind_signed(nb::module_ &m);
@@ -30,6 +31,7 @@ NB_MODULE(_native, m) {
     bind_product(m);
     bind_rows(m);
     bind_crossing(m);
+    bind_units(m);
     bind_topk(m);
     bind_sums(m);
     bind_signed(m);

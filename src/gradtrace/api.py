@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .backward.backpointers import unravelled
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import Labels, propagate
 from .backward.several import ask
@@ -37,7 +36,7 @@ from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking, rank
-from .queries.paths import NoPath, Path, Reader, flat_index, follow
+from .queries.paths import NoPath, Path, flat_index, follow, follow_all
 from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
@@ -406,12 +405,7 @@ class Trace(_NotSaved):
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
         """Give the best paths of the k leaf scalars that have the strongest, strongest first."""
         k, leaves, forest = whole("k", k, 0), select_leaves(self.tape.record, of), self.forest()
-        reader = Reader(forest)
-        found = [
-            follow(forest, leaves[n], unravelled(flat, leaves[n].shape), reader=reader)
-            for _, n, flat in strongest(forest, leaves, k)
-        ]
-        return [path for path in found if path is not None]
+        return follow_all(forest, [(leaves[n], flat) for _, n, flat in strongest(forest, leaves, k)])
 
     @lazily()
     def paths(
@@ -534,7 +528,8 @@ class Trace(_NotSaved):
 
     @lazily()
     def _repr_html_(self) -> str:
-        return frame(render(of_trace(self, Question(kinds=("best",), paths=10, each=1), repr(self))))
+        few = Question({"all parameters": "*"}, kinds=("best",), paths=10, each=0, per_example=False)
+        return frame(render(of_trace(self, few, repr(self))))
 
     @lazily()
     def to_dataframe(self, components: Component | Sequence[Component] | None = None) -> pandas.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from checks import leaf, recorded
@@ -14,15 +15,18 @@ from numeric_jacobians import LAYOUTS, contractions, integers, jacobian, low_ran
 from gradtrace.jacobians.rules import structures
 from gradtrace.jacobians.rules.dense import whole
 from gradtrace.jacobians.structure import Chain, Gather, LowRank, Placed, Scatter, Sparse, Strided, Structure, diagonal
-from gradtrace.kernels.entry import entry
+from gradtrace.kernels.entry import entries
 from gradtrace.recording.layouts import Layout
 
 
 def check(s: Structure, y_numel: int, x_numel: int) -> None:
     j = jacobian(s)
-    assert [[entry(s, y, x) for x in range(x_numel)] for y in range(y_numel)] == [
-        [j.get((y, x), 0.0) for x in range(x_numel)] for y in range(y_numel)
-    ]
+    y, x = (at.flatten() for at in np.indices((y_numel, x_numel)))
+    assert entries(s, y, x).tolist() == [j.get(at, 0.0) for at in zip(y.tolist(), x.tolist(), strict=True)]
+
+
+def row(s: Structure, y: int, x_numel: int) -> list[float]:
+    return entries(s, np.full(x_numel, y), np.arange(x_numel)).tolist()
 
 
 @given(contractions())
@@ -104,7 +108,7 @@ def test_convolutions_whichever_way_they_go(sizes, transposed):
     for position, _, s in structures(call):
         j = whole[position].reshape(-1, (x, w)[position].numel())
         for y in range(0, len(j), 7):
-            assert [entry(s, y, i) for i in range(j.shape[1])] == pytest.approx(j[y].tolist(), abs=1e-12)
+            assert row(s, y, j.shape[1]) == pytest.approx(j[y].tolist(), abs=1e-12)
 
 
 def test_parts_written_over_at_places_that_interleave():
@@ -116,9 +120,9 @@ def test_of_a_jacobian_that_is_written_out_one_row_is_enough():
     tape, _ = recorded(lambda x: torch.linalg.matrix_exp(x).sum(), {"x": x})
     _, _, s = whole(tape.calls[0], 0, 0)
     j = torch.autograd.functional.jacobian(torch.linalg.matrix_exp, x).reshape(9, 9)
-    assert [entry(s, 4, i) for i in range(9)] == pytest.approx(j[4].tolist(), rel=1e-12)
+    assert row(s, 4, 9) == pytest.approx(j[4].tolist(), rel=1e-12)
 
 
 def test_something_else_is_no_structure():
     with pytest.raises(TypeError, match="not a structure"):
-        entry(object(), 0, 0)
+        entries(object(), np.zeros(1, np.int64), np.zeros(1, np.int64))

@@ -50,47 +50,9 @@ def test_all_are_those_of_the_backpointers(kind, examples):
         for part in consumers.of(value, row, live):
             which = live if part.which is None else live[part.which]
             for flat, there in zip(which.tolist(), part.flat.tolist(), strict=True):
-                call, _, output, at = forest.step(int(forest.winners[value.id][row].flatten()[flat]))
-                assert part.hops[0][1] == call.index
+                call, argument, output, at = forest.step(int(forest.winners[value.id][row].flatten()[flat]))
+                assert (part.call, part.argument, part.output, there) == (call, argument, output, at)
                 assert part.target is call.outputs[output]
-                assert there == at
-                assert forest.consumer(value, row, flat)[::3] == (call, at)
+                assert forest.consumer(value, row, flat) == (call, argument, output, at)
                 compared += 1
     assert compared > 1000
-
-
-@pytest.mark.parametrize("examples", [False, True])
-def test_all_scalars_of_a_value_lead_where_some_do(examples):
-    forest = _forest("native", examples=examples)
-    consumers, compared = Consumers(forest), 0
-    for value, row, live in _traced(forest):
-        sections = consumers.sections(value)
-        if not sections or not len(live):
-            continue
-        numbers = np.concatenate([found for *_, found in consumers.numbers(value, row)])[live]
-        begins = np.array([section.begin for section in sections])
-        for flat, number in zip(live.tolist(), numbers.tolist(), strict=True):
-            section = sections[int(np.searchsorted(begins, number, side="right")) - 1]
-            at, there = value, flat
-            for _ in section.hops:
-                call, _, output, there = forest.consumer(at, row if forest.batch(at) > 1 else 0, there)
-                made = call.outputs[output]
-                assert made is not None
-                at = made
-            assert at is section.target
-            assert there == number - section.begin
-            compared += 1
-    assert compared > 1000
-
-
-def test_values_are_straight_that_lead_on_by_one_edge_after_another():
-    forest = _forest("native", examples=False)
-    straight = Consumers(forest).straight()
-    assert forest.loss.id in straight
-    assert 1 < len(straight) < len(forest.record.calls)
-    for call in forest.record.calls:
-        for value in call.outputs:
-            if value is not None and value.id in straight and value is not forest.loss:
-                pointers = forest.winners[value.id].flatten().tolist()
-                went = {forest.step(p)[0].index for p in pointers if p != NONE}
-                assert len(went) == 1

@@ -118,9 +118,7 @@ def test_edges_lead_from_call_to_call(trace):
     assert sum(n for source, n in out.items() if isinstance(source, str)) == pytest.approx(flow.total)
 
 
-@pytest.mark.parametrize("memory", [1, 1 << 28])
-def test_flows_computed_together_are_those_computed_alone(trace, memory, monkeypatch):
-    monkeypatch.setattr("gradtrace.queries.flow.MOST_MEMORY", memory)
+def test_flows_computed_together_are_those_computed_alone(trace):
     asked = [Asked("rnn.*"), Asked("skip.*", weighted=True), Asked("*", weighted=True)]
     for found, one in zip(flows(trace.forest(), asked), asked, strict=True):
         alone = trace.flow(one.of, weighted=one.weighted)

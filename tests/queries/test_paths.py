@@ -12,8 +12,9 @@ from checks import F64, leaf, recorded
 from torch import Tensor, nn
 
 from gradtrace import Path, Trace, component, record
+from gradtrace.backward.backpointers import unravelled
 from gradtrace.errors import UnknownName
-from gradtrace.queries.paths import NoPath
+from gradtrace.queries.paths import NoPath, follow, follow_all
 
 
 class Net(nn.Module):
@@ -143,3 +144,19 @@ def test_greedy_paths_say_so(trace):
 def test_records_are_frozen(path):
     with pytest.raises(AttributeError):
         path.kind = "other"
+
+
+@pytest.mark.parametrize("kind", ["best", "greedy"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_paths_read_together_are_those_read_alone(kind, apart):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dropout=0.0).double()
+    x = torch.randn(3, 2, 4, **F64)
+    with record(layer, examples=x) as tape:
+        loss = layer(x).square().mean()
+    forest = tape.trace(loss).forest(kind, per_example=apart)
+    scalars = [(leaf, flat) for leaf in tape.leaves.values() for flat in range(0, leaf.numel, 5)]
+    alone = [follow(forest, leaf, unravelled(flat, leaf.shape)) for leaf, flat in scalars]
+    found = [path for path in alone if path is not None]
+    assert follow_all(forest, scalars) == found
+    assert len(found) > 20

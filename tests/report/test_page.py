@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from gradtrace import record
+from gradtrace.report.document import of_trace
 from gradtrace.report.page import bundle, encode, frame, render
+from gradtrace.report.snapshot import Question
 
 DOCUMENT = {
     "title": "<b>",
@@ -75,3 +77,16 @@ def test_a_report_without_examples(trace, tmp_path):
 
 def test_a_notebook_gets_html(trace):
     assert trace._repr_html_().startswith("<iframe srcdoc=")
+
+
+def test_a_notebook_asks_of_the_batch_as_a_whole_and_a_report_may():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(3, 4), torch.randn(5, 3)
+    with record(model, examples=x) as tape:
+        loss = model(x).square().mean()
+    trace = tape.trace(loss)
+    assert "not told apart" in trace._repr_html_()
+    document = of_trace(trace, Question(per_example=False))
+    assert {row["examples"] for row in document["snapshots"][0]["influence"]} == {1}
+    assert document["snapshots"][0]["flows"][0]["total"] == 16
+    assert not any(apart for _, apart in trace._forests)

@@ -35,6 +35,13 @@ class Use:
     way: Way
     split: bool = False
 
+    def same(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a value of some shape leads to a result of the same scalars, one by one."""
+        way = self.way
+        if type(way) is not Affine or way.stored or way.offset or self.split or way.stride != contiguous(way.shape):
+            return False
+        return way.shape == shape or prod(way.shape) == prod(shape)
+
     def places(self, positions: np.ndarray, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
         """Give the places in the output of some scalars of one row, of a value of `numel` scalars."""
         if self.split and row:
@@ -228,6 +235,12 @@ class Borrowed(Winners):
         assert self._link is not None
         winners, ordinal, _ = self._link
         return winners.one(row, self._there(position))[0] == ordinal
+
+    def known(self, row: int, positions: np.ndarray) -> np.ndarray:
+        """Do what `knows` does for some scalars."""
+        assert self._link is not None
+        winners, ordinal, way = self._link
+        return (winners.at(row, way.flat(torch.from_numpy(positions), None))[0] == ordinal).numpy()
 
     def _there(self, position: int) -> int:
         """Give the position of a scalar among the lender's."""

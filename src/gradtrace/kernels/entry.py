@@ -1,20 +1,27 @@
-"""Read one entry of a structure's Jacobian, ∂y_i/∂x_j, where it stands: no operator runs, and nothing is pulled.
+"""Read entries of a structure's Jacobian, ∂y_i/∂x_j, where they stand: no operator runs, and nothing is pulled.
 
-Only where two structures follow each other, i's row is carried back through the first: x_j may be met by many ways, of
-which one is a way to i.
+Only where two structures follow each other, and the second is no gather, i's row is carried back through the first: x_j
+may be met by many ways, of which one is a way to i.
 """
 
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..jacobians.structure import (
+    FORMS,
+    ROWS,
     Chain,
+    Closed,
+    ClosedRows,
     Contraction,
     Convolved,
+    Factors,
     Gather,
     LowRank,
     Placed,
@@ -28,141 +35,206 @@ from ..recording.layouts import Layout, Shape, positions
 from ..semirings.base import Sum
 from .reference import pull
 
-Index = tuple[int, ...]
+Index: TypeAlias = tuple[np.ndarray, ...]  # of some scalars: the coordinates along each axis
 
 
 @singledispatch
-def entry(structure: object, y: int, x: int) -> float:
-    """Give ∂(scalar y of the result)/∂(scalar x of the argument); 0 where there is no edge.
+def entries(structure: object, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Give ∂(scalar y of the result)/∂(scalar x of the argument), for pairs of them; 0 where there is no edge.
 
     Args:
         structure: how the result depends on the argument.
-        y, x: flat indices.
+        y, x: flat indices, equally many.
     """
     raise TypeError(f"not a structure: {structure!r}")
 
 
-def unravelled(flat: int, shape: Shape) -> Index:
-    """Give the index of a scalar in a shape."""
-    out = []
-    for n in reversed(shape):
-        flat, at = divmod(flat, n)
-        out.append(at)
-    return tuple(out[::-1])
+def unravelled(flat: np.ndarray, shape: Shape) -> Index:
+    """Give the indices of scalars in a shape."""
+    return np.unravel_index(flat, shape) if shape else ()
 
 
-def _read(weight: Tensor, at: Index) -> float:
-    return float(weight[at])
+def _read(weight: Tensor, at: Index) -> np.ndarray:
+    """Read some scalars of a tensor."""
+    return _taken(weight, at).to(torch.float64).numpy()
 
 
-@entry.register
-def _contraction(s: Contraction, y: int, x: int) -> float:
+def _taken(tensor: Tensor, at: Index) -> Tensor:
+    return tensor.detach()[tuple(map(torch.from_numpy, at))]
+
+
+def _numbers(found: Tensor | np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Give one number for each pair."""
+    return np.broadcast_to(found, like.shape).astype(np.float64)
+
+
+@entries.register
+def _contraction(s: Contraction, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     at = dict(zip(s.y, unravelled(y, s.y_shape), strict=True))
     of_x = dict(zip(s.x, unravelled(x, s.x_shape), strict=True))
-    if any(at.get(c, n) != n for c, n in of_x.items()):
-        return 0.0
+    here = np.ones(y.shape, bool)
+    for c, n in of_x.items():
+        here &= at.get(c, n) == n
     if s.weight is None:
-        return 1.0
+        return here.astype(np.float64)
     at |= of_x
     sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
     row = getattr(s.weight, "row", None)  # a Jacobian of which one row is cheaper than all
+    out = np.zeros(y.shape)
     if row is not None:
-        return float(row(at[s.w[0]])[at[s.w[1]]])
-    return _read(s.weight().reshape([sizes[c] for c in s.w]), tuple(at[c] for c in s.w))
+        rows, columns = at[s.w[0]], at[s.w[1]]
+        for number in np.unique(rows[here]).tolist():
+            which = np.flatnonzero(here & (rows == number))
+            out[which] = _read(row(number), (columns[which],))
+        return out
+    closed = s.weight if isinstance(s.weight, Closed) else None  # which is worked out where it is read
+    weight = (s.weight() if closed is None else closed.of()).reshape([sizes[c] for c in s.w])
+    taken = _taken(weight, tuple(at[c] for c in s.w))
+    return np.where(here, _numbers(_double(taken if closed is None else FORMS[closed.form](taken)), y), 0.0)
 
 
-def _place(layout: Layout, at: Index) -> int:
-    return layout.offset + sum(i * step for i, step in zip(at, layout.stride, strict=True))
+def _place(layout: Layout, at: Index, like: np.ndarray) -> np.ndarray:
+    out = np.full(like.shape, layout.offset)
+    for i, step in zip(at, layout.stride, strict=True):
+        out += i * step
+    return out
 
 
-@entry.register
-def _strided(s: Strided, y: int, x: int) -> float:
-    return float(_place(s.layout, unravelled(y, s.layout.size)) == x)
+@entries.register
+def _strided(s: Strided, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return (_place(s.layout, unravelled(y, s.layout.size), y) == x).astype(np.float64)
 
 
-@entry.register
-def _placed(s: Placed, y: int, x: int) -> float:
-    here = _place(s.layout, unravelled(x, s.layout.size)) == y
-    return float(here and not any(bool((positions(hidden) == y).any()) for hidden in s.hidden))
+@entries.register
+def _placed(s: Placed, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    here = _place(s.layout, unravelled(x, s.layout.size), x) == y
+    for hidden in s.hidden:
+        here &= ~np.isin(y, positions(hidden).numpy())
+    return here.astype(np.float64)
 
 
-@entry.register
-def _gather(s: Gather, y: int, x: int) -> float:
-    row, column = divmod(y, s.width)
-    return float(divmod(x, s.width) == (int(s.index().reshape(-1)[row]), column))
+@entries.register
+def _gather(s: Gather, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    (row, column), (read, of_x) = divmod(y, s.width), divmod(x, s.width)
+    rows = _taken(s.index().reshape(-1), (row,)).numpy()
+    return ((rows == read) & (column == of_x)).astype(np.float64)
 
 
-@entry.register
-def _scatter(s: Scatter, y: int, x: int) -> float:
-    return float(int(s.index().reshape(-1)[x]) == y)
+@entries.register
+def _scatter(s: Scatter, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return (_taken(s.index().reshape(-1), (x,)).numpy() == y).astype(np.float64)
 
 
-@entry.register
-def _low_rank(s: LowRank, y: int, x: int) -> float:
+@entries.register
+def _low_rank(s: LowRank, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     i, j = unravelled(y, s.shape), unravelled(x, s.shape)
-    if any(a != b for d, (a, b) in enumerate(zip(i, j, strict=True)) if d not in s.dims):
-        return 0.0
-    own, left, right = s.factors()
-    if i == j:
-        return _read(own.expand(s.shape), i)
-    return sum(_read(a.expand(s.shape), i) * _read(b.expand(s.shape), j) for a, b in zip(left, right, strict=True))
+    met = np.ones(y.shape, bool)
+    for d, (a, b) in enumerate(zip(i, j, strict=True)):
+        if d not in s.dims:
+            met &= a == b
+    (own, left, _), (*_, right) = _factors_at(s, i), _factors_at(s, j)
+    product = sum(_numbers(a, y) * _numbers(b, y) for a, b in zip(left, right, strict=True))
+    return np.where(y == x, _numbers(own, y), np.where(met, product, 0.0))
 
 
-@entry.register
-def _sparse(s: Sparse, y: int, x: int) -> float:
+def _factors_at(s: LowRank, at: Index) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Give the factors at some scalars; those in a closed form are worked out there alone."""
+
+    def taken(given: Tensor) -> Tensor:
+        return _taken(given.expand(s.shape), at)
+
+    closed = s.factors
+    if isinstance(closed, ClosedRows):
+        given = (taken(closed.log()).exp(),) if closed.log is not None else closed.of()
+        if closed.log is None:
+            given = tuple(taken(g) if isinstance(g, Tensor) else g for g in given)
+        found: Factors = ROWS[closed.form](*given)
+        own, left, right = found
+    else:
+        own, left, right = closed()
+        own, left, right = taken(own), tuple(map(taken, left)), tuple(map(taken, right))
+    return _double(own), [_double(f) for f in left], [_double(f) for f in right]
+
+
+def _double(given: Tensor) -> np.ndarray:
+    return given.to(torch.float64).numpy()
+
+
+@entries.register
+def _sparse(s: Sparse, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     (outer, i, inner), (of_x, j, of_inner) = unravelled(y, s.y_shape), unravelled(x, s.x_shape)
-    if (outer, inner) != (of_x, of_inner):
-        return 0.0
     rows, columns, w = s.edges()
-    here = (rows == i) & (columns == j)
-    return float(here.sum() if w is None else w[here].sum())
+    size = s.x_shape[1]
+    asked, number = np.unique(i * size + j, return_inverse=True)
+    edges = (rows * size + columns).numpy()
+    place = np.searchsorted(asked, edges).clip(max=max(len(asked) - 1, 0))
+    found = np.flatnonzero(asked[place] == edges) if len(asked) else place[:0]
+    out = np.zeros(len(asked))
+    np.add.at(out, place[found], 1.0 if w is None else _read(w, (found,)))
+    return np.where((outer == of_x) & (inner == of_inner), out[number], 0.0)
 
 
-@entry.register
-def _chain(s: Chain, y: int, x: int) -> float:
-    row = torch.zeros(1, *result_shape(s.first), dtype=torch.float64)
-    row.view(-1)[y] = 1
-    return float(pull(s, Sum.carrier, (row,))[0].reshape(-1)[x])
+@entries.register
+def _chain(s: Chain, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    if isinstance(s.second, Gather):
+        return _gathered(s.first, s.second, y, x)
+    out = []
+    for at, of_x in zip(y.tolist(), x.tolist(), strict=True):
+        row = torch.zeros(1, *result_shape(s.first), dtype=torch.float64)
+        row.view(-1)[at] = 1
+        out.append(float(pull(s, Sum.carrier, (row,))[0].reshape(-1)[of_x]))
+    return np.array(out)
 
 
-@entry.register
-def _convolved(s: Convolved, y: int, x: int) -> float:
+def _gathered(first: object, read: Gather, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Add up what comes by all virtual scalars that read x, one of which is on a way to y."""
+    index = read.index().reshape(-1).numpy()
+    row, column = divmod(x, read.width)
+    readers = [np.flatnonzero(index == n) * read.width + c for n, c in zip(row.tolist(), column.tolist(), strict=True)]
+    pair = np.repeat(np.arange(len(x)), list(map(len, readers)))
+    found = entries(first, y[pair], np.concatenate([np.zeros(0, np.int64), *readers]))
+    return np.bincount(pair, found, len(x))
+
+
+@entries.register
+def _convolved(s: Convolved, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Along each axis, small · stride + offset · dilation - padding = large; y is the large side if transposed."""
     of_y, of_x = unravelled(y, s.sizes.output), unravelled(x, s.x_shape)
     if not s.to_input:
-        met = _met(s.sizes, of_y, of_x)
+        there, met = _met(s.sizes, of_y, of_x)
     else:
-        met = _between(s.sizes, *((of_x, of_y) if s.sizes.transposed else (of_y, of_x)))
+        there, met = _between(s.sizes, *((of_x, of_y) if s.sizes.transposed else (of_y, of_x)))
     other = s.sizes.kernel if s.to_input else s.sizes.input
-    there = met is not None and all(0 <= i < n for i, n in zip(met, other, strict=True))
-    return _read(s.other(), met) if there and met is not None else 0.0
+    for i, n in zip(met, other, strict=True):
+        there = there & (i >= 0) & (i < n)
+    out = np.zeros(y.shape)
+    out[there] = _read(s.other(), tuple(i[there] for i in met))
+    return out
 
 
-def _between(sizes: Sliding, small: Index, large: Index) -> Index | None:
-    """Give the kernel's index between scalars of both sides, perhaps outside the kernel; None if there is none."""
-    if small[0] != large[0]:
-        return None
+def _between(sizes: Sliding, small: Index, large: Index) -> tuple[np.ndarray, Index]:
+    """Give whether scalars of both sides may meet, and at which index of the kernel, perhaps outside of it."""
     channel = large[1] - _first_channel(sizes, small[1])
     steps = zip(small[2:], large[2:], sizes.stride, sizes.padding, sizes.dilation, strict=True)
-    return small[1], channel, *(_whole(q + pad - p * step, apart) for p, q, step, pad, apart in steps)
+    return small[0] == large[0], (small[1], channel, *(_whole(q + pad - p * step, n) for p, q, step, pad, n in steps))
 
 
-def _met(sizes: Sliding, y: Index, kernel: Index) -> Index | None:
-    """Give the index of the input that a scalar of the kernel meets on its way to y, perhaps outside the input."""
+def _met(sizes: Sliding, y: Index, kernel: Index) -> tuple[np.ndarray, Index]:
+    """Give whether a scalar of the kernel may be on a way to y, and where it meets the input, perhaps outside of it."""
     channel, axes = _first_channel(sizes, kernel[0]) + kernel[1], list(zip(y[2:], kernel[2:], strict=True))
     geometry = list(zip(axes, sizes.stride, sizes.padding, sizes.dilation, strict=True))
     if sizes.transposed:
         small = (_whole(q + pad - k * apart, step) for (q, k), step, pad, apart in geometry)
-        return (y[0], kernel[0], *small) if y[1] == channel else None
+        return y[1] == channel, (y[0], kernel[0], *small)
     large = (p * step + k * apart - pad for (p, k), step, pad, apart in geometry)
-    return (y[0], channel, *large) if y[1] == kernel[0] else None
+    return y[1] == kernel[0], (y[0], channel, *large)
 
 
-def _first_channel(sizes: Sliding, small: int) -> int:
+def _first_channel(sizes: Sliding, small: np.ndarray) -> np.ndarray:
     """Give the first channel of the large side in the group of one of the small side's."""
     return small // (sizes.kernel[0] // sizes.groups) * sizes.kernel[1]
 
 
-def _whole(distance: int, step: int) -> int:
+def _whole(distance: np.ndarray, step: int) -> np.ndarray:
     """Divide; -1 where it does not come out even."""
-    return distance // step if distance % step == 0 else -1
+    return np.where(distance % step == 0, distance // step, -1)

@@ -319,6 +319,14 @@ def inherit(w: Walk, begin: int, end: int, word: torch.dtype = torch.int64, *, w
     return out
 
 
+def plane(stored: Tensor | None) -> tuple[int, int, list[int]]:
+    """Say where integers of batch × shape lie: address (0: nowhere), their bytes, strides (0 along a batch of one)."""
+    if stored is None:
+        return 0, 0, []
+    batch, *strides = stored.stride()
+    return stored.data_ptr(), stored.dtype.itemsize, [batch if len(stored) > 1 else 0, *strides]
+
+
 def measure(weight: Tensor) -> tuple[int, float]:
     """Give how many weights are not 0, and their sum."""
     weight = weight.contiguous()

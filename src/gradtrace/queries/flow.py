@@ -7,19 +7,19 @@ the gradient does: many weak paths count as much as many strong ones unless weig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import starmap
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..recording.components import select_leaves
-from .consumers import Consumers, Hop
 from .forest import Forest
-from .units import Given, Stream, given_by
+from .units import given_by, stream
 
 if TYPE_CHECKING:
     import pandas
-
-MOST_MEMORY = 1 << 28  # bytes for the units of flows that are computed together
 
 
 @dataclass(frozen=True)
@@ -105,44 +105,49 @@ def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = Fals
 
 
 def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
-    """Compute several flows, as many in one pass as memory allows."""
-    consumers = Consumers(forest)
-    made = sum(forest.batch(v) * v.numel for c in forest.record.calls for v in c.outputs if v is not None)
-    sent = sum(forest.batch(v) * v.numel for v in forest.record.leaves.values())
-    at_once = max(1, MOST_MEMORY // (8 * max(1, min(made, sent))))  # units are at one place at a time
-    parts = (asked[i : i + at_once] for i in range(0, len(asked), at_once))
-    return [found for part in parts for found in _pass(consumers, part)]
-
-
-def _pass(consumers: Consumers, asked: Sequence[Asked]) -> list[Flow]:
-    forest = consumers.forest
-    groups = [{v.id: v for v in select_leaves(forest.record, a.of)} for a in asked]
-    leaves = {i: v for group in groups for i, v in group.items()}
-    given = {i: found for i, v in leaves.items() if v is not forest.loss and (found := given_by(forest, v)) is not None}
-    units = [_unit(given, group) if a.weighted else None for a, group in zip(asked, groups, strict=True)]
-    stream = Stream(consumers, len(asked))
-    for i, one in given.items():
-        stream.leave(leaves[i], one, [(n, units[n]) for n, group in enumerate(groups) if i in group])
-    for call in forest.record.calls:
+    """Compute several flows in one pass: leaves that are in the same ones send as one group."""
+    record = forest.record
+    chosen = [{v.id for v in select_leaves(record, a.of)} for a in asked]
+    weighted = any(a.weighted for a in asked)
+    leaves = [v for v in record.leaves.values() if any(v.id in ids for ids in chosen)]
+    names = [str(v.name) for v in leaves]
+    given = {n: found for n, v in enumerate(leaves) if v is not forest.loss and (found := given_by(forest, v))}
+    tops = {n: found.top() if weighted else -math.inf for n, found in given.items()}
+    member_of = {n: tuple(leaves[n].id in ids for ids in chosen) for n in given}
+    groups = list(dict.fromkeys(member_of.values()))
+    bases = [_base(tops[n] for n in given if member_of[n] == group) for group in groups]
+    units = stream(forest, len(groups))
+    for n, found in given.items():
+        group = groups.index(member_of[n])
+        units.leave(leaves[n], n - len(leaves), found, group, bases[group])
+    for call in record.calls:
         for value in call.outputs:
             if value is not None and value is not forest.loss:
-                stream.send_on(value)
-    order = {str(v.name): n - len(leaves) for n, v in enumerate(leaves.values())}
-    edges = sorted(stream.edges.items(), key=lambda e: (order.get(str(e[0][0]), e[0][0]), e[0][1]))
-    return [_flow(forest, [(k, float(n[i])) for k, n in edges if n[i]], unit or 0.0) for i, unit in enumerate(units)]
+                units.send_on(value)
+    hops, amounts = units.found()
+    out = []
+    for number, a in enumerate(asked):
+        own = [g for g, group in enumerate(groups) if group[number]]
+        top = max([tops[n] for n in given if member_of[n][number]], default=-math.inf)
+        unit = top if a.weighted and top > -math.inf else 0.0
+        scale = [2.0 ** max(bases[g] - unit, -2000.0) for g in own]
+        through = amounts[:, own, 1] @ np.array(scale) if a.weighted else amounts[:, own, 0].sum(1)
+        along = [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through.tolist(), strict=True) if n]
+        out.append(_flow(forest, along, unit))
+    return out
 
 
-def _unit(given: Mapping[int, Given], leaves: Iterable[int]) -> float | None:
-    """Give log2 of the largest weight, in which the others are counted; None where nothing has a path."""
-    top = max((given[i].top for i in leaves if i in given), default=-math.inf)
-    return top if top > -math.inf else None
+def _base(tops: Iterable[float]) -> float:
+    """Give a power of two near the largest weight, over which the weights of a group are added up."""
+    top = max(tops)
+    return float(math.ceil(top)) if math.isfinite(top) else 0.0
 
 
-def _flow(forest: Forest, along: Sequence[tuple[Hop, float]], unit: float) -> Flow:
+def _flow(forest: Forest, along: Sequence[tuple[int | str, int, float]], unit: float) -> Flow:
     """Add up what went through each call, and between modules."""
     calls, through = forest.record.calls, [0.0] * len(forest.record.calls)
     links: dict[tuple[str, str], float] = {}
-    for (source, target), paths in along:
+    for source, target, paths in along:
         through[target] += paths
         ends = source if isinstance(source, str) else calls[source].module, calls[target].module
         if ends[0] != ends[1]:
@@ -154,5 +159,5 @@ def _flow(forest: Forest, along: Sequence[tuple[Hop, float]], unit: float) -> Fl
         for c, n in zip(calls, through, strict=True)
         if n
     )
-    edges = tuple(FlowEdge(*ends, paths) for ends, paths in along)
+    edges = tuple(starmap(FlowEdge, along))
     return Flow(forest.kind, total, rows, tuple(Link(s, t, n) for (s, t), n in links.items()), edges, unit)

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Borrowed, pick
+from ..backward.backpointers import Borrowed, unravelled
 from ..backward.best import Best, OutOfRange, best
 from ..backward.elements import reverse
 from ..backward.example_labels import Labels
@@ -82,17 +82,15 @@ class Forest:
         if self.batch(value) == 1:
             return 0
         if self.compact is not None and value.id in self.compact.planes:
-            plane = self.compact.weights[value.id].data
-            return int(
-                torch.stack([pick(plane, b, torch.tensor([flat]), value.shape) for b in range(len(plane))]).argmax()
-            )
+            return int(self.compact.weights[value.id].data[(slice(None), *unravelled(flat, value.shape))].argmax())
         log2 = self.log2[value.id]
         return int(log2.reshape(len(log2), -1)[:, flat].argmax())
 
     def traced(self, value: Value, row: int, flat: int) -> bool:
         """Tell whether a scalar has a trace."""
         if self.compact is not None and value.id in self.compact.planes:
-            return bool(pick(self.compact.planes[value.id].data, row, torch.tensor([flat]), value.shape) > 0)
+            plane = self.compact.planes[value.id].data
+            return bool(plane[(row if len(plane) > 1 else 0, *unravelled(flat, value.shape))] > 0)
         winners = self.winners.get(value.id)
         return winners is not None and int(winners[row if len(winners) > 1 else 0].reshape(-1)[flat]) != NONE
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import TypeAlias
+
+import numpy as np
 
 from ..backward.backpointers import unravelled
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..jacobians.rules import Edge
-from ..kernels.entry import entry
+from ..kernels.entry import entries
 from ..recording.record import Call, Value
+from .consumers import Consumers, Part
 from .forest import Forest
 
 
@@ -128,39 +132,75 @@ def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
     return Path(*start, kind, tuple(steps))
 
 
+Start: TypeAlias = tuple[Value, int, int]  # a value, a row of it (the example, where each has its own), a flat index
+
+
 @dataclass(eq=False)
 class Reader:
-    """Reads steps of paths, each once: paths that meet share what follows."""
+    """Reads steps of paths, each once: paths that meet share what follows, those through a value step together."""
 
     forest: Forest
     _moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
     _edges: dict[int, list[Edge]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._consumers = Consumers(self.forest)
+
+    def read(self, starts: Iterable[Start]) -> None:
+        """Read all steps of the paths of some scalars that have a trace."""
+        waiting: dict[int, tuple[Value, set[tuple[int, int]]]] = {}
+        order: list[tuple[int, int]] = []  # a value's consumers come after the call that made it
+
+        def add(value: Value, row: int, flats: Iterable[int]) -> None:
+            if value is self.forest.loss:
+                return
+            row = row if self.forest.batch(value) > 1 else 0
+            new = {(row, flat) for flat in flats if (value.id, row, flat) not in self._moves}
+            if new and value.id not in waiting:
+                waiting[value.id] = value, set()
+                heapq.heappush(order, (-1 if value.call is None else value.call.index, value.id))
+            if new:
+                waiting[value.id][1].update(new)
+
+        for value, row, flat in starts:
+            add(value, row, [flat])
+        while order:
+            value, scalars = waiting.pop(heapq.heappop(order)[1])
+            for row in {row for row, _ in scalars}:
+                flats = np.array(sorted(flat for r, flat in scalars if r == row))
+                for part in self._consumers.of(value, row, flats):
+                    self._note(value, row, flats if part.which is None else flats[part.which], part)
+                    add(part.target, row, part.flat.tolist())
+
+    def _note(self, value: Value, row: int, flats: np.ndarray, part: Part) -> None:
+        weights = self._derivatives(part.call, part.argument, flats, part.output, part.flat)
+        for flat, there, weight in zip(flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True):
+            self._moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
+
     def move(self, value: Value, row: int, flat: int) -> Move:
         """Give the step from one scalar on a trace (row: the example, where each has its own)."""
-        row = row if self.forest.batch(value) > 1 else 0
-        found = self._moves.get((value.id, row, flat))
-        if found is None:
-            call, argument, output, there = self.forest.consumer(value, row, flat)
-            found = call, argument, output, there, self.derivative(call, argument, flat, output, there)
-            self._moves[value.id, row, flat] = found
-        return found
+        key = value.id, row if self.forest.batch(value) > 1 else 0, flat
+        if key not in self._moves:
+            self.read([(value, row, flat)])
+        return self._moves[key]
 
     def derivative(self, call: Call, argument: int, x: int, output: int, y: int) -> float:
         """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
+        return float(self._derivatives(call, argument, np.array([x]), output, np.array([y]))[0])
+
+    def _derivatives(self, call: Call, argument: int, x: np.ndarray, output: int, y: np.ndarray) -> np.ndarray:
+        """Do so for pairs of them."""
         if call.index not in self._edges:
             self._edges[call.index] = rules.structures(call)
-        found = self._edges[call.index]
-        return sum(entry(s, y, x) for position, number, s in found if (position, number) == (argument, output))
+        found = [s for position, number, s in self._edges[call.index] if (position, number) == (argument, output)]
+        return sum((entries(s, y, x) for s in found), np.zeros(len(y)))
 
 
 def walk(forest: Forest, value: Value, flat: int, example: int | None, reader: Reader | None = None) -> Iterator[Move]:
     """Step along winners."""
     reader = reader or Reader(forest)
-    if value is forest.loss or value.id not in forest.winners:
-        return
-    row = example if example is not None else forest.row(value, flat)
-    if not forest.traced(value, row, flat):
+    row = _start(forest, value, flat, example)
+    if row is None:
         return
     while value is not forest.loss:
         found = reader.move(value, row, flat)
@@ -169,6 +209,22 @@ def walk(forest: Forest, value: Value, flat: int, example: int | None, reader: R
         made = call.outputs[output]
         assert made is not None
         value = made
+
+
+def _start(forest: Forest, value: Value, flat: int, example: int | None) -> int | None:
+    """Give the row in which a scalar's path starts; None where it has none."""
+    if value is forest.loss or value.id not in forest.winners:
+        return None
+    row = example if example is not None else forest.row(value, flat)
+    return row if forest.traced(value, row, flat) else None
+
+
+def follow_all(forest: Forest, scalars: Sequence[tuple[Value, int]]) -> list[Path]:
+    """Read the paths of many scalars (by flat index) together; of those that have one."""
+    reader, rows = Reader(forest), [_start(forest, value, flat, None) for value, flat in scalars]
+    found = [(*s, row) for s, row in zip(scalars, rows, strict=True) if row is not None or s[0] is forest.loss]
+    reader.read((value, row, flat) for value, flat, row in found if row is not None)
+    return [path_of(forest.kind, value, flat, walk(forest, value, flat, row, reader)) for value, flat, row in found]
 
 
 def flat_index(value: Value, index: tuple[int, ...] | int) -> int:

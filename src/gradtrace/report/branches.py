@@ -6,6 +6,7 @@ Steps are numbered; each says which step comes after it. A path is a parameter s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +38,15 @@ class Branches:
     def __post_init__(self) -> None:
         self._reader = Reader(self.forest)
 
-    def add(self, leaf: Value, number: int, flat: int) -> None:
-        """Add the path of one scalar of leaf `number`, if it has one; with examples, that of the strongest."""
-        example = self.forest.row(leaf, flat)
+    def add_all(self, scalars: Sequence[tuple[Value, int, int]]) -> None:
+        """Add the paths of some scalars (leaf, its number, flat index) that have one; with examples, the strongest."""
+        rows = [self.forest.row(leaf, flat) for leaf, _, flat in scalars]
+        starts = [(leaf, row, flat) for (leaf, _, flat), row in zip(scalars, rows, strict=True)]
+        self._reader.read(start for start in starts if self.forest.traced(*start))
+        for (leaf, number, flat), row in zip(scalars, rows, strict=True):
+            self._add(leaf, number, flat, row)
+
+    def _add(self, leaf: Value, number: int, flat: int, example: int) -> None:
         first = self._follow(leaf, example, flat)
         if first == END:
             return

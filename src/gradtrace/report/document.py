@@ -17,13 +17,14 @@ from ..errors import GradtraceError
 from ..queries.summaries import answers
 from ..semirings import named
 from . import headline
-from .snapshot import Question, Traced, graph_of, snapshot
+from .snapshot import Question, Traced, graph_of, is_apart, snapshot
 from .words import listed
 
 SCHEMA = "gradtrace.report/1"
 SCHEMA_OF_RESULTS = "gradtrace.results/1"
 EMBEDDING = "embedding*"
 MEASURED = "measured.json"
+PLAIN = frozenset((int, str, bool, type(None)))  # there is nothing to replace in them
 
 
 class BadResults(GradtraceError):
@@ -45,7 +46,7 @@ def of_trace(trace: Traced, question: Question, title: str | None = None) -> dic
             "graph": graph_of(trace),
             "snapshots": [{"step": None} | taken],
             "semirings": [{"batch": 0} | answer for answer in said],
-            "provenance": provenance(trace),
+            "provenance": provenance(trace, apart=is_apart(trace.tape.record, question)),
         }
     )
 
@@ -124,7 +125,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 Section = tuple[str, list[tuple[str, str]]]
 
 
-def provenance(trace: Traced) -> list[Section]:
+def provenance(trace: Traced, *, apart: bool) -> list[Section]:
     """Tell where the numbers of a trace come from."""
     record, certificate = trace.tape.record, trace.certificate
     scalars = sum(v.numel for v in record.leaves.values())
@@ -145,7 +146,7 @@ def provenance(trace: Traced) -> list[Section]:
                 ("parameters", f"{scalars:,} scalars in {len(record.leaves)} tensors"),
                 ("modules", f"{len(record.modules):,}"),
                 ("operator calls recorded", f"{len(record.calls):,}"),
-                ("examples", "not told apart" if record.examples is None else f"{record.examples}, each on its own"),
+                ("examples", f"{record.examples}, each on its own" if apart else "not told apart"),
             ],
         ),
         ("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]),
@@ -230,8 +231,13 @@ def _text(value: Any) -> str:
 
 def finite(content: Any) -> Any:
     """Replace nan and inf by None, at any depth."""
+    kind = type(content)
+    if kind is float:
+        return content if math.isfinite(content) else None
+    if kind in PLAIN:
+        return content
     if isinstance(content, Mapping):
         return {str(key): finite(value) for key, value in content.items()}
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        return [finite(value) for value in content]
+    if isinstance(content, Sequence):
+        return [*content] if PLAIN.issuperset(map(type, content)) else [*map(finite, content)]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..queries.flow import Flow
+from ..queries.influence import influences
 from ..recording.components import Component
 from .snapshot import Traced, default_components
 
@@ -21,12 +22,12 @@ def dataframe(trace: Traced, components: Sequence[Component] | None = None) -> p
     """
     import pandas
 
-    names = list(components or default_components(trace))
-    whole = trace.forest("best")
+    names, leaves = list(components or default_components(trace)), trace.tape.record.leaves
+    whole, forest = trace.forest("best"), trace.forest("best", per_example=trace.tape.record.examples is not None)
     rows = []
-    for name, leaf in trace.tape.record.leaves.items():
+    for (name, leaf), table in zip(leaves.items(), influences(forest, names, list(leaves)), strict=True):
         strength = float(whole.log2[leaf.id].max()) if leaf.numel else float("-inf")
-        for row in trace.influence(names, name).rows:
+        for row in table.rows:
             shares = {k: getattr(row, k) for k in ("dead_share", "component", "share", "weighted_share", "inside")}
             rows.append({"parameter": name, "scalars": leaf.numel, "log2_strength": strength} | shares)
     return pandas.DataFrame(rows)

@@ -67,6 +67,7 @@ class Question:
         each: how many of the strongest of each parameter, besides; these are what a search finds.
         tokens: the text of each example, batch × time.
         semirings: what else to ask of every parameter; the page shows `Entropy`, `Graded` and `Power`.
+        per_example: trace each example on its own; by default if the recording knows the examples.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -77,6 +78,7 @@ class Question:
     tokens: Texts | None = None
     only: tuple[str, ...] = field(default=("*",))
     semirings: Sequence[Family | str] | str = ()
+    per_example: bool | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -113,12 +115,13 @@ def graph_of(trace: Traced) -> dict[str, Any]:
     record = trace.tape.record
     calls, leaves = record.before(trace.root), list(record.leaves.values())
     tree = call_tree(calls, links_between(calls))
+    shown = {source: short_source(source) for source in {c.source for c in calls}}
     return {
         "calls": {
             "number": [c.index for c in calls],
             "operator": [c.name for c in calls],
             "module": [c.module for c in calls],
-            "source": [short_source(c.source) for c in calls],
+            "source": [shown[c.source] for c in calls],
         },
         "parameters": {"name": [str(v.name) for v in leaves], "shape": [list(v.shape) for v in leaves]},
         "modules": tree.columns(),
@@ -153,7 +156,7 @@ def short_source(source: str) -> str:
 def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     """Take down flows, influence and paths of a trace."""
     record = trace.tape.record
-    apart = record.examples is not None
+    apart = is_apart(record, question)
     groups = question.groups or default_groups(record)
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
@@ -169,6 +172,11 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
     }
+
+
+def is_apart(record: Record, question: Question) -> bool:
+    """Tell whether each example is traced on its own."""
+    return record.examples is not None if question.per_example is None else question.per_example
 
 
 def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[dict[str, Any]]:
@@ -211,8 +219,7 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
     tokens = None if question.tokens is None else Tokens(question.tokens)
     branches = Branches(forest, tokens)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
-    for n, flat in dict.fromkeys(chosen):
-        branches.add(leaves[n], numbers[leaves[n].id], flat)
+    branches.add_all([(leaves[n], numbers[leaves[n].id], flat) for n, flat in dict.fromkeys(chosen)])
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
     steps = {name: column for name, column in branches.steps.items() if name != "log2"}

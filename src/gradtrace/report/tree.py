@@ -86,7 +86,8 @@ class Tree:
         number = len(self.nodes)
         self.nodes.append(Node(name, kind, parent, children=list(members)))
         at = home.children.index(members[0])
-        home.children = [c for c in home.children if c not in set(members)]
+        inside = set(members)
+        home.children = [c for c in home.children if c not in inside]
         home.children.insert(at, number)
         for member in members:
             self.nodes[member].parent = number
@@ -213,35 +214,51 @@ def _gather(tree: Tree) -> None:
 
 def _place(tree: Tree, links: list[tuple[int, int]]) -> None:
     """Give every node its layer among its siblings; condense what forms a cycle."""
-    import networkx as nx  # here, since most programs never draw
-
     graphs = _graphs_of_siblings(tree, links)
     waiting = [0]
     while waiting:
         number = waiting.pop()
-        graph = graphs.get(number, nx.DiGraph())
-        graph.add_nodes_from(tree.nodes[number].children)
-        folded = nx.condensation(graph)
-        for layer, generation in enumerate(nx.topological_generations(folded)):
-            for part in generation:
-                members = sorted(folded.nodes[part]["members"])
-                if len(members) > 1:
-                    members = [tree.wrap(number, members, tree.nodes[members[0]].name, "condensed")]
-                tree.nodes[members[0]].layer = layer
+        children, links_here = tree.nodes[number].children, graphs.get(number, set())
+        order = {child: i for i, child in enumerate(children)}
+        if all(order[a] < order[b] for a, b in links_here):
+            _place_forward(tree, children, links_here)
+        else:
+            _place_condensed(tree, number, links_here)
         waiting += [c for c in tree.nodes[number].children if tree.nodes[c].kind != "condensed"]
 
 
-def _graphs_of_siblings(tree: Tree, links: list[tuple[int, int]]) -> dict[int, Any]:
-    """Draw each link between calls where they part: among the children of the lowest node above both."""
-    import networkx as nx
-
-    graphs: dict[int, Any] = {}
-    above = {item: tree.above(number) for item, number in tree.of_item.items()}
+def _place_forward(tree: Tree, children: Sequence[int], links: set[tuple[int, int]]) -> None:
+    """Do so where every link leads to a later sibling: each is in the layer after the last of those before it."""
+    before: dict[int, list[int]] = {}
     for source, target in links:
-        a, b = above[source], above[target]
-        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        if at is not None:
-            graphs.setdefault(a[at - 1], nx.DiGraph()).add_edge(a[at], b[at])
+        before.setdefault(target, []).append(source)
+    for child in children:
+        tree.nodes[child].layer = 1 + max((tree.nodes[b].layer for b in before.get(child, ())), default=-1)
+
+
+def _place_condensed(tree: Tree, number: int, links: set[tuple[int, int]]) -> None:
+    import networkx as nx  # here, since calls hardly ever interleave
+
+    graph = nx.DiGraph(sorted(links))
+    graph.add_nodes_from(tree.nodes[number].children)
+    folded = nx.condensation(graph)
+    for layer, generation in enumerate(nx.topological_generations(folded)):
+        for part in generation:
+            members = sorted(folded.nodes[part]["members"])
+            if len(members) > 1:
+                members = [tree.wrap(number, members, tree.nodes[members[0]].name, "condensed")]
+            tree.nodes[members[0]].layer = layer
+
+
+def _graphs_of_siblings(tree: Tree, links: list[tuple[int, int]]) -> dict[int, set[tuple[int, int]]]:
+    """Draw each link between calls where they part: among the children of the lowest node above both."""
+    graphs: dict[int, set[tuple[int, int]]] = {}
+    above = {item: tree.above(number) for item, number in tree.of_item.items()}
+    for source, target in dict.fromkeys(links):
+        for home, a, b in zip(above[source], above[source][1:], above[target][1:], strict=False):
+            if a != b:
+                graphs.setdefault(home, set()).add((a, b))
+                break
     return graphs
 
 
