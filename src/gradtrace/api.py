@@ -35,7 +35,7 @@ from .queries.bounds import Bound
 from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
-from .queries.k_best import Ranking, rank
+from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, flat_index, follow, follow_all
 from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
@@ -49,7 +49,7 @@ from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
 from .report.snapshot import Question, question_of
-from .semirings import Family, Graded, Power, SignedMax, Through, TopK, named
+from .semirings import Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
 if TYPE_CHECKING:
@@ -301,7 +301,9 @@ class Trace(_NotSaved):
         self.tape, self.root, self.loss, self.certificate, self._progress = tape, root, loss, certificate, progress
         self._forests: dict[tuple[Any, ...], Forest] = {}  # by kind, whether by example, and of which leaves alone
         self._labels: Labels | None = None
-        self._rankings: dict[str, Ranking] = {}
+        self._rankings = {
+            kind: Ranking(tape.record, root, kind, signed=kind == "extreme") for kind in ("best", "extreme")
+        }
         self._norms: dict[float, dict[int, Tensor]] = {}
         self._forest("best", per_example=False)
 
@@ -418,13 +420,13 @@ class Trace(_NotSaved):
             index: which scalar of it; None for all scalars of the group.
             k: how many; fewer where there are not so many.
         """
-        ranking = self._ranking(TopK(k), "best")
+        k = whole("k", k, 1)
         if index is None:
             values = [self.tape.find(of)] if isinstance(of, Tensor) else select_leaves(self.tape.record, of)
-            return ranking.strongest(values, k)
+            return self._rankings["best"].strongest(self.forest(), values, k)
         if not isinstance(of, (str, Tensor)):
             raise UnknownName(f"an index needs one parameter, not {of!r}")
-        return [path for path in ranking.paths(self.tape.find(of), index) if path is not None]
+        return self._rankings["best"].paths(self.tape.find(of), index, k)
 
     @lazily()
     def extremes(self, key: str | Tensor, index: tuple[int, ...] | int) -> tuple[Path, Path]:
@@ -434,15 +436,10 @@ class Trace(_NotSaved):
             NoPath: no path of non-zero weight leads from there to the loss.
         """
         value = self.tape.find(key)
-        found = [path for path in self._ranking(SignedMax, "extreme").paths(value, index) if path is not None]
+        found = self._rankings["extreme"].ends(value, index)
         if len(found) < 2:
             raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
         return found[0], found[1]
-
-    def _ranking(self, semiring: Semiring, kind: str) -> Ranking:
-        if semiring.name not in self._rankings:
-            self._rankings[semiring.name] = rank(self.tape.record, self.root, semiring, kind)
-        return self._rankings[semiring.name]
 
     @lazily()
     def bound(

@@ -106,17 +106,10 @@ def test_top_k_are_the_k_largest_weights_and_their_paths(drawn, k):
 
 
 def check_paths(trace, q: Question, at: tuple[str, int], k: int, *, exact: bool) -> None:
-    """The paths read off are different routes of the weights wanted; where arithmetic is exact, the very ones."""
+    """The paths found are different routes of the weights wanted; where arithmetic is exact, the very ones."""
     routes, value = q.routes[at], q.tape.leaves[at[0]]
-    ranking = trace._ranking(TopK(k), "best")
-    if value.id not in ranking.log2:
-        assert not routes
-        return
-    found = []
-    for entry in range(k):
-        if ranking.log2[value.id][entry, at[1]] > -math.inf:
-            moves = ranking.walk(value, at[1], entry)
-            found.append(tuple((call.index, argument, output, there) for call, argument, output, there, _ in moves))
+    search = trace._rankings["best"].search([value], k)
+    found = [tuple(steps(moves)) for moves in search.routes(value, at[1])]
     chosen = sorted(routes, key=lambda r: (-weight(r), [e.order for e in r]))[:k]
     weights = {tuple(e.order for e in r): weight(r) for r in routes}
     assert len(set(found)) == len(found) == len(chosen)
@@ -125,20 +118,25 @@ def check_paths(trace, q: Question, at: tuple[str, int], k: int, *, exact: bool)
         assert found == [tuple(e.order for e in r) for r in chosen]
 
 
+def steps(moves) -> list[tuple[int, int, int, int]]:
+    return [(call.index, argument, output, there) for call, argument, output, there, _ in moves]
+
+
 @many
 @given(both)
 def test_signed_extremes_are_the_largest_and_the_smallest_path_weight(drawn):
     q = Question(drawn[1])
     (found,) = q.ask(SignedMax)
-    ranking = q.tape.trace(q.loss)._ranking(SignedMax, "extreme")
+    ranking = q.tape.trace(q.loss)._rankings["extreme"]
     for at, routes in q.routes.items():
         weights = {tuple(e.order for e in r): signed(r) for r in routes}
         ends = [max(weights.values()), min(weights.values())] if routes else [0.0, 0.0]
         assert (found[at] or [0.0, 0.0]) == [near(w) for w in ends], at
-        for entry, end in enumerate(ends if routes else []):
-            moves = ranking.walk(q.tape.leaves[at[0]], at[1], entry)
-            route = tuple((call.index, argument, output, there) for call, argument, output, there, _ in moves)
-            assert weights[route] == near(end)
+        value = q.tape.leaves[at[0]]
+        search = ranking.search([value], 1)
+        for end, want in enumerate(ends if routes else []):
+            (moves,) = search.routes(value, at[1], end)
+            assert weights[tuple(steps(moves))] == near(want)
 
 
 def components(tape: Tape) -> list[str]:
