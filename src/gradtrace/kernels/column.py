@@ -50,7 +50,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _grid(begin: int, axes: list[tuple[int, int]]) -> np.ndarray:
     """Give begin + Σ i · step for all indices of some axes (size, step), the last one fastest."""
-    out = np.full(1, begin)
+    out = np.array([begin])
     for size, step in axes:
         out = (out[:, None] + np.arange(size) * step).reshape(-1)
     return out
@@ -62,6 +62,7 @@ def _contraction(s: Contraction) -> Columns:
     steps = dict(zip(s.y, contiguous(s.y_shape), strict=True))
     free = [c for c in s.y if c not in s.x]
     known = "".join(c for c in s.w if c in free)  # letters that are left of a weight of which x's are taken
+    along, full, every = [(sizes[c], steps[c]) for c in free], [sizes[c] for c in free], slice(None)
     shape = [sizes[c] if c in known else 1 for c in free]
     turned = [known.index(c) for c in free if c in known]
 
@@ -72,11 +73,12 @@ def _contraction(s: Contraction) -> Columns:
 
     def column(x: int) -> Column:
         at = dict(zip(s.x, unravelled(x, s.x_shape), strict=True))
-        places = _grid(sum(i * steps[c] for c, i in at.items() if c in steps), [(sizes[c], steps[c]) for c in free])
+        places = _grid(sum([i * steps[c] for c, i in at.items() if c in steps]), along)
         if s.weight is None:
             return places, None
-        w = weight()[tuple(at.get(c, slice(None)) for c in s.w)]
-        full = [sizes[c] for c in free]
+        w = weight()[tuple([at.get(c, every) for c in s.w])]
+        if not free:
+            return places, w.reshape(1)
         return places, np.broadcast_to(np.transpose(w, turned).reshape(shape), full).reshape(-1)
 
     return column
@@ -151,10 +153,8 @@ def _low_rank(s: LowRank) -> Columns:
     @cache
     def factors() -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         own, left, right = s.factors()
-        return (
-            _array(own.expand(s.shape)),
-            *([_array(t.expand(s.shape)) for t in side] for side in (left, right)),
-        )
+        left, right = ([_array(t.expand(s.shape)) for t in side] for side in (left, right))
+        return _array(own.expand(s.shape)), left, right
 
     def column(x: int) -> Column:
         at = unravelled(x, s.shape)

@@ -66,14 +66,21 @@ class Level:
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """One structure through which scalars of a value go on; of the root's edges, which have no call, a leaf."""
+    """One structure through which scalars of a value go on.
+
+    Attributes:
+        call, argument, output: whose structure it is; None, 0, 0 of edges from a root to where paths begin.
+        result: where it leads.
+        first: what comes first among equals: the backpointer of the result's first scalar.
+        column: gives the edges from one scalar.
+    """
 
     call: Call | None
     argument: int
     output: int
     result: Value
     first: int
-    column: Columns | None = None
+    column: Columns
 
 
 class Onward(NamedTuple):
@@ -200,7 +207,7 @@ class Search:
         Args:
             starts: log2 of the weight of a scalar's strongest path, the number of its value, and its flat index.
         """
-        uses = [Use(None, 0, 0, value, number << EDGE_BITS) for number, value in enumerate(values)]
+        uses = [_nowhere(value, number << EDGE_BITS) for number, value in enumerate(values)]
         edges = [Onward(log2, uses[n].first + flat, 1.0, uses[n], flat) for log2, n, flat in starts]
         root = Node(self.ranking.loss, 0, 0, edges)
         for rank in range(self.k):
@@ -221,6 +228,11 @@ class Search:
 
     def _extended(self, node: Node, rank: int) -> bool:
         """See that a scalar's paths are known up to a rank; tell whether there are so many."""
+        with np.errstate(divide="ignore"):  # log2 of 0
+            self._extend(node, rank)
+        return len(node.found) > rank
+
+    def _extend(self, node: Node, rank: int) -> None:
         while len(node.found) <= rank and not node.over:
             waiting = [node]
             while waiting:  # a loop, since paths are as long as a program
@@ -229,7 +241,6 @@ class Search:
                     waiting.append(missing)
                 else:
                     _take(waiting.pop())
-        return len(node.found) > rank
 
     def _missing(self, node: Node) -> Node | None:
         """Make ready what can be a scalar's next path; give the consumer of which one more has to be known first."""
@@ -266,33 +277,34 @@ class Search:
         """Meet a scalar for the first time."""
         if value is not self.ranking.loss:
             return Node(value, flat, end, self._edges(value, flat, end))
-        edge = Onward(0.0, 0, 1.0, Use(None, 0, 0, value, 0), 0)
+        edge = Onward(0.0, 0, 1.0, _nowhere(value, 0), 0)
         return Node(value, flat, end, [], found=[Found((ONE[0], -ONE[1] if end else ONE[1]), edge, 0)], over=True)
 
     # ------------------------------------------------------------ edges
 
-    @np.errstate(divide="ignore", invalid="ignore")
     def _edges(self, value: Value, flat: int, end: int) -> list[Onward]:
         """Give the edges from a scalar by which its k best paths can go on, by falling level."""
-        parts = []
-        for number, use in enumerate(self._uses_of(value)):
-            assert use.column is not None
-            places, weights = use.column(flat)
-            if len(places):
-                parts.append((*self._judged(use.result, places, weights, end), np.full(len(places), number)))
-        if not parts:
-            return []
+        met = [(use, *use.column(flat)) for use in self._uses_of(value)]
+        count = sum([len(places) for _, places, _ in met])
+        if count < 2:  # nothing to compare
+            return [
+                Onward(math.inf, use.first + int(places[0]), weight, use, int(places[0]))
+                for use, places, weights in met
+                if len(places) and (weight := 1.0 if weights is None else float(weights[0]))
+            ]
+        judged = [(n, self._judged(use.result, places, weights, end)) for n, (use, places, weights) in enumerate(met)]
+        parts = [(*found, np.full(len(found[0]), n)) for n, found in judged]
         sign, level, weights, places, numbers = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts))  # noqa: B905
         above = sign > 0
         if not above.any():  # all paths are of the other sign: the weakest is best
             above, level = sign < 0, -level
-        some = np.flatnonzero(above & (level > -np.inf))
+        some = above.nonzero()[0]
         if len(some) > self.k:
             among = level[some]
             some = some[among >= np.partition(among, -self.k)[-self.k] - 2 * self._slack]
-        some = some[np.argsort(-level[some], kind="stable")]
-        uses = self._uses_of(value)
+        some = some[np.argsort(-level[some])]
         chosen = (a[some].tolist() for a in (level, weights, places, numbers))
+        uses = [use for use, _, _ in met]
         return [Onward(at, uses[n].first + place, w, uses[n], place) for at, w, place, n in zip(*chosen, strict=True)]
 
     def _judged(
@@ -328,6 +340,11 @@ class Search:
             result = call.outputs[output] if output < len(call.outputs) else None
             if position == argument and result is not None and result.id in self.ranking.levels:
                 yield Use(call, argument, output, result, begin + offsets(call)[output], columns(structure))
+
+
+def _nowhere(value: Value, first: int) -> Use:
+    """Stand for an edge that no call makes."""
+    return Use(None, 0, 0, value, first, lambda _: (np.empty(0, np.int64), None))
 
 
 def _take(node: Node) -> None:
