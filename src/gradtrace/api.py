@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,12 +30,12 @@ from .queries.arguments import (
     sequence_of,
     whole,
 )
-from .queries.bounds import Bound
+from .queries.bounds import Bound, Bounding
 from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking
-from .queries.paths import NoPath, Path, flat_index, follow, follow_all
+from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
 from .recording.dispatch import Capture
@@ -304,7 +303,7 @@ class Trace(_NotSaved):
         self._rankings = {
             kind: Ranking(tape.record, root, kind, signed=kind == "extreme") for kind in ("best", "extreme")
         }
-        self._norms: dict[float, dict[int, Tensor]] = {}
+        self._bounding: Bounding | None = None
         self._forest("best", per_example=False)
 
     @property
@@ -398,10 +397,7 @@ class Trace(_NotSaved):
         value = self.tape.find(key)
         example = None if example is None else example_of(example, self.tape.record.examples)
         forest = self.forest(kind, per_example=example is not None)
-        path = follow(forest, value, index, example)
-        if path is None:
-            raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
-        return path
+        return _path(forest, value, index, example)
 
     @lazily()
     def strongest(self, k: int = 10, of: str | Sequence[str] = "*") -> list[Path]:
@@ -455,18 +451,13 @@ class Trace(_NotSaved):
             NoPath: no path of non-zero weight leads from there to the loss.
         """
         value = self.tape.find(key)
-        path = self.path(key, index, kind="greedy") if path is None else path_in(path)
         Power(p)  # or say which p there are
-        if float(p) not in self._norms:
-            everywhere = [*self.tape.leaves.values(), value]
-            self._norms[float(p)] = ask(self.tape.record, self.root, everywhere, [Power(p)], log2=True)[0]
-        if value.id not in self._norms[float(p)]:
-            self._norms[float(p)] |= ask(self.tape.record, self.root, [value], [Power(p)], log2=True)[0]
-        upper = float(self._norms[float(p)][value.id].flatten()[flat_index(value, index)])
-        slack = 16 * torch.finfo(value.dtype).eps * (1 + len(path.steps))  # a few roundings a step
-        if math.isfinite(upper):  # and of the logarithms, which are float64
-            slack += 8 * torch.finfo(torch.float64).eps * abs(upper)
-        return Bound(path, float(p), upper, slack)
+        if self._bounding is None or self._bounding.value is not value:
+            self._bounding = Bounding(self.tape.record, self.root, value)
+        if path is None:
+            forest = self._forests.get(("greedy", False))
+            path = _path(self._bounding.greedy if forest is None else forest, value, index)
+        return self._bounding.of(index, float(p), path_in(path))
 
     @lazily()
     def influence(
@@ -552,3 +543,11 @@ class Trace(_NotSaved):
         share = sum(seconds.get(name, 0.0) for seconds in passes for name in self.fallbacks) / (whole or 1.0)
         named = ", ".join(f"{name} ({count})" for name, count in self.fallbacks.items())
         return f"; by the fallback, {share:.0%} of the time: {named}"
+
+
+def _path(forest: Forest, value: Value, index: tuple[int, ...] | int, example: int | None = None) -> Path:
+    """Read the path of one scalar, or say that there is none."""
+    path = follow(forest, value, index, example)
+    if path is None:
+        raise NoPath(f"no path of non-zero weight leads from {value}{index} to the loss")
+    return path

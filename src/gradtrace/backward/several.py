@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -90,6 +90,7 @@ def ask(
     *,
     log2: bool = False,
     cast: bool = False,
+    among: Container[int] | None = None,
 ) -> list[dict[int, Tensor]]:
     """Compute g of some values under several semirings at once.
 
@@ -99,6 +100,7 @@ def ask(
     Args:
         log2: give log2 of the absolute numbers, which may be beyond a float.
         cast: give numbers in each value's dtype; float64 is more than a large model's parameters leave room for.
+        among: ids of values, beside which none is looked at: these, and all that they lead to. None: all.
 
     Returns:
         for each semiring, by value id, g: of the value's shape, with what one element consists of in front. Values
@@ -119,19 +121,21 @@ def ask(
     for numbers in filter(None, walks):
         try:
             if numbers[0] in strongest:
-                found[numbers[0]] = _strongest(record, loss, values, log2=log2, cast=cast)
+                found[numbers[0]] = _strongest(record, loss, values, among, log2=log2, cast=cast)
                 continue
-            answers = _walk(record, loss, wanted, [swift[n] for n in numbers], log2=log2, cast=cast)
+            answers = _walk(record, loss, wanted, [swift[n] for n in numbers], among, log2=log2, cast=cast)
         except OutOfRange:
-            answers = _walk(record, loss, wanted, [asked[n] for n in numbers], log2=log2, cast=cast)
+            answers = _walk(record, loss, wanted, [asked[n] for n in numbers], among, log2=log2, cast=cast)
         for n, answer in zip(numbers, answers, strict=True):
             found[n] = answer
     return found
 
 
-def _strongest(record: Record, loss: Value, values: Iterable[Value], *, log2: bool, cast: bool) -> dict[int, Tensor]:
+def _strongest(
+    record: Record, loss: Value, values: Iterable[Value], among: Container[int] | None, *, log2: bool, cast: bool
+) -> dict[int, Tensor]:
     """Compute g of some values under Max, by the compiled kernels, as best paths are found."""
-    planes = best(record, loss, wanted={v.id for v in values}).planes
+    planes = best(record, loss, wanted={v.id for v in values}, among=among).planes
     found = {}
     for value in values:
         if value.id in planes:
@@ -185,7 +189,14 @@ def _plain(carrier: Carrier, kind: torch.dtype) -> Carrier:
 
 
 def _walk(
-    record: Record, loss: Value, wanted: set[int], asked: Sequence[Grading], *, log2: bool, cast: bool
+    record: Record,
+    loss: Value,
+    wanted: set[int],
+    asked: Sequence[Grading],
+    among: Container[int] | None = None,
+    *,
+    log2: bool,
+    cast: bool,
 ) -> list[dict[int, Tensor]]:
     """Walk the tape once for all that is asked."""
     single = asked[0] if len(asked) == 1 else None
@@ -204,7 +215,7 @@ def _walk(
 
     plain = all(isinstance(a, Ungraded) for a in asked)
     carrier = together if single is None else single.carrier
-    reverse(record, loss, carrier, keep, enter=None if plain else enter, wanted=wanted)
+    reverse(record, loss, carrier, keep, enter=None if plain else enter, wanted=wanted, among=among)
     return found
 
 

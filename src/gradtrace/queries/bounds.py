@@ -2,14 +2,23 @@
 
 Power(p) is at least as large as the weight of every path, and a matrix product finds it. One concrete path is a
 lower bound on the strongest. Between the two lies the strongest path, whoever found the concrete one, and however.
+Passes for one value go through nothing but what it leads to.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from .paths import Path
+import torch
+from torch import Tensor
+
+from ..backward.several import ask
+from ..recording.record import Record, Value
+from ..semirings.power import Power
+from .forest import Forest, plant
+from .paths import Path, flat_index
 
 SLACK = 1e-9  # bits that rounding may take from an upper bound, in float64
 
@@ -61,3 +70,37 @@ class Bound:
             f"{self.path.kind} path of {self.path.start}{list(self.path.index)}: 2^{self.lower_log2:.2f}; "
             f"the strongest is at most 2^{self.upper_log2:.2f} by power:{self.p:g}, {times:.3g}× that"
         )
+
+
+@dataclass(eq=False)
+class Bounding:
+    """Bounds the strongest paths from the scalars of one value."""
+
+    record: Record
+    loss: Value
+    value: Value
+    _norms: dict[float, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def _among(self) -> set[int]:
+        return self.record.after([self.value])
+
+    @cached_property
+    def greedy(self) -> Forest:
+        """The greedy winners of the value's scalars, and of all that they lead to."""
+        return plant(self.record, self.loss, "greedy", leaves=[self.value])
+
+    def of(self, index: tuple[int, ...] | int, p: float, path: Path) -> Bound:
+        """Bound the strongest path from one scalar, given some path from there."""
+        eps, steps = torch.finfo(self.value.dtype).eps, len(path.steps)
+        upper, slack = self._upper(index, p), 16 * eps * (1 + steps)  # a few roundings a step
+        if math.isfinite(upper):  # and of the logarithms, which are float64
+            slack += 8 * torch.finfo(torch.float64).eps * abs(upper)
+        return Bound(path, p, upper, slack)
+
+    def _upper(self, index: tuple[int, ...] | int, p: float) -> float:
+        if p not in self._norms:
+            found = ask(self.record, self.loss, [self.value], [Power(p)], log2=True, among=self._among)[0]
+            self._norms[p] = found.get(self.value.id)
+        norm = self._norms[p]
+        return -math.inf if norm is None else float(norm.flatten()[flat_index(self.value, index)])

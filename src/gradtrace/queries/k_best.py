@@ -163,7 +163,7 @@ class Ranking:
 
     def search(self, values: Sequence[Value], k: int) -> Search:
         """Begin to look for the k best paths from scalars of some values."""
-        among = _onward(self.record, values)
+        among = self.record.after(values) - {v.id for v in values}
         if not among <= self._known:
             self._known |= among
             self.levels = (_signed if self.signed else _absolute)(self.record, self.loss, self._known)
@@ -391,15 +391,6 @@ def _starts(forest: Forest, values: Sequence[Value], k: int, slack: float) -> li
         if len(found) < some or found[-1][0] < found[k - 1][0] - 2 * slack:
             return found
         some *= 4
-
-
-def _onward(record: Record, values: Sequence[Value]) -> set[int]:
-    """Give the ids of what some values lead to."""
-    begin, out = {v.id for v in values}, set()
-    for call in record.calls:
-        if any(i.value is not None and (i.value.id in begin or i.value.id in out) for i in call.inputs):
-            out.update(y.id for y in call.outputs if y is not None)
-    return out
 
 
 def _absolute(record: Record, loss: Value, among: set[int]) -> dict[int, tuple[Level, ...]]:
