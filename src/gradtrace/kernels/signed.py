@@ -25,7 +25,7 @@ from ..semirings.base import Carrier, Element
 from .convolutions import as_products
 from .memory import empty
 from .native import lib
-from .shared_exponent import all_others, carefully, comfortable, doubled, wide
+from .shared_exponent import all_others, broadcast, carefully, comfortable, doubled, wide
 
 Found: TypeAlias = tuple[Element, int]
 
@@ -51,7 +51,7 @@ class Ends(Carrier):
         return tuple(p.to(torch.float32) for p in g)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+        shape = broadcast(weight.shape, g[0].shape)
 
         def run(g: Element, w: Tensor) -> tuple[Element, int]:
             return scale(w.expand(shape).contiguous(), tuple(p.expand(shape).contiguous() for p in g))

@@ -19,12 +19,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..jacobians.structure import Convolved
+from ..jacobians.structure import Contraction, Convolved, Placed, Scatter, Strided
 from ..semirings.base import Carrier, Element
 from . import native
 from .convolutions import as_products
 from .memory import Room, zeros
-from .shared_exponent import all_others, carefully, comfortable, doubled, wide
+from .reference import by_definition, injective
+from .shared_exponent import all_others, broadcast, carefully, comfortable, doubled, wide
 
 
 def alike(g: Sequence[Tensor]) -> Element:
@@ -59,7 +60,7 @@ class Largest(Carrier):
         return tuple(p.to(torch.float32) for p in g)
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
-        shape = torch.broadcast_shapes(weight.shape, g[0].shape)
+        shape = broadcast(weight.shape, g[0].shape)
 
         def run(g: Element, w: Tensor) -> tuple[Element, int]:
             out = self.room(w.dtype, len(g), *shape)
@@ -123,7 +124,12 @@ class Largest(Carrier):
         return out
 
     def along(self, structure: object, g: Element) -> Element | None:
-        return as_products(structure, self, g, 0.0) if isinstance(structure, Convolved) else None
+        if isinstance(structure, Convolved):
+            return as_products(structure, self, g, 0.0)
+        if len(g) > 1 and len(g[0]) == 1 and one_to_one(structure):  # all planes at once, as a batch
+            (out,) = by_definition(structure, _Batch(self.kind, self.k, self.room), (together(g)[0],))
+            return out.unsqueeze(1).unbind(0)
+        return None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
         batch, rows, inner = g[0].shape
@@ -143,6 +149,34 @@ class Largest(Carrier):
     def plain(self, g: Element) -> Tensor:
         out, missing = together(g), self.k - len(g)
         return out if not missing else torch.cat([out, out.new_zeros(len(out), missing, *out.shape[2:])], 1)
+
+
+class _Batch(Largest):
+    """The same where nothing is merged, so that an element may be one tensor: entries × shape."""
+
+    def zero(self, shape: tuple[int, ...], like: Element) -> Element:
+        return (zeros(like[0].dtype, *shape),)
+
+    def weigh(self, weight: Tensor, g: Element) -> Element:
+        shape = broadcast(weight.shape, g[0].shape)
+
+        def run(g: Element, w: Tensor) -> tuple[Element, int]:
+            out = self.room(w.dtype, *shape)
+            planes = g[0].expand(shape).contiguous().unbind(0)
+            return (out,), native.top_weigh(w.expand(shape[1:]).contiguous(), planes, out)
+
+        return carefully(run, g, weights=(wide(weight),))
+
+
+def one_to_one(structure: object) -> bool:
+    """Tell whether a structure merges nothing: every scalar of x has at most one edge."""
+    match structure:
+        case Contraction():
+            return set(structure.y) <= set(structure.x)
+        case Strided():
+            return injective(list(structure.layout.size), list(structure.layout.stride))
+        case _:
+            return isinstance(structure, (Placed, Scatter))
 
 
 def together(g: Element) -> Tensor:
