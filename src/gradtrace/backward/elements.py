@@ -121,7 +121,8 @@ class Elements(Algebra[Reached, Reached]):
         else:
             part = pull_by_example(structure, carrier, planes, result, argument, labels)
         shape = (batch, *argument.shape)
-        part = tuple([p if p.shape == shape else p.reshape(shape) for p in part])
+        if part[0].shape != shape:
+            part = tuple([p.reshape(shape) for p in part])
         part = part if self.enter is None else self.enter(part, argument, call)
         if known is not None:
             part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)

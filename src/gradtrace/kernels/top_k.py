@@ -30,7 +30,7 @@ from .shared_exponent import all_others, broadcast, carefully, comfortable, doub
 
 def alike(g: Sequence[Tensor]) -> Element:
     """Give planes of one layout."""
-    same = all(p.stride() == g[0].stride() for p in g)
+    same = isinstance(g, Stack) or all(p.stride() == g[0].stride() for p in g)
     return tuple(g) if same else tuple(p.contiguous() for p in g)
 
 
@@ -51,7 +51,7 @@ class Largest(Carrier):
         return (torch.ones_like(like, dtype=self.kind),)
 
     def zero(self, shape: tuple[int, ...], like: Element) -> Element:
-        return zeros(like[0].dtype, len(like), *shape).unbind(0)
+        return stack(zeros(like[0].dtype, len(like), *shape))
 
     def seed(self, g: Element, ids: Tensor) -> Element:
         del ids
@@ -65,7 +65,7 @@ class Largest(Carrier):
         def run(g: Element, w: Tensor) -> tuple[Element, int]:
             out = self.room(w.dtype, len(g), *shape)
             planes = [p.expand(shape).contiguous() for p in g]
-            return out.unbind(0), native.top_weigh(w.expand(shape).contiguous(), planes, out)
+            return stack(out), native.top_weigh(w.expand(shape).contiguous(), planes, out)
 
         return carefully(run, g, weights=(wide(weight),))
 
@@ -82,7 +82,7 @@ class Largest(Carrier):
         columns = [p.t() if p.stride(0) == 1 else p.t().contiguous() for p in rows]
         out = self.room(g[0].dtype, keep, prod(shape))
         native.top_reduce(columns, out)
-        return out.reshape(keep, *shape).unbind(0)
+        return stack(out.reshape(keep, *shape))
 
     def others(self, g: Element) -> Element:
         return all_others(self, g)
@@ -94,7 +94,7 @@ class Largest(Carrier):
         def run(g: Element, *factors: Tensor) -> tuple[Element, int]:
             g = alike(g)
             out = self.room(g[0].dtype, self._kept(g), *g[0].shape)
-            return out.unbind(0), native.top_low_rank(g, factors, out)
+            return stack(out), native.top_low_rank(g, factors, out)
 
         return carefully(run, g, weights=tuple(map(wide, (own, *left.unbind(-1), *right.unbind(-1)))))
 
@@ -105,7 +105,7 @@ class Largest(Carrier):
         rows = alike([p.reshape(prod(shape), -1) for p in g])
         out = zeros(g[0].dtype, self.k, len(rows[0]), size)
         used = native.top_segment(rows, index.reshape(-1, *rows[0].shape[1:]).squeeze(0), out)
-        return out.reshape(-1, *shape, size)[: max(1, used)].unbind(0)
+        return stack(out.reshape(-1, *shape, size)[: max(1, used)])
 
     def plus(self, a: Element, b: Element) -> Element:
         return self._merged(a, b, over=False)
@@ -119,7 +119,7 @@ class Largest(Carrier):
             a, b = doubled(a), doubled(b)
         a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
         keep = min(self.k, len(a) + len(b))
-        out = a if over and keep == len(a) else self.room(a[0].dtype, keep, *a[0].shape).unbind(0)
+        out = a if over and keep == len(a) else stack(self.room(a[0].dtype, keep, *a[0].shape))
         native.top_merge(a, b, out)
         return out
 
@@ -127,8 +127,8 @@ class Largest(Carrier):
         if isinstance(structure, Convolved):
             return as_products(structure, self, g, 0.0)
         if len(g) > 1 and len(g[0]) == 1 and one_to_one(structure):  # all planes at once, as a batch
-            (out,) = by_definition(structure, _Batch(self.kind, self.k, self.room), (together(g)[0],))
-            return out.unsqueeze(1).unbind(0)
+            (out,) = by_definition(structure, _Batch(self.kind, self.k, self.room), (together(g).squeeze(1),))
+            return stack(out.unsqueeze(1))
         return None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
@@ -142,12 +142,12 @@ class Largest(Carrier):
         def run(g: Element, w: Tensor) -> tuple[Element, int]:
             g = alike(g)
             out = self.room(w.dtype, self._kept(g), batch, rows, columns)
-            return out.unbind(0), native.top_product(g, w, out)
+            return stack(out), native.top_product(g, w, out)
 
         return carefully(run, g, weights=(wide(weight),))
 
     def plain(self, g: Element) -> Tensor:
-        out, missing = together(g), self.k - len(g)
+        out, missing = together(g).transpose(0, 1), self.k - len(g)
         return out if not missing else torch.cat([out, out.new_zeros(len(out), missing, *out.shape[2:])], 1)
 
 
@@ -179,17 +179,26 @@ def one_to_one(structure: object) -> bool:
             return isinstance(structure, (Placed, Scatter))
 
 
+class Stack(tuple[Tensor, ...]):
+    """Planes that lie one after the other: `whole` is entries × batch × shape."""
+
+    whole: Tensor
+
+
+def stack(whole: Tensor) -> Stack:
+    """Give the planes of one array."""
+    out = Stack(whole.unbind(0))
+    out.whole = whole
+    return out
+
+
 def together(g: Element) -> Tensor:
-    """Give batch × entries × shape: a view, where the planes lie in memory as one array's do."""
+    """Give entries × batch × shape: a view, where the planes lie in memory as one array's do."""
+    if isinstance(g, Stack):
+        return g.whole
     first, step = g[0], g[1].storage_offset() - g[0].storage_offset() if len(g) > 1 else 0
-    at = first.storage_offset()
-    if all(
-        p.stride() == first.stride()
-        and p.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        and p.storage_offset() == at + s * step
-        for s, p in enumerate(g)
-    ):
-        batch, *shape = first.shape
-        of_batch, *strides = first.stride()
-        return first.as_strided((batch, len(g), *shape), (of_batch, step, *strides), at)
-    return torch.stack(g, 1)
+    at, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    places = [(p.stride(), p.untyped_storage().data_ptr(), p.storage_offset()) for p in g]
+    if places == [(first.stride(), memory, at + s * step) for s in range(len(g))]:
+        return first.as_strided((len(g), *first.shape), (step, *first.stride()), at)
+    return torch.stack(g)
