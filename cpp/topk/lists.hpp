@@ -107,23 +107,23 @@ template <class T> struct Candidates {
     // An upper bound of this candidate's key and all later ones'.
     T reach(int64_t c) const { return number_of<T>(std::max(bits_of(key[c]), last << SHIFT) | ((Bits<T>(1) << SHIFT) - 1)); }
 
-    // Sorts raw lists (n × entries, next to each other) by their heads, or by their heads times `factor`.
-    void sort(const T *raw, int64_t n, int with, const T *factor) {
+    // Sorts raw lists (n × entries, next to each other) by their heads.
+    void sort(const T *raw, int64_t n, int with) {
         entries = with, width = with == 1 ? 1 : std::max(with, 8), count = 0, least_ = 0;
         if (int64_t(at.size()) < n) at.resize(n), key.resize(n);
         if (int64_t(value.size()) < n * width) value.resize(n * width);
         int64_t places[STEPS + 1] = {};
         Bits<T> top = 0;
-        for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(keyed(raw, k, factor)) >> SHIFT);
+        for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(raw[k * with]) >> SHIFT);
         last = top > STEPS - 1 ? top - (STEPS - 1) : 0;
         for (int64_t k = 0; k < n; k++)
-            if (raw[k * with] > 0) places[step(top, keyed(raw, k, factor)) + 1]++, count++;
+            if (raw[k * with] > 0) places[step(top, raw[k * with]) + 1]++, count++;
         for (int s = 0; s < STEPS; s++) places[s + 1] += places[s];
         for (int64_t k = 0; k < n; k++) {
             const T *list = raw + k * with;
             if (!(list[0] > 0)) continue;
-            const int64_t c = places[step(top, keyed(raw, k, factor))]++;
-            at[c] = int32_t(k), key[c] = keyed(raw, k, factor);
+            const int64_t c = places[step(top, raw[k * with])]++;
+            at[c] = int32_t(k), key[c] = raw[k * with];
             for (int s = 0; s < width; s++) value[c * width + s] = s < with ? list[s] : T(0);
         }
     }
@@ -141,7 +141,6 @@ template <class T> struct Candidates {
   private:
     T least_ = 0;
 
-    T keyed(const T *raw, int64_t k, const T *factor) const { return raw[k * entries] * (factor ? factor[k] : T(1)); }
     static int step(Bits<T> top, T x) { return int(std::min<Bits<T>>(top - (bits_of(x) >> SHIFT), STEPS - 1)); }
 };
 

@@ -98,7 +98,7 @@ template <class T> int some_rows(const TopProduct<T> &p, const Packed<T> &w, int
     room.raw.resize(count * size);
     room.list.resize(room_for(p.keep) * COLUMNS<T>);
     read_rows(p.a, b, first, count, p.k, room.raw.data());
-    for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * size, p.k, p.a.entries, nullptr);
+    for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * size, p.k, p.a.entries);
     int flags = 0;
     for (int64_t block = 0; block < w.blocks; block++) {
         const int64_t x = b * w.blocks + block, width = std::min<int64_t>(COLUMNS<T>, p.n - block * COLUMNS<T>);

@@ -1,7 +1,7 @@
 // Rows whose scalars are all connected, by Jacobians of rank one or two beside a diagonal of their own.
 //
 // Rank one: the largest l_i·g_i are the same for every j but for j's own, so a row keeps as many of them as are enough
-// whichever scalar is left out: O(n) a row. Rank two is a product whose edges are worked out on the way.
+// whichever scalar is left out: O(n) a row.
 #include "topk/lists.hpp"
 
 #ifdef _OPENMP
@@ -140,74 +140,191 @@ template <class T> class RankOne {
     std::vector<T> list;
 };
 
-// The edges of one block of columns of a Jacobian of rank two.
-template <class T> struct TwoEdges {
-    using V = Vec<T>;
-
-    const Row<T> &row;
-    int64_t first;
-    const T *bounds;
-
-    void fetch(int32_t) const {}
-    T limit() const { return 1; }  // keys have the bounds in them
-    T bound(int32_t at) const { return bounds[at]; }
-    V edges(int32_t at, int v) const {
-        const int64_t j = first + v * LANES<T>;
-        V x = magnitude<T>(V(row.left[0][at] * load(row.right[0].data() + j) + row.left[1][at] * load(row.right[1].data() + j)));
-        if (at >= j && at < j + LANES<T>) x[at - j] = row.own[at];
-        return x;
-    }
-};
-
+// A row is worked on in the order of right_1, so that the right factors of a block of columns lie in a small box: over it
+// |left · right| has a bound that is nearly reached, and only those scalars are met whose bound is above what is the last
+// of every list of the block already. Its own diagonal is let in first: in a norm it is n times as strong as the rest.
 template <class T> class RankTwo {
     using V = Vec<T>;
 
   public:
-    explicit RankTwo(const TopRows<T> &p) : p(p), list(room_for(p.keep) * COLUMNS<T>), bounds(p.n) {}
+    explicit RankTwo(const TopRows<T> &p)
+        : p(p), size(p.keep > 4 && p.keep <= 8 ? 8 : p.keep), list(size * COLUMNS<T>), bounds(p.n), met(p.n) {}
 
     int operator()(int64_t b, int64_t r) {
         row.read(p, b, r);
         if (row.flags) return row.flags;
+        sort();
+        T most[2] = {}, largest{};
+        for (int s = 0; s < 2; s++)
+            for (int64_t i = 0; i < p.n; i++) most[s] = std::max(most[s], std::abs(row.right[s][i]));
+        for (int64_t i = 0; i < p.n; i++)
+            largest = std::max({largest, row.own[i], std::abs(row.left[0][i]) * most[0] + std::abs(row.left[1][i]) * most[1]});
+        if (!(largest <= LARGEST<T>)) return TOO_LARGE;
         for (auto &right : row.right)  // columns beyond the last are copies of it, so that they hold nothing up
             std::fill(right.begin() + p.n, right.end(), right[p.n - 1]);
-        T most[2] = {};
-        for (int64_t i = 0; i < p.n; i++)
-            for (int s = 0; s < 2; s++) most[s] = std::max(most[s], std::abs(row.right[s][i]));
-        for (int64_t i = 0; i < p.n; i++)
-            bounds[i] = std::max(row.own[i], std::abs(row.left[0][i]) * most[0] + std::abs(row.left[1][i]) * most[1]);
-        if (!(*std::max_element(bounds.begin(), bounds.end()) <= LARGEST<T>)) return TOO_LARGE;
-        candidates.sort(row.raw.data(), p.n, p.g.entries, bounds.data());
+        std::fill(met.begin(), met.end(), int64_t(-1));
+        begin();
         int flags = 0;
-        for (int64_t j = 0; j < p.n; j += COLUMNS<T>) flags |= block(b, r, j);
+        for (j = 0; j < p.n; j += COLUMNS<T>) flags |= block(b, r);
         return flags;
     }
 
   private:
-    int block(int64_t b, int64_t r, int64_t j) {
-        const T low = fill(list.data(), p.keep, candidates, TwoEdges<T>{row, j, bounds.data()});
-        const size_t width = size_t(std::min<int64_t>(COLUMNS<T>, p.n - j)) * sizeof(T);
-        for (int s = 0; s < p.keep; s++)
-            std::memcpy(p.out + ((s * p.batch + b) * p.rows + r) * p.n + j, list.data() + s * COLUMNS<T>, width);
-        return judge(list.data(), low < TINY<T> && smallest(j) < TINY<T>);
+    static constexpr int BUCKETS = 256, OFTEN = 4, RECENT = 16;
+    static constexpr T UP = T(1) + T(1.0 / (1 << 18));                  // covers the rounding of a bound
+    static constexpr T SLACK = 8 * std::numeric_limits<T>::epsilon();  // of a sum before it cancels
+
+    // Puts the row in the order of right_1, roughly.
+    void sort() {
+        const std::vector<T> &by = row.right[1];
+        order.resize(p.n), bucket.resize(p.n);
+        const auto [least, most] = std::minmax_element(by.begin(), by.begin() + p.n);
+        const T from = *least, scale = BUCKETS / (*most - from);
+        int32_t begins[BUCKETS + 1] = {};
+        for (int64_t i = 0; i < p.n; i++) {
+            const T at = scale > 0 && scale <= LARGEST<T> ? (by[i] - from) * scale : T(0);
+            begins[1 + (bucket[i] = at >= 0 && at < BUCKETS ? int32_t(at) : BUCKETS - 1)]++;
+        }
+        for (int x = 0; x < BUCKETS; x++) begins[x + 1] += begins[x];
+        for (int64_t i = 0; i < p.n; i++) order[begins[bucket[i]]++] = int32_t(i);
+        for (auto *of : {&row.own, &row.left[0], &row.left[1], &row.right[0], &row.right[1]}) arrange(*of, 1);
+        arrange(row.raw, row.entries);
+    }
+    void arrange(std::vector<T> &of, int width) {
+        other.assign(of.size(), T(0));
+        for (int64_t i = 0; i < p.n; i++)
+            std::copy_n(of.data() + order[i] * width, width, other.data() + i * width);
+        of.swap(other);
+    }
+    // Begins with the strongest of all.
+    void begin() {
+        recent.resize(p.n);
+        for (int64_t i = 0; i < p.n; i++) recent[i] = int32_t(i);
+        const int64_t count = std::min<int64_t>(RECENT, p.n);
+        std::partial_sort(recent.begin(), recent.begin() + count, recent.end(),
+                          [&](int32_t x, int32_t y) { return row.list(x)[0] > row.list(y)[0]; });
+        recent.resize(count);
+        next = 0;
+    }
+
+    int block(int64_t b, int64_t r) {
+        std::fill(list.begin(), list.end(), T(0));
+        diagonal();
+        const std::vector<int32_t> known = recent;
+        for (int32_t i : known) meet(i);
+        sweep();
+        const int64_t width = std::min<int64_t>(COLUMNS<T>, p.n - j);
+        for (int s = 0; s < p.keep; s++) {
+            T *to = p.out + ((s * p.batch + b) * p.rows + r) * p.n;
+            for (int64_t x = 0; x < width; x++) to[order[j + x]] = list[s * COLUMNS<T> + x];
+        }
+        return judge(list.data(), low < TINY<T> && smallest() < TINY<T>);
+    }
+
+    void diagonal() {
+        for (int v = 0; v < VECTORS; v++)
+            for (int s = 0; s < row.entries; s++) {
+                V x;
+                for (int l = 0; l < LANES<T>; l++) {
+                    const int64_t i = std::min(j + v * LANES<T> + l, p.n - 1);
+                    x[l] = row.own[i] * row.list(i)[s];
+                }
+                let_in(list.data() + v * LANES<T>, COLUMNS<T>, size, x);
+            }
+    }
+
+    // Meets all that can still matter.
+    void sweep() {
+        T middle[2], reach[2];
+        for (int s = 0; s < 2; s++) {
+            const auto [from, to] = std::minmax_element(row.right[s].data() + j, row.right[s].data() + std::min(j + COLUMNS<T>, p.n));
+            middle[s] = *from / 2 + *to / 2;
+            reach[s] = (std::max(*to - middle[s], middle[s] - *from) + SLACK * std::max(std::abs(*from), std::abs(*to))) * UP;
+        }
+        const T *one = row.left[0].data(), *two = row.left[1].data(), *heads = row.raw.data();
+        for (int64_t i = 0; i < p.n; i++)
+            bounds[i] = (std::abs(one[i] * middle[0] + two[i] * middle[1]) + std::abs(one[i]) * reach[0] + std::abs(two[i]) * reach[1]) *
+                        UP * heads[i * row.entries];
+        update();
+        int count = 0;
+        for (int64_t i = 0; i < p.n; i++)
+            if (!(bounds[i] <= low) && met[i] != j) {
+                meet(i);
+                if (++count % OFTEN == 0) update();
+            }
+        update();
+    }
+
+    void meet(int64_t i) {
+        const T *a = row.list(i);
+        bool taken = false;
+        met[i] = j;
+        for (int v = 0; v < VECTORS; v++) {
+            const V w = edges(i, v), head = a[0] * w;
+            T *to = list.data() + v * LANES<T>;
+            if (!any_greater(head, load(to + (size - 1) * COLUMNS<T>))) continue;
+            taken = true;
+            if (size == 8) {
+                Eight<T> x, known = Eight<T>::read(to);
+                for (int s = 0; s < 8; s++) x.e[s] = (s < row.entries ? a[s] : T(0)) * w;
+                known.merge(x);
+                known.write(to);
+                continue;
+            }
+            for (int s = 0; s < row.entries; s++) {
+                const V x = a[s] * w;
+                if (!any_greater(x, load(to + (size - 1) * COLUMNS<T>))) break;
+                let_in(to, COLUMNS<T>, size, x);
+            }
+        }
+        if (!taken || std::find(recent.begin(), recent.end(), int32_t(i)) != recent.end()) return;
+        recent[next++ % recent.size()] = int32_t(i);
+    }
+
+    // |left · right| of one vector of columns; what leads from a scalar to itself is on the diagonal.
+    V edges(int64_t i, int v) const {
+        const int64_t at = j + v * LANES<T>;
+        V x = magnitude<T>(V(row.left[0][i] * load(row.right[0].data() + at) + row.left[1][i] * load(row.right[1].data() + at)));
+        if (i >= at && i < at + LANES<T>) x[i - at] = 0;
+        return x;
+    }
+
+    void update() {
+        V least = load(list.data() + (p.keep - 1) * COLUMNS<T>);
+        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list.data() + (p.keep - 1) * COLUMNS<T> + v * LANES<T>));
+        low = lowest<T>(least);
     }
 
     // The smallest product other than 0 of a block.
-    T smallest(int64_t first) const {
+    T smallest() const {
         T out = INF<T>;
-        for (int64_t i = 0; i < p.n; i++)
+        for (int64_t i = 0; i < p.n; i++) {
+            const T *a = row.list(i);
+            const T weight = least_of_list(a);
+            if (!(weight < INF<T>)) continue;
             for (int v = 0; v < VECTORS; v++) {
-                const V x = TwoEdges<T>{row, first, bounds.data()}.edges(int32_t(i), v);
-                for (int s = 0; s < row.entries && row.list(i)[s] > 0; s++)
-                    for (int l = 0; l < LANES<T>; l++)
-                        if (x[l] > 0) out = std::min(out, x[l] * row.list(i)[s]);
+                const V x = edges(i, v);
+                for (int l = 0; l < LANES<T>; l++)
+                    if (x[l] > 0) out = std::min(out, x[l] * weight);
             }
+            if (i >= j && i < j + COLUMNS<T> && row.own[i] > 0) out = std::min(out, row.own[i] * weight);
+        }
+        return out;
+    }
+    T least_of_list(const T *a) const {
+        T out = INF<T>;
+        for (int s = 0; s < row.entries && a[s] > 0; s++) out = a[s];
         return out;
     }
 
     const TopRows<T> &p;
     Row<T> row;
-    Candidates<T> candidates;
-    std::vector<T> list, bounds;
+    int size;  // entries of a list, some beyond those that are kept where a network sorts eight
+    std::vector<T> list, bounds, other;
+    std::vector<int64_t> met;  // the block in which a scalar was met last
+    std::vector<int32_t> order, bucket, recent;
+    int64_t j = 0, next = 0;
+    T low = 0;
 };
 
 template <class Rank, class T> int rows(const TopRows<T> &p, int threads) {

@@ -161,9 +161,9 @@ def leading(values: Tensor, ids: Tensor, k: int) -> Tensor:
 def TopK(k: int) -> Semiring:  # noqa: N802 - a family of semirings, named as its members are
     """Give the semiring of the k strongest paths: g_v = the k largest of |w| g_u, over all edges and all k of each u.
 
-    With backpointers for all k: `trace.paths(parameter, index, k=10)` follows them. TopK(1) is Max. The paths are
-    distinct, but often differ in one edge only: k strongest paths are not k independent explanations, and together
-    they may carry little of the gradient. On plain numbers an element is a tuple of at most k weights.
+    `trace.paths(parameter, index, k=10)` finds the paths themselves. TopK(1) is Max. The paths are distinct, but often
+    differ in one edge only: k strongest paths are not k independent explanations, and together they may carry little of
+    the gradient. On plain numbers an element is a tuple of at most k weights.
 
     >>> TopK(2).plus((3.0, 1.0), (2.0,))
     (3.0, 2.0)
