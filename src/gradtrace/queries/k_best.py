@@ -228,11 +228,6 @@ class Search:
 
     def _extended(self, node: Node, rank: int) -> bool:
         """See that a scalar's paths are known up to a rank; tell whether there are so many."""
-        with np.errstate(divide="ignore"):  # log2 of 0
-            self._extend(node, rank)
-        return len(node.found) > rank
-
-    def _extend(self, node: Node, rank: int) -> None:
         while len(node.found) <= rank and not node.over:
             waiting = [node]
             while waiting:  # a loop, since paths are as long as a program
@@ -241,6 +236,7 @@ class Search:
                     waiting.append(missing)
                 else:
                     _take(waiting.pop())
+        return len(node.found) > rank
 
     def _missing(self, node: Node) -> Node | None:
         """Make ready what can be a scalar's next path; give the consumer of which one more has to be known first."""
@@ -292,7 +288,8 @@ class Search:
                 for use, places, weights in met
                 if len(places) and (weight := 1.0 if weights is None else float(weights[0]))
             ]
-        judged = [(n, self._judged(use.result, places, weights, end)) for n, (use, places, weights) in enumerate(met)]
+        with np.errstate(divide="ignore", invalid="ignore"):  # log2 of 0, which is no edge even beside an infinite one
+            judged = [(n, self._judged(use.result, at, weights, end)) for n, (use, at, weights) in enumerate(met)]
         parts = [(*found, np.full(len(found[0]), n)) for n, found in judged]
         sign, level, weights, places, numbers = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts))  # noqa: B905
         above = sign > 0
