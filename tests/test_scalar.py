@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradtrace.errors import GradtraceError, NotANumber, UnknownName
+from gradtrace.errors import BadArgument, GradtraceError, NotANumber, UnknownName
 from gradtrace.scalar import (
     BadGraph,
     CycleError,
@@ -340,14 +340,21 @@ def test_semirings_go_by_their_names(semiring):
     assert forward(graph, 0, name) == forward(graph, 0, semiring)
     assert all_pairs(graph, name) == all_pairs(graph, semiring)
     assert pathwise_sum(graph, 0, 2, name) == pathwise_sum(graph, 0, 2, semiring)
-    assert backpropagate(graph, 2, "topk:2")[0] == (6.0,)
+    assert backpropagate(graph, 2, "topk:2")[0] == (6.0, 0.0)
 
 
-@pytest.mark.parametrize(("name", "said"), [("maximum", "abssum"), ("power:0", "p from 1"), ("graded:2", "components")])
+@pytest.mark.parametrize(("name", "said"), [("maximum", "abssum"), ("power:0", "p from 1")])
 def test_other_names_are_refused(name, said):
     for call in (backpropagate, forward):
         with pytest.raises(UnknownName, match=said):
             call(chain([1.0]), 0, name)
+
+
+def test_only_backpropagation_tells_components_apart():
+    with pytest.raises(UnknownName, match="tells components apart"):
+        forward(chain([1.0]), 0, "graded:2")
+    with pytest.raises(BadArgument, match="attribute `components`"):
+        backpropagate(chain([1.0]), 1, "graded:2")
 
 
 def test_other_graphs_and_orders_are_refused():

@@ -38,6 +38,7 @@ from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
 from .recording.components import Component, names_listed, select_leaves
+from .recording.derivatives import local
 from .recording.dispatch import Capture
 from .recording.fused_recurrent import take_apart
 from .recording.isolation import alone
@@ -235,6 +236,33 @@ class Tape(_NotSaved):
             for f in found
         ]
         return results[0] if one else tuple(results)
+
+    @alone()
+    def jacobian(self, call: Call | int, argument: int = 0, result: int = 0) -> Tensor:
+        """Differentiate a result of one call by one of its tensor arguments, at the recorded numbers, by autograd.
+
+        Args:
+            call: one of `tape.calls`, or its number.
+            argument: which of its tensor arguments, in the order of `call.inputs`.
+            result: which of its results, in the order of `call.outputs`.
+
+        Returns:
+            ∂result/∂argument, in the shape of the result followed by that of the argument.
+
+        Raises:
+            BadArgument: there is no such call, argument or result, or autograd does not follow it.
+
+        >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
+        >>> with record(names={"w": w}) as tape:
+        ...     loss = (w * w).sum()
+        >>> tape.jacobian(0, argument=1).tolist()
+        [[3.0, 0.0], [0.0, 4.0]]
+        """
+        number = call.index if isinstance(call, Call) else call
+        calls = {known.index: known for known in self.calls}
+        if number not in calls:
+            raise BadArgument(f"no call {number} on the tape; there are {len(calls)}: tape.calls lists them")
+        return local(calls[number], argument, result)
 
     @alone()
     def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:

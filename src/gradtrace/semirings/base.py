@@ -423,12 +423,18 @@ class Greedy(Carrier):
         return (*Scaled().contract(weight, g[:2]), *Extreme().contract(weight, g[2:]))
 
 
+def itself(element: Any) -> Any:
+    """Give what is given."""
+    return element
+
+
 @dataclass(frozen=True)
 class Semiring:
     """A commutative semiring (K, ⊕, ⊗, 0, 1) with a lift λ from edge weights, on plain numbers.
 
     Backpropagation under it is g_ℓ = 1, g_v = ⊕ over edges (u, v, k) of λ(w(u, v, k)) ⊗ g_u.
-    `carrier` does the same on arrays. An element is a float, or whatever `plus` and `times` work on.
+    `carrier` does the same on arrays. An element is a float, or whatever `plus` and `times` work on; `plain` is what
+    it comes to, as the carrier's `plain` is of arrays.
 
     >>> Max.plus(2.0, Max.times(Max.lift(-3.0), Max.one))
     3.0
@@ -441,6 +447,7 @@ class Semiring:
     times: Callable[[Any, Any], Any]
     lift: Callable[[float], Any]
     carrier: Carrier
+    plain: Callable[[Any], Any] = itself
 
 
 Sum = Semiring("sum", 0.0, 1.0, operator.add, operator.mul, float, Linear(as_is))

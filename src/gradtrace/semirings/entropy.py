@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -123,11 +124,11 @@ def _times(a: Pair, b: Pair) -> Pair:
     return total, 0.0 if math.isinf(total) else a[1] + b[1]
 
 
-Entropy = Semiring("entropy", (0.0, 0.0), (1.0, 0.0), _merge, _times, lambda w: (abs(w), 0.0), Spread())
+Entropy = Semiring("entropy", (0.0, 0.0), (1.0, 0.0), _merge, _times, lambda w: (abs(w), 0.0), Spread(), itemgetter(1))
 """The entropy of the distribution of paths, in bits: H_v = -Σ q log2 q over the paths, q = |weight| / Σ |weight|.
 
 0 is one path; log2 n is n paths of equal weight, so 2^H is how many paths there are in effect. Paths of opposite sign
 do not cancel here: a gradient of 0 can have any entropy. It compares paths, not their strength: a scalar of which
 nothing depends but one path of weight 1e-300 has entropy 0, as has one without any path.
-On plain numbers an element is the pair (Σ |w|, H).
+On plain numbers an element is the pair (Σ |w|, H), of which H is the answer.
 """

@@ -163,7 +163,8 @@ def TopK(k: int) -> Semiring:  # noqa: N802 - a family of semirings, named as it
 
     `trace.paths(parameter, index, k=10)` finds the paths themselves. TopK(1) is Max. The paths are distinct, but often
     differ in one edge only: k strongest paths are not k independent explanations, and together they may carry little of
-    the gradient. On plain numbers an element is a tuple of at most k weights.
+    the gradient. On plain numbers an element is a tuple of at most k weights, and comes
+    to k of them, the rest 0.
 
     >>> TopK(2).plus((3.0, 1.0), (2.0,))
     (3.0, 2.0)
@@ -182,6 +183,7 @@ def TopK(k: int) -> Semiring:  # noqa: N802 - a family of semirings, named as it
         lambda a, b: top([x * y for x in a for y in b]),
         lambda w: (abs(w),) if w else (),
         Strongest(k),
+        lambda weights: weights + (0.0,) * (k - len(weights)),
     )
 
 
@@ -246,11 +248,17 @@ def _products(a: Interval, b: Interval) -> Interval:
     return reduce(_hull, found)
 
 
-SignedMax = Semiring("signedmax", NOTHING, (1.0, 1.0), _hull, _products, lambda w: (w, w) if w else NOTHING, Extremes())
+def _ends(found: Interval) -> Interval:
+    return (0.0, 0.0) if found == NOTHING else found
+
+
+SignedMax = Semiring(
+    "signedmax", NOTHING, (1.0, 1.0), _hull, _products, lambda w: (w, w) if w else NOTHING, Extremes(), _ends
+)
 """The most positive and the most negative path weight: g_v = (max, min) over the edges of w times either end of g_u's.
 
 An edge of negative weight swaps the two before the merge: edges [1, -1] into (1, 1) and (1, -10) give (10, -1).
 Where all paths have one sign, the weaker end is the path nearest to 0; a result of 0 is no path at all. It does not
 tell how much of either sign there is: one strong path up may face a thousand weak ones down.
-On plain numbers an element is the pair (max, min), and (-inf, inf) where there is no path.
+On plain numbers an element is the pair (max, min), and (-inf, inf) where there is no path, which comes to (0, 0).
 """

@@ -1,0 +1,32 @@
+"""Plain text tables, and numbers as a person writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def written(number: object) -> str:
+    """Write a number with four digits; a tuple of them in brackets, an exact one, or a name, as it is.
+
+    >>> written(0.123456), written((1.0, 2.5)), written("w[0]")
+    ('0.1235', '(1, 2.5)', 'w[0]')
+    """
+    if isinstance(number, float):
+        return f"{number:.4g}"
+    if isinstance(number, tuple):
+        return f"({', '.join(map(written, number))})"
+    return str(number)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write rows in columns, two spaces apart.
+
+    >>> print(table(("a", "of"), [("1", "two"), ("10", "3")]))
+    a   of
+    1   two
+    10  3
+    """
+    columns = list(zip(heads, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    lines = [heads, *rows]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

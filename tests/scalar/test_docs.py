@@ -1,0 +1,37 @@
+"""docs/scalar.md does what it says: every block runs, in order, and prints what stands below it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gradtrace.scalar
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+PAGE = (DOCS / "scalar.md").read_text(encoding="utf-8")
+
+
+def test_every_block_prints_what_stands_below_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", PAGE, re.DOTALL)
+    assert len(blocks) == PAGE.count("```python")
+    for code, text in blocks:
+        exec(code, names)
+        printed = capsys.readouterr().out
+        expected = ".*".join(map(re.escape, text.rstrip("\n").split("…")))
+        assert re.fullmatch(expected, printed.rstrip("\n"), re.DOTALL), printed
+    assert (tmp_path / "tape.png").exists()
+    shown, drawn = (path.read_text(encoding="utf-8") for path in (DOCS / "scalar-figure.svg", tmp_path / "figure.svg"))
+    assert texts_of(shown) == texts_of(drawn)
+
+
+def texts_of(svg: str) -> list[str]:
+    """What a figure says; matplotlib draws letters as shapes, and says in a comment which text they are."""
+    return re.findall(r"<!-- (.*?) -->", svg)
+
+
+def test_every_public_function_is_on_the_page():
+    functions = [n for n in gradtrace.scalar.__all__ if n[0].islower() and n not in ("crossing",)]
+    for name in [*functions, "Graph", "MaxPlus", "MinPlus"]:
+        assert re.search(rf"\b{name}\b", PAGE), name
