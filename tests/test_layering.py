@@ -23,7 +23,7 @@ LAYERS = [
     {"api"},
     {"components", "rules"},  # doors to rooms further down, under the names that programs use
     {"gradtrace"},  # the package's own __init__: the public names
-    {"scalar", "experiments"},
+    {"scalar", "experiments", "gallery"},
     {"cli"},
     {"__main__"},
 ]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from . import __version__
+from . import __version__, gallery
 from .errors import GradtraceError
 from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
@@ -39,6 +39,7 @@ components those paths cross.
   gradtrace trace train.py:build      a model of your own
   gradtrace report results.json       an interactive page of the results of either
   gradtrace show results.json         the same in the terminal
+  gradtrace gallery                   what backpropagation is, in programs that run
 """
 
 REPORT = """\
@@ -57,6 +58,16 @@ Print the results of gradtrace compete or gradtrace trace as tables, and what ch
 examples:
   gradtrace show gradtrace-compete/results.json
   gradtrace show run/results.json | less
+"""
+
+GALLERY = """\
+Run one of the programs of the gallery, or list them: worked examples, figures and exercises of the texts that
+gradtrace implements, each with a number that it checks.
+
+examples:
+  gradtrace gallery
+  gradtrace gallery figure_11_1
+  gradtrace gallery figure_11_1 --picture figure.svg
 """
 
 COMPETE = """\
@@ -159,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     _add_trace(commands)
     _add_report(commands)
     _add_show(commands)
+    _add_gallery(commands)
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     return top
@@ -275,6 +287,18 @@ def _add_show(commands: Any) -> None:
     command.set_defaults(run=run_show, stopped=lambda given: "stopped")
 
 
+def _add_gallery(commands: Any) -> None:
+    command = commands.add_parser(
+        "gallery",
+        help="worked examples, to read and to run",
+        description=GALLERY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", nargs="?", metavar="NAME", help="which (default: list them)")
+    command.add_argument("--picture", metavar="FILE", help="where to draw its picture: .svg, .png or .pdf")
+    command.set_defaults(run=run_gallery, stopped=lambda given: "stopped")
+
+
 def names_of(text: str) -> tuple[str, ...]:
     """Split a list of names at its commas."""
     return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
@@ -332,6 +356,16 @@ def run_show(given: argparse.Namespace) -> None:
     """Run `gradtrace show`."""
     results, measured = read_results(given.results)
     show(of_results(results, measured), Console())
+
+
+def run_gallery(given: argparse.Namespace) -> None:
+    """Run `gradtrace gallery`."""
+    if given.name is not None:
+        gallery.run(given.name, given.picture)
+        return
+    console = Console()
+    for program in gallery.programs().values():
+        plain(console, f"{program.name:22}{program.title}")
 
 
 def how_to_resume(given: argparse.Namespace) -> str:

@@ -41,7 +41,7 @@ class Text:
     edges: Mapping[tuple[Vertex, Vertex, Hashable], str]
 
 
-def texts(graph: networkx.MultiDiGraph, notes: Mapping[Vertex, Any] | None = None) -> Text:
+def texts(graph: networkx.MultiDiGraph, notes: Mapping[Any, Any] | None = None) -> Text:
     """Say what a drawing says: of a vertex its name and function, its value, a note; of an edge its derivative."""
     notes = notes or {}
     vertices = {}
@@ -74,7 +74,7 @@ def draw(
     file: str | File | None = None,
     *,
     path: ScalarPath | None = None,
-    notes: Mapping[Vertex, Any] | None = None,
+    notes: Mapping[Any, Any] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw a graph, layers from left to right, with values on its vertices and derivatives on its edges.
@@ -239,7 +239,7 @@ def _on_curve(points: list[tuple[float, float]], t: float) -> tuple[float, float
 # ---------------------------------------------------------------- for other programs
 
 
-def to_dot(graph: Source, *, path: ScalarPath | None = None, notes: Mapping[Vertex, Any] | None = None) -> str:
+def to_dot(graph: Source, *, path: ScalarPath | None = None, notes: Mapping[Any, Any] | None = None) -> str:
     """Write a graph for Graphviz, with what `draw` would show.
 
     >>> graph = networkx.MultiDiGraph()
