@@ -18,6 +18,10 @@ PRELUDE = re.findall(r"```python\n(.*?)```", PAGE.split("\n## ")[0], re.DOTALL)[
 EXAMPLES = {name: text for name, text in ENTRIES.items() if "```python" in text}
 
 
+UNIMPORTED = {f"gradtrace.{name}" for name in ("__main__", "_native", "kernels.triton_source")}
+UNIMPORTED |= {"gradtrace.monitor.trainer", "gradtrace.monitor.lightning"}  # need a library
+
+
 def block(text: str, language: str) -> str:
     (found,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return found
@@ -26,7 +30,7 @@ def block(text: str, language: str) -> str:
 def classes() -> set[type[GradtraceError]]:
     """All of them, wherever in the package."""
     for module in pkgutil.walk_packages(gradtrace.__path__, "gradtrace."):
-        if module.name not in ("gradtrace.__main__", "gradtrace._native", "gradtrace.kernels.triton_source"):
+        if module.name not in UNIMPORTED:
             import_module(module.name)
     found, waiting = set(), [GradtraceError]
     while waiting:

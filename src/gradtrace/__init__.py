@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `gradtrace.scalar` when it is first used: it brings networkx, which most programs do without."""
-    if name == "scalar":
+    """Import what most programs do without when it is first used: `gradtrace.scalar` brings networkx."""
+    if name in ("scalar", "monitor"):
         return import_module(".scalar", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,7 @@ from .recording.components import Component, names_listed, select_leaves
 from .recording.derivatives import local
 from .recording.dispatch import Capture
 from .recording.fused_recurrent import take_apart
+from .recording.guest import Guest
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
 from .recording.record import Call, Record, Value
@@ -92,6 +93,23 @@ def record(
         raise tape._capture.refused from error
 
 
+@contextmanager
+def watch(model: nn.Module, examples: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None) -> Iterator[Tape]:
+    """Record as a guest of a program that must not notice: every number stays what it is to the last bit.
+
+    What goes wrong while recording raises nothing: the tape's `refused` says what it was.
+
+    Args:
+        model, examples: as for `record`.
+
+    Yields:
+        the tape, to be used after the block.
+    """
+    tape = Tape(model, examples_of(examples), {}, Guest)
+    with tape._capture.running():
+        yield tape
+
+
 LATE = (
     "A trace runs each pass when it is first asked for, and reads paths off the tape: "
     "trace.compute() before the change does what else comes too late"
@@ -122,9 +140,15 @@ class _NotSaved:
 class Tape(_NotSaved):
     """A recorded forward pass."""
 
-    def __init__(self, model: nn.Module | None, examples: Sequence[Tensor], names: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module | None,
+        examples: Sequence[Tensor],
+        names: Mapping[str, Tensor],
+        capture: type[Capture] = Capture,
+    ) -> None:
         self._record = Record(room=room_of(model))
-        self._capture = Capture(self._record, model, names, examples)
+        self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
 
     @property
@@ -141,6 +165,20 @@ class Tape(_NotSaved):
     def leaves(self) -> dict[str, Value]:
         """Parameters and inputs that require grad, by name."""
         return self.record.leaves
+
+    @property
+    def refused(self) -> Exception | None:
+        """What ended the recording before its block did, if anything."""
+        return self._capture.refused
+
+    def losses(self) -> list[Tensor]:
+        """Find what may be the loss: one-element results that the program still holds, and no other one depends on."""
+        held = [(v, t) for v, t in self._capture.values.held() if v.numel == 1 and v.call is not None]
+        ends, behind = {v.id for v, _ in held}, set[int]()
+        for call in reversed(self.calls):
+            if any(v is not None and (v.id in ends or v.id in behind) for v in call.outputs):
+                behind.update(i.value.id for i in call.inputs if i.value is not None)
+        return [t for v, t in held if v.id not in behind]
 
     def value_of(self, tensor: Tensor) -> Value:
         """Find the value that a tensor stands for.

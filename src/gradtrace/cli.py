@@ -24,7 +24,8 @@ from .experiments.folder import PAGE, owned
 from .experiments.options import Options
 from .experiments.user_model import Question, describe, load_subject, trace_subject
 from .queries.summaries import lines
-from .report.document import MEASURED, of_results, peak_memory, read_results
+from .report.document import MEASURED, of_results, peak_memory
+from .report.history import read_document
 from .report.page import render
 from .report.show import show
 from .report.terminal import Screen, plain, show_competition, show_trace
@@ -43,21 +44,24 @@ components those paths cross.
 """
 
 REPORT = """\
-Write the results of gradtrace compete or gradtrace trace as one HTML file that opens offline:
-which components carry the gradient, how that changed, and what the strongest paths are.
-Both commands write it themselves; this one does it again, from results.json alone.
+Write the results of gradtrace compete or gradtrace trace, or the history of a monitor, as one HTML
+file that opens offline: which components carry the gradient, how that changed, and what the
+strongest paths are. Both commands write it themselves; this one does it again, from the file alone.
 
 examples:
   gradtrace report gradtrace-trace/results.json                    report.html beside it
   gradtrace report run/results.json --out page.html
+  gradtrace report gradtrace-monitor/history.jsonl                 while the training goes on
 """
 
 SHOW = """\
-Print the results of gradtrace compete or gradtrace trace as tables, and what changed as sparklines.
+Print the results of gradtrace compete or gradtrace trace, or the history of a monitor, as tables,
+and what changed as sparklines.
 
 examples:
   gradtrace show gradtrace-compete/results.json
   gradtrace show run/results.json | less
+  gradtrace show gradtrace-monitor/history.jsonl
 """
 
 GALLERY = """\
@@ -330,32 +334,30 @@ def _finish(folder: Path, results: dict[str, Any], measured: dict[str, Any], con
     """Write what was measured, and the page; print where they are, the page last."""
     measured |= {"peak_memory": peak_memory()}
     write_json(folder / MEASURED, measured)
-    page = write_page(folder / PAGE, results, measured)
+    page = write_page(folder / PAGE, of_results(results, measured))
     plain(console, f"\nWritten to {folder / RESULTS}\nReport: {page}")
 
 
-def write_page(path: Path, results: dict[str, Any], measured: dict[str, Any]) -> Path:
-    """Write the page of some results.
+def write_page(path: Path, document: dict[str, Any]) -> Path:
+    """Write the page of a document.
 
     Raises:
         OptionError: the file cannot be written.
     """
-    page = render(of_results(results, measured))
+    page = render(document)
     write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
 
 def run_report(given: argparse.Namespace) -> None:
     """Run `gradtrace report`."""
-    results, measured = read_results(given.results)
-    page = write_page(given.out or given.results.with_name(PAGE), results, measured)
+    page = write_page(given.out or given.results.with_name(PAGE), read_document(given.results))
     plain(Console(), f"Report: {page}")
 
 
 def run_show(given: argparse.Namespace) -> None:
     """Run `gradtrace show`."""
-    results, measured = read_results(given.results)
-    show(of_results(results, measured), Console())
+    show(read_document(given.results), Console())
 
 
 def run_gallery(given: argparse.Namespace) -> None:

@@ -123,7 +123,7 @@ export interface Answer {
 
 export interface ReportDocument {
   schema: string;
-  kind: "trace" | "compete";
+  kind: "trace" | "compete" | "history";
   title: string;
   headline: string[];
   graph: Graph;

@@ -53,7 +53,7 @@ function setTheme(theme: string): void {
 }
 
 function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElement {
-  const kinds = [...new Set(data.snapshots[0].flows.map((f) => f.kind))];
+  const kinds = [...new Set(data.snapshots[data.snapshots.length - 1].flows.map((f) => f.kind))];
   const names: Record<string, string> = { best: "best: the strongest path", greedy: "greedy: step by step along |w·g|" };
   const links = views.map((v) => el("a", { href: `#${v.id}` }, v.querySelector("h2")?.textContent ?? v.id));
   const theme = button("Light / dark", () => setTheme(isDark() ? "light" : "dark"), { class: "plain" });

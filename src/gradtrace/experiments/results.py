@@ -5,16 +5,13 @@ Everything here is a function of the measurements in `runs`: no times, no paths 
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
-import torch
-
-from .. import __version__
 from ..report.document import SCHEMA_OF_RESULTS as SCHEMA
+from ..report.document import versions
 from .agreement import Ablation, compare, sentence
 from .corpus import Corpus, unigram_perplexity
 from .options import Options
@@ -22,15 +19,6 @@ from .options import Options
 KINDS = ("best", "greedy")
 MEASURES = ("share", "weighted_share")
 HEADLINE = ("best", "share")  # the pair whose agreement the sentence is about: plain influence of best paths
-
-
-def versions() -> dict[str, Any]:
-    """Tell what besides the options decides the last digits."""
-    return {
-        "gradtrace": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def new_results(options: Options, corpus: Corpus) -> dict[str, Any]:

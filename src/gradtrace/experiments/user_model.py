@@ -13,7 +13,7 @@ import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path as File
@@ -24,17 +24,19 @@ from torch import Tensor, nn
 
 from ..api import Trace, record
 from ..errors import GradtraceError
+from ..queries.arguments import batch_tensors
 from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
 from ..recording.components import Component, seen
 from ..recording.components import default_components as fallback
 from ..recording.scopes import is_internal
+from ..report.document import versions
 from ..report.snapshot import Question as Asked
 from ..report.snapshot import graph_of, short_source, snapshot
 from ..semirings import named
 from .options import OptionError
-from .results import SCHEMA, versions
+from .results import SCHEMA
 
 EXPECTED = "(model, batches, loss function)"
 
@@ -153,29 +155,6 @@ def _subject(target: str, given: Any) -> Subject:
     if not callable(loss):
         raise OptionError(f"the loss function that {target} returns must be callable, not {type(loss).__name__}")
     return Subject(model, batches, cast("Callable[[nn.Module, Any], Tensor]", loss))
-
-
-def batch_tensors(batch: Any) -> list[Tensor]:
-    """Find a batch's examples: its tensors whose first dimension is that of the first one.
-
-    >>> import torch
-    >>> x, y, weights = torch.zeros(8, 3), torch.zeros(8), torch.zeros(3)
-    >>> [t.shape[0] for t in batch_tensors({"x": x, "rest": [y, weights]})]
-    [8, 8]
-    """
-    found = [t for t in _tensors(batch) if t.dim() > 0]
-    return [t for t in found if t.shape[0] == found[0].shape[0]]
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for part in batch.values():
-            yield from _tensors(part)
-    elif isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from _tensors(part)
 
 
 def components_of(trace: Trace, question: Question, model: nn.Module) -> Sequence[Component]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from os import PathLike
 from pathlib import Path as File
 from typing import Any
@@ -97,6 +97,29 @@ def examples_of(given: Any) -> list[Tensor]:
     if len({t.shape[0] for t in tensors}) > 1:
         raise BadArgument(f"examples disagree on their number: {[t.shape[0] for t in tensors]}")
     return tensors
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """Find a batch's examples: its tensors whose first dimension is that of the first one.
+
+    >>> import torch
+    >>> x, y, weights = torch.zeros(8, 3), torch.zeros(8), torch.zeros(3)
+    >>> [t.shape[0] for t in batch_tensors({"x": x, "rest": [y, weights]})]
+    [8, 8]
+    """
+    found = [t for t in _tensors(batch) if t.dim() > 0]
+    return [t for t in found if t.shape[0] == found[0].shape[0]]
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _tensors(part)
+    elif isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _tensors(part)
 
 
 def names_of(given: Any) -> dict[str, Tensor]:

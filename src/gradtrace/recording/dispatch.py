@@ -63,7 +63,12 @@ class Capture(TorchDispatchMode):
         model: gives modules and parameters their names; may be None.
         names: names for other leaves.
         examples: tensors whose first dimension enumerates the examples.
+
+    Attributes:
+        changes: whether operators may run in another form, which rounds differently.
     """
+
+    changes = True
 
     def __init__(
         self, record: Record, model: nn.Module | None, names: Mapping[str, Tensor], examples: Sequence[Tensor]
@@ -73,8 +78,8 @@ class Capture(TorchDispatchMode):
         refuse_wrappers(examples, "one of the examples")
         self._saving, self._lazies = Saving(), Lazies()
         self.values = Values(record, self._saving)
-        self.scopes = Scopes(model)
-        self.refused: GradtraceError | None = None  # foreign code that an error passes through may make another of it
+        self.scopes = Scopes(model, without_cudnn=self.changes)
+        self.refused: Exception | None = None  # foreign code that an error passes through may make another of it
         record.called = self.scopes.instances
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
@@ -88,8 +93,9 @@ class Capture(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Record inside the block; nothing of the process is changed after its end, however it ends."""
         with ExitStack() as stack:
-            stack.enter_context(attention_in_parts())
-            stack.enter_context(layers_as_one())
+            if self.changes:
+                stack.enter_context(attention_in_parts())
+                stack.enter_context(layers_as_one())
             stack.enter_context(self.scopes.watching())
             stack.callback(self._close)
             stack.enter_context(pushed(self))
@@ -110,20 +116,9 @@ class Capture(TorchDispatchMode):
         if known.asks or not self.values.open:  # the block was left in another thread, whose stack this is not
             return known.func(*args, **kwargs)
         try:
-            event = self._event(known, args, kwargs)
-            if event.written:
-                self._overwrite(event)
+            event = self._before(known, args, kwargs)
             result = known.func(*args, **kwargs)
-            outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
-            if known.eager or (known.view and self._lazies):
-                self._note_lazy(event, outputs)
-            call = self._record(event, outputs) if event.inputs else None
-            if self.constants is not None:
-                self._note_constants(event, outputs, call, self.constants)
-            if known.foreign and not torch.is_grad_enabled():
-                self._wait(event, outputs)
-            if call is None and not torch.is_grad_enabled():
-                self._note_unfollowed(outputs)
+            self._after(event, result)
         except GradtraceError as error:
             self.refused = error
             raise
@@ -142,6 +137,27 @@ class Capture(TorchDispatchMode):
             if drawn is not None:
                 call.results = (*call.results, Saved.own(drawn))
         return results
+
+    def _before(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
+        """Take a call's arguments apart, and copy what was saved of those that it will overwrite."""
+        event = self._event(known, args, kwargs)
+        if event.written:
+            self._overwrite(event)
+        return event
+
+    def _after(self, event: Event, result: Any) -> None:
+        """Record a call that has run, if autograd follows one of its arguments."""
+        known = event.known
+        outputs: list[Tensor | None] = [result] if isinstance(result, Tensor) else list(flat_tensors(result))
+        if known.eager or (known.view and self._lazies):
+            self._note_lazy(event, outputs)
+        call = self._record(event, outputs) if event.inputs else None
+        if self.constants is not None:
+            self._note_constants(event, outputs, call, self.constants)
+        if known.foreign and not torch.is_grad_enabled():
+            self._wait(event, outputs)
+        if call is None and not torch.is_grad_enabled():
+            self._note_unfollowed(outputs)
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
         """Take a call's arguments apart; what is recorded is saved now, since the operator may overwrite it."""

@@ -268,6 +268,10 @@ class Values:
             found = self._known.find(tensor) or self._find(tensor, layout_of(tensor))
             self._nodes[node._sequence_nr(), tensor.output_nr] = found
 
+    def held(self) -> list[tuple[Value, Tensor]]:
+        """List the tensors that autograd follows and the program still has, with their values."""
+        return [(value, tensor) for value, tensor in self._known.held() if tensor.requires_grad]
+
     def rewritten(self, tensor: Tensor, *, followed: bool) -> None:
         """Note that numbers change of which autograd takes no notice: what is there cannot be computed again.
 

@@ -119,12 +119,14 @@ class Scopes:
 
     Args:
         model: gives modules their qualified names; others go by their class's name.
+        without_cudnn: run what cuDNN has forms of its own for in PyTorch's.
 
     Attributes:
         instances: how often each was entered, by name.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module | None, *, without_cudnn: bool = True) -> None:
+        self._without_cudnn = WITHOUT_CUDNN if without_cudnn else ()
         self.names = {id(m): n for n, m in model.named_modules()} if model is not None else {}
         self._stack: list[Scope] = []
         self._here: tuple[Scope, ...] | None = ()  # what `here` gives, until the stack changes
@@ -146,13 +148,13 @@ class Scopes:
     def begin(self, module: nn.Module) -> None:
         """Note that a module is called."""
         self.enter(self.names.get(id(module), type(module).__name__))
-        if isinstance(module, WITHOUT_CUDNN):
+        if isinstance(module, self._without_cudnn):
             self._held.enter_context(cudnn_off())
 
     def end(self, module: nn.Module) -> None:
         """Note that a module's call is over."""
         self.leave()
-        if isinstance(module, WITHOUT_CUDNN):
+        if isinstance(module, self._without_cudnn):
             self._held.close()
 
     def _close(self, watching: list[Scopes]) -> None:

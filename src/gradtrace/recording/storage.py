@@ -212,6 +212,11 @@ class Identities:
             return None
         return known[2]
 
+    def held(self) -> list[tuple[Value, Tensor]]:
+        """List what the program still has, with its values."""
+        found = ((value, ref()) for ref, _, value in list(self._known.values()))
+        return [(value, tensor) for value, tensor in found if tensor is not None]
+
     def clear(self) -> None:
         """Forget them all."""
         self._known.clear()

@@ -138,7 +138,7 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
     served = ", ".join(f"{name} ({count} calls)" for name, count in trace.fallbacks.items())
     passes = {kind: sum(trace.forest(kind).seconds.values()) for kind in ("best",)}
     return [
-        ("Versions", [*_versions().items()]),
+        ("Versions", [*versions().items()]),
         ("Run", [("command", _command()), ("seed", str(torch.initial_seed()))]),
         (
             "Model",
@@ -154,7 +154,8 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
     ]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Tell what besides the options decides the last digits."""
     own = sys.modules["gradtrace"].__version__
     return {"gradtrace": own, "torch": torch.__version__, "python": platform.python_version()}
 
@@ -188,21 +189,22 @@ def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> l
     served = ", ".join(f"{name} ({count} calls)" for name, count in fallbacks.items())
     sections: list[Section] = [
         ("Versions", [(k, str(v)) for k, v in results["versions"].items()]),
-        ("Run", [("command", command_of(results)), *((k.replace("_", " "), _text(v)) for k, v in options.items())]),
+        ("Run", [("command", command_of(results)), *((k.replace("_", " "), text_of(v)) for k, v in options.items())]),
     ]
     if "corpus" in results:
-        sections.append(("Text", [(k.replace("_", " "), _text(v)) for k, v in results["corpus"].items()]))
-    sections.append(("Model", _model_of(results)))
+        sections.append(("Text", [(k.replace("_", " "), text_of(v)) for k, v in results["corpus"].items()]))
+    sections.append(("Model", model_of(results["graph"])))
     sections.append(("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]))
-    cost = [(k.replace("_", " "), _text(v)) for k, v in measured.items()]
+    cost = [(k.replace("_", " "), text_of(v)) for k, v in measured.items()]
     return [*sections, ("Cost", cost or [("time and memory", "not recorded beside these results")])]
 
 
-def _model_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shapes = results["graph"]["parameters"]["shape"]
+def model_of(graph: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tell how large a recorded model is."""
+    shapes = graph["parameters"]["shape"]
     scalars = sum(math.prod(shape) for shape in shapes)
     rows = [("parameters", f"{scalars:,} scalars in {len(shapes)} tensors")]
-    return [*rows, ("operator calls that lead to the loss", f"{len(results['graph']['calls']['number']):,}")]
+    return [*rows, ("operator calls that lead to the loss", f"{len(graph['calls']['number']):,}")]
 
 
 def command_of(results: Mapping[str, Any]) -> str:
@@ -219,7 +221,8 @@ def command_of(results: Mapping[str, Any]) -> str:
     return shlex.join(["gradtrace", "compete", *(part for pair in flags for part in pair)])
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Write an option or a measurement as a reader wants it."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     if isinstance(value, bool):

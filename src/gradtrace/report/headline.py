@@ -76,6 +76,31 @@ def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     return said or [f"No component was asked about, so nothing is said of what the paths from {group} cross."]
 
 
+def of_history(traces: Sequence[Mapping[str, Any]], group: str) -> list[str]:
+    """Say what the last trace of a training run found, and what moved most since the first."""
+    first, last = traces[0], traces[-1]
+    if not last["influence"]:
+        return ["No component was asked about."]
+    said = of_trace(last["influence"], group)
+    if len(traces) == 1:
+        return [f"At step {last['step']}, the only one traced so far:", *said]
+    before = {_key(r): r["share"] for r in first["influence"]}
+    rows = [r for r in last["influence"] if known(r["share"]) and known(before.get(_key(r)))]
+    moved = max(rows, key=lambda r: abs(r["share"] - before[_key(r)]), default=None)
+    lead = f"At step {last['step']}, the last of {len(traces)} traces:"
+    if moved is None:
+        return [lead, *said]
+    was, now = percent(before[_key(moved)]), percent(moved["share"])
+    if was == now:
+        return [lead, *said, f"No component's share is another than at step {first['step']}."]
+    change = f"its share went from {was} to {now}"
+    return [lead, *said, f"Since step {first['step']} {moved['component']} moved most: {change}."]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["of"], row["kind"], row["component"]
+
+
 def _shares(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     """Say which components the paths cross, of those that something is known of."""
     if not rows:

@@ -121,10 +121,12 @@ def _timeline(document: Mapping[str, Any]) -> Table:
         same = [_same(s["influence"], row)["share"] for s in snapshots]
         ends = percent(same[0]), percent(same[-1])
         _add(table, f"{row['component']}, share of {row['kind']} paths", sparkline(same, 0.0, 1.0), *ends)
+    measured = "held-out" if document["kind"] == "compete" else "training"
     for run in document.get("training", []):
         losses = [e["loss"] for e in run["evaluations"]]
         if losses:
-            _add(table, f"held-out loss, {run['name']}", sparkline(losses), f"{losses[0]:.3f}", f"{losses[-1]:.3f}")
+            ends = ("–" if loss is None else f"{loss:.3f}" for loss in (losses[0], losses[-1]))
+            _add(table, f"{measured} loss, {run['name']}", sparkline(losses), *ends)
     return table
 
 

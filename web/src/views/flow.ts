@@ -25,7 +25,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     { svg: () => drawn, rows: () => rows },
   );
   const opened = el("div", { class: "opened" });
-  const groups = [...new Set(data.snapshots[0].flows.map((f) => f.of))];
+  const groups = [...new Set(data.snapshots[data.snapshots.length - 1].flows.map((f) => f.of))];
   controls.append(
     menu("Paths start from", groups.map((g) => [g, g]), store.now.group, (group) => store.set({ group }), "group"),
     menu(
@@ -46,7 +46,14 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     hideTip();
     const focus = document.activeElement?.getAttribute("data-id");
     const flow = flowOf(data.snapshots[store.now.snapshot].flows, store.now.group, store.now.kind);
-    if (!flow) return;
+    if (!flow) {
+      totals.textContent = "";
+      details.replaceChildren(el("summary", {}, "Ribbons as a table"));
+      holder.replaceChildren(el("p", { class: "none" }, "At this step the program ran other operators than at the last one, whose picture this is."));
+      drawn = null;
+      rows = [];
+      return;
+    }
     const cut = cutAt(data.graph, flow, store.now.open, store.now.openGroups);
     showOpen(opened, data, store);
     totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step);

@@ -85,6 +85,7 @@ function globOf(text: string): (name: string) => boolean {
 function summary(data: ReportDocument, paths: PathTable | undefined, hits: number, search: { parameter: string; index: string }): string {
   const held = paths?.starts.leaf?.length ?? 0;
   if (hits) return `${hits} of ${held} paths in this file${hits > MOST ? `, the first ${MOST} shown` : ""}`;
+  if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
   if (!held) return "No path of non-zero weight was found.";
   const exact = data.graph.parameters.name.includes(search.parameter);
   const ask = exact && search.index.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search.parameter)}, (${search.index.trim()},))` : "";

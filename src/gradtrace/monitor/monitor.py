@@ -1,0 +1,366 @@
+"""A monitor traces some steps of a training, from the program's own forward pass, and keeps a history of them.
+
+What it says of a step holds for that step's batch. Training with it is training without it, to the last bit: see
+`recording.guest`. A trace that fails is logged, and noted in the history; it never ends the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..api import Tape, Trace
+from ..errors import BadArgument, GradtraceError, NotOnTape, UnknownName
+from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, whole
+from ..queries.influence import lines_of
+from ..queries.summaries import answers
+from ..recording.components import Component, names_listed
+from ..report.document import versions
+from ..report.history import SCHEMA_OF_HISTORY, History, of_history
+from ..report.page import render
+from ..report.snapshot import Question, default_components, graph_of, snapshot
+from ..semirings import Family, named
+from .book import HISTORY, Book
+from .clock import Clock
+from .scalars import scalars_of
+from .sinks import Sink
+from .step import Step
+
+if TYPE_CHECKING:
+    import pandas
+
+PAGE = "report.html"
+LOG = logging.getLogger("gradtrace.monitor")
+WHICH = "say which is the loss: `with monitor.step(…) as step: step.loss = …`"
+
+
+class Monitor:
+    """Trace every so many steps of a training.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> monitor = Monitor(model, every=10, folder=None)
+    >>> for _ in range(20):
+    ...     x = torch.randn(16, 4)
+    ...     with monitor.step(examples=x):
+    ...         loss = model(x).square().mean()
+    ...     loss.backward()
+    >>> [trace["step"] for trace in monitor.history().traces]
+    [0, 10]
+
+    Args:
+        model: what is trained.
+        every: how many steps from one trace to the next, at least.
+        of: a glob over parameter names, or several: the parameters whose paths are traced.
+        components: what they may cross; by default the modules that a report shows at first.
+        kinds: "best", "greedy", or both.
+        semirings: what else to ask of every parameter, as `Tape.grad` knows them.
+        paths: how many of the strongest paths to keep.
+        sinks: where a few numbers of each trace go, and the page at the end: see `gradtrace.monitor.sinks`.
+        at_most: what share of the time tracing may take: traces that do not fit are put off.
+        folder: where history.jsonl and report.html go, None for nowhere; each training needs its own.
+        resume: go on with the history that the folder has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int = 200,
+        of: str | Sequence[str] = "*",
+        components: Component | Sequence[Component] | None = None,
+        kinds: str | Sequence[str] = ("best",),
+        semirings: Family | str | Sequence[Family | str] = ("entropy",),
+        paths: int = 20,
+        sinks: Sink | Sequence[Sink] = (),
+        at_most: float | None = None,
+        folder: str | PathLike[str] | None = "gradtrace-monitor",
+        resume: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise BadArgument(f"Monitor(model) takes a torch.nn.Module, not {type(model).__name__}")
+        if at_most is not None and not 0 < at_most <= 1:
+            raise BadArgument(f"at_most must be a share of the time, above 0 and up to 1, not {at_most!r}")
+        self.model, self.every, self.at_most = model, whole("every", every, 1), at_most
+        self._of = (of,) if isinstance(of, str) else tuple(sequence_of("of", of, (str,)))
+        _check(model, self._of)
+        self._components = components_of(components)
+        self._kinds = kinds_of(kinds)
+        self._semirings = [named(k) for k in _several(semirings)]
+        self._paths = whole("paths", paths, 0)
+        self._sinks: list[Sink] = list(_several(sinks))
+        self.clock = Clock()
+        self._next: int = 0  # the number of the next step, where nobody gives one
+        self._due = 0
+        self._closed = False
+        self._graphs: set[str] = set()  # that the history has
+        self.failures: dict[str, int] = {}
+        self.traces = 0
+        self._book = Book(None if folder is None else Path(folder) / HISTORY, self._run(), resume=bool(resume))
+        if resume:
+            self._go_on(self._book.history())
+
+    def _run(self) -> dict[str, Any]:
+        asked = None if self._components is None else [str(c) for c in self._components]
+        options = {"of": list(self._of), "components": asked, "kinds": list(self._kinds), "every": self.every}
+        options |= {"semirings": [k.name for k in self._semirings], "at_most": self.at_most}
+        run = {"kind": "run", "schema": SCHEMA_OF_HISTORY, "versions": versions(), "model": type(self.model).__name__}
+        return run | {"options": options}
+
+    def _go_on(self, history: History) -> None:
+        """Go on after the last trace of a history."""
+        self._graphs = set(history.graphs)
+        self.traces = len(history.traces)
+        if history.traces:
+            last = history.traces[-1]
+            self._next, self._due = last["step"] + 1, last["step"] + self.every
+            self.clock.resume(last["seconds"]["tracing"], last["seconds"]["training"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what goes into a checkpoint of the training: the number of its next step, and seconds so far."""
+        return {"step": self._next, "tracing": self.clock.tracing, "training": self.clock.training}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: traces of steps after it are forgotten, since these will be made again."""
+        self.go_to(state["step"])
+        if "training" in state:
+            self.clock.resume(state["tracing"], state["training"])
+
+    def go_to(self, step: int) -> None:
+        """Say which step comes next, as training goes on from a checkpoint; forget traces of it and of later ones."""
+        self._due = 0
+        self._go_on(self._book.rewind(whole("step", step, 0)))
+        self._next = step
+
+    def step(
+        self, examples: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None, *, number: int | None = None
+    ) -> Step:
+        """Watch a step's forward pass: `with monitor.step(examples=x):` around it and the loss, before `backward()`.
+
+        Args:
+            examples: what enumerates the examples in its first dimension; without it a batch is traced as one.
+            number: of the step, where the program counts; several forward passes of one step may have the same, and
+                the first of them is traced.
+        """
+        this = self._next if number is None else number
+        self._next = this + 1
+        self.clock.start()
+        return Step(self, this, examples, traced=self.wants(this))
+
+    def wants(self, number: int) -> bool:
+        """Tell whether a step is to be traced."""
+        if self._closed or number < self._due or not _is_first_process():
+            return False
+        return self.at_most is None or self.clock.affords(self.at_most)
+
+    @property
+    def share(self) -> float:
+        """The share of the training's time that tracing has taken so far."""
+        return self.clock.share
+
+    def take(self, tape: Tape, loss: Tensor | None, number: int, forward: float) -> None:
+        """Trace a recorded step, and note what was found, or why nothing was.
+
+        Args:
+            loss: None if the tape has to tell.
+            forward: seconds that the step's forward pass took.
+        """
+        began = self.clock.now()
+        self._due = number + self.every
+        try:
+            if tape.refused is not None:
+                raise tape.refused
+            lines = self._trace(tape, _the_loss(tape, loss), number)
+        except Exception as error:
+            self.fail(number, error)
+            self.clock.traced(forward, self.clock.now() - began)
+            return
+        self.traces += 1
+        self.clock.traced(forward, self.clock.now() - began)
+        began = self.clock.now()
+        lines[-1]["seconds"] = {"tracing": self.clock.tracing, "training": self.clock.training}
+        self._note(number, lines)
+        self._send(number, lines[-1])
+        self.clock.told(self.clock.now() - began)
+
+    def _trace(self, tape: Tape, loss: Tensor, number: int) -> list[dict[str, Any]]:
+        """Give a line of the history, and before it one for the graph where that is new."""
+        trace = tape.trace(loss)
+        if self._components is None:
+            self._components = default_components(trace)
+        group = ", ".join(self._of)
+        asked = Question({group: self._of}, self._components, self._kinds, self._paths, each=0, only=self._of)
+        signature = signature_of(trace)
+        line = {"kind": "trace", "step": number, "graph": signature} | snapshot(trace, asked)
+        line["semirings"] = answers(trace, self._semirings, self._of, self._components)
+        line["connected"] = _connected(trace, self._kinds[0])
+        line["fallbacks"] = trace.fallbacks
+        if signature in self._graphs:
+            return [line]
+        self._graphs.add(signature)
+        return [{"kind": "graph", "signature": signature} | graph_of(trace), line]
+
+    def fail(self, number: int, error: Exception) -> None:
+        """Note that a step could not be traced; the same reason is logged once."""
+        said = error.said if isinstance(error, GradtraceError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(said.split())
+        self._due = number + self.every
+        if reason not in self.failures:
+            LOG.warning("step %d could not be traced, and training goes on: %s", number, reason)
+        LOG.debug("step %d", number, exc_info=error)
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+        self._note(number, [{"kind": "failure", "step": number, "reason": reason}])
+
+    def _note(self, number: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        try:
+            for line in lines:
+                self._book.write(line)
+        except OSError as error:  # a full disk
+            LOG.warning("step %d could not be noted: %s", number, error)
+
+    def _send(self, number: int, line: Mapping[str, Any]) -> None:
+        numbers = scalars_of(line) | {"gradtrace/time_share": self.share}
+        for sink in list(self._sinks):
+            self._tell(sink, lambda sink: sink.scalars(number, numbers))
+
+    def _tell(self, sink: Sink, what: Callable[[Sink], None]) -> None:
+        """Tell a sink something; one that fails is told nothing more."""
+        try:
+            what(sink)
+        except Exception as error:
+            self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self._sinks = [s for s in self._sinks if s is not sink]
+        reason = f"{type(sink).__name__}: {type(error).__name__}: {error}"
+        LOG.warning("nothing more is sent to %s", reason)
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+
+    def history(self) -> History:
+        """Read what was traced so far."""
+        return self._book.history()
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Give one row a traced step, kind and component: step, loss, and the columns of an influence table."""
+        import pandas
+
+        traces = self.history().traces
+        return pandas.DataFrame([{k: t[k] for k in ("step", "loss")} | row for t in traces for row in t["influence"]])
+
+    def report(self, path: str | PathLike[str] | None = None, *, title: str | None = None) -> Path:
+        """Write the page of the history so far.
+
+        Args:
+            path: where to; by default report.html beside the history.
+            title: what it is called.
+
+        Returns:
+            the path.
+
+        Raises:
+            BadResults: nothing has been traced yet.
+            BadArgument: there is no folder to write to.
+        """
+        if path is None:
+            if self._book.path is None:
+                raise BadArgument("this monitor has no folder: say where the report goes, as in monitor.report(path)")
+            path = self._book.path.with_name(PAGE)
+        file = file_of(path)
+        file.write_text(render(of_history(self.history(), title)), encoding="utf-8")
+        return file
+
+    def summary(self) -> str:
+        """Say in a line or two what was traced, what it cost, and what failed."""
+        said = [f"gradtrace: {self.traces} traces, {self.share:.1%} of the time"]
+        said += [f"failed ({count}): {reason}" for reason, count in self.failures.items()]
+        return "\n".join(said)
+
+    def close(self) -> None:
+        """End: write the page, give it to the sinks, close them, and log the summary. Nothing is traced after that."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            page = self.report() if self.traces and self._book.path is not None else None
+        except (OSError, GradtraceError) as error:
+            LOG.warning("no report: %s", error)
+            page = None
+        for sink in list(self._sinks):
+            self._tell(sink, lambda sink: _end(sink, page))
+        LOG.log(logging.WARNING if self.failures else logging.INFO, "%s", self.summary())
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _several(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, (list, tuple)) else (given,)
+
+
+def _end(sink: Sink, page: Path | None) -> None:
+    if page is not None:
+        sink.page(page)
+    sink.close()
+
+
+def _check(model: nn.Module, of: Sequence[str]) -> None:
+    """See that a glob means a parameter.
+
+    Raises:
+        UnknownName: it means none; the message lists those that there are.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in of:
+        if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
+            raise UnknownName(f"no parameter matches {pattern!r}; there are {names_listed(names) or 'none'}")
+
+
+def _is_first_process() -> bool:
+    """Tell whether this process is the one that traces: of several that train together, the first."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def _the_loss(tape: Tape, given: Any) -> Tensor:
+    """Find the loss of a recorded step.
+
+    Raises:
+        GradtraceError: there is none, or it might be one of several.
+    """
+    if given is not None:
+        return given
+    found = tape.losses()
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotOnTape(f"no loss was found: no tensor with one element that requires grad; {WHICH}")
+    made = [call.where for t in found if (call := tape.value_of(t).call) is not None]
+    raise NotOnTape(f"the loss may be any of {len(found)} tensors with one element ({'; '.join(made)}); {WHICH}")
+
+
+def _connected(trace: Trace, kind: str) -> list[str]:
+    """Say at which lines examples are connected."""
+    if trace.tape.record.examples is None:
+        return []
+    labels = trace.forest(kind, per_example=True).labels
+    return list(lines_of(labels.connected)) if labels is not None else []
+
+
+def signature_of(trace: Trace) -> str:
+    """Give what tells one recording's calls and leaves from another's."""
+    record = trace.tape.record
+    calls = [(c.index, c.name, c.module, c.source.rpartition("/")[2]) for c in record.before(trace.root)]
+    return hashlib.sha256(repr((calls, list(record.leaves))).encode()).hexdigest()[:16]
