@@ -57,6 +57,10 @@ def vector_loss():
 def number_loss():
     return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: 1.0
 
+def cut():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    return model, [torch.ones(2, 3)], lambda model, batch: model[1](model[0](batch).detach()).sum()
+
 def layers():
     class Stack(torch.nn.Module):
         def __init__(self):
@@ -148,6 +152,8 @@ WRONG = {
     "trace my_model:build --kind worst": "invalid choice: 'worst'",
     "trace my_model:build --semiring entropie": "unknown semiring 'entropie'; one of sum, abssum, max, count, entropy,",
     "trace my_model:build --semiring entropy,power:0.5": "semiring 'power:0.5': Power(p) needs a p from 1",
+    "why my_model:build nobody": "unknown parameter 'nobody'; there are 0.weight, 0.bias, 2.weight, 2.bias",
+    "why my_model:no_batches": "my_model:no_batches returned no batches",
     "trace my_model:build --out short.txt": "cannot write to the folder short.txt",
     "": "the following arguments are required: COMMAND",
     "trance": "invalid choice: 'trance'",
@@ -183,7 +189,7 @@ def test_error_in_a_process_of_its_own(folder):
     assert done.stderr == f"gradtrace: {said}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["compete"], ["trace"], ["report"], ["show"]])
+@pytest.mark.parametrize("command", [[], ["compete"], ["trace"], ["why"], ["report"], ["show"]])
 def test_help_teaches_with_examples(capsys, command):
     code, out, _ = run(capsys, *command, "--help")
     assert code == 0
@@ -217,6 +223,15 @@ def test_trace_of_a_users_model(folder, capsys):
     assert weights == sorted(weights, reverse=True)
     assert results["paths"][0]["text"] in out
     assert "Strongest paths" in out
+
+
+def test_why_says_what_is_not_healthy(folder, capsys):
+    assert run(capsys, "why", "my_model:build") == (0, "all 4 parameters get a gradient\n", "")
+    _, out, _ = run(capsys, "why", "my_model:build", "0.bias")
+    assert out.startswith("0.bias: healthy: its largest gradient is 2^")
+    _, out, _ = run(capsys, "why", "my_model:cut")
+    assert [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")] == ["0.weight", "0.bias"]
+    assert out.count("model[1](model[0](batch).detach()).sum()") == 2
 
 
 def test_trace_by_file_glob_kind_and_batches(folder, capsys):

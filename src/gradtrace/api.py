@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
+from .queries.why import Reasons, Why, unused, why
 from .recording.components import Component, names_listed, select_leaves
 from .recording.derivatives import local
 from .recording.dispatch import Capture
@@ -549,6 +551,33 @@ class Trace(_NotSaved):
         if leaves is not None and len(leaves) == len(self.tape.leaves):
             leaves = None
         return influence(self._forest(kind_of(kind), per_example=bool(apart), of=leaves), parts, of)
+
+    @lazily()
+    def why(self, name: str) -> Why:
+        """Say why a parameter gets no gradient, or next to none, and where that is decided.
+
+        Causes are those of `gradtrace.queries.why.CAUSES`: frozen, unused, cut off by detach or no_grad, a derivative
+        that is 0, NaN, cancelled, vanished, or none: "healthy".
+
+        Args:
+            name: of a parameter.
+
+        Raises:
+            UnknownName: there is none of that name.
+        """
+        known = self.tape.record.aliases.get(name, name) if isinstance(name, str) else name
+        if known not in self.tape.record.frozen:
+            known = str(self.tape.find(known).name)
+        return why(self._reasons, known)
+
+    @lazily()
+    def unused(self) -> dict[str, list[str]]:
+        """List by cause the parameters that the loss was not computed from: frozen, unused, cut off, result unused."""
+        return unused(self._reasons)
+
+    @cached_property
+    def _reasons(self) -> Reasons:
+        return Reasons(self.tape.record, self.root, self.forest())
 
     @lazily()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:

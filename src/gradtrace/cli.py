@@ -22,7 +22,7 @@ from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.competition import COMPONENTS
 from .experiments.folder import PAGE, owned
 from .experiments.options import Options
-from .experiments.user_model import Question, describe, load_subject, trace_subject
+from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.history import read_document
@@ -38,6 +38,7 @@ components those paths cross.
 
   gradtrace compete                   competing components in a language model, on text
   gradtrace trace train.py:build      a model of your own
+  gradtrace why train.py:build        why its parameters get no gradient
   gradtrace report results.json       an interactive page of the results of either
   gradtrace show results.json         the same in the terminal
   gradtrace gallery                   what backpropagation is, in programs that run
@@ -120,6 +121,19 @@ Writes results.json and report.html to the folder. The strongest paths shown are
 """
 
 
+WHY = """\
+Say why a parameter of a model of your own gets no gradient, or next to none: frozen, unused, cut off by
+detach or no_grad, a derivative that is 0, NaN, cancelled, vanished, and where in the code.
+
+FUNCTION is that of gradtrace trace; its first batch is traced. Without NAME every parameter is asked about
+whose gradient is not healthy.
+
+examples:
+  gradtrace why train.py:build encoder.3.bias
+  gradtrace why train.py:build
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -172,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_compete(commands)
     _add_trace(commands)
+    _add_why(commands)
     _add_report(commands)
     _add_show(commands)
     _add_gallery(commands)
@@ -266,6 +281,20 @@ def _add_trace(commands: Any) -> None:
         help="folder (default %(default)s)",
     )
     command.set_defaults(run=run_trace, stopped=lambda given: "stopped")
+
+
+def _add_why(commands: Any) -> None:
+    command = commands.add_parser(
+        "why",
+        help="why a parameter gets no gradient, or next to none",
+        description=WHY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "target", metavar="MODULE:FUNCTION", help="a dotted module, or the path of a .py file, and a function in it"
+    )
+    command.add_argument("names", metavar="NAME", nargs="*", help="parameters (default: all that are not healthy)")
+    command.set_defaults(run=run_why, stopped=lambda given: "stopped")
 
 
 def _add_report(commands: Any) -> None:
@@ -368,6 +397,18 @@ def run_gallery(given: argparse.Namespace) -> None:
     console = Console()
     for program in gallery.programs().values():
         plain(console, f"{program.name:22}{program.title}")
+
+
+def run_why(given: argparse.Namespace) -> None:
+    """Run `gradtrace why`."""
+    trace = first_trace(given.target, load_subject(given.target))
+    names = given.names or [*trace.tape.leaves, *sorted(trace.tape.record.frozen)]
+    found = [trace.why(name) for name in names]
+    shown = [why for why in found if given.names or why.cause != "healthy"]
+    for why in shown:
+        plain(Console(), str(why))
+    if not shown:
+        plain(Console(), f"all {len(found)} parameters get a gradient")
 
 
 def how_to_resume(given: argparse.Namespace) -> str:

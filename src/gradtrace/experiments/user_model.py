@@ -225,6 +225,17 @@ def trace_subject(
     } | taken
 
 
+def first_trace(target: str, subject: Subject) -> Trace:
+    """Trace the first batch.
+
+    Raises:
+        OptionError, GradtraceError: as `trace_subject`.
+    """
+    for batch in _user_batches(subject.batches):
+        return _trace_batch(subject, Question(), batch)
+    raise OptionError(f"{target} returned no batches")
+
+
 def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
     """Iterate; an exception on the way is the user's."""
     try:

@@ -25,7 +25,7 @@ from .identity import Values
 from .layouts import Layout
 from .operators import DEEPEST, FACTORIES, Operator, operator
 from .process_state import attention_in_parts, pushed
-from .record import HERE, Again, Call, Input, Record, Saved, Slot, Value, flat_tensors
+from .record import HERE, Again, Call, Cut, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
 from .storage import Lazies, Saving, layout_of, version_of
 from .strangers import is_dense, is_plain, refuse_wrappers
@@ -169,15 +169,23 @@ class Capture(TorchDispatchMode):
             refuse_wrappers(tensors, f"an argument of {known.name}")
             if known.base == "detach":
                 for tensor in tensors:  # no call, but it tells that autograd follows what is detached
-                    self.values.seen(tensor)
+                    self._note_cut(known, self.values.seen(tensor))
             elif known.base not in FACTORIES:
                 self._look_up(event)
         elif not torch.is_grad_enabled():
             for tensor in filter(_requires_grad, tensors):
                 self.values.meet(tensor)
+                self._note_cut(known, self.values.peek(tensor))
         if self.constants is not None:
             self._mark(event, self.constants)
         return event
+
+    def _note_cut(self, known: Operator, value: Value | None) -> None:
+        """Note that autograd does not follow what becomes of a value here."""
+        if value is not None:
+            scopes = self.scopes.here()
+            module = str(scopes[-1]) if scopes else ""
+            self.record.cuts.append(Cut(value.id, known.name, module, source_line()))
 
     def _look_up(self, event: Event) -> None:
         """Find the values of the arguments of a call that autograd follows, and save the arguments."""

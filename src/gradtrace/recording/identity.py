@@ -57,6 +57,8 @@ class Values:
             raise Unsupported(f"the lazy parameter {name!r} has no shape yet: run the model once before recording")
         if not (tensor.requires_grad and tensor.is_leaf):
             self.record.frozen.add(name)
+            if not tensor.is_leaf:
+                self.record.derived.add(name)
         elif id(tensor) in self.leaves:
             self.record.aliases[name] = str(self.leaves[id(tensor)][1].name)
         else:

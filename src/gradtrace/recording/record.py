@@ -331,6 +331,15 @@ def flat_tensors(result: Any) -> Iterator[Tensor | None]:
             yield from flat_tensors(item)
 
 
+class Cut(NamedTuple):
+    """Where autograd stops following a value that the program goes on with."""
+
+    value: int  # its id
+    operator: str
+    module: str
+    source: str
+
+
 @dataclass(eq=False)
 class Record:
     """What the passes over a tape read.
@@ -339,8 +348,11 @@ class Record:
         calls: operator calls, in recording order.
         leaves: parameters and inputs that require grad, by name.
         aliases: further names of tied parameters.
-        frozen: names of parameters that do not require grad.
+        frozen: names of parameters that do not require grad, or are no leaves.
+        derived: those among them that are no leaves: they are computed from other tensors.
         modules: qualified names of the model's modules.
+        cuts: where autograd stopped following something: `detach` and `.data`, which operators that save their result
+            call too, and what ran under no_grad.
         called: how often each module call or block was entered while recording, by name.
         examples: the number of examples, where the recording was told which tensors enumerate them.
         constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
@@ -353,7 +365,9 @@ class Record:
     leaves: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+    derived: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
+    cuts: list[Cut] = field(default_factory=list)
     called: dict[str, int] = field(default_factory=dict)
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)

@@ -1,0 +1,396 @@
+"""Why parameters get no gradient: sick programs, at least two a cause, and healthy ones, in which nothing is found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gradtrace
+from gradtrace.errors import UnknownName
+
+Program = tuple[nn.Module, Callable[[nn.Module], Tensor]]  # and its loss
+
+
+def seeded() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(6, 4)
+
+
+X = seeded()
+
+
+class Two(nn.Module):
+    """Two layers `a` and `b`; how they are put together is the program's."""
+
+    def __init__(self, how: Callable[[Two, Tensor], Tensor], width: int = 4) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(4, width), nn.Linear(width, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x)
+
+
+def two(how: Callable[[Two, Tensor], Tensor], prepare: Callable[[Two], object] = lambda model: None) -> Program:
+    torch.manual_seed(1)
+    model = Two(how)
+    with torch.no_grad():
+        prepare(model)
+    return model, lambda m: m(X).square().mean()
+
+
+def frozen(model: Two) -> None:
+    model.a.weight.requires_grad_(False)
+
+
+def without_grad(m: Two, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        h = m.a(x)
+    return m.b(h.relu())
+
+
+def by_numpy(m: Two, x: Tensor) -> Tensor:
+    return m.b(torch.from_numpy(m.a(x).detach().numpy() * 2))
+
+
+def weight_data(m: Two, x: Tensor) -> Tensor:
+    return m.b(F.linear(x, m.a.weight.data, m.a.bias))
+
+
+def tanh_then_detached(m: Two, x: Tensor) -> Tensor:
+    return m.b(m.a(x).tanh().detach())
+
+
+class Lora(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.base, self.down, self.up = nn.Linear(4, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class OneKey(nn.Module):
+    """Attention over one position: its softmax is constant."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.attention, self.positions = nn.MultiheadAttention(4, 2, batch_first=True), positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.unsqueeze(1).expand(-1, self.positions, -1) + torch.arange(float(self.positions)).reshape(1, -1, 1)
+        return self.attention(h, h, h, need_weights=False)[0]
+
+
+class Keys(nn.Module):
+    """Attention whose keys have a bias of their own, which no softmax sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.q, self.k, self.v = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.q(x) @ self.k(x).t()).softmax(-1)) @ self.v(x)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.norm, self.b = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)).relu())
+
+
+class Deep(nn.Module):
+    """Sigmoids, each of which loses a quarter at least."""
+
+    def __init__(self, depth: int, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(depth)])
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).sigmoid()
+        return x
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    return model(X).square().mean()
+
+
+def plain(model: nn.Module) -> Program:
+    return model, loss_of
+
+
+def only_b(m: Two, x: Tensor) -> Tensor:
+    return m.b(x)
+
+
+def thrown_away(m: Two, x: Tensor) -> Tensor:
+    m.a(x).tanh()
+    return m.b(x)
+
+
+def kept_aside(m: Two, x: Tensor) -> Tensor:
+    m.aside = m.a(x).relu()
+    return m.b(x)
+
+
+def negative(model: Two) -> None:
+    model.a.bias.fill_(-100.0)
+
+
+def large(model: Two) -> None:
+    model.a.bias.fill_(1000.0)
+
+
+def nought(model: Two) -> None:
+    model.b.weight.zero_()
+
+
+def unequal(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(x) + h - h
+
+
+SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
+    # name: (program, parameter, cause, what is said or where)
+    "frozen": (lambda: two(lambda m, x: m.b(m.a(x)), frozen), "a.weight", "frozen", "requires_grad"),
+    "frozen, unused": (lambda: two(only_b, frozen), "a.weight", "frozen", "requires_grad"),
+    "unused": (lambda: two(only_b), "a.weight", "unused", "nothing"),
+    "unused bias": (lambda: two(lambda m, x: m.b(x @ m.a.weight)), "a.bias", "unused", "nothing"),
+    "result thrown away": (lambda: two(thrown_away), "a.weight", "result unused", "aten.tanh"),
+    "result kept aside": (lambda: two(kept_aside), "a.bias", "result unused", "aten.relu"),
+    "detach": (lambda: two(lambda m, x: m.b(m.a(x).detach())), "a.weight", "cut", "detach"),
+    "detach after tanh": (lambda: two(tanh_then_detached), "a.weight", "cut", "m.a(x).tanh().detach()"),
+    "no_grad": (lambda: two(without_grad), "a.weight", "cut", "h = m.a(x)"),
+    "no_grad, bias": (lambda: two(without_grad), "a.bias", "cut", "h = m.a(x)"),
+    ".data": (lambda: two(weight_data), "a.weight", "cut", "m.a.weight.data"),
+    ".data of a result": (lambda: two(lambda m, x: m.b(m.a(x).data.clone())), "a.bias", "cut", ".data"),
+    "numpy": (lambda: two(by_numpy), "a.weight", "cut", "numpy()"),
+    "a Python number": (lambda: two(lambda m, x: m.b(x) * m.a(x).sum().item()), "a.weight", "cut", "_local_scalar"),
+    "argmax": (lambda: two(lambda m, x: m.b(F.one_hot(m.a(x).argmax(-1), 4).float())), "a.weight", "cut", "argmax"),
+    "comparison": (lambda: two(lambda m, x: m.b((m.a(x) > 0).float())), "a.bias", "cut", "aten.gt"),
+    "a ReLU that is off": (lambda: two(lambda m, x: m.b(m.a(x).relu()), negative), "a.weight", "zero", "relu is off"),
+    "clamp": (lambda: two(lambda m, x: m.b(m.a(x).clamp(0, 1)), large), "a.bias", "zero", "clamp is off"),
+    "a saturated sigmoid": (
+        lambda: two(lambda m, x: m.b(m.a(x).sigmoid()), large), "a.weight", "zero", "sigmoid is saturated",
+    ),
+    "a saturated tanh": (lambda: two(lambda m, x: m.b(m.a(x).tanh()), large), "a.bias", "zero", "tanh is saturated"),
+    "LoRA": (lambda: plain(Lora()), "down.weight", "zero", "up.weight, which is 0"),
+    "a layer of zeros": (lambda: two(lambda m, x: m.b(m.a(x)), nought), "a.weight", "zero", "b.weight, which is 0"),
+    "rounding": (lambda: two(lambda m, x: m.b(m.a(x).round())), "a.weight", "zero", "round is 0"),
+    "a softmax over one": (
+        lambda: two(lambda m, x: m.b(m.a(x)[:, :1].softmax(-1).expand(-1, 4))), "a.weight", "zero", "one element",
+    ),
+    "attention to one position": (lambda: two_heads(), "q", "zero", "one element"),
+    "a bias before batch norm": (lambda: plain(Normed()), "a.bias", "cancelled", "adds up to 0"),
+    "a bias of keys": (lambda: plain(Keys()), "k.bias", "cancelled", "adds up to 0"),
+    "added and taken away": (lambda: two(unequal), "a.weight", "cancelled", "adds up to 0"),
+    "sigmoids": (lambda: plain(Deep(12, 0.3)), "layers.0.weight", "vanished", "most is lost"),
+    "below what a float holds": (lambda: plain(Deep(40, 0.003)), "layers.0.bias", "vanished", "most is lost"),
+    "sqrt at 0": (
+        lambda: two(lambda m, x: m.b(torch.where(x > 9, m.a(x), (m.a(x) * 0).abs().sqrt()))), "a.bias", "nan", "0 · ∞",
+    ),
+    "norm of a power": (lambda: two(lambda m, x: m.b(x) + ((m.a(x) * 0) ** 2).sqrt()), "a.bias", "nan", "aten.pow"),
+}  # fmt: skip
+
+
+def two_heads() -> Program:
+    """Queries and keys of one position."""
+    torch.manual_seed(1)
+    model = nn.ParameterDict({name: nn.Parameter(torch.randn(4, 4)) for name in "qkv"})
+    h = X.unsqueeze(1)
+    return model, lambda m: F.scaled_dot_product_attention(h @ m["q"], h @ m["k"], h @ m["v"]).square().mean()
+
+
+def trace_of(program: Program) -> gradtrace.Trace:
+    model, loss_function = program
+    with gradtrace.record(model, examples=X) as tape:
+        loss = loss_function(model)
+    return tape.trace(loss)
+
+
+@pytest.mark.parametrize("name", list(SICK))
+def test_the_cause_is_found(name):
+    program, parameter, cause, said = SICK[name]
+    found = trace_of(program()).why(parameter)
+    assert found.cause == cause, found
+    assert said in str(found)
+    assert cause in ("frozen", "unused") or "test_why.py:" in str(found) or cause == "cancelled"
+
+
+def residual() -> nn.Module:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(8)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x).relu()
+            return x
+
+    return Block()
+
+
+def recurrent(kind: type[nn.RNNBase]) -> Program:
+    model = kind(4, 6, batch_first=True)
+    return model, lambda m: m(X.unsqueeze(1).expand(-1, 5, -1))[0].square().mean()
+
+
+def encoder(**options: object) -> Program:
+    model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True, **options)
+    return model, lambda m: m(X.unsqueeze(0) * 3)[..., 0].square().mean()
+
+
+def logging_too(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x)
+    m.seen = h.detach().numpy().mean(), h.sum().item(), (h > 0).float().mean()
+    return m.b(h.tanh())
+
+
+HEALTHY: dict[str, Callable[[], Program]] = {
+    "linear": lambda: plain(nn.Linear(4, 3)),
+    "relu": lambda: plain(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))),
+    "gelu": lambda: plain(nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))),
+    "tanh": lambda: plain(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))),
+    "sigmoid": lambda: plain(nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))),
+    "silu": lambda: plain(nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))),
+    "dropout": lambda: plain(nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 2))),
+    "deep": lambda: plain(nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(4, 4), nn.Tanh())])),
+    "residual": lambda: plain(residual()),
+    "layer norm": lambda: plain(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2))),
+    "batch norm": lambda: plain(nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh())),
+    "batch norm, evaluated": lambda: plain(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()),
+    "rnn": lambda: recurrent(nn.RNN),
+    "gru": lambda: recurrent(nn.GRU),
+    "lstm": lambda: recurrent(nn.LSTM),
+    "embedding": lambda: (nn.Embedding(9, 4), lambda m: m(torch.arange(6)).square().mean()),
+    "convolution": lambda: (nn.Conv1d(1, 3, 2), lambda m: m(X.unsqueeze(1)).relu().square().mean()),
+    "pooling": lambda: (nn.Conv1d(1, 3, 2), lambda m: F.max_pool1d(m(X.unsqueeze(1)), 3).square().mean()),
+    "cross entropy": lambda: (nn.Linear(4, 3), lambda m: F.cross_entropy(m(X), torch.arange(6) % 3)),
+    "double": lambda: (nn.Linear(4, 3).double(), lambda m: m(X.double()).square().mean()),
+    "autocast": lambda: (nn.Linear(4, 8), half),
+    "detached for a log": lambda: two(logging_too),
+    "a target that is detached": lambda: two(lambda m, x: m.b(x) + m.a(x) - m.a(x).detach()),
+    "used twice": lambda: two(lambda m, x: m.b(m.a(m.a(x).relu()) + m.a(x))),
+    "weights shared": lambda: two(lambda m, x: m.b(F.linear(m.a(x), m.a.weight.t()))),
+    "a few ReLUs that are off": lambda: two(lambda m, x: m.b(m.a(x).relu()), lambda m: m.a.bias[:2].fill_(-100)),
+}  # fmt: skip
+
+
+def half(model: nn.Module) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return model(X).float().square().mean()
+
+
+@pytest.mark.parametrize("name", list(HEALTHY))
+def test_nothing_is_found_in_what_is_well(name):
+    torch.manual_seed(2)
+    trace = trace_of(HEALTHY[name]())
+    found = [trace.why(parameter) for parameter in trace.tape.leaves]
+    assert [str(w) for w in found if w.cause != "healthy"] == []
+    assert trace.unused() == {}
+
+
+def test_there_are_enough_of_both():
+    causes = [cause for _, _, cause, _ in SICK.values()]
+    assert len(SICK) >= 25
+    assert len(HEALTHY) >= 25
+    assert all(causes.count(cause) >= 2 for cause in set(causes))
+    assert set(causes) == {"frozen", "unused", "result unused", "cut", "zero", "cancelled", "vanished", "nan"}
+
+
+def test_a_parameter_that_is_computed_is_no_leaf():
+    w = torch.ones(4, 4, requires_grad=True)
+    with gradtrace.record(names={"half": w / 2, "w": w}) as tape:
+        loss = (X @ w).square().mean()
+    trace = tape.trace(loss)
+    assert trace.why("half").cause == "not a leaf"
+    assert trace.why("w").cause == "healthy"
+    with pytest.raises(UnknownName, match="there are w"):
+        trace.why("nobody")
+
+
+def test_what_vanished_is_told_by_layer():
+    found = trace_of(plain(Deep(12, 0.3))).why("layers.0.weight")
+    ends = dict(found.layers)
+    assert [name for name in ends if name] == [f"layers.{n}" for n in range(12)]
+    log2 = [ends[f"layers.{n}"] for n in range(12)]
+    assert log2 == sorted(log2, reverse=True)
+    assert log2[-1] < -20
+
+
+def test_unused_by_cause():
+    program = two(lambda m, x: m.b(m.a(x).detach()), lambda m: m.b.bias.requires_grad_(False))
+    assert trace_of(program).unused() == {"frozen": ["b.bias"], "cut": ["a.weight", "a.bias"]}
+
+
+def ddp_finds(model: nn.Module, loss_function: Callable[[nn.Module], Tensor], tmp_path: Path) -> list[str]:
+    """The parameters without a gradient, by DDP's own account: it numbers those that require one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        loss_function(parallel).backward()
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        try:
+            loss_function(parallel)
+        except RuntimeError as error:
+            return [names[int(n)] for n in re.findall(r"grad for rank 0: ([\d ]+)", str(error))[0].split()]
+        return []
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Branches(nn.Module):
+    """Four layers, of which a program uses some."""
+
+    def __init__(self, how: Callable[[Branches, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.how = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)]), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self, x)
+
+
+USES: list[Callable[[Branches, Tensor], Tensor]] = [
+    lambda m, x: m.layers[0](x),
+    lambda m, x: m.layers[1](m.layers[3](x).relu()),
+    lambda m, x: m.layers[2](m.layers[0](x).detach()),
+    lambda m, x: m.layers[0](x) * (m.layers[1](x) > 0),
+    lambda m, x: m.layers[0](x) + m.layers[1](x).sum().item(),
+    lambda m, x: (m.layers[0](x), m.layers[2](x).tanh())[0],
+    lambda m, x: F.linear(x, m.layers[0].weight),
+    lambda m, x: m.layers[3](m.layers[1](x) + m.layers[1].bias.data),
+    lambda m, x: sum(layer(x) for layer in m.layers),
+    lambda m, x: m.layers[0](x)[:, m.layers[1](x)[0].argmax()].unsqueeze(1),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", range(len(USES)))
+def test_unused_is_what_ddp_finds(number, tmp_path):
+    torch.manual_seed(3)
+    model = Branches(USES[number])
+    model.layers[0].bias.requires_grad_(number != 1)
+    ours = trace_of(plain(model)).unused()
+    mine = {name for cause, names in ours.items() if cause != "frozen" for name in names}
+    assert mine == set(ddp_finds(model, loss_of, tmp_path))
+    assert ours.get("frozen", []) == ["layers.0.bias"] * (number == 1)
