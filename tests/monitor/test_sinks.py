@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +101,21 @@ def records(data: bytes) -> Iterator[bytes]:
             parts = b""
 
 
+def read_run(file: Path, messages: Any) -> tuple[list[dict], list[str], bool]:
+    """Read a run's rows of numbers, the files of its artifacts, and whether its end has been written."""
+    rows, artifacts, ended = [], [], False
+    for data in records(file.read_bytes()):
+        record = messages.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
+        if kind == "artifact":
+            artifacts += [c.path for c in record.artifact.manifest.contents]
+        ended = ended or kind == "exit"
+    return rows, artifacts, ended
+
+
 def test_wandb_offline(monkeypatch):
     wandb = pytest.importorskip("wandb", reason="needs gradtrace[wandb]")
     from wandb.proto import wandb_internal_pb2
@@ -106,14 +123,12 @@ def test_wandb_offline(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     told = watched(sinks.WandB(mode="offline", project="gradtrace", settings=wandb.Settings(x_disable_stats=True)))
     (file,) = Path("wandb").glob("offline-run-*/*.wandb")
-    rows, artifacts = [], []
-    for data in records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
-        if record.WhichOneof("record_type") == "artifact":
-            artifacts += [c.path for c in record.artifact.manifest.contents]
+    deadline = time.monotonic() + 60  # another process writes the file, perhaps after finish()
+    while True:
+        rows, artifacts, ended = read_run(file, wandb_internal_pb2)
+        if ended or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     assert {row["gradtrace/step"]: row[SHARE] for row in rows} == {n: told[n][SHARE] for n in told}
     assert artifacts == ["report.html"]
 
