@@ -42,5 +42,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what most programs do without when it is first used: `gradtrace.scalar` brings networkx."""
     if name in ("scalar", "monitor"):
-        return import_module(".scalar", __name__)
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

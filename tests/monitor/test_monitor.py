@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -64,6 +66,15 @@ def test_a_line_says_what_a_trace_of_the_same_step_says(tmp_path):
     live = trace.strength["0.weight"] > -torch.inf
     row = next(r for r in answer["rows"] if r["parameter"] == "0.weight")
     assert row["mean"] == pytest.approx(float(entropy[live].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["monitor.Monitor", "scalar.from_tape"])
+def test_rooms_that_are_imported_when_they_are_used(name):
+    said = subprocess.run(
+        [sys.executable, "-c", f"import gradtrace; print(gradtrace.{name}.__module__)"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert said.startswith(f"gradtrace.{name.split('.')[0]}")
 
 
 def test_steps_are_traced_at_the_interval(tmp_path):
