@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..jacobians.index_maps import Affine, Reordered, Way
-from ..recording.layouts import Layout, contiguous
+from ..recording.layouts import Layout, contiguous, unravelled
 from ..recording.record import Value
 
 
@@ -85,15 +85,6 @@ class Use:
             position, here = divmod(position, n)
             out += here * step
         return out
-
-
-def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """Give the index of a scalar in a shape."""
-    out = []
-    for n in reversed(shape):
-        flat, at = divmod(flat, n)
-        out.append(at)
-    return tuple(out[::-1])
 
 
 def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:

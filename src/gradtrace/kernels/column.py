@@ -27,8 +27,7 @@ from ..jacobians.structure import (
     Sparse,
     Strided,
 )
-from ..recording.layouts import Layout, Shape, contiguous, positions
-from .entry import unravelled
+from ..recording.layouts import Layout, Shape, contiguous, positions, unravelled
 from .reference import injective
 
 Column: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # rising flat indices of y, weights (None: ones)

@@ -49,7 +49,7 @@ def entries(structure: object, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     raise TypeError(f"not a structure: {structure!r}")
 
 
-def unravelled(flat: np.ndarray, shape: Shape) -> Index:
+def indices(flat: np.ndarray, shape: Shape) -> Index:
     """Give the indices of scalars in a shape."""
     return np.unravel_index(flat, shape) if shape else ()
 
@@ -70,8 +70,8 @@ def _numbers(found: Tensor | np.ndarray, like: np.ndarray) -> np.ndarray:
 
 @entries.register
 def _contraction(s: Contraction, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    at = dict(zip(s.y, unravelled(y, s.y_shape), strict=True))
-    of_x = dict(zip(s.x, unravelled(x, s.x_shape), strict=True))
+    at = dict(zip(s.y, indices(y, s.y_shape), strict=True))
+    of_x = dict(zip(s.x, indices(x, s.x_shape), strict=True))
     here = np.ones(y.shape, bool)
     for c, n in of_x.items():
         here &= at.get(c, n) == n
@@ -102,12 +102,12 @@ def _place(layout: Layout, at: Index, like: np.ndarray) -> np.ndarray:
 
 @entries.register
 def _strided(s: Strided, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return (_place(s.layout, unravelled(y, s.layout.size), y) == x).astype(np.float64)
+    return (_place(s.layout, indices(y, s.layout.size), y) == x).astype(np.float64)
 
 
 @entries.register
 def _placed(s: Placed, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    here = _place(s.layout, unravelled(x, s.layout.size), x) == y
+    here = _place(s.layout, indices(x, s.layout.size), x) == y
     for hidden in s.hidden:
         here &= ~np.isin(y, positions(hidden).numpy())
     return here.astype(np.float64)
@@ -127,7 +127,7 @@ def _scatter(s: Scatter, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @entries.register
 def _low_rank(s: LowRank, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    i, j = unravelled(y, s.shape), unravelled(x, s.shape)
+    i, j = indices(y, s.shape), indices(x, s.shape)
     met = np.ones(y.shape, bool)
     for d, (a, b) in enumerate(zip(i, j, strict=True)):
         if d not in s.dims:
@@ -162,7 +162,7 @@ def _double(given: Tensor) -> np.ndarray:
 
 @entries.register
 def _sparse(s: Sparse, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    (outer, i, inner), (of_x, j, of_inner) = unravelled(y, s.y_shape), unravelled(x, s.x_shape)
+    (outer, i, inner), (of_x, j, of_inner) = indices(y, s.y_shape), indices(x, s.x_shape)
     rows, columns, w = s.edges()
     size = s.x_shape[1]
     asked, number = np.unique(i * size + j, return_inverse=True)
@@ -199,7 +199,7 @@ def _gathered(first: object, read: Gather, y: np.ndarray, x: np.ndarray) -> np.n
 @entries.register
 def _convolved(s: Convolved, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Along each axis, small · stride + offset · dilation - padding = large; y is the large side if transposed."""
-    of_y, of_x = unravelled(y, s.sizes.output), unravelled(x, s.x_shape)
+    of_y, of_x = indices(y, s.sizes.output), indices(x, s.x_shape)
     if not s.to_input:
         there, met = _met(s.sizes, of_y, of_x)
     else:

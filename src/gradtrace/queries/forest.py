@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Borrowed, unravelled
+from ..backward.backpointers import Borrowed
 from ..backward.best import Best, OutOfRange, best
 from ..backward.elements import reverse
 from ..backward.example_labels import Labels
@@ -27,6 +27,7 @@ from ..backward.walk import EDGE_BITS, Edges, offsets
 from ..errors import NotANumber, UnknownName
 from ..jacobians import rules
 from ..kernels import native
+from ..recording.layouts import unravelled
 from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
 

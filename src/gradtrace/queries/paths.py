@@ -12,11 +12,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..backward.backpointers import unravelled
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..jacobians.rules import Edge
 from ..kernels.entry import entries
+from ..recording.layouts import unravelled
 from ..recording.record import Call, Value
 from .consumers import Consumers, Part
 from .forest import Forest

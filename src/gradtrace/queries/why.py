@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..backward.backpointers import unravelled
 from ..backward.several import ask
 from ..jacobians import rules
 from ..kernels.reference import pull
 from ..recording.components import names_listed
+from ..recording.layouts import unravelled
 from ..recording.record import Call, Cut, Record, Value
 from ..recording.replay import replay
 from ..semirings.base import AbsSum, Sum

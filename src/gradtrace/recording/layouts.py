@@ -66,3 +66,12 @@ def box(at: Layout, shape: Shape) -> tuple[Side, ...] | None:
             return None
         out.append(Side(start, size, axes.get(d)))
     return tuple(out)
+
+
+def unravelled(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Give the index of a scalar in a shape."""
+    out = []
+    for n in reversed(shape):
+        flat, at = divmod(flat, n)
+        out.append(at)
+    return tuple(out[::-1])

@@ -151,14 +151,14 @@ def _gru_gates(of: Direction) -> list[Tensor]:
     sums = torch.empty_like(moved)
     for h, out in zip(before, sums.split(list(of.sizes)), strict=True):
         torch.addmm(of.weights[3].data, h, u, out=out) if len(of.weights) > 2 else torch.mm(h, u, out=out)
-    r, z, new = sums.chunk(3, 1)
-    of_r, of_z, of_n = moved.chunk(3, 1)
-    r.add_(of_r).sigmoid_()
-    z.add_(of_z).sigmoid_()
-    n = of_n + new * r
-    for part in n.split(list(of.sizes)):  # step by step: kernels round what fills no whole register otherwise
-        part.tanh_()
-    return [sums[:, : 2 * of.hidden], n, torch.cat(before) - n, new]
+    sizes, n = list(of.sizes), of.ys.new_empty(of.ys.shape)
+    # step by step, and gate by gate: kernels round what fills no whole register otherwise
+    for out, given, candidate in zip(sums.split(sizes), moved.split(sizes), n.split(sizes), strict=True):
+        (r, z, new), (of_r, of_z, of_n) = out.chunk(3, 1), given.chunk(3, 1)
+        r.add_(of_r).sigmoid_()
+        z.add_(of_z).sigmoid_()
+        torch.add(of_n, new * r, out=candidate).tanh_()
+    return [sums[:, : 2 * of.hidden], n, torch.cat(before) - n, sums[:, 2 * of.hidden :]]
 
 
 _STEPS: dict[str, Begin] = {"gru": _gru, "rnn_tanh": _plain(TANH), "rnn_relu": _plain(RELU)}

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..backward.backpointers import unravelled
 from ..queries.forest import Forest
 from ..queries.paths import Reader
+from ..recording.layouts import unravelled
 from ..recording.record import Value
 from .tokens import Tokens
 
