@@ -241,7 +241,13 @@ ROWS: tuple[Row, ...] = (
     _of_trace(
         "repr, fallbacks", lambda t: (repr(t), t.fallbacks, t.root, t.loss, t.tape), "fallbacks", "root", "loss", "tape"
     ),
-    Row("calls, leaves, record", ("Tape.calls", "Tape.leaves", "Tape.record"), lambda s: (s.tape.calls, s.tape.leaves)),
+    _of_trace("why one parameter, unused", lambda t: (t.why(next(iter(t.tape.leaves))), t.unused()), "why", "unused"),
+    Row(
+        "calls, leaves, record, losses, refused",
+        ("Tape.calls", "Tape.leaves", "Tape.record", "Tape.losses", "Tape.refused"),
+        lambda s: (s.tape.calls, s.tape.leaves, s.tape.losses(), s.tape.refused),
+    ),
+    Row("jacobian of the last call", ("Tape.jacobian",), lambda s: s.tape.jacobian(len(s.tape.calls) - 1)),
     Row("find, value_of", ("Tape.find", "Tape.value_of"), _look_up),
 )
 

@@ -44,7 +44,7 @@ def _convolved_back(a: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
 # rules whose operator is in the database under its own name
 SAME = """
 _batch_norm_with_update _native_batch_norm_legit _softmax_backward_data _unsafe_masked_index
-_unsafe_masked_index_put_accumulate _upsample_bilinear2d_aa addbmm addmm addmv addr alias_copy amax aminmax
+_unsafe_masked_index_put_accumulate _upsample_bilinear2d_aa addbmm addcmul addmm addmv addr alias_copy amax aminmax
 as_strided as_strided_copy as_strided_scatter baddbmm bernoulli block_diag bmm cat cholesky cholesky_inverse
 cholesky_solve clone constant_pad_nd cummax cummin diag_embed diagonal_copy diagonal_scatter dist dot expand_copy
 fill flip gather grid_sampler_2d grid_sampler_3d index_add index_copy index_fill index_put index_select kthvalue

@@ -187,7 +187,16 @@ def _certificate(a: Asked) -> Any:
 def _tape(a: Asked) -> Any:
     root, leaves = a.tape.value_of(a.loss), [str(v) for v in a.tape.leaves.values()]
     number = numbers(a.tape.record, root)
+    assert a.tape.refused is None
+    assert any(t is a.loss for t in a.tape.losses())
     return [(c.name, c.module, c.source) for c in a.tape.calls if c.index in number], leaves, root.shape
+
+
+def _jacobian(a: Asked) -> Any:
+    for call in a.tape.record.before(a.tape.value_of(a.loss)):
+        if call.inputs and call.outputs[0] is not None and (value := call.inputs[0].value) is not None:
+            shape = call.outputs[0].shape + value.shape
+            assert a.tape.jacobian(call).shape == shape
 
 
 def _attributes(a: Asked) -> Any:
@@ -218,7 +227,12 @@ SMALL, MEDIUM = (
 )  # scalars on a tape for which one Python object an edge, and several paths a scalar, are cheap
 
 QUESTIONS: tuple[Question, ...] = (
-    Question("tape", ("Tape.record", "Tape.calls", "Tape.leaves", "Tape.value_of"), _tape),
+    Question(
+        "tape", ("Tape.record", "Tape.calls", "Tape.leaves", "Tape.value_of", "Tape.losses", "Tape.refused"), _tape
+    ),
+    Question("jacobian", ("Tape.jacobian",), _jacobian, most=SMALL),
+    Question("why", ("Trace.why",), lambda a: [str(a.trace.why(name)) for name in a.leaves], most=MEDIUM),
+    Question("unused", ("Trace.unused",), lambda a: a.trace.unused(), most=MEDIUM),
     Question("find", ("Tape.find",), lambda a: [str(a.tape.find(name)) for name in a.leaves]),
     *(_grad(s, most=MEDIUM if s in (SignedMax, Power(3), TopK(2)) else float("inf")) for s in SEMIRINGS),
     *(_grad(s, most=MEDIUM) for s in SPLIT),
