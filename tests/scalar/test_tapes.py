@@ -157,6 +157,14 @@ def test_the_jacobians_of_a_tape_multiply_to_its_gradient(program):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_number_by_a_number():
+    w = torch.tensor(3.0, requires_grad=True)
+    with record(names={"w": w}) as tape:
+        w.exp()
+    assert tape.jacobian(0).shape == ()
+    assert tape.jacobian(0) == w.exp()
+
+
 def test_a_call_is_named_or_numbered_and_others_are_refused():
     w, x = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0, 4.0]])
     with record(names={"w": w}) as tape:

@@ -42,7 +42,7 @@ def local(call: Call, argument: int, result: int) -> Tensor:
     _followed(call, "result", result, call.outputs)
     arguments, results = run_again(call, {argument}, [result])
     x, y = arguments[argument], results[result]
-    return jacobian(y, x).reshape(*y.shape, *x.shape)
+    return jacobian(y, x).reshape((*y.shape, *x.shape))
 
 
 def _followed(call: Call, kind: str, number: int, values: Sequence[Value | None]) -> None:

@@ -241,6 +241,6 @@ def finite(content: Any) -> Any:
         return content
     if isinstance(content, Mapping):
         return {str(key): finite(value) for key, value in content.items()}
-    if isinstance(content, Sequence):
+    if isinstance(content, Sequence) and not isinstance(content, str):  # a version of torch is a kind of text
         return [*content] if PLAIN.issuperset(map(type, content)) else [*map(finite, content)]
     return None if isinstance(content, float) and not math.isfinite(content) else content
