@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CertificateError, GradtraceError, MissingRule
 from ..jacobians.rules.table import Edge, Rule, differentiable
-from ..kernels.reference import pull
+from ..kernels.reference import carried
 from ..recording.record import Call, Input, Saved, Value
 from ..semirings import AbsSum, Sum
 from ..semirings.base import Semiring
@@ -90,12 +90,10 @@ def _compare(rule: Rule, call: Call, row: str) -> None:
 
 def _carried(semiring: Semiring, edges: list[Edge], position: int, seeds: dict[int, Tensor], x: Tensor) -> Tensor:
     """Carry the seeds back to one argument, under a semiring."""
-    carrier, total = semiring.carrier, torch.zeros(x.shape, dtype=torch.float64)
+    total = torch.zeros(x.shape, dtype=torch.float64)
     for at, number, structure in edges:
         if at == position and number in seeds:
-            seed = seeds[number].unsqueeze(0)
-            start = carrier.weigh(seed, carrier.one(torch.ones_like(seed)))
-            total = total + carrier.plain(pull(structure, carrier, start)).reshape(x.shape)
+            total = total + carried(structure, semiring.carrier, seeds[number].unsqueeze(0)).reshape(x.shape)
     return total
 
 

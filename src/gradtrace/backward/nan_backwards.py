@@ -1,20 +1,52 @@
-"""Where a gradient becomes NaN although no forward value is: 0 · ∞ in a derivative, or ∞ − ∞ where two meet.
+"""Backpropagation as autograd does it, call by call: what reaches each value, and where a NaN comes up.
 
-A trace does not mind 0 · ∞ (an edge of weight 0 is absent), but autograd's gradient is NaN from there on, and so there
-is nothing to prove a tape against. This walk says where.
+A trace does not mind 0 · ∞ (an edge of weight 0 is absent), nor does `tape.grad` under Sum, but autograd multiplies,
+and its gradient is NaN from there on; so it is where two gradients meet as ∞ − ∞. This walk says where, though no
+forward value is NaN.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from ..recording.record import Record, Value
+import torch
+from torch import Tensor
+
+from ..recording.record import Call, Record, Value
 from ..recording.replay import replay
 
 
+@dataclass(eq=False)
+class Gradients:
+    """Ordinary gradients.
+
+    Attributes:
+        of: by value id, in the value's shape; none for a value that nothing reaches.
+        sick: by their numbers, calls in whose derivative a NaN came up, or at which two gradients met as ∞ − ∞, with
+            what to say of it.
+    """
+
+    of: dict[int, Tensor] = field(default_factory=dict)
+    sick: dict[int, str] = field(default_factory=dict)
+
+
+def gradients(record: Record, loss: Value) -> Gradients:
+    """Walk back from the loss, every operator with its own derivative."""
+    found = Gradients()
+    for call, said in _walked(record, loss, found.of):
+        found.sick.setdefault(call.index, said)
+    return found
+
+
 def nan_in_backward(record: Record, loss: Value) -> str | None:
-    """Walk back as autograd does, operator by operator; say where the first NaN comes up, None if none does."""
-    reached = {loss.id: torch.ones(loss.shape, dtype=loss.dtype)}
+    """Say where the first NaN comes up on the way back, None if none does."""
+    return next((said for _, said in _walked(record, loss, {})), None)
+
+
+def _walked(record: Record, loss: Value, reached: dict[int, Tensor]) -> Iterator[tuple[Call, str]]:
+    """Walk back, and note what reaches each value; give calls as a NaN comes up in them."""
+    reached[loss.id] = torch.ones(loss.shape, dtype=loss.dtype)
     for call in reversed(record.before(loss)):
         given = [reached.get(v.id) if v is not None else None for v in call.outputs]
         if not any(g is not None for g in given):
@@ -23,10 +55,11 @@ def nan_in_backward(record: Record, loss: Value) -> str | None:
             value = call.inputs[position].value
             if value is None or not value.differentiable:
                 continue
-            if part.isnan().any():
-                return f"0 · ∞ in the derivative of {call.where}"
             before = reached.get(value.id)
-            reached[value.id] = part if before is None else before + part
-            if reached[value.id].isnan().any():
-                return f"∞ − ∞ where {call.where} and a later use of {value} meet"
-    return None
+            total = reached[value.id] = part if before is None else before + part
+            if not total.isnan().any() or any(g is not None and bool(g.isnan().any()) for g in given):
+                continue
+            if part.isnan().any():
+                yield call, f"0 · ∞ in the derivative of {call.where}"
+            elif before is not None and not before.isnan().any():
+                yield call, f"∞ − ∞ where {call.where} and a later use of {value} meet"

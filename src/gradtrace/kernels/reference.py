@@ -170,6 +170,11 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
 
 
+def carried(structure: object, carrier: Carrier, numbers: Tensor) -> Tensor:
+    """Carry ordinary numbers (batch × y) back along a structure, as ordinary numbers."""
+    return carrier.plain(pull(structure, carrier, carrier.weigh(numbers, carrier.one(torch.ones_like(numbers)))))
+
+
 def axes(layout: Layout, x_shape: Shape) -> list[int] | None:
     """Give the order in which x has the axes of a view, those of size 1 last, if it shows all of x once; else None."""
     size, stride = layout.size, layout.stride
@@ -206,9 +211,7 @@ def window_into(layout: Layout, carrier: Carrier, part: Element, known: Element)
         known: batch × x, contiguous.
     """
     merged = carrier.plus_over(each(known, lambda p: window(p, layout)), part)
-    if len(merged) > len(known):  # of a carrier without a fixed number of planes
-        known += carrier.zero(tuple(known[0].shape), merged[len(known) :])
-    known = tuple(p.to(m.dtype) for p, m in zip(known, merged, strict=True))
+    known = _fitting(carrier, known, merged)
     for plane, some in zip(known, merged, strict=True):
         window(plane, layout).copy_(some)
     return known
@@ -250,12 +253,17 @@ def gather_into(s: Gather, carrier: Carrier, g: Element, known: Element) -> Elem
     read, rows = _gathered(s, carrier, g)
     shape, known = known[0].shape, each(known, lambda p: p.reshape(len(p), -1, s.width))
     rows = carrier.plus(each(known, lambda p: p.index_select(1, read)), rows)
-    if len(rows) > len(known):  # of a carrier without a fixed number of planes
-        known += carrier.zero(tuple(known[0].shape), rows[len(known) :])
-    known = tuple(p.to(r.dtype) for p, r in zip(known, rows, strict=True))
+    known = _fitting(carrier, known, rows)
     for plane, part in zip(known, rows, strict=True):
         plane.index_copy_(1, read, part)
     return each(known, lambda p: p.reshape(shape))
+
+
+def _fitting(carrier: Carrier, known: Element, some: Element) -> Element:
+    """Give planes of which `some` can become a part: as many, and as precise."""
+    if len(some) > len(known):  # of a carrier without a fixed number of planes
+        known += carrier.zero(tuple(known[0].shape), some[len(known) :])
+    return tuple(p.to(s.dtype) for p, s in zip(known, some, strict=True))
 
 
 def _gathered(s: Gather, carrier: Carrier, g: Element) -> tuple[Tensor, Element]:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..backward.nan_backwards import Gradients, gradients
 from ..backward.several import ask
 from ..jacobians import rules
-from ..kernels.reference import pull
+from ..kernels.reference import carried
 from ..recording.components import names_listed
 from ..recording.layouts import unravelled
 from ..recording.record import Call, Cut, Record, Value
 from ..recording.replay import replay
 from ..semirings.base import AbsSum, Sum
-from .backprop import Gradients, gradients
 from .forest import Forest
 from .paths import follow
 
@@ -140,10 +140,7 @@ class Reasons:
                 made = call.outputs[number]
                 grad = self.gradients.of.get(made.id) if made is not None else None
                 if call.inputs[position].value is value and grad is not None:
-                    start = grad.abs().double().unsqueeze(0)
-                    carrier = AbsSum.carrier
-                    given = carrier.weigh(start, carrier.one(torch.ones_like(start)))
-                    total += float(carrier.plain(pull(structure, carrier, given)).sum())
+                    total += float(carried(structure, AbsSum.carrier, grad.abs().double().unsqueeze(0)).sum())
         return total
 
 
