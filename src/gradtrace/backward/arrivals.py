@@ -7,7 +7,7 @@ only one has arrived there is nothing to compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -118,10 +118,7 @@ class Arrivals:
 
     def _apart(self, new: Layout) -> bool:
         """Tell whether a window surely overlaps none that has arrived."""
-        first, last = span(new)
-        if not self.parts or last < self.span[0] or first > self.span[1]:  # steps of a sequence come one by one
-            return True
-        return all(disjoint(old.window, new) for old in self.parts if old.window is not None)
+        return apart(new, (old.window for old in self.parts if old.window is not None), self.span)
 
     def _paste(self, part: Pulled) -> None:
         """Write a window where nothing has been written yet."""
@@ -217,6 +214,13 @@ def _above(a: Plane, b: Plane) -> bool:
     # a plane's own bounds grow looser with all that it outdoes, step by step of a long sequence
     least, most = math.frexp(float(a.data.min())), math.frexp(float(b.data.max()))
     return least[0] > 0 and least[1] + a.exponent > most[1] + b.exponent
+
+
+def apart(new: Layout, others: Iterable[Layout], reach: tuple[int, int]) -> bool:
+    """Tell whether a window surely overlaps none of some others, which lie between two positions."""
+    first, last = span(new)
+    # steps of a sequence come one by one
+    return last < reach[0] or first > reach[1] or all(disjoint(old, new) for old in others)
 
 
 @lru_cache(maxsize=4096)

@@ -14,9 +14,9 @@ from ..kernels.additive import shown
 from ..kernels.reference import gather_into, pull, window, window_into
 from ..recording.layouts import Layout
 from ..recording.record import Call, Record, Value
-from ..recording.storage import disjoint, span
+from ..recording.storage import span
 from ..semirings.base import Carrier, Element
-from .arrivals import side_by_side
+from .arrivals import apart, side_by_side
 from .example_labels import Labels
 from .per_example import pull_by_example
 from .walk import Algebra, Edge, Track, walk
@@ -43,10 +43,9 @@ class Windows:
 
     def take(self, layout: Layout, part: Element) -> bool:
         """Take in one more part, if it surely overlaps none that is there."""
-        (begin, end), (first, last) = self.span, span(layout)
-        # steps of a sequence come one by one
-        if not (last < begin or first > end or all(disjoint(old, layout) for old in self.layouts)):
+        if not apart(layout, self.layouts, self.span):
             return False
+        (begin, end), (first, last) = self.span, span(layout)
         self.layouts.append(layout)
         self.parts.append(part)
         self.span = min(begin, first), max(end, last)
@@ -109,7 +108,7 @@ class Elements(Algebra[Reached, Reached]):
         planes = carrier.seed(g.g, _ids(result if carrier.points else None, first, g.g[0])) if self._seeds else g.g
         kind, batch = type(structure), 1 if labels is None else labels.batch(argument)
         if kind is Strided and self.enter is None and (labels is None or batch == labels.batch(result)):
-            layout = _part(structure)
+            layout = shown(structure.layout, structure.x_shape).part
             if layout is not None:
                 return self._beside(layout, planes, argument, known)
         if known is not None and known.windows is not None:
@@ -162,12 +161,6 @@ class Elements(Algebra[Reached, Reached]):
 
 def _size(kind: torch.dtype) -> int:
     return kind.itemsize
-
-
-def _part(s: Strided) -> Layout | None:
-    """Give where a view lies in its base, if it shows a part of it, each scalar once."""
-    how = shown(s.layout, s.x_shape)
-    return None if how.back is not None or how.repeated or not how.injective else how.apart
 
 
 def reverse(

@@ -194,6 +194,11 @@ class Shown(NamedTuple):
     apart: Layout
     injective: bool
 
+    @property
+    def part(self) -> Layout | None:
+        """Where a view lies in its base, if it shows a part of it, each scalar once."""
+        return None if self.back is not None or self.repeated or not self.injective else self.apart
+
 
 @lru_cache(maxsize=4096)
 def shown(layout: Layout, x_shape: Shape) -> Shown:
@@ -238,11 +243,11 @@ def add_to_window(s: Strided, g: Tensor, known: Tensor | None) -> bool:
         g: batch × y, or y.
         known: batch × x, or x; contiguous.
     """
-    how = shown(s.layout, s.x_shape)
-    if known is None or how.back is not None or how.repeated or not how.injective or not known.is_contiguous():
+    layout = shown(s.layout, s.x_shape).part
+    if known is None or layout is None or not known.is_contiguous():
         return False
     whole = known.reshape(-1, prod(s.x_shape))
-    window(whole, how.apart).add_(g.reshape(len(whole), *how.apart.size))
+    window(whole, layout).add_(g.reshape(len(whole), *layout.size))
     return True
 
 
