@@ -195,13 +195,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_compete(commands: Any) -> None:
-    command = commands.add_parser(
-        "compete",
-        help="competing components in a language model: train, trace, ablate",
-        description=COMPETE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _command(commands: Any, name: str, short: str, text: str) -> argparse.ArgumentParser:
+    """Add a command: `short` is its line in the list of commands, `text` its own help."""
+    return commands.add_parser(name, help=short, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "target", metavar="MODULE:FUNCTION", help="a dotted module, or the path of a .py file, and a function in it"
     )
+
+
+def _add_compete(commands: Any) -> None:
+    command = _command(commands, "compete", "competing components in a language model: train, trace, ablate", COMPETE)
     default = Options()
     add = command.add_argument
     names = ",".join(default.components)
@@ -245,18 +251,9 @@ def _add_compete(commands: Any) -> None:
 
 
 def _add_trace(commands: Any) -> None:
-    command = commands.add_parser(
-        "trace",
-        help="components by influence, and strongest paths, of your own model",
-        description=TRACE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "trace", "components by influence, and strongest paths, of your own model", TRACE)
     add = command.add_argument
-    add(
-        "target",
-        metavar="MODULE:FUNCTION",
-        help="a dotted module, or the path of a .py file, and a function in it",
-    )
+    _add_target(command)
     add("--of", default="*", metavar="GLOB", help="the parameters whose paths are traced (default: all)")
     add("--components", type=names_of, metavar="A,B,…", help="module names, globs or call instances such as rnn:2 "
         "(default: the outermost modules)")  # fmt: skip
@@ -284,49 +281,27 @@ def _add_trace(commands: Any) -> None:
 
 
 def _add_why(commands: Any) -> None:
-    command = commands.add_parser(
-        "why",
-        help="why a parameter gets no gradient, or next to none",
-        description=WHY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument(
-        "target", metavar="MODULE:FUNCTION", help="a dotted module, or the path of a .py file, and a function in it"
-    )
+    command = _command(commands, "why", "why a parameter gets no gradient, or next to none", WHY)
+    _add_target(command)
     command.add_argument("names", metavar="NAME", nargs="*", help="parameters (default: all that are not healthy)")
     command.set_defaults(run=run_why, stopped=lambda given: "stopped")
 
 
 def _add_report(commands: Any) -> None:
-    command = commands.add_parser(
-        "report",
-        help="results.json as one HTML file",
-        description=REPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "report", "results.json as one HTML file", REPORT)
     command.add_argument("results", type=Path, metavar="results.json")
     command.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html beside it)")
     command.set_defaults(run=run_report, stopped=lambda given: "stopped")
 
 
 def _add_show(commands: Any) -> None:
-    command = commands.add_parser(
-        "show",
-        help="results.json in the terminal",
-        description=SHOW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "show", "results.json in the terminal", SHOW)
     command.add_argument("results", type=Path, metavar="results.json")
     command.set_defaults(run=run_show, stopped=lambda given: "stopped")
 
 
 def _add_gallery(commands: Any) -> None:
-    command = commands.add_parser(
-        "gallery",
-        help="worked examples, to read and to run",
-        description=GALLERY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "gallery", "worked examples, to read and to run", GALLERY)
     command.add_argument("name", nargs="?", metavar="NAME", help="which (default: list them)")
     command.add_argument("--picture", metavar="FILE", help="where to draw its picture: .svg, .png or .pdf")
     command.set_defaults(run=run_gallery, stopped=lambda given: "stopped")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..queries.arguments import batch_tensors
-from .book import HISTORY
+from .host import Host
 from .monitor import Monitor
 from .step import Step
 
-FOLDER = "gradtrace"
 
-
-class TraceCallback(Callback):
+class TraceCallback(Host, Callback):
     """Trace every so many of the Trainer's steps; of several backward passes of one step, the first.
 
     >>> trainer = Trainer(callbacks=[TraceCallback(every=100, of="encoder*")])
@@ -40,13 +37,8 @@ class TraceCallback(Callback):
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(self._options.get("folder", Path(trainer.default_root_dir) / FOLDER))
-        if not trainer.global_step:
-            (folder / HISTORY).unlink(missing_ok=True)
-        given = self._options.get("sinks", ())
-        sinks = [*(given if isinstance(given, (list, tuple)) else (given,)), self]
         self._trainer = trainer
-        self.monitor = Monitor(pl_module, **self._options | {"folder": folder, "sinks": sinks}, resume=True)
+        self.monitor = self.watching(pl_module, trainer.default_root_dir, self._options, anew=not trainer.global_step)
         self.monitor.load_state_dict(self._state | {"step": trainer.global_step})
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -88,9 +80,3 @@ class TraceCallback(Callback):
         assert self._trainer is not None
         for logger in self._trainer.loggers:
             logger.log_metrics(dict(numbers), step=step)
-
-    def page(self, path: Path) -> None:
-        """Leave the page where it is."""
-
-    def close(self) -> None:
-        """Do nothing."""

@@ -94,9 +94,9 @@ class Monitor:
         _check(model, self._of)
         self._components = components_of(components)
         self._kinds = kinds_of(kinds)
-        self._semirings = [named(k) for k in _several(semirings)]
+        self._semirings = [named(k) for k in several(semirings)]
         self._paths = whole("paths", paths, 0)
-        self._sinks: list[Sink] = list(_several(sinks))
+        self._sinks: list[Sink] = list(several(sinks))
         self.clock = Clock()
         self._next: int = 0  # the number of the next step, where nobody gives one
         self._due = 0
@@ -306,7 +306,8 @@ class Monitor:
         self.close()
 
 
-def _several(given: Any) -> Sequence[Any]:
+def several(given: Any) -> Sequence[Any]:
+    """Give one thing, or several, as several."""
     return given if isinstance(given, (list, tuple)) else (given,)
 
 

@@ -6,20 +6,17 @@ The Trainer tells its callbacks neither, so this one stands around `trainer.comp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..queries.arguments import batch_tensors
-from .book import HISTORY
+from .host import Host
 from .monitor import Monitor
 
-FOLDER = "gradtrace"
 
-
-class TraceCallback(TrainerCallback):
+class TraceCallback(Host, TrainerCallback):
     """Trace every so many of the Trainer's steps; of several batches that make one step, the first.
 
     >>> trainer.add_callback(TraceCallback(trainer, every=100, of="*query*"))
@@ -45,15 +42,9 @@ class TraceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._end()
-        folder = Path(self._options.get("folder", Path(str(args.output_dir)) / FOLDER))
-        if not state.global_step:
-            (folder / HISTORY).unlink(missing_ok=True)
-        given = self._options.get("sinks", ())
-        sinks = [*(given if isinstance(given, (list, tuple)) else (given,)), self]
-        options = self._options | {"folder": folder, "sinks": sinks}
         model = self._trainer.model
         assert isinstance(model, nn.Module)
-        self.monitor = Monitor(model, **options, resume=True)
+        self.monitor = self.watching(model, str(args.output_dir), self._options, anew=not state.global_step)
         self.monitor.go_to(state.global_step)
         self._compute_loss = self._trainer.compute_loss
         self._trainer.compute_loss = self._traced_loss
@@ -88,9 +79,3 @@ class TraceCallback(TrainerCallback):
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Keep a trace's numbers until the step ends: as a sink of the monitor."""
         self._waiting.append(dict(numbers))
-
-    def page(self, path: Path) -> None:
-        """Leave the page where it is."""
-
-    def close(self) -> None:
-        """Do nothing."""

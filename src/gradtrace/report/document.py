@@ -135,7 +135,6 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
             f"passed: {certificate.leaves} parameters equal autograd's gradient, largest relative difference "
             f"{certificate.difference:.1e} (allowed {certificate.tolerance:.0e})"
         )
-    served = ", ".join(f"{name} ({count} calls)" for name, count in trace.fallbacks.items())
     passes = {kind: sum(trace.forest(kind).seconds.values()) for kind in ("best",)}
     return [
         ("Versions", [*versions().items()]),
@@ -149,7 +148,7 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
                 ("examples", f"{record.examples}, each on its own" if apart else "not told apart"),
             ],
         ),
-        ("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]),
+        ("Proof", [("certificate", proved), served_by_fallback(trace.fallbacks)]),
         ("Cost", [(f"{k} pass", f"{s:.2f} s") for k, s in passes.items()] + [("peak memory", peak_memory())]),
     ]
 
@@ -185,18 +184,15 @@ def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> l
             f"passed at the first trace: {certificate['leaves']} parameters equal autograd's gradient, largest "
             f"relative difference {certificate['difference']:.1e} (allowed {certificate['tolerance']:.0e})"
         )
-    fallbacks = results.get("fallbacks") or {}
-    served = ", ".join(f"{name} ({count} calls)" for name, count in fallbacks.items())
     sections: list[Section] = [
-        ("Versions", [(k, str(v)) for k, v in results["versions"].items()]),
-        ("Run", [("command", command_of(results)), *((k.replace("_", " "), text_of(v)) for k, v in options.items())]),
+        ("Versions", rows_of(results["versions"])),
+        ("Run", [("command", command_of(results)), *rows_of(options)]),
     ]
     if "corpus" in results:
-        sections.append(("Text", [(k.replace("_", " "), text_of(v)) for k, v in results["corpus"].items()]))
+        sections.append(("Text", rows_of(results["corpus"])))
     sections.append(("Model", model_of(results["graph"])))
-    sections.append(("Proof", [("certificate", proved), ("operators served by the fallback", served or "none")]))
-    cost = [(k.replace("_", " "), text_of(v)) for k, v in measured.items()]
-    return [*sections, ("Cost", cost or [("time and memory", "not recorded beside these results")])]
+    sections.append(("Proof", [("certificate", proved), served_by_fallback(results.get("fallbacks") or {})]))
+    return [*sections, ("Cost", rows_of(measured) or [("time and memory", "not recorded beside these results")])]
 
 
 def model_of(graph: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -221,8 +217,18 @@ def command_of(results: Mapping[str, Any]) -> str:
     return shlex.join(["gradtrace", "compete", *(part for pair in flags for part in pair)])
 
 
-def text_of(value: Any) -> str:
-    """Write an option or a measurement as a reader wants it."""
+def served_by_fallback(fallbacks: Mapping[str, int]) -> tuple[str, str]:
+    """Name the operators that no exact rule served."""
+    served = ", ".join(f"{name} ({count} calls)" for name, count in fallbacks.items())
+    return "operators served by the fallback", served or "none"
+
+
+def rows_of(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Write options or measurements as a reader wants them."""
+    return [(name.replace("_", " "), _text(value)) for name, value in values.items()]
+
+
+def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     if isinstance(value, bool):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import headline
-from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, text_of
+from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, rows_of, served_by_fallback
 
 SCHEMA_OF_HISTORY = "gradtrace.history/1"
 SUFFIX = ".jsonl"
@@ -151,20 +151,16 @@ def _losses(history: History) -> list[dict[str, Any]]:
 
 def _provenance(history: History) -> list[tuple[str, list[tuple[str, str]]]]:
     run, last = history.run, history.traces[-1]
-    fallbacks = ", ".join(f"{name} ({count} calls)" for name, count in last["fallbacks"].items()) or "none"
     connected = "; ".join(last["connected"]) or "nowhere"
     spent, elapsed = last["seconds"]["tracing"], last["seconds"]["training"]
     share = f"{spent / elapsed:.2%} of {elapsed:,.0f} s" if elapsed else "not measured"
     cost = [("traces", str(len(history.traces))), ("time, up to the last trace", share)]
     failed = [(f"step {f['step']}", f["reason"]) for f in history.failures]
     return [
-        ("Versions", [(k, str(v)) for k, v in run["versions"].items()]),
-        ("Run", [(k.replace("_", " "), text_of(v)) for k, v in run["options"].items() if v is not None]),
+        ("Versions", rows_of(run["versions"])),
+        ("Run", rows_of({k: v for k, v in run["options"].items() if v is not None})),
         ("Model", model_of(history.graphs[last["graph"]])),
-        (
-            "Proof",
-            [("operators served by the fallback", fallbacks or "none"), ("connected at", connected or "nowhere")],
-        ),
+        ("Proof", [served_by_fallback(last["fallbacks"]), ("connected at", connected)]),
         ("Cost", cost),
         *([("Failed traces", failed)] if failed else []),
     ]
