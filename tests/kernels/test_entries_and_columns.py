@@ -1,4 +1,4 @@
-"""Single columns of structures, against their whole Jacobians written out as loops from the definitions."""
+"""Single entries and columns of structures, against their whole Jacobians written out as loops from the definitions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numeric_jacobians import LAYOUTS, contractions, integers, jacobian, low_rank_factors, seeds
 
 from gradtrace.jacobians.rules import structures
+from gradtrace.jacobians.rules.dense import whole
 from gradtrace.jacobians.structure import Chain, Gather, LowRank, Placed, Scatter, Sparse, Strided, Structure, diagonal
 from gradtrace.kernels.column import columns
 from gradtrace.kernels.entry import entries
@@ -32,7 +33,13 @@ def read(s: Structure, y_numel: int, x_numel: int) -> list[list[float]]:
 
 def check(s: Structure, y_numel: int, x_numel: int) -> None:
     j = jacobian(s)
+    y, x = (at.flatten() for at in np.indices((y_numel, x_numel)))
+    assert entries(s, y, x).tolist() == [j.get(at, 0.0) for at in zip(y.tolist(), x.tolist(), strict=True)]
     assert read(s, y_numel, x_numel) == [[j.get((y, x), 0.0) for x in range(x_numel)] for y in range(y_numel)]
+
+
+def row(s: Structure, y: int, x_numel: int) -> list[float]:
+    return entries(s, np.full(x_numel, y), np.arange(x_numel)).tolist()
 
 
 @given(contractions())
@@ -49,8 +56,9 @@ def test_views(name):
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n not in ("expanded", "repeated-and-kept", "overlapping")])
 def test_copies_into_a_part_of_which_some_is_written_over(name):
-    interleaved = Layout((2, 3), (3, 2), 0)
-    for hidden in ((), (Layout((4,), (1,), 4),), (Layout((3,), (4,), 2), Layout((), (), 0)), (interleaved,)):
+    one, two = (Layout((4,), (1,), 4),), (Layout((3,), (4,), 2), Layout((), (), 0))
+    nothing, interleaved = (Layout((0,), (1,), 0),), (Layout((2, 3), (3, 2), 0),)
+    for hidden in ((), one, two, nothing, interleaved):
         check(Placed(LAYOUTS[name], (3, 4), hidden), 12, prod(LAYOUTS[name].size))
 
 
@@ -88,10 +96,10 @@ def test_lists_of_edges(pairs, weighted, seed):
 
 
 def test_one_structure_after_another():
-    read = Gather(lambda: torch.tensor([2, 0, -1, 2]), (4,), (3,))
+    gather = Gather(lambda: torch.tensor([2, 0, -1, 2]), (4,), (3,))
     scale = diagonal((4,), (4,), lambda: torch.tensor([2.0, 0.0, 5.0, -3.0], dtype=torch.float64))
-    check(Chain(scale, read), 4, 3)
-    check(Chain(Strided(Layout((2, 2), (1, 2), 0), (4,)), read), 4, 3)
+    check(Chain(scale, gather), 4, 3)
+    check(Chain(Strided(Layout((2, 2), (1, 2), 0), (4,)), gather), 4, 3)
 
 
 @given(
@@ -115,8 +123,22 @@ def test_convolutions_whichever_way_they_go(sizes, transposed):
     whole = torch.autograd.functional.jacobian(lambda x, w: run(x, w, **sizes), (x, w))
     for position, _, s in structures(call):
         j = whole[position].reshape(-1, (x, w)[position].numel())
+        for y in range(0, len(j), 7):
+            assert row(s, y, j.shape[1]) == pytest.approx(j[y].tolist(), abs=1e-12)
         found = torch.tensor(read(s, *j.shape), dtype=torch.float64)
         assert torch.allclose(found, j, rtol=1e-12, atol=1e-12)
+
+
+def test_parts_written_over_at_places_that_interleave():
+    check(Placed(Layout((12,), (1,), 0), (3, 4), (Layout((2, 3), (3, 2), 0),)), 12, 12)
+
+
+def test_of_a_jacobian_that_is_written_out_one_row_is_enough():
+    x = leaf(3, 3)
+    tape, _ = recorded(lambda x: torch.linalg.matrix_exp(x).sum(), {"x": x})
+    _, _, s = whole(tape.calls[0], 0, 0)
+    j = torch.autograd.functional.jacobian(torch.linalg.matrix_exp, x).reshape(9, 9)
+    assert row(s, 4, 9) == pytest.approx(j[4].tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,5 +156,7 @@ def test_a_column_has_the_numbers_that_single_entries_have(dtype):
 
 
 def test_something_else_is_no_structure():
+    with pytest.raises(TypeError, match="not a structure"):
+        entries(object(), np.zeros(1, np.int64), np.zeros(1, np.int64))
     with pytest.raises(TypeError, match="not a structure"):
         columns(object())
