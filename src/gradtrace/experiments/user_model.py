@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -138,8 +139,13 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SyntaxError):  # says where it is itself
         return f"{type(error).__name__}: {said}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
+    frames = [f for f in frames if not _is_installed(f.filename)] or frames  # others' hooks, such as a logger's on exit
     where = f" ({short_source(f'{frames[-1].filename}:{frames[-1].lineno}')})" if frames else ""
     return f"{type(error).__name__}: {said}{where}"
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
 
 
 def _subject(target: str, given: Any) -> Subject:
