@@ -19,7 +19,7 @@ from . import __version__, gallery
 from .errors import GradtraceError
 from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
-from .experiments.competition import COMPONENTS
+from .experiments.components import COMPONENTS
 from .experiments.folder import PAGE, owned
 from .experiments.options import Options
 from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject

@@ -23,11 +23,12 @@ from ..api import Trace, record
 from ..report.document import EMBEDDING, read_results, versions
 from ..report.snapshot import Question, graph_of, snapshot
 from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, restore, save, write_json
-from .competition import Competition, derived_seed, next_word_loss
+from .competition import Competition, next_word_loss
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
 from .folder import owned
 from .options import OptionError, Options, flag
 from .results import KINDS, conclude, new_results
+from .seeds import derived_seed
 from .training import perplexity, traced_windows, training_step, training_window, validation_loss
 
 CHECKPOINT_EVERY = 100

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import GradtraceError, UnknownName
-from .competition import COMPONENTS
+from .components import COMPONENTS
 
 
 class OptionError(GradtraceError):

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .competition import derived_seed, next_word_loss
+from .competition import next_word_loss
+from .seeds import derived_seed
 
 MAX_NORM = 1.0
 EVALUATION_ROWS = 32
