@@ -12,7 +12,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .layers import CausalAttention
+from .layers import CausalAttention, CausalConvolution, Perceptron, SkippedAttention
+from .memories import NeuralList, StackRNN, TuringMachine
 
 Make = Callable[[int], nn.Module]
 
@@ -40,6 +41,13 @@ COMPONENTS: dict[str, Competitor] = {
     "lstm": Competitor(partial(_recurrent, nn.LSTM), "gated"),
     "gru": Competitor(partial(_recurrent, nn.GRU), "gated"),
     "attention": Competitor(CausalAttention, "attention"),
+    "attention_skip": Competitor(SkippedAttention, "attention"),
+    "stack_rnn": Competitor(StackRNN, "memory"),
+    "neural_stack": Competitor(partial(NeuralList, stack=True), "memory"),
+    "neural_queue": Competitor(partial(NeuralList, stack=False), "memory"),
+    "ntm": Competitor(TuringMachine, "memory"),
+    "convolution": Competitor(CausalConvolution, "feed-forward"),
+    "mlp": Competitor(Perceptron, "feed-forward"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Competitors without a state of their own: attention."""
+"""Competitors without a state: attention, convolution, a perceptron."""
 
 from __future__ import annotations
 
@@ -31,3 +31,33 @@ def positions(time: int, hidden: int) -> Tensor:
     rate = torch.exp(torch.arange(0, hidden, 2) * (-torch.tensor(10_000.0).log() / hidden))
     angle = torch.arange(time)[:, None] * rate
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :hidden]
+
+
+class SkippedAttention(CausalAttention):
+    """The same, with a connection that skips it: x + attention(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend and add: x and the result are batch × time × hidden."""
+        return x + super().forward(x)
+
+
+class CausalConvolution(nn.Module):
+    """Two convolutions over the last steps, four taps each, the second of every fourth step: together they see 16."""
+
+    def __init__(self, hidden: int, taps: int = 4) -> None:
+        super().__init__()
+        self.taps = taps
+        self.near = nn.Conv1d(hidden, hidden, taps)
+        self.far = nn.Conv1d(hidden, hidden, taps, dilation=taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve: x and the result are batch × time × hidden."""
+        near = self.near(F.pad(x.transpose(1, 2), (self.taps - 1, 0))).relu()  # batch × hidden × time
+        return self.far(F.pad(near, (self.taps * (self.taps - 1), 0))).transpose(1, 2)
+
+
+class Perceptron(nn.Sequential):
+    """A multi-layer perceptron of one hidden layer, at each step for itself: no step knows of another."""
+
+    def __init__(self, hidden: int, factor: int = 2) -> None:
+        super().__init__(nn.Linear(hidden, factor * hidden), nn.ReLU(), nn.Linear(factor * hidden, hidden))

@@ -19,30 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import BadArgument
+from . import sequences
 from .competition import Competition
+from .corpus import Corpus, default_text, make_corpus
 from .seeds import derived_seed
+from .sequences import BASE, IGNORED, KEYS, LETTERS, VALUES, Batch, stacked
+from .training import held_out_windows
 
-IGNORED = -100  # the class of a step at which nothing is asked
 HELD_OUT = 256  # sequences in a held-out set
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences, and what is asked at every step.
-
-    Attributes:
-        inputs: batch × time, token numbers; or batch × time × features.
-        targets: batch × time, classes, `IGNORED` where nothing is asked. Shorter sequences are filled up at the end.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, rows: slice) -> Batch:
-        return Batch(self.inputs[rows], self.targets[rows])
+AT_ONCE = 64  # sequences in an evaluation: a text's have vocabulary × time scores each
 
 
 @dataclass(frozen=True)
@@ -92,21 +78,25 @@ class Task(ABC):
         given = {"outputs": self.outputs, "embedding": self.embedding, "parameters": parameters}
         return Competition(components, self.inputs, hidden, seed, **given)
 
-    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Give the mean cross-entropy of what is asked, in nats."""
-        return F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten())
+    def read(self, scores: Tensor) -> Tensor:
+        """Take what is asked from a model's scores."""
+        return scores
 
-    def right(self, scores: Tensor, batch: Batch) -> tuple[int, int]:
-        """Count what is answered right, and what is asked."""
-        asked = batch.targets != IGNORED
-        return int((scores.argmax(-1) == batch.targets)[asked].sum()), int(asked.sum())
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Give the mean cross-entropy of what is asked, in nats; scores are a model's, batch × time × classes."""
+        return F.cross_entropy(self.read(scores).flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
     @torch.no_grad()
     def evaluate(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Evaluation:
-        """Evaluate a model, which is in the mode (training or evaluation) that is meant."""
-        scores = model(batch.inputs)
-        right, asked = self.right(scores, batch)
-        return Evaluation(float(self.loss(scores, batch)), right / asked)
+        """Evaluate a model, in the mode (training or evaluation) that it is in."""
+        asked = loss = right = 0.0
+        for at in range(0, len(batch), AT_ONCE):
+            part = batch[at : at + AT_ONCE]
+            scores, count = model(part.inputs), int((part.targets != IGNORED).sum())
+            asked += count
+            loss += float(self.loss(scores, part)) * count
+            right += int((self.read(scores).argmax(-1) == part.targets).sum())  # no class is IGNORED
+        return Evaluation(loss / asked, right / asked)
 
 
 Draw = Callable[[torch.Generator, int, int], Batch]
@@ -114,64 +104,125 @@ Draw = Callable[[torch.Generator, int, int], Batch]
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(Task):
-    """Sequences that a generator draws.
+    """Sequences that a generator draws: every batch has as many of each length as of any other, or one more.
 
     Attributes:
-        draw: from a source of random numbers, how many, and their length, to sequences of that length. What the
-            length counts is the task's own; a sequence has more steps where the answer comes after the question.
+        draw: from a source of random numbers, how many, and their length.
     """
 
-    draw: Draw
+    draw: Callable[[torch.Generator, int, int], Batch]
 
     def training(self, seed: int, step: int, count: int) -> Batch:
-        """Draw sequences of one length, which is drawn first."""
-        source = torch.Generator().manual_seed(derived_seed(seed, f"step {step}"))
-        return self.draw(source, count, int(torch.randint(self.lengths[0], self.lengths[1] + 1, (), generator=source)))
+        return _drawn(self.draw, self.lengths, count, derived_seed(seed, f"step {step}"))
 
     def held_out(self, *, beyond: bool = False) -> Batch:
-        """Draw as many sequences of each length; the last set is remembered."""
-        lengths = self.beyond if beyond else self.lengths
-        if lengths is None:
-            raise ValueError("this task has no greater lengths")
-        return _held_out(self.draw, lengths)
+        if not beyond:
+            return _drawn_once(self.draw, self.lengths)
+        if self.beyond is None:
+            raise BadArgument("this task has no sequences beyond the lengths that it trains on")
+        return _drawn_once(self.draw, self.beyond)
+
+
+Draw = Callable[[torch.Generator, int, int], Batch]
+
+
+def _drawn(draw: Draw, lengths: tuple[int, int], count: int, seed: int) -> Batch:
+    """Draw sequences of all lengths, mixed, so that a few of them have several."""
+    source = torch.Generator().manual_seed(seed)
+    order = torch.randperm(lengths[1] - lengths[0] + 1, generator=source).tolist()
+    counts = [len(range(i, count, len(order))) for i in range(len(order))]
+    batch = stacked([draw(source, n, lengths[0] + i) for n, i in zip(counts, order, strict=True) if n])
+    mixed = torch.randperm(count, generator=source)
+    return Batch(batch.inputs[mixed], batch.targets[mixed])
 
 
 @lru_cache(maxsize=64)
-def _held_out(draw: Draw, lengths: tuple[int, int]) -> Batch:
-    source = torch.Generator().manual_seed(derived_seed(0, f"held out {lengths}"))
-    counts = [len(range(i, HELD_OUT, lengths[1] - lengths[0] + 1)) for i in range(lengths[1] - lengths[0] + 1)]
-    return _stacked([draw(source, count, lengths[0] + i) for i, count in enumerate(counts)])
+def _drawn_once(draw: Draw, lengths: tuple[int, int]) -> Batch:
+    return _drawn(draw, lengths, HELD_OUT, derived_seed(0, f"held out {lengths}"))
 
 
-def _stacked(batches: list[Batch]) -> Batch:
-    """Put batches of several lengths into one, filled up at the end, in mixed order."""
-    time = max(b.inputs.shape[1] for b in batches)
-    inputs = torch.cat([F.pad(b.inputs, (0, time - b.inputs.shape[1])) for b in batches])
-    targets = torch.cat([F.pad(b.targets, (0, time - b.targets.shape[1]), value=IGNORED) for b in batches])
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))  # a few rows have several lengths
-    return Batch(inputs[order], targets[order])
+@dataclass(frozen=True, kw_only=True)
+class NextWord(Task):
+    """Windows of a text, each word of which is asked for after the words before it; `<unk>` is not asked for."""
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text that every CPython carries, in this vocabulary."""
+        return _default_corpus(self.inputs)
+
+    def training(self, seed: int, step: int, count: int) -> Batch:
+        words, length = self.corpus.training, self.lengths[1]
+        source = torch.Generator().manual_seed(derived_seed(seed, f"step {step}"))
+        starts = torch.randint(len(words) - length, (count, 1), generator=source)
+        return _known(words[starts + torch.arange(length)], words[starts + torch.arange(1, length + 1)])
+
+    def held_out(self, *, beyond: bool = False) -> Batch:
+        lengths = self.beyond if beyond and self.beyond else self.lengths
+        return _known(*held_out_windows(self.corpus.held_out, lengths[1]))
 
 
-def _answered(question: Tensor, answer: Tensor) -> Batch:
-    """Let the answer be given after the question, while 0 is read: batch × (question + answer)."""
-    inputs = torch.cat((question, torch.zeros_like(answer)), 1)
-    return Batch(inputs, torch.cat((torch.full_like(question, IGNORED), answer), 1))
+@lru_cache(maxsize=2)
+def _default_corpus(vocabulary: int) -> Corpus:
+    return make_corpus(default_text(), vocabulary)
 
 
-def copy(source: torch.Generator, count: int, length: int) -> Batch:
-    """Repeat: a b a c # . . . . → a b a c while reading the dots. Tokens: 0 the dot, 1 the mark, 2… four symbols."""
-    word = torch.randint(4, (count, length), generator=source)
-    return _answered(torch.cat((word + 2, torch.ones(count, 1, dtype=torch.long)), 1), word)
+def _known(words: Tensor, following: Tensor) -> Batch:
+    return Batch(words, following.where(following != 0, IGNORED))
 
 
-def parity(source: torch.Generator, count: int, length: int) -> Batch:
-    """Say at every step whether the ones so far are odd in number. Tokens: 0 filling, 1 zero, 2 one."""
-    bits = torch.randint(2, (count, length), generator=source)
-    return Batch(bits + 1, bits.cumsum(1) % 2)
+@dataclass(frozen=True, kw_only=True)
+class Digits(Task):
+    """Handwritten digits, read row by row; the scores of all rows are averaged before one is chosen.
+
+    A row has eight pixels between 0 and 1, and eight numbers that say which row it is.
+    """
+
+    def training(self, seed: int, step: int, count: int) -> Batch:
+        rows, digits = _digits()[0]
+        source = torch.Generator().manual_seed(derived_seed(seed, f"step {step}"))
+        chosen = torch.randint(len(digits), (count,), generator=source)
+        return Batch(rows[chosen], digits[chosen])
+
+    def held_out(self, *, beyond: bool = False) -> Batch:
+        if beyond:
+            raise BadArgument("digits have eight rows each: there are no greater lengths")
+        return Batch(*_digits()[1])
+
+    def read(self, scores: Tensor) -> Tensor:
+        return scores.mean(1, keepdim=True)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Give images as rows, and their digits, to train on and held out: a quarter, drawn once for all."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise BadArgument("the task digits needs scikit-learn: pip install 'gradtrace[examples]'") from None
+    images, digits = load_digits(return_X_y=True)
+    pixels = torch.tensor(images, dtype=torch.float32).reshape(-1, 8, 8) / 16
+    rows = torch.cat((pixels, torch.eye(8).expand(len(pixels), 8, 8)), 2)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    held_out, training = order[: len(rows) // 4], order[len(rows) // 4 :]
+    asked = torch.tensor(digits)[:, None]
+    return (rows[training], asked[training]), (rows[held_out], asked[held_out])
 
 
 # To add a task, add a row.
 TASKS: dict[str, Task] = {
-    "copy": Generated("repeat a word of four symbols", 6, 4, (1, 6), (7, 12), 0.95, draw=copy),
-    "parity": Generated("whether the ones so far are odd in number", 3, 2, (1, 12), (13, 24), 0.95, draw=parity),
+    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.25),
+    "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 5), (6, 10), 0.95, draw=sequences.copy),
+    "reversal": Generated(
+        "a word of four letters, backwards", 6, LETTERS, (1, 5), (6, 10), 0.95, draw=sequences.reversal
+    ),
+    "recall": Generated(
+        "the values of keys", 1 + KEYS * (1 + VALUES), VALUES, (1, 4), (5, 8), 0.95, draw=sequences.recall
+    ),
+    "parity": Generated("whether the ones are odd in number", 3, 2, (1, 12), (13, 24), 0.95, draw=sequences.parity),
+    "dyck": Generated("which bracket is to be closed", 5, 3, (2, 16), (17, 32), 0.95, draw=sequences.dyck),
+    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 5), (6, 10), 0.95, draw=sequences.counting),
+    "addition": Generated(
+        "the sum of two numbers, lowest digit first", 1 + BASE**2, BASE, (1, 8), (9, 16), 0.95, draw=sequences.addition
+    ),
+    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.9, tokens=False),
 }
