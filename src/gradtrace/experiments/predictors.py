@@ -43,7 +43,7 @@ def predictors(model: Plugged, task: Task, batch: Batch, held_out: Batch) -> Num
     """
     model.eval()
     return traced(model, task, batch) | gradients(model, task, batch) | {
-        "conductance": conductance(model, batch),
+        "conductance": conductance(model, task, batch),
         "switch_off": switch_off(model, task, held_out),
         "parameters": [float(sum(p.numel() for p in _part(model, name).parameters())) for name in model.components],
     }  # fmt: skip
@@ -64,15 +64,21 @@ def traced(model: Plugged, task: Task, batch: Batch) -> Numbers:
         found[kind] = [row.share for row in rows]
         found[f"{kind}_weighted"] = [row.weighted_share for row in rows]
     leaves = [name for name in tape.leaves if name.startswith("embedding")]
-    splits = [Through(model.components, semiring) for semiring in (Sum, AbsSum, Entropy)]
-    parts, flow, entropy = (
+    splits = [Through(model.components, semiring) for semiring in (Sum, AbsSum)]
+    parts, flow = (
         torch.cat([g[0].flatten(1) for g in split], 1).double() for split in tape.grad(loss, leaves, splits)
     )  # components × scalars, of paths that cross
     found["through"] = parts.norm(dim=1).tolist()
     found["through_abs"] = parts.abs().sum(1).tolist()
     found["flow"] = flow.sum(1).tolist()
-    found["entropy"] = (entropy.sum(1) / (flow > 0).sum(1).clamp(min=1)).tolist()
+    own = {name: [leaf for leaf in tape.leaves if leaf.startswith(f"{name}.")] for name in model.components}
+    bits = iter(tape.grad(loss, [leaf for leaves in own.values() for leaf in leaves], Entropy, allow_unused=True))
+    found["entropy"] = [_mean([g for _ in leaves if (g := next(bits)) is not None]) for leaves in own.values()]
     return found
+
+
+def _mean(tensors: Sequence[Tensor]) -> float:
+    return float(torch.cat([t.flatten() for t in tensors]).double().mean()) if tensors else 0.0
 
 
 @contextmanager
@@ -91,9 +97,9 @@ def outputs(model: Plugged) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def losses(scores: Tensor, batch: Batch) -> Tensor:
+def losses(scores: Tensor, task: Task, batch: Batch) -> Tensor:
     """Give each example's share of the batch's mean loss; they add up to it."""
-    each = F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none")
+    each = F.cross_entropy(task.read(scores).flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none")
     return each.view(len(batch), -1).sum(1) / (batch.targets != IGNORED).sum()
 
 
@@ -118,7 +124,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()) if tensors else 0.0
 
 
-def conductance(model: Plugged, batch: Batch, steps: int = STEPS) -> list[float]:
+def conductance(model: Plugged, task: Task, batch: Batch, steps: int = STEPS) -> list[float]:
     """Compute the mean over examples of |conductance| of each component's result (Dhamdhere et al., 2018).
 
     ∫ ∂ℓ/∂y(α) · dy(α), y the result at α times the embedding's, α from 0 to 1: left gradients × differences.
@@ -127,7 +133,7 @@ def conductance(model: Plugged, batch: Batch, steps: int = STEPS) -> list[float]
     scaled = torch.cat([x * (n / steps) for n in range(steps + 1)])
     long = Batch(batch.inputs.repeat(steps + 1, *[1] * (batch.inputs.dim() - 1)), batch.targets.repeat(steps + 1, 1))
     with outputs(model) as kept:
-        each = losses(model.after(scaled), long) * (steps + 1)  # of one batch
+        each = losses(model.after(scaled), task, long) * (steps + 1)  # of one batch
     given = [kept[name] for name in model.components]
     grads = torch.autograd.grad(each.sum(), given, materialize_grads=True)
     found = []

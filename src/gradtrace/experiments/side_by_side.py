@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .components import first
 from .plugged import Node, Plugged, components_of
-from .tasks import IGNORED, Batch
+from .tasks import IGNORED, Batch, Task
 from .training import MAX_NORM
 
 Stack = Mapping[str, Tensor]  # parameters of copies of one module: copies × the parameter's shape
@@ -93,12 +93,13 @@ class SideBySide:
 
     Args:
         model: all components, and the weights with which each version starts.
+        task: says what is asked.
         versions: the sets of components: bit i stands for the architecture's component i.
         rate: Adam's.
     """
 
-    def __init__(self, model: Plugged, versions: Sequence[int], rate: float) -> None:
-        self.model, self.versions = model, tuple(versions)
+    def __init__(self, model: Plugged, task: Task, versions: Sequence[int], rate: float) -> None:
+        self.model, self.task, self.versions = model, task, tuple(versions)
         every = torch.arange(len(versions))
         self.rows = {"embedding": every, "output": every}  # which versions have a module
         for bit, name in enumerate(model.components):
@@ -150,13 +151,12 @@ class SideBySide:
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Give each version's mean loss and score on a batch."""
-        inputs = batch.inputs.expand(len(self.versions), *batch.inputs.shape)
-        targets = batch.targets.expand(len(self.versions), *batch.targets.shape)
-        scores = self.scores(inputs)
-        each = F.cross_entropy(scores.flatten(0, 2), targets.flatten(), ignore_index=IGNORED, reduction="none").view(len(targets), -1)
-        asked = (targets != IGNORED).flatten(1).sum(1)
-        right = (scores.detach().argmax(-1) == targets).flatten(1).sum(1)
-        return each.sum(1) / asked, right / asked
+        count, targets = len(self.versions), batch.targets.flatten()
+        scores = self.scores(batch.inputs.expand(count, *batch.inputs.shape))
+        read = self.task.read(scores.flatten(0, 1)).unflatten(0, (count, len(batch))).flatten(1, 2)
+        each = F.cross_entropy(read.mT, targets.expand(count, -1), ignore_index=IGNORED, reduction="none")
+        asked = (targets != IGNORED).sum()
+        return each.sum(1) / asked, (read.detach().argmax(-1) == targets).sum(1) / asked
 
     def step(self, batch: Batch) -> None:
         """Take one step of every version, each one's gradient clipped by its own norm."""
