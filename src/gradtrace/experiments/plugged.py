@@ -3,8 +3,8 @@
     S → diamond          X → diamond  with probability p          X → component, or nothing  otherwise
 
 A diamond leads its input into two X and takes the mean of their results; its join may hold a component that reads that
-mean. One side of a diamond may hold nothing: a skip. The first diamond's join holds none, for everything would have to pass
-through it. As in `random_architectures`, p is halved from a diamond to those in it.
+mean. One side of a diamond may hold nothing: a skip. The first diamond's join holds none, for everything would have to
+pass through it. As in `random_architectures`, p is halved from a diamond to those in it.
 
 What happens without a component is said once, by `Plugged.forward` for one network and, for all at once, by
 `side_by_side`: it is left out of the mean, or bypassed where it has no rival.

@@ -99,7 +99,9 @@ def outputs(model: Plugged) -> Iterator[dict[str, Tensor]]:
 
 def losses(scores: Tensor, task: Task, batch: Batch) -> Tensor:
     """Give each example's share of the batch's mean loss; they add up to it."""
-    each = F.cross_entropy(task.read(scores).flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none")
+    each = F.cross_entropy(
+        task.read(scores).flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return each.view(len(batch), -1).sum(1) / (batch.targets != IGNORED).sum()
 
 

@@ -1,7 +1,7 @@
 """Train many versions of one network at once: those with this or that set of its components.
 
-Networks of width 16 spend their time on calls, not on arithmetic. So the versions' weights are stacked and each operator
-runs once for all of them. No number of one version enters another, and Adam works scalar by scalar, so each
+Networks of width 16 spend their time on calls, not on arithmetic. So the versions' weights are stacked and each
+operator runs once for all of them. No number of one version enters another, and Adam works scalar by scalar, so each
 version learns as it would alone, up to rounding.
 """
 
@@ -43,7 +43,7 @@ def _looked_up(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
 
 
 def _recurrent(step: Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]], states: int) -> Run:
-    """Give a one-layer recurrence from its step: (input's part, state's part, states) → states, the first the result."""
+    """Give a one-layer recurrence from its step: (input's part, state's part, states) → states, result first."""
 
     def run(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
         copies, batch, time, _ = x.shape

@@ -281,6 +281,7 @@ def run_unit(options: StudyOptions, number: int, seed: int, watch: Callable[[int
         "seed": seed,
         "sense": SENSES[number % len(SENSES)],
         "task": task_name,
+        "solved": task.solved,
         "plan": root.plain(),
         "components": root.components,
         "runs": _outcomes(curve, task.solved, options.batch),
