@@ -16,16 +16,17 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__, gallery
-from .errors import GradtraceError
+from .errors import GradtraceError, OptionError
 from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.components import COMPONENTS
 from .experiments.folder import PAGE, owned
-from .experiments.options import OptionError, Options
+from .experiments.options import ABLATIONS, Options
 from .experiments.study import Progress, Share, StudyOptions, study
 from .experiments.study_analysis import analyse
 from .experiments.tasks import TASKS
-from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject
+from .experiments.user_code import describe
+from .experiments.user_model import Question, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.history import read_document
@@ -39,7 +40,7 @@ Where does the gradient go? gradtrace runs backpropagation under the (max, ×) s
 for every parameter it finds the path through which most gradient reaches it, and which
 components those paths cross.
 
-  gradtrace compete                   competing components in a language model, on text
+  gradtrace compete                   competing components in one model, on text or a task
   gradtrace study                     the same of random architectures: does the trace tell what matters?
   gradtrace trace train.py:build      a model of your own
   gradtrace why train.py:build        why its parameters get no gradient
@@ -80,16 +81,37 @@ examples:
 """
 
 COMPETE = """\
-Train a word-level language model in which components compete on the same word embeddings,
-and trace held-out examples as it learns; then train it again without each component, and
-say whether influence foretold the damage.
+Train a model in which components compete on the same embeddings, and trace held-out examples
+as it learns; then train it again without each component, and say whether influence foretold
+the damage. It learns the next word of a text, or a task with sequences drawn at random.
 
 examples:
   gradtrace compete                                       three to four minutes on two cores
   gradtrace compete --components rnn,lstm,gru,attention   four competitors
+  gradtrace compete --components rnn,mine.py:Conv         one of your own: a class or function
+  gradtrace compete --task reversal --hidden 16 --components lstm,stack_rnn,neural_queue
+  gradtrace compete --ablate cumulative --seeds 3         with intervals, five times as long
   gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text, or Penn Treebank
   gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash
   gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try       a first look
+
+A component of your own is called with the width, and gives a torch.nn.Module from batch × time ×
+width to the same shape (or a tuple that begins with it) in which no step sees a later one.
+
+  # mine.py
+  import torch
+  from torch import nn
+
+  class Conv(nn.Module):
+      def __init__(self, width):
+          super().__init__()
+          self.conv = nn.Conv1d(width, width, 3)
+
+      def forward(self, x):                                   # looks back, never ahead
+          return self.conv(nn.functional.pad(x.transpose(1, 2), (2, 0))).transpose(1, 2)
+
+--ablate each leaves out one component at a time; cumulative also the least influential, then
+the next as well, and so on, and the most influential first beside it; all, every set of them.
 
 Writes results.json, report.html and checkpoint.safetensors to the folder. A competition that was
 killed and resumed gives the same results.json as one that was not.
@@ -227,26 +249,32 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def _add_compete(commands: Any) -> None:
-    command = _command(commands, "compete", "competing components in a language model: train, trace, ablate", COMPETE)
+    command = _command(commands, "compete", "competing components in one model: train, trace, ablate", COMPETE)
     default = Options()
     add = command.add_argument
     names = ",".join(default.components)
-    add("--components", type=names_of, metavar="A,B,…", help=f"of {', '.join(COMPONENTS)} (default {names})")
+    tasks = "; ".join(f"{name}, {task.about}" for name, task in TASKS.items())
+    add("--task", metavar="NAME", help=f"what is learned (default {default.task}): {tasks}")
+    of = f"of {', '.join(COMPONENTS)}, and FILE.py:NAME of your own (default {names})"
+    add("--components", type=names_of, metavar="A,B,…", help=of)
+    add("--ablate", metavar="|".join(ABLATIONS), help=f"what is left out in turn (default {default.ablate})")
     add("--corpus", metavar="FILE", help="UTF-8 text (default: the language reference in CPython's help())")
     for name, text in {
-        "seed": "decides initial weights and the order of the text",
+        "seed": "decides initial weights and what is trained on",
+        "seeds": "do it with so many seeds, from --seed on",
         "steps": "training steps of each model",
         "hidden": "width of the embedding and of each component",
-        "bptt": "words in a window: the length of backpropagation through time",
-        "batch": "windows in a step",
+        "bptt": "words of a text in a window: the length of backpropagation through time",
+        "batch": "sequences in a step",
         "trace-every": "steps between traces",
-        "trace-examples": "held-out windows to trace",
-        "eval-every": "steps between evaluations on the held-out text",
-        "vocab": "the most frequent words to know, rest <unk>",
+        "trace-examples": "held-out sequences to trace",
+        "eval-every": "steps between evaluations on the held-out set",
+        "vocab": "the most frequent words of a text to know, rest <unk>",
         "threads": "CPU threads; more pay from a width of some hundreds on",
     }.items():
         field = {"vocab": "vocabulary"}.get(name, name.replace("-", "_"))
         add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")
+    add("--parameters", type=int, metavar="N", help="give every component about as many (default: what --hidden makes)")
     add("--lr", type=float, metavar="X", help=f"Adam's learning rate (default {default.lr})")
     add(
         "--checkpoint-every",

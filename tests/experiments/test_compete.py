@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
+from gradtrace.errors import OptionError
 from gradtrace.experiments.compete import compete
-from gradtrace.experiments.options import OptionError
 from gradtrace.experiments.results import conclude, versions
+from gradtrace.experiments.tasks import Evaluation
 
 TINY = {
     "components": ("rnn", "gru"),
@@ -194,7 +195,7 @@ def test_one_component_is_traced_but_not_ablated(corpus, tmp_path):
 
 
 def test_divergence_is_one_clear_error(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradtrace.experiments.compete.validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr("gradtrace.experiments.tasks.Task.evaluate", lambda *_: Evaluation(math.nan, 0.0))
     with pytest.raises(OptionError, match=r"training diverged before step 0.*--lr"):
         compete(TINY | {"corpus": str(corpus)}, tmp_path)
 
@@ -213,7 +214,7 @@ def test_threads_are_given_back(corpus, tmp_path):
 
 
 def test_partial_results_have_no_conclusions():
-    assert conclude({"runs": [], "complete": False})["agreement"] is None
+    assert conclude({"runs": [], "complete": False, "components": []})["agreement"] is None
 
 
 def start(folder, corpus, *flags):

@@ -5,8 +5,9 @@ import torch
 
 from gradtrace.errors import BadArgument
 from gradtrace.experiments import sequences
+from gradtrace.experiments.corpus import Text, make_corpus
 from gradtrace.experiments.sequences import BASE, IGNORED, KEYS, VALUES
-from gradtrace.experiments.tasks import HELD_OUT, TASKS, Generated
+from gradtrace.experiments.tasks import HELD_OUT, TASKS, Generated, Streams
 
 SYNTHETIC = [name for name, task in TASKS.items() if isinstance(task, Generated)]
 
@@ -177,7 +178,7 @@ def test_evaluation_counts_what_is_asked_one_by_one(name):
     task = TASKS[name]
     batch = task.held_out()[:70]  # more than are evaluated at once
     model = task.model(("gru",), 4, 1)
-    scores = task.read(model(batch.inputs)).log_softmax(2)
+    scores = task.read(model(batch.inputs)).log_softmax(2).detach()
     asked = [(row, step) for row, step in (batch.targets != IGNORED).nonzero().tolist()]
     losses = [-float(scores[row, step, batch.targets[row, step]]) for row, step in asked]
     right = [int(scores[row, step].argmax()) == int(batch.targets[row, step]) for row, step in asked]
@@ -192,3 +193,10 @@ def test_a_generator_that_is_off_by_one_is_noticed():
     assert any(
         asked != DEFINED["parity"](read) for read, asked in zip(batch.inputs.tolist(), wrong.tolist(), strict=True)
     )
+
+
+def test_traced_sequences_are_spread_evenly_over_the_held_out_set():
+    text = Streams("", 9, 9, (5, 5), None, 1.0, corpus=make_corpus(Text("", tuple("abcd" * 280), ""), 9))
+    rows = text.held_out().inputs
+    assert torch.equal(text.traced(4).inputs, rows[[0, len(rows) // 4, len(rows) // 2, 3 * len(rows) // 4]])
+    assert text.written(text.traced(1)) == [[text.corpus.vocabulary[i] for i in rows[0].tolist()]]

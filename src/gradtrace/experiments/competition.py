@@ -14,7 +14,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .components import build, first
+from .components import build, first, label
 from .seeds import seeded
 
 
@@ -22,7 +22,7 @@ class Competition(nn.Module):
     """Components in parallel between one embedding and one output layer.
 
     Args:
-        components: names in `COMPONENTS`; each becomes the attribute of that name.
+        components: names in `COMPONENTS`, or "mine.py:Conv"; each becomes the attribute of that name (`label`).
         vocabulary: how many words.
         hidden: the width of everything.
         seed: decides all initial weights.
@@ -43,11 +43,11 @@ class Competition(nn.Module):
         parameters: int | None = None,
     ) -> None:
         super().__init__()
-        self.components = tuple(components)
+        self.components = tuple(map(label, components))
         embed = embedding or partial(nn.Embedding, vocabulary)
         self.embedding = seeded(seed, "embedding", partial(embed, hidden))
-        for name in components:
-            self.add_module(name, seeded(seed, name, partial(build, name, hidden, parameters)))
+        for name, attribute in zip(components, self.components, strict=True):
+            self.add_module(attribute, seeded(seed, attribute, partial(build, name, hidden, parameters)))
         self.output = seeded(seed, "output", partial(nn.Linear, hidden, outputs or vocabulary))
 
     def forward(self, words: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .components import build, first
+from .components import build, first, label
 from .random_architectures import FIRST
 from .seeds import derived_seed, seeded
 from .tasks import Task
@@ -109,10 +109,11 @@ class Plugged(nn.Module):
 
     def __init__(self, root: Diamond, task: Task, hidden: int, seed: int) -> None:
         super().__init__()
-        self.root, self.components = root, root.components
+        self.root = _named(root, map(label, root.components))
+        self.components: tuple[str, ...] = self.root.components
         self.embedding = seeded(seed, "embedding", partial(task.embedding, hidden))
-        for name in self.components:
-            self.add_module(name, seeded(seed, name, partial(build, name, hidden)))
+        for name in root.components:
+            self.add_module(label(name), seeded(seed, name, partial(build, name, hidden)))
         self.output = seeded(seed, "output", partial(nn.Linear, hidden, task.outputs))
 
     def forward(self, inputs: Tensor, present: Collection[str] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 IGNORED = -100  # the class of a step at which nothing is asked
-LETTERS, KEYS, VALUES, BASE = 4, 8, 4, 4
+LETTERS, KEYS, VALUES, BASE = 4, 6, 4, 4
 
 
 @dataclass(frozen=True)

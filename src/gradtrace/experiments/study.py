@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import OptionError
 from ..report.document import versions
 from .checkpoint import write_whole
 from .components import COMPONENTS
 from .folder import prepare_folder
-from .options import OptionError, check_components, require
+from .options import check_components, require
 from .plugged import SENSES, Plugged, draw
 from .predictors import predictors
 from .seeds import derived_seed

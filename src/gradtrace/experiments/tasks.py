@@ -25,10 +25,10 @@ from .competition import Competition
 from .corpus import Corpus, default_text, make_corpus
 from .seeds import derived_seed
 from .sequences import BASE, IGNORED, KEYS, LETTERS, VALUES, Batch, stacked
-from .training import held_out_windows
+from .training import held_out_windows, training_window
 
 HELD_OUT = 256  # sequences in a held-out set
-AT_ONCE = 64  # sequences in an evaluation: a text's have vocabulary × time scores each
+AT_ONCE = 32  # sequences in an evaluation: a text's have vocabulary × time scores each
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Task(ABC):
     def held_out(self, *, beyond: bool = False) -> Batch:
         """Give the held-out set, the same whatever the seed; `beyond`: of greater lengths than those trained on."""
 
+    def written(self, batch: Batch) -> list[list[str]] | None:
+        """Write down what is read, for people: batch × time; None where it is no tokens."""
+        return [[str(token) for token in row] for row in batch.inputs.tolist()] if self.tokens else None
+
     def embedding(self, hidden: int) -> nn.Module:
         """Make the layer that brings inputs to batch × time × hidden."""
         return nn.Embedding(self.inputs, hidden) if self.tokens else nn.Linear(self.inputs, hidden)
@@ -77,6 +81,12 @@ class Task(ABC):
         """Make the model in which components compete on this task."""
         given = {"outputs": self.outputs, "embedding": self.embedding, "parameters": parameters}
         return Competition(components, self.inputs, hidden, seed, **given)
+
+    def traced(self, count: int) -> Batch:
+        """Choose sequences for tracing, evenly spread over the held-out set."""
+        held_out = self.held_out()
+        rows = torch.arange(count) * len(held_out) // count
+        return Batch(held_out.inputs[rows], held_out.targets[rows])
 
     def read(self, scores: Tensor) -> Tensor:
         """Take what is asked from a model's scores."""
@@ -150,6 +160,9 @@ class NextWord(Task):
         """The text that every CPython carries, in this vocabulary."""
         return _default_corpus(self.inputs)
 
+    def written(self, batch: Batch) -> list[list[str]]:
+        return [[self.corpus.vocabulary[word] for word in row] for row in batch.inputs.tolist()]
+
     def training(self, seed: int, step: int, count: int) -> Batch:
         words, length = self.corpus.training, self.lengths[1]
         source = torch.Generator().manual_seed(derived_seed(seed, f"step {step}"))
@@ -159,6 +172,27 @@ class NextWord(Task):
     def held_out(self, *, beyond: bool = False) -> Batch:
         lengths = self.beyond if beyond and self.beyond else self.lengths
         return _known(*held_out_windows(self.corpus.held_out, lengths[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams(Task):
+    """A text of the user's, every word of which is asked for, read in as many streams as a step has windows.
+
+    Windows follow each other (`training_window`); what a competition trains on.
+    """
+
+    corpus: Corpus
+
+    def training(self, seed: int, step: int, count: int) -> Batch:
+        return Batch(*training_window(self.corpus.training, step, count, self.lengths[1], seed))
+
+    def held_out(self, *, beyond: bool = False) -> Batch:
+        if beyond:
+            raise BadArgument("a text has no greater lengths: it is cut into windows as one likes")
+        return Batch(*held_out_windows(self.corpus.held_out, self.lengths[1]))
+
+    def written(self, batch: Batch) -> list[list[str]]:
+        return [[self.corpus.vocabulary[word] for word in row] for row in batch.inputs.tolist()]
 
 
 @lru_cache(maxsize=2)
@@ -210,19 +244,19 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 # To add a task, add a row.
 TASKS: dict[str, Task] = {
-    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.25),
-    "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 5), (6, 10), 0.95, draw=sequences.copy),
+    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.2),
+    "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.copy),
     "reversal": Generated(
-        "a word of four letters, backwards", 6, LETTERS, (1, 5), (6, 10), 0.95, draw=sequences.reversal
+        "a word of four letters, backwards", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.reversal
     ),
     "recall": Generated(
-        "the values of keys", 1 + KEYS * (1 + VALUES), VALUES, (1, 4), (5, 8), 0.95, draw=sequences.recall
+        "the values of keys", 1 + KEYS * (1 + VALUES), VALUES, (1, 3), (4, 6), 0.95, draw=sequences.recall
     ),
     "parity": Generated("whether the ones are odd in number", 3, 2, (1, 12), (13, 24), 0.95, draw=sequences.parity),
-    "dyck": Generated("which bracket is to be closed", 5, 3, (2, 16), (17, 32), 0.95, draw=sequences.dyck),
-    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 5), (6, 10), 0.95, draw=sequences.counting),
+    "dyck": Generated("which bracket is to be closed", 5, 3, (2, 16), (17, 32), 0.99, draw=sequences.dyck),
+    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 8), (9, 16), 0.99, draw=sequences.counting),
     "addition": Generated(
         "the sum of two numbers, lowest digit first", 1 + BASE**2, BASE, (1, 8), (9, 16), 0.95, draw=sequences.addition
     ),
-    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.9, tokens=False),
+    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.85, tokens=False),
 }
