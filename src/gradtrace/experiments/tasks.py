@@ -254,7 +254,7 @@ TASKS: dict[str, Task] = {
     ),
     "parity": Generated("whether the ones are odd in number", 3, 2, (1, 12), (13, 24), 0.95, draw=sequences.parity),
     "dyck": Generated("which bracket is to be closed", 5, 3, (2, 16), (17, 32), 0.99, draw=sequences.dyck),
-    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 8), (9, 16), 0.99, draw=sequences.counting),
+    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 10), (11, 20), 0.99, draw=sequences.counting),
     "addition": Generated(
         "the sum of two numbers, lowest digit first", 1 + BASE**2, BASE, (1, 8), (9, 16), 0.95, draw=sequences.addition
     ),
