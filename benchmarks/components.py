@@ -78,8 +78,8 @@ def table(done: dict[str, Any], samples: int) -> str:
     """Write down what is known."""
     names = [name for name in COMPONENTS if name in done["proof"]]
     lines = [
-        f"Width {HIDDEN}, batches of {BATCH}, Adam {RATE}, seed {done['seed']}, torch {torch.__version__}; evaluated every "
-        f"{EVERY * BATCH} samples, up to {samples:,}.",
+        f"Width {HIDDEN}, batches of {BATCH}, Adam {RATE}, seed {done['seed']}, torch {torch.__version__}; evaluated "
+        f"every {EVERY * BATCH} samples, up to {samples:,}.",
         "",
         "| component | parameters | certificate | each example as alone | " + " | ".join(TASKS) + " |",
         "|---|--:|--:|--:|" + "--:|" * len(TASKS),

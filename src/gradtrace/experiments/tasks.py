@@ -120,7 +120,7 @@ class Generated(Task):
         draw: from a source of random numbers, how many, and their length.
     """
 
-    draw: Callable[[torch.Generator, int, int], Batch]
+    draw: Draw
 
     def training(self, seed: int, step: int, count: int) -> Batch:
         return _drawn(self.draw, self.lengths, count, derived_seed(seed, f"step {step}"))
@@ -131,9 +131,6 @@ class Generated(Task):
         if self.beyond is None:
             raise BadArgument("this task has no sequences beyond the lengths that it trains on")
         return _drawn_once(self.draw, self.beyond)
-
-
-Draw = Callable[[torch.Generator, int, int], Batch]
 
 
 def _drawn(draw: Draw, lengths: tuple[int, int], count: int, seed: int) -> Batch:
