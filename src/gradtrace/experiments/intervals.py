@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
+@lru_cache(maxsize=256)
 def t_quantile(p: float, degrees: int) -> float:
     """Give the value that Student's t of so many degrees of freedom stays below with probability p, 1/2 ≤ p < 1.
 

@@ -241,7 +241,7 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 # To add a task, add a row.
 TASKS: dict[str, Task] = {
-    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.2),
+    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.18),
     "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.copy),
     "reversal": Generated(
         "a word of four letters, backwards", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.reversal
@@ -255,5 +255,5 @@ TASKS: dict[str, Task] = {
     "addition": Generated(
         "the sum of two numbers, lowest digit first", 1 + BASE**2, BASE, (1, 8), (9, 16), 0.95, draw=sequences.addition
     ),
-    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.85, tokens=False),
+    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.8, tokens=False),
 }
