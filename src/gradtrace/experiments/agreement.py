@@ -36,7 +36,7 @@ class Agreement:
 
     Attributes:
         spearman: rank correlation with ties averaged, the mean over the seeds; nan where it is undefined.
-        spearman_low, spearman_high: its interval; None with one seed.
+        spearman_low, spearman_high: its interval, cut at −1 and 1; None with one seed.
         n: components.
         verdict: "agree", "disagree", "undecided" (ties, but nothing contrary) or "nothing to compare".
     """
@@ -71,8 +71,10 @@ def compare_seeds(seeds: Sequence[tuple[Mapping[str, float], Sequence[Ablation]]
     verdict = _verdict(by_influence, by_damage) if known else "nothing to compare"
     rhos = [spearman(a, b) if known else math.nan for a, b in zip(influences, damages, strict=True)]
     rho = interval(rhos)
-    orders = _order(names, by_influence), _order(names, by_damage)
-    return Agreement(*orders, rho["mean"], len(names), verdict, len(seeds), rho["low"], rho["high"])
+    ends = [None if end is None else max(-1.0, min(end, 1.0)) for end in (rho["low"], rho["high"])]
+    return Agreement(
+        _order(names, by_influence), _order(names, by_damage), rho["mean"], len(names), verdict, len(seeds), *ends
+    )
 
 
 def _mean_ranks(several: Sequence[Sequence[float]]) -> list[float]:
