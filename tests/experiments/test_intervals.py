@@ -23,6 +23,11 @@ def test_an_interval_is_scipys():
     assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
 
 
+def test_an_interval_of_shares_ends_where_shares_do():
+    found = interval([0.1, 0.9, 0.6], (0.0, 1.0))
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+
+
 def test_nineteen_of_twenty_intervals_hold_the_mean():
     draw = np.random.default_rng(0)
     held = [

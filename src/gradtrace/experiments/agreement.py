@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .intervals import interval
+from .intervals import CORRELATION, interval
 
 GOAL = "reached the full model's reference loss"
 
@@ -70,11 +70,9 @@ def compare_seeds(seeds: Sequence[tuple[Mapping[str, float], Sequence[Ablation]]
     known = len(names) > 1 and not any(math.isnan(influence[n]) for influence, _ in seeds for n in names)
     verdict = _verdict(by_influence, by_damage) if known else "nothing to compare"
     rhos = [spearman(a, b) if known else math.nan for a, b in zip(influences, damages, strict=True)]
-    rho = interval(rhos)
-    ends = [None if end is None else max(-1.0, min(end, 1.0)) for end in (rho["low"], rho["high"])]
-    return Agreement(
-        _order(names, by_influence), _order(names, by_damage), rho["mean"], len(names), verdict, len(seeds), *ends
-    )
+    rho = interval(rhos, CORRELATION)
+    orders = _order(names, by_influence), _order(names, by_damage)
+    return Agreement(*orders, rho["mean"], len(names), verdict, len(seeds), rho["low"], rho["high"])
 
 
 def _mean_ranks(several: Sequence[Sequence[float]]) -> list[float]:

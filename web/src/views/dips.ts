@@ -45,8 +45,8 @@ export function chains(data: ReportDocument): HTMLElement | null {
   const rows = cumulative.least.map((least, i) => [String(least.removed), ...cells(least), ...cells(cumulative.most[i])]);
   const headings = ["least", "most"].flatMap((first) => [`${first} first: influence`, "dip", "samples"]);
   const made = table(["left out", ...headings], rows, [0, 1, 2, 3, 4, 5, 6]);
-  made.prepend(el("caption", {}, cumulative.sentence));
-  return el("div", { class: "scroll" }, made);
+  made.prepend(el("caption", {}, "Least influential left out first, then the next; and most influential first"));
+  return el("div", {}, el("p", {}, cumulative.sentence), el("div", { class: "scroll" }, made));
 }
 
 /** Samples until a model got there; of several seeds the mean if all did, else how many. */
