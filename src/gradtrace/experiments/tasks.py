@@ -241,7 +241,7 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 # To add a task, add a row.
 TASKS: dict[str, Task] = {
-    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.18),
+    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.17),
     "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.copy),
     "reversal": Generated(
         "a word of four letters, backwards", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.reversal
@@ -251,9 +251,9 @@ TASKS: dict[str, Task] = {
     ),
     "parity": Generated("whether the ones are odd in number", 3, 2, (1, 12), (13, 24), 0.95, draw=sequences.parity),
     "dyck": Generated("which bracket is to be closed", 5, 3, (2, 16), (17, 32), 0.99, draw=sequences.dyck),
-    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 10), (11, 20), 0.99, draw=sequences.counting),
+    "counting": Generated("aⁿbⁿcⁿ, as far as n is known", 4, 3, (1, 8), (9, 16), 0.99, draw=sequences.counting),
     "addition": Generated(
         "the sum of two numbers, lowest digit first", 1 + BASE**2, BASE, (1, 8), (9, 16), 0.95, draw=sequences.addition
     ),
-    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.8, tokens=False),
+    "digits": Digits("a handwritten digit, row by row", 16, 10, (8, 8), None, 0.85, tokens=False),
 }
