@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-from .intervals import interval
+from .intervals import SHARE, interval
 
 ORDERED_BY = ("best", "share")  # the influence by which components are left out one after the other
 DIRECTIONS = ("least", "most")
@@ -139,7 +139,7 @@ def outcome(runs: Sequence[Run], seeds: Sequence[Seed], solved: float | None) ->
         "final_perplexity": sum(e["perplexity"] for e in last) / len(last),
         "mean_loss": interval([mean_loss(run) for run in runs]),
     }
-    return said | {key: interval([e[key] for e in last]) for key in ("score", "beyond") if key in last[0]}
+    return said | {key: interval([e[key] for e in last], SHARE) for key in ("score", "beyond") if key in last[0]}
 
 
 def ablation_table(runs: Sequence[Run], components: Sequence[str], ablate: str, solved: float | None) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _cost(left_out: Sequence[tuple[Seed, tuple[str, ...]]], solved: float | None
     """Say what leaving out one set in each of several seeds cost, and what influence it had."""
     seeds = [seed for seed, _ in left_out]
     return {
-        "influence": interval([seed.influence(absent) for seed, absent in left_out]),
+        "influence": interval([seed.influence(absent) for seed, absent in left_out], SHARE),
         "dip": interval([seed.dip(absent) for seed, absent in left_out]),
     } | outcome([seed.others[absent] for seed, absent in left_out], seeds, solved)
 

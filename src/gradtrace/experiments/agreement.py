@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .intervals import interval
+from .intervals import CORRELATION, interval
 
 GOAL = "reached the full model's reference loss"
 
@@ -36,7 +36,7 @@ class Agreement:
 
     Attributes:
         spearman: rank correlation with ties averaged, the mean over the seeds; nan where it is undefined.
-        spearman_low, spearman_high: its interval; None with one seed.
+        spearman_low, spearman_high: its interval, cut at −1 and 1; None with one seed.
         n: components.
         verdict: "agree", "disagree", "undecided" (ties, but nothing contrary) or "nothing to compare".
     """
@@ -70,7 +70,7 @@ def compare_seeds(seeds: Sequence[tuple[Mapping[str, float], Sequence[Ablation]]
     known = len(names) > 1 and not any(math.isnan(influence[n]) for influence, _ in seeds for n in names)
     verdict = _verdict(by_influence, by_damage) if known else "nothing to compare"
     rhos = [spearman(a, b) if known else math.nan for a, b in zip(influences, damages, strict=True)]
-    rho = interval(rhos)
+    rho = interval(rhos, CORRELATION)
     orders = _order(names, by_influence), _order(names, by_damage)
     return Agreement(*orders, rho["mean"], len(names), verdict, len(seeds), rho["low"], rho["high"])
 

@@ -18,7 +18,7 @@ from .ablation import ablation_table, samples_of, seeds_of, shares_of
 from .agreement import GOAL, Ablation, compare_seeds, sentence
 from .components import label
 from .corpus import Corpus, unigram_perplexity
-from .intervals import interval
+from .intervals import SHARE, interval
 from .options import Options
 from .tasks import TASKS
 
@@ -83,7 +83,7 @@ def mean_influence(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[st
     ):
         by_seed = {key: [shares_of(traces, kind, key)[name] for traces in seeds] for key in (*MEASURES, "dead_share")}
         row = {"kind": kind, "component": name} | {key: sum(v) / len(v) for key, v in by_seed.items()}
-        rows.append(row | {"traces": sum(map(len, seeds)), "over_seeds": interval(by_seed["share"])})
+        rows.append(row | {"traces": sum(map(len, seeds)), "over_seeds": interval(by_seed["share"], SHARE)})
     return rows
 
 

@@ -120,7 +120,7 @@ class Generated(Task):
         draw: from a source of random numbers, how many, and their length.
     """
 
-    draw: Callable[[torch.Generator, int, int], Batch]
+    draw: Draw
 
     def training(self, seed: int, step: int, count: int) -> Batch:
         return _drawn(self.draw, self.lengths, count, derived_seed(seed, f"step {step}"))
@@ -131,9 +131,6 @@ class Generated(Task):
         if self.beyond is None:
             raise BadArgument("this task has no sequences beyond the lengths that it trains on")
         return _drawn_once(self.draw, self.beyond)
-
-
-Draw = Callable[[torch.Generator, int, int], Batch]
 
 
 def _drawn(draw: Draw, lengths: tuple[int, int], count: int, seed: int) -> Batch:
@@ -244,7 +241,7 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 # To add a task, add a row.
 TASKS: dict[str, Task] = {
-    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.2),
+    "text": NextWord("the next word of the language reference", 512, 512, (20, 20), (40, 40), 0.17),
     "copy": Generated("a word of four letters, again", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.copy),
     "reversal": Generated(
         "a word of four letters, backwards", 6, LETTERS, (1, 4), (5, 8), 0.95, draw=sequences.reversal
