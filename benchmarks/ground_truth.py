@@ -1,9 +1,9 @@
 """Is what a trace says of a layer true? Networks compiled from programs, of which it is known what is used.
 
-Two programs are compiled into one residual stream and the output reads one of them: its attention layers and MLPs are in
-the circuit, those of the other are not. The same network is written in other bases too: the stream is rotated, and every
-matrix that reads or writes it rotates with it, so that no output changes. A predictor is judged by the area under the
-ROC curve of "is in the circuit" over the layers of a network.
+Two programs are compiled into one residual stream and the output reads one of them: its attention layers and MLPs are
+in the circuit, those of the other are not. The same network is written in other bases too: the stream is rotated, and
+every matrix that reads or writes it rotates with it, so that no output changes. A predictor is judged by the area under
+the ROC curve of "is in the circuit" over the layers of a network.
 
     python benchmarks/ground_truth.py [docs/study.md]      prints the tables, or puts them between the page's marks
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from gradtrace.experiments.predictors import BASELINES, TRACES, predictors
 from gradtrace.experiments.statistics import estimate, roc_area
-from gradtrace.experiments.study_analysis import between, shown, write_text
+from gradtrace.experiments.study_analysis import between, write_text
 from gradtrace.experiments.tasks import IGNORED, Batch, Task
 
 MARKS = ("<!-- truth:begin -->", "<!-- truth:end -->")
@@ -50,7 +50,7 @@ EXAMPLES = 16
 
 @contextmanager
 def tracr() -> Iterator[types.SimpleNamespace]:
-    """Import the half of tracr that compiles: its package `tracr.compiler` would import jax first, which that half does not use."""
+    """Import the half of tracr that compiles, which needs no jax; its package `tracr.compiler` would import that first."""
     name = "tracr.compiler"
     found = find_spec("tracr")
     if found is None or found.submodule_search_locations is None:
@@ -78,7 +78,9 @@ def _shift(t: Any, by: int) -> Any:
 
 def _count(t: Any, token: str) -> Any:
     rasp = t.rasp
-    return rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: key == token)).named(f"count {token}")
+    return rasp.SelectorWidth(rasp.Select(rasp.tokens, rasp.tokens, lambda key, query: key == token)).named(
+        f"count {token}"
+    )
 
 
 # Programs over the letters a, b, c, by name; each made anew, for compiling writes into it.
@@ -108,7 +110,7 @@ TOKENS = (BOS, *VOCABULARY)
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program: its blocks, its output's directions, and what the definition of the language says it gives."""
+    """A compiled program: its blocks, its output's directions, and what the language's definition says that it gives."""
 
     name: str
     blocks: tuple[Any, ...]
@@ -210,13 +212,12 @@ class Compiled(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(tokens, freeze=False)
         places = [torch.zeros(len(one)), *(stream.turn[:, stream.axes["indices", i]] for i in range(LENGTH))]
         self.register_buffer("places", torch.stack(places))
-        layers: list[list[str]] = []
+        layers: list[list[str]] = [[] for _ in range(max(len(p.blocks) for p in programs))]
         for number, program in enumerate(programs):
             for depth, block in enumerate(program.blocks):
                 mlp = isinstance(block, t.transformers.MLP)
                 name = f"p{number}_{depth}_{'mlp' if mlp else 'attention'}"
                 self.add_module(name, (Mlp if mlp else Attention)(stream, number, block))
-                layers += [[]] * 0 if depth < len(layers) else [[]]
                 layers[depth].append(name)
         self.layers = layers
         self.components = tuple(name for layer in layers for name in layer)
@@ -269,7 +270,10 @@ def batch_of(model: Compiled, program: Program, count: int) -> Batch:
     """Give sequences, BOS first, and the classes of what the program's definition says."""
     rows = _sequences(count)
     inputs = torch.tensor([[TOKENS.index(token) for token in (BOS, *row)] for row in rows])
-    answers = [[IGNORED, *(model.classes.index(v) if v is not None else IGNORED for v in program.evaluate(row))] for row in rows]
+    answers = [
+        [IGNORED, *(model.classes.index(v) if v is not None else IGNORED for v in program.evaluate(row))]
+        for row in rows
+    ]
     return Batch(inputs, torch.tensor(answers))
 
 
@@ -309,9 +313,10 @@ def judge_all(pairs: Sequence[int] = range(len(PAIRS)), rotations: int = ROTATIO
 def tables(found: Sequence[Judged]) -> str:
     """Write the table of areas, and how far leaving one pair out moves them."""
     pairs = sorted({j.pair for j in found})
+    rotations = len({j.rotation for j in found}) - 1
     lines = [
-        f"{len(pairs)} pairs of programs, each read both ways, {len({j.rotation for j in found}) - 1} rotations; mean area under the ROC curve, "
-        "0.5 being chance [95 %, bootstrap of pairs]; in brackets the least and most of it when one pair is left out.",
+        f"{len(pairs)} pairs of programs, each read both ways, {rotations} rotations; mean area under the ROC curve, 0.5 "
+        "being chance [95 %, bootstrap of pairs]; beside it the least and most of it when one pair is left out.",
         "",
         "| predictor | plain basis | one pair left out | rotated | one pair left out |",
         "|---|---|---|---|---|",

@@ -79,7 +79,7 @@ def draw(seed: int, number: int, components: Sequence[str], count: int) -> Diamo
 
 
 def _diamond(source: random.Random, p: float, *, first: bool = False) -> Diamond:
-    sides = [_diamond(source, p / 2) if source.random() < p / 2 else "?" for _ in range(2)]
+    sides: list[Node] = [_diamond(source, p / 2) if source.random() < p / 2 else "?" for _ in range(2)]
     if "?" in sides and source.random() < SKIPPED:
         sides[sides.index("?")] = None
     return Diamond(tuple(sides), None if first or source.random() >= JOINED else "?")
