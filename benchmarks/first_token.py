@@ -1,7 +1,7 @@
 """The first experiment of Du et al. (2023), repeated: through which branch of attention do top gradient paths go?
 
 The task: is the first token of a sequence repeated later on? 10,000 sequences of 10 tokens of 19, half of them true;
-7,000 to train on, 1,000 to look at. A one-layer BERT of width 16 with 2 heads (feed-forward 32), dropout 0.2, Adam 0.001,
+7,000 to train on, 1,000 to look at. A one-layer BERT of width 16, 2 heads, feed-forward 32, dropout 0.2, Adam 0.001,
 batch 32, 42 epochs. The input of the attention layer goes on in four branches: keys, queries, values, and around. For
 each token of a held-out sequence the strongest path, from any of the token's 16 units to the correct class's logit,
 takes one of the four; that branch gets its weight and the others 0. Means over tokens and sequences, per branch.
@@ -50,10 +50,11 @@ def bert(seed: int) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(seed)
-    return BertForSequenceClassification(BertConfig(
+    config = BertConfig(
         vocab_size=TOKENS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=128, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, num_labels=2,
-    ))  # fmt: skip
+        max_position_embeddings=128, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)  # of two classes
 
 
 def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int) -> None:
@@ -69,7 +70,7 @@ def train(model: nn.Module, inputs: Tensor, labels: Tensor, epochs: int) -> None
 
 
 def branches(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
-    """Give each branch's mean top path, in absolute value and the most positive; one pass, since sequences don't meet."""
+    """Give each branch's mean top path, by absolute value and the most positive; sequences don't meet."""
     attention = model.get_submodule("bert.encoder.layer.0.attention")
     kept: dict[str, Tensor] = {}
 

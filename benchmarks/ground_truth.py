@@ -50,7 +50,7 @@ EXAMPLES = 16
 
 @contextmanager
 def tracr() -> Iterator[types.SimpleNamespace]:
-    """Import the half of tracr that compiles, which needs no jax; its package `tracr.compiler` would import that first."""
+    """Import the half of tracr that compiles, which needs no jax; `import tracr.compiler` would bring that in."""
     name = "tracr.compiler"
     found = find_spec("tracr")
     if found is None or found.submodule_search_locations is None:
@@ -110,7 +110,7 @@ TOKENS = (BOS, *VOCABULARY)
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program: its blocks, its output's directions, and what the language's definition says that it gives."""
+    """A compiled program: its blocks, its output's directions, and what the language says that it gives."""
 
     name: str
     blocks: tuple[Any, ...]
@@ -180,7 +180,7 @@ class Attention(nn.Module):
         """Attend: batch × time × stream."""
         heads = zip(self.query, self.key, self.value, self.out, strict=True)
         parts = [((x @ q) @ (x @ k).mT).softmax(-1) @ (x @ v) @ o for q, k, v, o in heads]
-        return sum(parts[1:], start=parts[0])
+        return torch.stack(parts).sum(0)
 
 
 class Mlp(nn.Module):
@@ -241,7 +241,7 @@ class Compiled(nn.Module):
 
     def after(self, x: Tensor, present: Collection[str] | None = None) -> Tensor:
         """Go on from the embedding: a layer that is not present adds nothing."""
-        x = x + self.places[: x.shape[1]]
+        x = x + self.get_buffer("places")[: x.shape[1]]
         for layer in self.layers:
             results = [self.get_submodule(n)(x) for n in layer if present is None or n in present]
             x = sum(results, start=x)
@@ -315,8 +315,8 @@ def tables(found: Sequence[Judged]) -> str:
     pairs = sorted({j.pair for j in found})
     rotations = len({j.rotation for j in found}) - 1
     lines = [
-        f"{len(pairs)} pairs of programs, each read both ways, {rotations} rotations; mean area under the ROC curve, 0.5 "
-        "being chance [95 %, bootstrap of pairs]; beside it the least and most of it when one pair is left out.",
+        f"{len(pairs)} pairs of programs, each read both ways, {rotations} rotations; mean area under the ROC curve, "
+        "0.5 being chance [95 %, bootstrap of pairs]; beside it the least and most of it when one pair is left out.",
         "",
         "| predictor | plain basis | one pair left out | rotated | one pair left out |",
         "|---|---|---|---|---|",

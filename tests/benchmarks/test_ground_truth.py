@@ -59,7 +59,7 @@ def test_what_depends_on_the_basis_and_what_does_not(tracr, pair, read):
     turned, _ = network(tracr, pair, read, rotation=1)
     torch.testing.assert_close(turned(batch.inputs), plain(batch.inputs), rtol=1e-4, atol=1e-4)
     found = [truth.predictors(model, truth.Reading(), batch, batch) for model in (plain, turned)]
-    same = ("through", "activation_gradient", "output_gradient", "conductance", "switch_off")
+    same = ("through", "activation_gradient", "output_gradient", "parameter_gradient", "conductance", "switch_off")
     for name in same:
         # The rotation is orthogonal: an embedding's row turns, and its norm does not change.
         assert found[1][name] == pytest.approx(found[0][name], rel=2e-3, abs=1e-5), name

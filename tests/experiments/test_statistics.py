@@ -94,6 +94,15 @@ def test_units_without_a_value_are_left_out_and_counted():
     assert math.isnan(estimate(np.array([math.nan])).mean)
 
 
+def test_few_architectures_have_no_interval():
+    few = estimate(np.array([0.2, 0.4, 0.9]))
+    assert (few.mean, few.count, few.p) == (pytest.approx(0.5), 3, 0.25)  # 2 of 8 signs are as far from 0
+    assert math.isnan(few.low)
+    assert math.isnan(estimate(np.array([0.5, 0.5])).high)
+    assert estimate(np.array([0.5] * 6)).p == 2 / 64
+    assert estimate(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])).low < 0.35
+
+
 def test_holm_by_its_definition():
     rng = np.random.default_rng(0)
     for _ in range(20):

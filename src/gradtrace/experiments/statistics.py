@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
+FEWEST = 6  # architectures: of fewer, a bootstrap makes intervals that are far too narrow
 SEED = 16
 
 
@@ -25,7 +26,7 @@ class Estimate:
     """A mean over architectures.
 
     Attributes:
-        low, high: its 95 % interval, by bootstrap of architectures.
+        low, high: its 95 % interval, by bootstrap of architectures; nan where there are fewer than `FEWEST`.
         p: of the hypothesis that it is 0, by flipping the signs of architectures; two-sided, uncorrected.
         count: how many architectures have a value.
     """
@@ -77,13 +78,15 @@ def estimate(values: Floats, resamples: int = RESAMPLES) -> Estimate:
 
     values = values[~np.isnan(values)]
     mean = float(values.mean()) if len(values) else math.nan
-    if len(values) < 2 or np.ptp(values) < 1e-12:
-        constant = len(values) > 1 and abs(mean) > 1e-12
-        p = 2.0 ** (1 - len(values)) if constant else math.nan if len(values) < 2 else 1.0
-        return Estimate(mean, *((mean, mean) if len(values) > 1 else (math.nan, math.nan)), p, len(values))
+    if not len(values):
+        return Estimate(mean, math.nan, math.nan, math.nan, 0)
+    if np.ptp(values) < 1e-12:  # scipy would not have it
+        p = 2.0 ** (1 - len(values)) if abs(mean) > 1e-12 else 1.0
+        return Estimate(mean, *([mean if len(values) >= FEWEST else math.nan] * 2), p, len(values))
     found = bootstrap(
         (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(SEED), batch=1000
     ).confidence_interval
+    low, high = (float(x) if len(values) >= FEWEST else math.nan for x in (found.low, found.high))
     flipped = permutation_test(
         (values,),
         np.mean,
@@ -93,7 +96,7 @@ def estimate(values: Floats, resamples: int = RESAMPLES) -> Estimate:
         batch=1000,
         rng=np.random.default_rng(SEED),
     )
-    return Estimate(mean, float(found.low), float(found.high), float(flipped.pvalue), len(values))
+    return Estimate(mean, low, high, float(flipped.pvalue), len(values))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -21,6 +21,7 @@ from .checkpoint import write_whole
 from .plugged import SENSES
 from .predictors import BASELINES, TRACES
 from .statistics import (
+    FEWEST,
     RESAMPLES,
     Estimate,
     Floats,
@@ -132,7 +133,8 @@ class Analysis:
             "Mean within-architecture Spearman correlation [95 % interval]; p by sign flips, then corrected by Holm "
             f"over all {len(keys)}"
             + ("" if len(keys) > few else f" (one sense only: the design has {2 * few})")
-            + ". Architectures in which nothing can be ranked (all ties) are left out of n."
+            + ". Architectures in which nothing can be ranked (all ties) are left out of n; "
+            f"no interval is given for fewer than {FEWEST}."
         )
         return Table(
             "The primary question",
@@ -217,8 +219,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def shown(e: Estimate) -> str:
-    """Write a mean and its interval."""
-    return "–" if math.isnan(e.mean) else f"{e.mean:+.2f} [{e.low:+.2f}, {e.high:+.2f}]"
+    """Write a mean and its interval, if there are enough architectures for one."""
+    if math.isnan(e.mean):
+        return "–"
+    return f"{e.mean:+.2f}" + ("" if math.isnan(e.low) else f" [{e.low:+.2f}, {e.high:+.2f}]")
 
 
 def _p(p: float) -> str:
