@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from gradtrace.cli import main
 from gradtrace.errors import OptionError, UnknownName
 from gradtrace.experiments.plugged import read
 from gradtrace.experiments.statistics import shapley
@@ -18,6 +19,7 @@ from gradtrace.experiments.study import (
     MERGED,
     Share,
     StudyOptions,
+    _own,
     damages,
     load_study,
     read_header,
@@ -222,3 +224,34 @@ def test_a_page_gets_its_numbers_between_its_marks(whole, tmp_path):
     page.write_text("nothing")
     with pytest.raises(OptionError, match="has no lines"):
         analyse(whole / MERGED, page)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--share", "3/2"], "--share must be like 1/2, not 3/2"),
+    (["--into", "x.md"], "--into needs --analyse"),
+    (["--analyse", "nothing-here.jsonl"], "cannot read nothing-here.jsonl as results of gradtrace study"),
+    (["--components", "rnn,gru"], "--count must be at most the 2 components there are, not 4"),
+    (["--tasks", ""], "--tasks must be of text, copy"),
+])  # fmt: skip
+def test_the_command_says_in_one_line_what_is_wrong(arguments, said, tmp_path, capsys):
+    assert main(["study", *arguments, *([] if "--analyse" in arguments else ["--out", str(tmp_path)])]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_two_processes_do_not_do_one_share(whole, tmp_path):
+    with _own(tmp_path / Share().file), pytest.raises(OptionError, match="another gradtrace is writing"):
+        study(StudyOptions(**TINY), tmp_path)
+
+
+def test_components_of_ones_own_are_drawn_too(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from torch import nn\n\nclass Twice(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)\n\n"
+        "    def forward(self, x):\n        return self.b(self.a(x).tanh())\n"
+    )
+    given = TINY | {"components": ("rnn", "mlp", f"{own}:Twice"), "architectures": 2, "seeds": 1}
+    units = read_units(study(StudyOptions(**given), tmp_path / "out"))
+    assert all({"rnn", "mlp", f"{own}:Twice"} == set(unit["components"]) for unit in units)

@@ -207,8 +207,8 @@ class Analysis:
             of = [r for r in rows if r[1] == predictor]
             yes = [f"{r[2]} ({r[0]}, {r[3]})" for r in of if r[-1] == "yes"]
             no = [f"{r[2]} ({r[0]}, {r[3]})" for r in of if r[-1] == "no"]
-            found = [f"it correlates with {listed(yes)}"] if yes else []
-            found += [f"no correlation was found with {listed(no)}"] if no else []
+            found = [f"it correlates significantly with {listed(yes)}"] if yes else []
+            found += [f"no significant correlation was found with {listed(no)}"] if no else []
             said.append(f"- **{predictor}**: {'; '.join(found)}.")
         return "\n".join(said)
 
