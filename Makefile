@@ -97,4 +97,5 @@ $(DEPENDENCIES): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
 	$(PIP) --no-build-isolation -e '.[test,dev]'
+	$(PIP) --no-deps tracr-pypi absl-py # the half of it that compiles, which needs no jax
 	touch $@

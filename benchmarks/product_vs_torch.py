@@ -34,7 +34,7 @@ from gradtrace.backward.elements import reverse
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.corpus import Corpus, default_text, make_corpus
 from gradtrace.experiments.options import Options
-from gradtrace.experiments.training import traced_windows, training_step, training_window
+from gradtrace.experiments.training import held_out_windows, training_step, training_window
 from gradtrace.semirings.base import Element, Extreme, aligned, max_product
 
 Result = tuple[Tensor, Tensor | None]
@@ -101,14 +101,16 @@ def trained(options: Options) -> tuple[Competition, Corpus]:
     model = Competition(options.components, len(corpus.vocabulary), options.hidden, options.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     for step in range(options.steps):
-        training_step(model, optimizer, *training_window(corpus.training, step, options.batch, options.bptt, 1))
+        window = training_window(corpus.training, step, options.batch, options.bptt, 1)
+        training_step(model, optimizer, next_word_loss(model, *window))
     return model, corpus
 
 
 def real_operands(options: Options, count: int) -> list[Operands]:
     """Give the operands of the largest products of a trained model's reverse pass, each of another shape."""
     model, corpus = trained(options)
-    words, targets = traced_windows(corpus.held_out, options.bptt, options.batch)
+    windows = held_out_windows(corpus.held_out, options.bptt)
+    words, targets = (w[torch.arange(options.batch) * len(w) // options.batch] for w in windows)  # evenly spread
     with gradtrace.record(model.eval(), examples=(words, targets)) as tape:
         loss = next_word_loss(model, words, targets)
     observer = Observer()

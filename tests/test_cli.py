@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 from gradtrace import __version__, cli
+from gradtrace.experiments.components import COMPONENTS
 
 MODEL = """
 import torch
@@ -117,6 +119,13 @@ WRONG = {
     "compete --components rnn,,gru": "unknown component ''",
     "compete --components rnn,rnn": "--components names rnn more than once",
     "compete --components=": "--components names none; there are rnn, lstm, gru, attention",
+    "compete --components rnn,nothing.py:Conv": "there is no file nothing.py",
+    "compete --components rnn,short.txt:Conv": "there is no module 'short",
+    "compete --task copies": "unknown task 'copies'; there are text, copy, reversal",
+    "compete --task copy --corpus short.txt": "--corpus is for --task text, and this is --task copy",
+    "compete --ablate some": "--ablate must be one of each, cumulative, all, not some",
+    "compete --seeds 0": "--seeds must be from 1 to 1000, not 0",
+    "compete --parameters 0": "--parameters must be at least 1, not 0",
     "compete --corpus nothing.txt": "corpus nothing.txt: No such file or directory",
     "compete --corpus empty.txt": "corpus empty.txt is empty",
     "compete --corpus short.txt": "corpus short.txt is too short: it has 4 words",
@@ -185,7 +194,8 @@ def test_error_in_a_process_of_its_own(folder):
     command = [sys.executable, "-m", "gradtrace", "compete", "--components", "rnn,x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    said = "unknown component 'x'; there are rnn, lstm, gru, attention (docs/errors.md#unknownname)"
+    known = f"there are {', '.join(COMPONENTS)}, and FILE.py:CLASS of your own"
+    said = f"unknown component 'x'; {known} (docs/errors.md#unknownname)"
     assert done.stderr == f"gradtrace: {said}\n"
 
 
@@ -199,7 +209,22 @@ def test_help_teaches_with_examples(capsys, command):
 
 def test_help_names_every_default(capsys):
     _, out, _ = run(capsys, "compete", "--help")
-    assert " ".join(out.split()).count("(default") == 15
+    assert " ".join(out.split()).count("(default") == 19
+
+
+def test_the_component_in_the_help_can_compete(folder, capsys):
+    _, out, _ = run(capsys, "compete", "--help")
+    example = textwrap.dedent(out[out.index("  # mine.py") : out.index("--ablate each leaves")])
+    (folder / "mine.py").write_text(example)
+    command = "compete --task copy --components rnn,mine.py:Conv --hidden 4 --steps 2 --batch 4 --trace-examples 1"
+    code, out, errors = run(capsys, *command.split(), "--ablate", "cumulative", "--seeds", "2", "--out", "run")
+    assert (code, errors) == (0, "")
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert (results["components"], results["options"]["components"]) == (["rnn", "Conv"], ["rnn", "mine.py:Conv"])
+    assert results["ablation"]["cumulative"]["sentence"] in " ".join(out.split())
+    code, shown, errors = run(capsys, "show", "run/results.json")
+    assert (code, errors) == (0, "")
+    assert results["ablation"]["cumulative"]["sentence"] in " ".join(shown.split())
 
 
 def trace(capsys, folder, *arguments):

@@ -16,13 +16,17 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__, gallery
-from .errors import GradtraceError
+from .errors import GradtraceError, OptionError
 from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
-from .experiments.competition import COMPONENTS
+from .experiments.components import COMPONENTS
 from .experiments.folder import PAGE, owned
-from .experiments.options import Options
-from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject
+from .experiments.options import ABLATIONS, Options
+from .experiments.study import Progress, Share, StudyOptions, study
+from .experiments.study_analysis import analyse
+from .experiments.tasks import TASKS
+from .experiments.user_code import describe
+from .experiments.user_model import Question, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.history import read_document
@@ -36,7 +40,8 @@ Where does the gradient go? gradtrace runs backpropagation under the (max, ×) s
 for every parameter it finds the path through which most gradient reaches it, and which
 components those paths cross.
 
-  gradtrace compete                   competing components in a language model, on text
+  gradtrace compete                   competing components in one model, on text or a task
+  gradtrace study                     the same of random architectures: does the trace tell what matters?
   gradtrace trace train.py:build      a model of your own
   gradtrace why train.py:build        why its parameters get no gradient
   gradtrace report results.json       an interactive page of the results of either
@@ -76,19 +81,55 @@ examples:
 """
 
 COMPETE = """\
-Train a word-level language model in which components compete on the same word embeddings,
-and trace held-out examples as it learns; then train it again without each component, and
-say whether influence foretold the damage.
+Train a model in which components compete on the same embeddings, and trace held-out examples
+as it learns; then train it again without each component, and say whether influence foretold
+the damage. It learns the next word of a text, or a task with sequences drawn at random.
 
 examples:
   gradtrace compete                                       three to four minutes on two cores
   gradtrace compete --components rnn,lstm,gru,attention   four competitors
+  gradtrace compete --components rnn,mine.py:Conv         one of your own: a class or function
+  gradtrace compete --task reversal --hidden 16 --components lstm,stack_rnn,neural_queue
+  gradtrace compete --ablate cumulative --seeds 3         with intervals, five times as long
   gradtrace compete --corpus ptb.train.txt --out ptb      any UTF-8 text, or Penn Treebank
   gradtrace compete --out ptb --resume                    go on after Ctrl-C or a crash
   gradtrace compete --steps 60 --hidden 16 --trace-every 30 --out try       a first look
 
+A component of your own is called with the width, and gives a torch.nn.Module from batch × time ×
+width to the same shape (or a tuple that begins with it) in which no step sees a later one.
+
+  # mine.py
+  import torch
+  from torch import nn
+
+  class Conv(nn.Module):
+      def __init__(self, width):
+          super().__init__()
+          self.conv = nn.Conv1d(width, width, 3)
+
+      def forward(self, x):                                   # looks back, never ahead
+          return self.conv(nn.functional.pad(x.transpose(1, 2), (2, 0))).transpose(1, 2)
+
+--ablate each leaves out one component at a time; cumulative also the least influential, then
+the next as well, and so on, and the most influential first beside it; all, every set of them.
+
 Writes results.json, report.html and checkpoint.safetensors to the folder. A competition that was
 killed and resumed gives the same results.json as one that was not.
+"""
+
+STUDY = """\
+Does what a trace says of a component foretell what training without it does? Draws architectures at
+random, trains every set of their components, traces the full networks as they learn, and compares.
+
+examples:
+  gradtrace study                                          five minutes: too few to conclude anything from
+  gradtrace study --architectures 300 --seeds 2 --out big  hours; the same command goes on after a kill
+  gradtrace study --architectures 300 --share 1/2 --out big            one of two processes
+  torchrun --nproc-per-node 2 -m gradtrace study --architectures 300   the same, by rank
+  gradtrace study --analyse big/study.jsonl                the tables again, without training
+
+Writes study.jsonl to the folder (docs/study.md describes it), study.md, study.html and, where matplotlib
+is installed, figures.
 """
 
 TRACE = """\
@@ -185,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gradtrace {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_compete(commands)
+    _add_study(commands)
     _add_trace(commands)
     _add_why(commands)
     _add_report(commands)
@@ -207,26 +249,32 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def _add_compete(commands: Any) -> None:
-    command = _command(commands, "compete", "competing components in a language model: train, trace, ablate", COMPETE)
+    command = _command(commands, "compete", "competing components in one model: train, trace, ablate", COMPETE)
     default = Options()
     add = command.add_argument
     names = ",".join(default.components)
-    add("--components", type=names_of, metavar="A,B,…", help=f"of {', '.join(COMPONENTS)} (default {names})")
+    tasks = "; ".join(f"{name}, {task.about}" for name, task in TASKS.items())
+    add("--task", metavar="NAME", help=f"what is learned (default {default.task}): {tasks}")
+    of = f"of {', '.join(COMPONENTS)}, and FILE.py:NAME of your own (default {names})"
+    add("--components", type=names_of, metavar="A,B,…", help=of)
+    add("--ablate", metavar="|".join(ABLATIONS), help=f"what is left out in turn (default {default.ablate})")
     add("--corpus", metavar="FILE", help="UTF-8 text (default: the language reference in CPython's help())")
     for name, text in {
-        "seed": "decides initial weights and the order of the text",
+        "seed": "decides initial weights and what is trained on",
+        "seeds": "do it with so many seeds, from --seed on",
         "steps": "training steps of each model",
         "hidden": "width of the embedding and of each component",
-        "bptt": "words in a window: the length of backpropagation through time",
-        "batch": "windows in a step",
+        "bptt": "words of a text in a window: the length of backpropagation through time",
+        "batch": "sequences in a step",
         "trace-every": "steps between traces",
-        "trace-examples": "held-out windows to trace",
-        "eval-every": "steps between evaluations on the held-out text",
-        "vocab": "the most frequent words to know, rest <unk>",
+        "trace-examples": "held-out sequences to trace",
+        "eval-every": "steps between evaluations on the held-out set",
+        "vocab": "the most frequent words of a text to know, rest <unk>",
         "threads": "CPU threads; more pay from a width of some hundreds on",
     }.items():
         field = {"vocab": "vocabulary"}.get(name, name.replace("-", "_"))
         add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")
+    add("--parameters", type=int, metavar="N", help="give every component about as many (default: what --hidden makes)")
     add("--lr", type=float, metavar="X", help=f"Adam's learning rate (default {default.lr})")
     add(
         "--checkpoint-every",
@@ -248,6 +296,35 @@ def _add_compete(commands: Any) -> None:
         help="go on from the folder's checkpoint, with the options it was begun with",
     )
     command.set_defaults(run=run_compete, stopped=how_to_resume)
+
+
+def _add_study(commands: Any) -> None:
+    command = _command(commands, "study", "random architectures: does the trace tell what matters?", STUDY)
+    default = StudyOptions()
+    add = command.add_argument
+    add("--components", type=names_of, metavar="A,B,…", help=f"to draw from (default {','.join(default.components)})")
+    add("--tasks", type=names_of, metavar="A,B,…", help=f"of {', '.join(TASKS)} (default: all but text)")
+    for name, text in {
+        "architectures": "how many, half of them in parallel and half grown",
+        "seeds": "of each architecture",
+        "count": "components in an architecture",
+        "hidden": "width of everything",
+        "steps": "training steps",
+        "batch": "samples in a step",
+        "eval-every": "steps between evaluations",
+        "held-out": "examples in an evaluation",
+        "traces": "how often the full network is traced",
+        "trace-examples": "examples in a trace",
+        "seed": "decides the architectures",
+    }.items():
+        field = name.replace("-", "_")
+        add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")
+    add("--lr", type=float, metavar="X", help=f"Adam's learning rate (default {default.lr})")
+    add("--share", metavar="I/N", help="do the I-th of N shares (default: by torchrun's rank, or all)")
+    add("--out", type=Path, metavar="DIR", default=Path("gradtrace-study"), help="folder (default %(default)s)")
+    add("--analyse", type=Path, metavar="FILE", help="train nothing: tables and figures from study.jsonl, or a folder")
+    add("--into", type=Path, metavar="FILE.md", help="with --analyse: put the tables between the marks in this page")
+    command.set_defaults(run=run_study, stopped=lambda given: "stopped; the same command goes on")
 
 
 def _add_trace(commands: Any) -> None:
@@ -332,6 +409,27 @@ def run_compete(given: argparse.Namespace) -> None:
         several = f"{len(traces)} traces" if len(traces) > 1 else "One trace"
         plain(console, f"\n{several}, best and greedy, took {sum(traces) / seconds:.0%} of {seconds:.0f} s.")
     _finish(given.out, results, {"seconds": round(seconds, 1), "tracing_seconds": round(sum(traces), 1)}, console)
+
+
+def run_study(given: argparse.Namespace) -> None:
+    """Run `gradtrace study`."""
+    console, place = Console(), given.analyse
+    if given.into is not None and place is None:
+        raise OptionError("--into needs --analyse: it says where the tables of results go")
+    if place is None:
+        fields = StudyOptions.__dataclass_fields__
+        options = StudyOptions(**{k: v for k, v in vars(given).items() if k in fields and v is not None})
+        with Screen(console) as screen:
+            place = study(options, given.out, Share.named(given.share), lambda p: _show_unit(screen, p))
+    plain(console, analyse(place, given.into))
+
+
+def _show_unit(screen: Screen, progress: Progress) -> None:
+    """Show how far a share is; a unit's name is a line where there are no bars."""
+    begins = progress.step == 0
+    screen.show("units", progress.done, progress.units, progress.unit if begins else "")
+    if screen.console.is_terminal:
+        screen.show("steps of one", progress.step, progress.steps)
 
 
 def _finish(folder: Path, results: dict[str, Any], measured: dict[str, Any], console: Console) -> None:

@@ -74,3 +74,7 @@ class BadArgument(GradtraceError):
 
 class NotSaved(GradtraceError):
     """Pickling or copying a tape or a trace, which hold tensors of one forward pass and refer to the program."""
+
+
+class OptionError(GradtraceError):
+    """An option, file or folder with which an experiment cannot run."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gradtrace.experiments.agreement import Ablation, compare, ranks, sentence, spearman
+from gradtrace.experiments.agreement import Ablation, compare, compare_seeds, ranks, sentence, spearman
 
 
 def ablations(**found):
@@ -89,3 +89,16 @@ def test_spearman_by_its_formula_without_ties():
     a, b = [1, 2, 3, 4, 5], [2, 1, 4, 5, 3]
     expected = 1 - 6 * (1 + 1 + 1 + 1 + 4) / (5 * 24)
     assert spearman(a, b) == pytest.approx(expected)
+
+
+def test_over_seeds_ranks_are_averaged_and_correlations_have_an_interval():
+    """Two seeds agree wholly, one in all but a pair: correlations 1, 1, 0.5."""
+    damaged = ablations(a=1, b=2, c=3)
+    seeds = [({"a": 1, "b": 2, "c": 3}, damaged)] * 2 + [({"a": 1, "b": 3, "c": 2}, damaged)]
+    found = compare_seeds(seeds)
+    assert (found.influence, found.damage, found.verdict, found.seeds) == ("c > b > a", "c > b > a", "agree", 3)
+    assert found.spearman == pytest.approx(5 / 6)
+    half = 4.302652729749462 * math.sqrt(1 / 12) / math.sqrt(3)  # scipy.stats.t.ppf(0.975, 2)
+    assert (found.spearman_low, found.spearman_high) == (pytest.approx(5 / 6 - half), 1.0)
+    said = sentence(found, damaged * 3, "solved the task")
+    assert "Spearman 0.83 (95 % interval 0.12 to 1.00), n = 3 components, 3 seeds; every ablated model solved" in said

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from gradtrace.errors import OptionError
 from gradtrace.experiments.checkpoint import load, restore, save, write_json, write_whole
-from gradtrace.experiments.competition import Competition
+from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.folder import prepare_folder
-from gradtrace.experiments.options import OptionError
 from gradtrace.experiments.training import training_step, training_window
 
 TEXT = torch.randint(9, (400,), generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def begin():
 
 def train(model, optimizer, first, last):
     for step in range(first, last):
-        training_step(model, optimizer, *training_window(TEXT, step, 3, 5, 1))
+        training_step(model, optimizer, next_word_loss(model, *training_window(TEXT, step, 3, 5, 1)))
 
 
 def test_restored_training_goes_on_to_the_same_weights(tmp_path):

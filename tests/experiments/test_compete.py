@@ -9,9 +9,11 @@ import sys
 import pytest
 import torch
 
+from gradtrace.errors import GradtraceError, OptionError
 from gradtrace.experiments.compete import compete
-from gradtrace.experiments.options import OptionError
+from gradtrace.experiments.components import COMPONENTS
 from gradtrace.experiments.results import conclude, versions
+from gradtrace.experiments.tasks import Evaluation
 
 TINY = {
     "components": ("rnn", "gru"),
@@ -97,6 +99,144 @@ def test_same_options_give_the_same_bytes_and_another_seed_does_not(whole, corpu
     assert saved(tmp_path / "again") == saved(whole[0])
     other = compete(options | {"seed": 3}, tmp_path / "other")
     assert other["runs"][0]["evaluations"] != whole[1]["runs"][0]["evaluations"]
+
+
+TASK = {
+    "task": "copy",
+    "components": ("rnn", "mlp", "convolution"),
+    "steps": 6,
+    "hidden": 4,
+    "batch": 6,
+    "trace_every": 3,
+    "trace_examples": 2,
+    "eval_every": 2,
+    "seeds": 2,
+    "ablate": "cumulative",
+}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """The folder and results of a competition on a task, with two seeds."""
+    folder = tmp_path_factory.mktemp("task")
+    return folder, compete(TASK, folder)
+
+
+def test_a_task_has_scores_and_runs_for_every_seed(task):
+    folder, results = task
+    assert json.loads(saved(folder)) == results
+    assert results["task"] == {
+        "name": "copy",
+        "about": "a word of four letters, again",
+        "lengths": [1, 4],
+        "beyond": [5, 8],
+        "solved": 0.95,
+    }
+    assert "corpus" not in results
+    runs = results["runs"]
+    assert len(runs) == 2 * (1 + 3 + 2)
+    assert [run["seed"] for run in runs] == [1] * 6 + [2] * 6
+    assert [bool(run["traces"]) for run in runs] == [not run["absent"] for run in runs]
+    for run in runs:
+        assert all(0 <= e["score"] <= 1 for e in run["evaluations"])
+        assert ["beyond" in e for e in run["evaluations"]] == [False, False, False, True]
+    assert runs[0]["evaluations"] != runs[6]["evaluations"]
+
+
+def test_the_order_of_leaving_out_is_that_of_the_traces(task):
+    results = task[1]
+    for seed, said in zip((1, 2), results["ablation"]["cumulative"]["orders"], strict=True):
+        full = next(run for run in results["runs"] if run["seed"] == seed and not run["absent"])
+        shares = dict.fromkeys(TASK["components"], 0.0)
+        for trace in full["traces"]:
+            for row in trace["influence"]:
+                shares[row["component"]] += row["share"] if row["kind"] == "best" else 0.0
+        assert said["order"] == sorted(shares, key=lambda name: shares[name])
+        left_out = {tuple(run["absent"]) for run in results["runs"] if run["seed"] == seed and len(run["absent"]) == 2}
+        assert {frozenset(absent) for absent in left_out} == {
+            frozenset(said["order"][:2]),
+            frozenset(said["order"][1:]),
+        }
+
+
+def test_influence_and_agreement_are_means_over_seeds(task):
+    results = task[1]
+    full = [run for run in results["runs"] if not run["absent"]]
+    for row in results["influence"]:
+        each = [
+            [
+                r["share"]
+                for t in run["traces"]
+                for r in t["influence"]
+                if (r["kind"], r["component"]) == (row["kind"], row["component"])
+            ]
+            for run in full
+        ]
+        assert row["share"] == pytest.approx(sum(sum(shares) / len(shares) for shares in each) / 2)
+        assert (row["traces"], row["over_seeds"]["n"]) == (6, 2)
+    for row in results["agreement"]["rows"]:
+        assert row["seeds"] == 2
+    assert "2 seeds" in results["agreement"]["sentence"]
+    assert (
+        "of 6 ablated models solved the task" in results["agreement"]["sentence"]
+        or "no ablated" in results["agreement"]["sentence"]
+    )
+
+
+@pytest.mark.parametrize(("event", "checkpoint_every"), [(7, 1), (30, 100), (58, 2), (75, 1), (110, 3)])
+def test_seeds_and_orders_survive_being_stopped(task, tmp_path, event, checkpoint_every):
+    seen = []
+
+    def stop(e):
+        seen.append(e)
+        if len(seen) == event:
+            raise Stop
+
+    with pytest.raises(Stop):
+        compete(TASK, tmp_path, checkpoint_every=checkpoint_every, watch=stop)
+    compete({}, tmp_path, resume=True)
+    assert saved(tmp_path) == saved(task[0])
+
+
+def test_a_seed_gives_what_it_gives_alone(task, tmp_path):
+    alone = compete(TASK | {"seed": 2, "seeds": 1}, tmp_path)
+    both = [run for run in task[1]["runs"] if run["seed"] == 2]
+    assert [run["evaluations"] for run in alone["runs"]] == [run["evaluations"] for run in both]
+
+
+def test_digits_and_components_of_one_size(tmp_path):
+    given = {
+        "task": "digits",
+        "components": ("mlp", "gru"),
+        "parameters": 400,
+        "steps": 2,
+        "hidden": 6,
+        "trace_every": 2,
+    }
+    results = compete(given | {"ablate": "all", "trace_examples": 2, "eval_every": 1}, tmp_path)
+    full, *without = (run["parameters"] for run in results["runs"])
+    own = 16 * 6 + 6 + 6 * 10 + 10  # embedding and output
+    assert all(abs(n - own - 400) < 80 for n in without)
+    assert full == sum(without) - own
+    assert "beyond" not in results["runs"][0]["evaluations"][-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"task": "copying"}, "unknown task 'copying'; there are text, copy, reversal"),
+        ({"task": "copy", "bptt": 5}, "--bptt is for --task text, and this is --task copy"),
+        ({"task": "copy", "trace_examples": 300}, "--trace-examples must be at most 256 with this task, not 300"),
+        ({"ablate": "one"}, "--ablate must be one of each, cumulative, all, not one"),
+        ({"seeds": 0}, "--seeds must be from 1 to 1000, not 0"),
+        ({"parameters": 3}, "rnn cannot have about 3 parameters"),
+        ({"ablate": "all", "components": tuple(COMPONENTS)}, "--ablate all must be at most 6 components"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_is_done(tmp_path, given, message):
+    with pytest.raises(GradtraceError, match=message):
+        compete(given, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 class Stop(Exception):
@@ -194,7 +334,7 @@ def test_one_component_is_traced_but_not_ablated(corpus, tmp_path):
 
 
 def test_divergence_is_one_clear_error(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradtrace.experiments.compete.validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr("gradtrace.experiments.tasks.Task.evaluate", lambda *_: Evaluation(math.nan, 0.0))
     with pytest.raises(OptionError, match=r"training diverged before step 0.*--lr"):
         compete(TINY | {"corpus": str(corpus)}, tmp_path)
 
@@ -213,7 +353,7 @@ def test_threads_are_given_back(corpus, tmp_path):
 
 
 def test_partial_results_have_no_conclusions():
-    assert conclude({"runs": [], "complete": False})["agreement"] is None
+    assert conclude({"runs": [], "complete": False, "components": []})["agreement"] is None
 
 
 def start(folder, corpus, *flags):

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import gradtrace
-from gradtrace.experiments.competition import COMPONENTS, CausalAttention, Competition, next_word_loss, positions
+from gradtrace.experiments.competition import Competition, next_word_loss
+from gradtrace.experiments.components import COMPONENTS
+from gradtrace.experiments.layers import CausalAttention, positions
 
 ALL = ("rnn", "lstm", "gru", "attention")
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from gradtrace.errors import OptionError
 from gradtrace.experiments.corpus import (
     Text,
     check_length,
@@ -16,7 +17,6 @@ from gradtrace.experiments.corpus import (
     split_words,
     unigram_perplexity,
 )
-from gradtrace.experiments.options import OptionError
 
 
 def text_of(words):

@@ -10,10 +10,8 @@ from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.experiments.training import (
     held_out_windows,
     perplexity,
-    traced_windows,
     training_step,
     training_window,
-    validation_loss,
 )
 
 
@@ -58,28 +56,14 @@ def test_held_out_windows_cover_the_text_without_overlap():
     assert targets.flatten().tolist() == list(range(1, 21))
 
 
-def test_traced_windows_are_spread_evenly():
-    inputs, _ = traced_windows(torch.arange(101), 5, 4)
-    assert inputs[:, 0].tolist() == [0, 25, 50, 75]
-
-
-def test_validation_loss_is_the_mean_over_all_words():
-    model = Competition(("gru",), 30, 8, 1)
-    text = torch.randint(30, (700,), generator=torch.Generator().manual_seed(2))
-    inputs, targets = held_out_windows(text, 9)
-    assert len(inputs) > 64  # more than two chunks, the last one smaller
-    expected = next_word_loss(model, inputs, targets).item()
-    assert validation_loss(model, text, 9) == pytest.approx(expected, rel=1e-6)
-
-
 def test_training_learns_a_regular_text():
     text = torch.arange(5).repeat(200)
     model = Competition(("rnn", "lstm", "gru"), 5, 16, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    before = validation_loss(model, text, 10)
+    before = next_word_loss(model, *held_out_windows(text, 10)).item()
     for step in range(60):
-        training_step(model, optimizer, *training_window(text, step, 4, 10, 1))
-    assert validation_loss(model, text, 10) < 0.2 < before
+        training_step(model, optimizer, next_word_loss(model, *training_window(text, step, 4, 10, 1)))
+    assert next_word_loss(model, *held_out_windows(text, 10)).item() < 0.2 < before
 
 
 def test_training_step_clips_the_gradient():
@@ -88,7 +72,7 @@ def test_training_step_clips_the_gradient():
         model.output.weight.mul_(1000)
     before = [p.clone() for p in model.parameters()]
     ids = torch.tensor([[0, 1, 2, 3]])
-    training_step(model, torch.optim.SGD(model.parameters(), lr=1.0), ids, ids)
+    training_step(model, torch.optim.SGD(model.parameters(), lr=1.0), next_word_loss(model, ids, ids))
     moved = sum((p - q).square().sum().item() for p, q in zip(model.parameters(), before, strict=True))
     assert math.sqrt(moved) == pytest.approx(1, abs=0.01)
 

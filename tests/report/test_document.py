@@ -142,7 +142,7 @@ def test_files_that_are_no_results(content, tmp_path, capsys):
 def test_a_competitions_graph_holds_source_lines_of_the_experiment_only(competition):
     _, found = competition
     sources = {s.rsplit(":", 1)[0] for s in found["graph"]["calls"]["source"]}
-    assert sources == {"gradtrace/experiments/competition.py"}
+    assert sources == {f"gradtrace/experiments/{name}.py" for name in ("competition", "tasks")}
     assert found["certificate"]["leaves"] == len(found["graph"]["parameters"]["name"])
 
 

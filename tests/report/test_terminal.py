@@ -25,13 +25,15 @@ def run(without, losses):
     evaluations = [{"step": i, "samples": i * 8, "loss": x, "perplexity": 10 * x} for i, x in enumerate(losses)]
     rows = [row(k, c, s) for k in ("best", "greedy") for c, s in (("rnn", 0.7), ("gru", 0.3))]
     traces = [] if without else [{"step": 0, "influence": rows}]
-    return {"without": without, "parameters": 1234, "evaluations": evaluations, "traces": traces}
+    said = {"seed": 1, "without": without, "absent": [without] if without else [], "components": ["rnn", "gru"]}
+    return said | {"parameters": 1234, "evaluations": evaluations, "traces": traces}
 
 
 RESULTS = conclude(
     {
         "complete": True,
-        "options": {"components": ["rnn", "gru"]},
+        "options": {"components": ["rnn", "gru"], "ablate": "each"},
+        "components": ["rnn", "gru"],
         "corpus": {
             "name": "[bold]text",
             "words": 5000,
@@ -51,9 +53,13 @@ def test_competition_tables():
     assert "[bold]text: 5,000 words, 300 in the vocabulary, 12.5% of the held-out words unknown" in text
     assert text.count("70.0% (35.0%)") == 4  # one trace and the mean, best and greedy
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
-    assert [cell.strip() for cell in lines["full model"].split("│")[2:-1]] == ["1,234", "8", "20.0", "25.0"]
-    assert [cell.strip() for cell in lines["without rnn"].split("│")[3:-1]] == ["not reached", "21.0", "21.0"]
-    assert [cell.strip() for cell in lines["without gru"].split("│")[3:-1]] == ["8", "15.0", "24.0"]
+    assert [cell.strip() for cell in lines["full model"].split("│")[2:-1]] == ["–", "1,234", "8", "20.0", "25.0", "–"]
+    assert [cell.strip() for cell in lines["without rnn"].split("│")[2:-1]] == [
+        *("70.0%", "1,234", "not reached", "21.0", "21.0", "+0.000")
+    ]
+    assert [cell.strip() for cell in lines["without gru"].split("│")[2:-1]] == [
+        *("30.0%", "1,234", "8", "15.0", "24.0", "-0.275")
+    ]
     assert "(rnn > gru) agreed with the order of ablation damage (rnn > gru)" in text
 
 

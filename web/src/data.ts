@@ -67,11 +67,30 @@ export interface Evaluation {
   perplexity: number;
 }
 
+/** A mean over seeds and the ends of its 95 % interval, which one seed has not. */
+export interface Interval {
+  mean: number | null;
+  low: number | null;
+  high: number | null;
+  n: number;
+}
+
+/** What became of a model, on average over seeds; `samples` only if all of them got there. */
 export interface Outcome {
   parameters: number;
   samples: number | null;
+  reached?: number;
+  seeds?: number;
   best_perplexity: number;
   final_perplexity: number;
+  score?: Interval;
+  beyond?: Interval;
+}
+
+/** What leaving out some components cost. */
+export interface Cost extends Outcome {
+  influence: Interval;
+  dip: Interval;
 }
 
 export interface AgreementRow {
@@ -80,6 +99,9 @@ export interface AgreementRow {
   influence: string;
   damage: string;
   spearman: number | null;
+  spearman_low?: number | null;
+  spearman_high?: number | null;
+  seeds?: number;
   n: number;
   verdict: string;
 }
@@ -131,10 +153,12 @@ export interface ReportDocument {
   training?: { name: string; without: string | null; evaluations: Evaluation[] }[];
   influence?: MeanRow[];
   ablation?: {
-    reference_loss: number;
-    reference_perplexity: number;
+    reference_loss?: number;
+    reference_perplexity?: number;
     full: Outcome;
     rows: ({ component: string } & Outcome)[];
+    sets?: ({ absent: string[] } & Cost)[];
+    cumulative?: { least: ({ removed: number } & Cost)[]; most: ({ removed: number } & Cost)[]; sentence: string } | null;
   } | null;
   agreement?: { sentence: string; rows: AgreementRow[] } | null;
   semirings?: Answer[];

@@ -11,6 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .intervals import CORRELATION, interval
+
+GOAL = "reached the full model's reference loss"
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -28,10 +32,12 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two orders, most first, ties joined by " = ".
+    """Two orders, most first, ties joined by " = "; over several seeds, those of the mean ranks.
 
     Attributes:
-        spearman: rank correlation with ties averaged; nan where it is undefined.
+        spearman: rank correlation with ties averaged, the mean over the seeds; nan where it is undefined.
+        spearman_low, spearman_high: its interval, cut at −1 and 1; None with one seed.
+        n: components.
         verdict: "agree", "disagree", "undecided" (ties, but nothing contrary) or "nothing to compare".
     """
 
@@ -40,6 +46,9 @@ class Agreement:
     spearman: float
     n: int
     verdict: str
+    seeds: int = 1
+    spearman_low: float | None = None
+    spearman_high: float | None = None
 
 
 def damage_keys(ablations: Sequence[Ablation]) -> dict[str, tuple[float, float]]:
@@ -49,14 +58,25 @@ def damage_keys(ablations: Sequence[Ablation]) -> dict[str, tuple[float, float]]
 
 def compare(influence: Mapping[str, float], ablations: Sequence[Ablation]) -> Agreement:
     """Compare the order of influence with the order of damage."""
-    names = [a.component for a in ablations]
-    keys = damage_keys(ablations)
-    by_influence = ranks([(influence[n],) for n in names])
-    by_damage = ranks([keys[n] for n in names])
-    known = len(names) > 1 and not any(math.isnan(influence[n]) for n in names)
+    return compare_seeds([(influence, ablations)])
+
+
+def compare_seeds(seeds: Sequence[tuple[Mapping[str, float], Sequence[Ablation]]]) -> Agreement:
+    """Compare the two orders within each seed, and their mean ranks over the seeds."""
+    names = [a.component for a in seeds[0][1]]
+    influences = [ranks([(influence[n],) for n in names]) for influence, _ in seeds]
+    damages = [ranks([damage_keys(ablations)[n] for n in names]) for _, ablations in seeds]
+    by_influence, by_damage = _mean_ranks(influences), _mean_ranks(damages)
+    known = len(names) > 1 and not any(math.isnan(influence[n]) for influence, _ in seeds for n in names)
     verdict = _verdict(by_influence, by_damage) if known else "nothing to compare"
-    rho = spearman(by_influence, by_damage) if known else math.nan
-    return Agreement(_order(names, by_influence), _order(names, by_damage), rho, len(names), verdict)
+    rhos = [spearman(a, b) if known else math.nan for a, b in zip(influences, damages, strict=True)]
+    rho = interval(rhos, CORRELATION)
+    orders = _order(names, by_influence), _order(names, by_damage)
+    return Agreement(*orders, rho["mean"], len(names), verdict, len(seeds), rho["low"], rho["high"])
+
+
+def _mean_ranks(several: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(of_one) / len(several) for of_one in zip(*several, strict=True)]
 
 
 def ranks(values: Sequence[tuple[float, ...]]) -> list[float]:
@@ -91,8 +111,8 @@ def _order(names: Sequence[str], rank: Sequence[float]) -> str:
     return " > ".join(" = ".join(n for n, r in zip(names, rank, strict=True) if r == level) for level in levels)
 
 
-def sentence(agreement: Agreement, ablations: Sequence[Ablation]) -> str:
-    """Say in one sentence how the two orders compare, whatever the answer."""
+def sentence(agreement: Agreement, ablations: Sequence[Ablation], goal: str = GOAL) -> str:
+    """Say in one sentence how the two orders compare, whatever the answer; `ablations` are those of all seeds."""
     if agreement.verdict == "nothing to compare":
         why = "only one component took part" if agreement.n < 2 else "no trace reached the shared embedding"
         return f"Influence and ablation damage cannot be compared, since {why}."
@@ -102,11 +122,19 @@ def sentence(agreement: Agreement, ablations: Sequence[Ablation]) -> str:
         "undecided": "neither agreed nor disagreed, ties apart, with",
     }[agreement.verdict]
     missed = sum(a.samples is None for a in ablations)
-    rho = "undefined" if math.isnan(agreement.spearman) else f"{agreement.spearman:.2f}"
     never = {0: "every ablated model", len(ablations): "no ablated model"}.get(
         missed, f"{len(ablations) - missed} of {len(ablations)} ablated models"
     )
     return (
         f"The order of influence ({agreement.influence}) {said} the order of ablation damage ({agreement.damage}): "
-        f"Spearman {rho}, n = {agreement.n}, one seed; {never} reached the full model's reference loss."
+        f"Spearman {_said_rho(agreement)}; {never} {goal}."
     )
+
+
+def _said_rho(agreement: Agreement) -> str:
+    rho = "undefined" if math.isnan(agreement.spearman) else f"{agreement.spearman:.2f}"
+    if agreement.seeds == 1:
+        return f"{rho}, n = {agreement.n}, one seed"
+    low, high = agreement.spearman_low, agreement.spearman_high
+    error = "" if low is None or high is None else f" (95 % interval {low:.2f} to {high:.2f})"
+    return f"{rho}{error}, n = {agreement.n} components, {agreement.seeds} seeds"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .options import OptionError
+from ..errors import OptionError
 
 RESULTS, CHECKPOINT = "results.json", "checkpoint.safetensors"
 LEVELS = 4  # runs, one run, its measurements, one of them

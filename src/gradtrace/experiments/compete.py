@@ -1,8 +1,9 @@
 """`gradtrace compete`: train, trace, ablate, compare.
 
-The full model is trained and traced; then it is trained again without each component, from the same initial
-weights and on the same windows. The work is a list of runs, each a list of steps; a checkpoint says which run
-and which step, so that a killed competition goes on to the same results as one that was not.
+The full model is trained and traced; then it is trained again without each component, or without several, from the
+same initial weights and on the same batches; and all that for each seed. The work is a list of runs
+(`ablation.planned_runs`), each a list of steps; a checkpoint says which run and which step, so that a killed
+competition goes on to the same results as one that was not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,15 +21,20 @@ import torch
 from torch import nn
 
 from ..api import Trace, record
+from ..errors import OptionError
 from ..report.document import EMBEDDING, read_results, versions
 from ..report.snapshot import Question, graph_of, snapshot
+from .ablation import Planned, planned_runs
 from .checkpoint import CHECKPOINT, RESULTS, Checkpoint, load, restore, save, write_json
-from .competition import Competition, derived_seed, next_word_loss
+from .competition import Competition
+from .components import COMPONENTS, check, inner_width, label
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
 from .folder import owned
-from .options import OptionError, Options, flag
+from .options import Options, flag, require
 from .results import KINDS, conclude, new_results
-from .training import perplexity, traced_windows, training_step, training_window, validation_loss
+from .seeds import derived_seed
+from .tasks import TASKS, Streams, Task
+from .training import perplexity, training_step
 
 CHECKPOINT_EVERY = 100
 PATHS = 20  # of each kind, at each traced step
@@ -54,7 +60,7 @@ class Plan:
     """All that stays the same during a competition."""
 
     options: Options
-    corpus: Corpus
+    task: Task
     folder: Path
     checkpoint_every: int
     watch: Watch
@@ -95,15 +101,37 @@ def compete(
             "--resume out to begin with the defaults"
         )
     options = Options(**given) if found is None else same_options(given, found.state, folder)
-    corpus = make_corpus(read_text(options.corpus) if options.corpus else default_text(), options.vocabulary)
-    check_length(corpus, options.batch, options.bptt, options.trace_examples)
+    for name in set(options.components) - set(COMPONENTS):
+        check(name, options.hidden)
+    for name in options.components if options.parameters is not None else ():
+        inner_width(name, options.hidden, options.parameters)
+    task, corpus = _task(options, given)
     results = new_results(options, corpus)
     if found is not None:
         results = same_surroundings(found.state, results, folder)
     with owned(folder), _threads(options.threads):
         if resume and found is None:
             _refuse_to_lose(folder / RESULTS, results)
-        return _run_all(Plan(options, corpus, folder, checkpoint_every, watch), results, found)
+        return _run_all(Plan(options, task, folder, checkpoint_every, watch), results, found)
+
+
+def _task(options: Options, given: Mapping[str, Any]) -> tuple[Task, Corpus | None]:
+    """Make the task, and the text if it is one.
+
+    Raises:
+        OptionError: there is too little to learn from, or options of a text are given for another task.
+    """
+    if options.task == "text":
+        corpus = make_corpus(read_text(options.corpus) if options.corpus else default_text(), options.vocabulary)
+        check_length(corpus, options.batch, options.bptt, options.trace_examples)
+        size, length = len(corpus.vocabulary), (options.bptt, options.bptt)
+        return Streams("the next word", size, size, length, None, math.inf, corpus=corpus), corpus
+    for name in set(given) & {"corpus", "vocabulary", "bptt"}:
+        raise OptionError(f"--{flag(name)} is for --task text, and this is --task {options.task}")
+    task = TASKS[options.task]
+    most = len(task.held_out())
+    require(options.trace_examples <= most, "trace-examples", f"at most {most} with this task", options.trace_examples)
+    return task, None
 
 
 def _found(folder: Path) -> Checkpoint | None:
@@ -118,7 +146,7 @@ def _found(folder: Path) -> Checkpoint | None:
     try:
         is_finished(found.state)
         results = found.state["results"]
-        known = results["versions"]["torch"], results["corpus"]["sha256"], found.tensors["random"]
+        known = results["versions"]["torch"], results["runs"], found.tensors["random"]
     except (KeyError, TypeError, IndexError) as error:
         raise OptionError(f"{folder / CHECKPOINT} is not a checkpoint of gradtrace compete: no {error}") from None
     del known
@@ -150,7 +178,7 @@ def same_options(given: Mapping[str, Any], state: Mapping[str, Any], folder: Pat
     Raises:
         OptionError: one was given that differs.
     """
-    saved = dict(state["options"])
+    saved = asdict(Options()) | state["options"]
     saved["components"] = tuple(saved["components"])
     for name, value in given.items():
         if name != "corpus" and saved[name] != value:
@@ -168,7 +196,7 @@ def same_surroundings(state: Mapping[str, Any], fresh: Mapping[str, Any], folder
         OptionError: going on would not give what an uninterrupted competition gives.
     """
     results = state["results"]
-    if results["corpus"]["sha256"] != fresh["corpus"]["sha256"]:
+    if "corpus" in results and results["corpus"]["sha256"] != fresh["corpus"]["sha256"]:
         raise OptionError(f"cannot resume {folder}: the text is no longer that of {results['corpus']['name']}")
     for name in ("gradtrace", "torch"):
         was, now = results["versions"][name], versions()[name]
@@ -177,57 +205,65 @@ def same_surroundings(state: Mapping[str, Any], fresh: Mapping[str, Any], folder
     return results
 
 
-def planned_runs(components: Sequence[str]) -> list[str | None]:
-    """List the runs by the component that they go without; the full model, None, comes first."""
-    # Without its only component a model would have no way from the words to the output.
-    return [None, *components] if len(components) > 1 else [None]
-
-
 def is_finished(state: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint is that of the last step of the last run."""
-    options = state["options"]
-    last_run = len(state["results"]["runs"]) == len(planned_runs(options["components"]))
+    options, results = state["options"], state["results"]
+    last_run = len(results["runs"]) == len(planned_runs(options, results["components"], results["runs"]))
     return last_run and state["step"] == options["steps"]
 
 
 def _run_all(plan: Plan, results: dict[str, Any], found: Checkpoint | None) -> dict[str, Any]:
-    """Carry out every run that is not done yet."""
-    first = max(len(results["runs"]) - 1, 0)
-    absent = planned_runs(plan.options.components)
-    for i in range(first, len(absent)):
-        _run(plan, results, absent[i], found if i == first else None)
+    """Carry out every run that is not done yet; what is left out may depend on what was traced before."""
+    at = max(len(results["runs"]) - 1, 0)
+    while at < len(planned := planned_runs(asdict(plan.options), results["components"], results["runs"])):
+        _run(plan, results, planned[at], found)
+        at, found = at + 1, None
     concluded = conclude(results | {"complete": True})
     write_json(plan.folder / RESULTS, concluded)
     return concluded
 
 
-def _run(plan: Plan, results: dict[str, Any], without: str | None, found: Checkpoint | None) -> None:
+def _run(plan: Plan, results: dict[str, Any], planned: Planned, found: Checkpoint | None) -> None:
     """Train one model to the end, from a checkpoint if there is one."""
-    options = plan.options
-    components = [n for n in options.components if n != without]
-    model = Competition(components, len(plan.corpus.vocabulary), options.hidden, options.seed)
+    options, seed = plan.options, planned.seed
+    components = [name for name in options.components if label(name) not in planned.absent]
+    model = plan.task.model(components, options.hidden, seed, options.parameters)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
-    torch.manual_seed(derived_seed(options.seed, "training"))
+    torch.manual_seed(derived_seed(seed, "training"))
     if found is None:
-        parameters = sum(p.numel() for p in model.parameters())
-        run = {"name": f"without {without}" if without else "full model", "without": without}
-        run |= {"components": components, "parameters": parameters, "evaluations": [], "traces": []}
-        results["runs"].append(run)
+        results["runs"].append(_new_run(options, planned, model))
         step = 0
         _measure(plan, results, model, step)
         _keep(plan, results, model, optimizer, step)
     else:
         restore(found, model, optimizer)
-        run, step = results["runs"][-1], found.state["step"]
-        plan.watch(Event("resumed", run["name"], step, options.steps, f"from step {step}"))
+        step = found.state["step"]
+        plan.watch(Event("resumed", results["runs"][-1]["name"], step, options.steps, f"from step {step}"))
+    name = results["runs"][-1]["name"]
     while step < options.steps:
-        words = training_window(plan.corpus.training, step, options.batch, options.bptt, options.seed)
-        training_step(model, optimizer, *words)
+        batch = plan.task.training(seed, step, options.batch)
+        model.train()
+        training_step(model, optimizer, plan.task.loss(model(batch.inputs), batch))
         step += 1
-        plan.watch(Event("step", run["name"], step, options.steps))
+        plan.watch(Event("step", name, step, options.steps))
         traced = _measure(plan, results, model, step)
         if traced or step % plan.checkpoint_every == 0 or step == options.steps:
             _keep(plan, results, model, optimizer, step)
+
+
+def _new_run(options: Options, planned: Planned, model: Competition) -> dict[str, Any]:
+    absent = ", ".join(planned.absent)
+    name = f"without {absent}" if absent else "full model"
+    return {
+        "name": name if options.seeds == 1 else f"seed {planned.seed}, {name}",
+        "seed": planned.seed,
+        "without": absent or None,
+        "absent": list(planned.absent),
+        "components": list(model.components),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "evaluations": [],
+        "traces": [],
+    }
 
 
 def _keep(plan: Plan, results: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -246,7 +282,7 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
     news, seconds = {}, {}
     if _due(step, options.eval_every, options.steps):
         run["evaluations"].append(_evaluate(plan, model, step))
-        news["evaluated"] = f"held-out perplexity {run['evaluations'][-1]['perplexity']:.1f}"
+        news["evaluated"] = _said(run["evaluations"][-1])
     if traced:
         began = time.monotonic()
         _trace(plan, results, model, step)
@@ -261,10 +297,29 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
 
 
 def _evaluate(plan: Plan, model: nn.Module, step: int) -> dict[str, Any]:
-    loss = validation_loss(model, plan.corpus.held_out, plan.options.bptt)
-    if not math.isfinite(loss):
-        raise OptionError(f"training diverged before step {step}: the held-out loss is {loss}; try a lower --lr")
-    return {"step": step, "samples": step * plan.options.batch, "loss": loss, "perplexity": perplexity(loss)}
+    """Evaluate on the held-out set; a task that has a score also by it, at last beyond the lengths trained on, too."""
+    task = plan.task
+    model.eval()
+    found = task.evaluate(model, task.held_out())
+    if not math.isfinite(found.loss):
+        raise OptionError(f"training diverged before step {step}: the held-out loss is {found.loss}; try a lower --lr")
+    said = {
+        "step": step,
+        "samples": step * plan.options.batch,
+        "loss": found.loss,
+        "perplexity": perplexity(found.loss),
+    }
+    if math.isfinite(task.solved):
+        said["score"] = found.score
+    if task.beyond and step == plan.options.steps:
+        said["beyond"] = task.evaluate(model, task.held_out(beyond=True)).score
+    return said
+
+
+def _said(evaluation: Mapping[str, Any]) -> str:
+    if "score" in evaluation:
+        return f"held-out score {evaluation['score']:.1%}, loss {evaluation['loss']:.3f}"
+    return f"held-out perplexity {evaluation['perplexity']:.1f}"
 
 
 def _trace(plan: Plan, results: dict[str, Any], model: Competition, step: int) -> None:
@@ -282,12 +337,12 @@ def _trace(plan: Plan, results: dict[str, Any], model: Competition, step: int) -
 def trace_held_out(plan: Plan, model: Competition, *, check: bool = False) -> tuple[Trace, dict[str, Any]]:
     """Trace held-out examples, each on its own: influence, flows and paths of the embedding."""
     options = plan.options
-    words, targets = traced_windows(plan.corpus.held_out, options.bptt, options.trace_examples)
+    batch = plan.task.traced(options.trace_examples)
     model.eval()
-    with torch.random.fork_rng(devices=[]), record(model, examples=(words, targets)) as tape:
-        loss = next_word_loss(model, words, targets)
+    with torch.random.fork_rng(devices=[]), record(model, examples=(batch.inputs, batch.targets)) as tape:
+        loss = plan.task.loss(model(batch.inputs), batch)
     trace = tape.trace(loss, check=check)
-    tokens = [[plan.corpus.vocabulary[i] for i in row] for row in words.tolist()]
+    tokens = plan.task.written(batch)
     groups = {EMBEDDING: EMBEDDING}
     question = Question(groups, model.components, KINDS, paths=PATHS, each=0, tokens=tokens, only=(EMBEDDING,))
     taken = snapshot(trace, question)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .options import OptionError
+from ..errors import OptionError
 
 UNKNOWN, END = "<unk>", "<eos>"
 HELD_OUT = 10  # one word in ten is held out,

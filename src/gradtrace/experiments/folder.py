@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import OptionError
 from ..report.document import MEASURED, SCHEMA_OF_RESULTS, BadResults, read_results
 from .checkpoint import CHECKPOINT, RESULTS, write_whole
-from .options import OptionError
 
 PAGE = "report.html"
 

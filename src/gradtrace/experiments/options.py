@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import GradtraceError, UnknownName
-from .competition import COMPONENTS
+from torch import nn
 
+from ..errors import OptionError, UnknownName
+from .components import COMPONENTS, find, label
+from .tasks import TASKS
 
-class OptionError(GradtraceError):
-    """An option, file or folder with which an experiment cannot run."""
+ABLATIONS = ("each", "cumulative", "all")  # each has all runs of the one before it
+RESERVED = ("components", "embedding", "output")  # attributes of a `Competition`
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,12 @@ class Options:
     """What decides the numbers of a competition: two runs with equal options give equal results.
 
     Attributes:
+        task: what is learned: a name in `TASKS`; "text" has `corpus`, `vocabulary` and `bptt` beside it.
         components: which modules compete.
+        parameters: how many each of them should have; None for what the width makes of them.
+        ablate: what is left out in turn: "each" component; also the least influential, then the next as well, and the
+            other way round ("cumulative"); also every other set of them ("all").
+        seeds: how many times all of it is done, from `seed` on.
         corpus: path of a UTF-8 text file; None for the text that CPython carries.
         vocabulary: words known to the model, `<unk>` included.
         hidden: width of the embedding and of every component.
@@ -28,7 +35,11 @@ class Options:
         threads: CPU threads. The order of sums depends on it, and at the default size more are no faster.
     """
 
+    task: str = "text"
     components: tuple[str, ...] = ("rnn", "lstm", "gru")
+    parameters: int | None = None
+    ablate: str = "each"
+    seeds: int = 1
     corpus: str | None = None
     seed: int = 1
     steps: int = 1600
@@ -44,6 +55,13 @@ class Options:
 
     def __post_init__(self) -> None:
         check_components(self.components)
+        if self.task not in TASKS:
+            raise UnknownName(f"unknown task {self.task!r}; there are {', '.join(TASKS)}")
+        require(self.ablate in ABLATIONS, "ablate", f"one of {', '.join(ABLATIONS)}", self.ablate)
+        most = "at most 6 components, which have 62 sets"
+        require(self.ablate != "all" or len(self.components) <= 6, "ablate all", most, len(self.components))
+        require(1 <= self.seeds <= 1000, "seeds", "from 1 to 1000", self.seeds)
+        require(self.parameters is None or self.parameters >= 1, "parameters", "at least 1", self.parameters)
         for name in ("steps", "hidden", "bptt", "batch", "trace_every", "trace_examples", "eval_every", "threads"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.hidden <= 4096, "hidden", "at most 4096", self.hidden)
@@ -69,13 +87,16 @@ def check_components(names: Sequence[str]) -> None:
 
     Raises:
         UnknownName: with the components that exist.
-        OptionError: a component is named twice, or none is named.
+        OptionError: a component is named twice, or none is named; one has a name that is taken.
     """
     if not names:
         raise OptionError(f"--components names none; there are {', '.join(COMPONENTS)}")
     for name in names:
-        if name not in COMPONENTS:
-            raise UnknownName(f"unknown component {name!r}; there are {', '.join(COMPONENTS)}")
-    twice = sorted({n for n in names if names.count(n) > 1})
+        find(name)
+    labels = [label(name) for name in names]
+    twice = sorted({n for n in labels if labels.count(n) > 1})
     if twice:
         raise OptionError(f"--components names {', '.join(twice)} more than once")
+    for name in set(names) - set(COMPONENTS):
+        if hasattr(nn.Module(), label(name)) or label(name) in RESERVED:
+            raise OptionError(f"{name}: a component cannot have the name {label(name)}, which a model has for itself")

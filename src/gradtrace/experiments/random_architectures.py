@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .competition import derived_seed
+from .seeds import derived_seed
 
 WIDTHS = (10, 500)
 FIRST = 0.99

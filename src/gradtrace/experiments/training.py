@@ -1,4 +1,4 @@
-"""Train and evaluate the competition model; everything is a function of the options and the step number.
+"""Windows of a text, and steps of training; everything is a function of the options and the step number.
 
 The text is cut into as many contiguous streams as a batch has rows, and a step trains on one window of each.
 Hidden state is not carried from one window to the next: attention has none to carry, so the components
@@ -8,15 +8,13 @@ compete over the same words, and a traced window is the same kind of thing as a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .competition import derived_seed, next_word_loss
+from .seeds import derived_seed
 
 MAX_NORM = 1.0
-EVALUATION_ROWS = 32
 
 
 def training_window(words: Tensor, step: int, batch: int, bptt: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -41,38 +39,13 @@ def held_out_windows(words: Tensor, bptt: int) -> tuple[Tensor, Tensor]:
     return words[: count * bptt].reshape(count, bptt), words[1 : count * bptt + 1].reshape(count, bptt)
 
 
-def traced_windows(words: Tensor, bptt: int, count: int) -> tuple[Tensor, Tensor]:
-    """Choose windows for tracing, evenly spread over the held-out part: two of count × bptt."""
-    inputs, targets = held_out_windows(words, bptt)
-    at = torch.arange(count) * len(inputs) // count
-    return inputs[at], targets[at]
-
-
-def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, words: Tensor, targets: Tensor) -> float:
-    """Take one step down the gradient, its norm clipped; give the loss before it."""
-    model.train()
-    loss = next_word_loss(model, words, targets)
+def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """Take one step down a loss's gradient, its norm clipped; give the loss before it."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
     optimizer.step()
     return float(loss.detach())
-
-
-@torch.no_grad()
-def validation_loss(model: nn.Module, words: Tensor, bptt: int) -> float:
-    """Give the mean cross-entropy over the held-out part, in nats a word."""
-    model.eval()
-    inputs, targets = held_out_windows(words, bptt)
-    total = 0.0
-    for rows in _chunks(len(inputs)):
-        total += float(next_word_loss(model, inputs[rows], targets[rows])) * inputs[rows].numel()
-    return total / inputs.numel()
-
-
-def _chunks(count: int) -> Iterator[slice]:
-    # Only so many rows at once: a row has bptt × vocabulary scores.
-    return (slice(i, i + EVALUATION_ROWS) for i in range(0, count, EVALUATION_ROWS))
 
 
 def perplexity(loss: float) -> float:

@@ -8,36 +8,28 @@ batches belong to different losses, and are not added up.
 from __future__ import annotations
 
 import gc
-import importlib
-import importlib.util
 import math
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path as File
-from types import ModuleType
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..api import Trace, record
-from ..errors import GradtraceError
+from ..errors import GradtraceError, OptionError
 from ..queries.arguments import batch_tensors
 from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
 from ..recording.components import Component, seen
 from ..recording.components import default_components as fallback
-from ..recording.scopes import is_internal
 from ..report.document import versions
 from ..report.snapshot import Question as Asked
-from ..report.snapshot import graph_of, short_source, snapshot
+from ..report.snapshot import graph_of, snapshot
 from ..semirings import named
-from .options import OptionError
 from .results import SCHEMA
+from .user_code import called, describe, load
 
 EXPECTED = "(model, batches, loss function)"
 
@@ -87,65 +79,7 @@ def load_subject(target: str) -> Subject:
     Raises:
         OptionError: it isn't there, raised an exception, or gave something else.
     """
-    where, colon, name = target.rpartition(":")
-    if not colon or not where or not name:
-        raise OptionError(f"{target!r} is not MODULE:FUNCTION, as in my_package.models:build or train.py:build")
-    module = _import(where)
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [n for n, f in vars(module).items() if callable(f) and not isinstance(f, type) and n[:1] != "_"]
-        raise OptionError(f"{where} has no function {name!r}; there are {', '.join(there) or 'none'}")
-    try:
-        given = function()
-    except (Exception, SystemExit) as error:
-        raise OptionError(f"{target} raised {describe(error)}") from error
-    return _subject(target, given)
-
-
-def _import(where: str) -> ModuleType:
-    path = File(where)
-    if path.suffix != ".py":
-        return _import_named(where)
-    if not path.is_file():
-        raise OptionError(f"there is no file {where}")
-    sys.path.insert(0, str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise OptionError(f"{where} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise OptionError(f"importing {where} raised {describe(error)}") from error
-    return module
-
-
-def _import_named(name: str) -> ModuleType:
-    sys.path.insert(0, str(File.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise OptionError(f"there is no module {error.name!r}, in this folder or installed") from None
-        raise OptionError(f"importing {name} raised {describe(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise OptionError(f"importing {name} raised {describe(error)}") from error
-
-
-def describe(error: BaseException) -> str:
-    """Put an exception of a user's code on one line, with the line of that code."""
-    said = " ".join(str(error).split())
-    if isinstance(error, SyntaxError):  # says where it is itself
-        return f"{type(error).__name__}: {said}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_internal(f.filename)]
-    frames = [f for f in frames if not _is_installed(f.filename)] or frames  # others' hooks, such as a logger's on exit
-    where = f" ({short_source(f'{frames[-1].filename}:{frames[-1].lineno}')})" if frames else ""
-    return f"{type(error).__name__}: {said}{where}"
-
-
-def _is_installed(file: str) -> bool:
-    return file.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    return _subject(target, called(target, load(target)))
 
 
 def _subject(target: str, given: Any) -> Subject:

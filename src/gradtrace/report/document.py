@@ -76,7 +76,7 @@ def _of_competition(results: Mapping[str, Any]) -> dict[str, Any]:
     traces = [dict(t) | {"influence": [{"of": EMBEDDING} | row for row in t["influence"]]} for t in full["traces"]]
     return {
         "kind": "compete",
-        "title": f"gradtrace: {listed(results['options']['components'])} in competition",
+        "title": f"gradtrace: {listed(results.get('components') or results['options']['components'])} in competition",
         "headline": headline.of_competition(results),
         "graph": results["graph"],
         "snapshots": traces,
@@ -188,8 +188,9 @@ def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> l
         ("Versions", rows_of(results["versions"])),
         ("Run", [("command", command_of(results)), *rows_of(options)]),
     ]
-    if "corpus" in results:
-        sections.append(("Text", rows_of(results["corpus"])))
+    sections += [
+        (name, rows_of(results[key])) for key, name in (("corpus", "Text"), ("task", "Task")) if key in results
+    ]
     sections.append(("Model", model_of(results["graph"])))
     sections.append(("Proof", [("certificate", proved), served_by_fallback(results.get("fallbacks") or {})]))
     return [*sections, ("Cost", rows_of(measured) or [("time and memory", "not recorded beside these results")])]

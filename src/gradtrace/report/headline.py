@@ -20,14 +20,19 @@ def of_competition(results: Mapping[str, Any]) -> list[str]:
     rows.sort(key=lambda r: -r["share"])
     others = "".join(f"{r['component']} {percent(r['share'])}, " for r in rows[1:])[:-2]
     times = f"average of {rows[0]['traces']} traces during training" if rows[0]["traces"] > 1 else "one trace"
-    last = _at_last(results, rows[0]["component"])
+    seeds = results.get("options", {}).get("seeds", 1)
+    times += f" of {seeds} seeds" if seeds > 1 else ""
+    last = _at_last(results, rows[0]["component"]) if seeds == 1 else ""
     said = [
         f"{rows[0]['component']} carries most: {percent(rows[0]['share'])} of the strongest paths from the shared "
         f"embedding cross it ({'; '.join(part for part in (others, times, last) if part)})."
     ]
     if not results["complete"]:
         return [*said, "The run is not finished, so there is no ablation to compare with yet."]
-    return said + _verdict(results["agreement"], rows[0]["component"])
+    cumulative = (results.get("ablation") or {}).get("cumulative")
+    return (
+        said + _verdict(results["agreement"], rows[0]["component"]) + ([cumulative["sentence"]] if cumulative else [])
+    )
 
 
 def _at_last(results: Mapping[str, Any], component: str) -> str:
@@ -57,10 +62,17 @@ def _verdict(agreement: Mapping[str, Any], top: str) -> list[str]:
         "undecided": f"Ablation neither agreed nor disagreed, because of ties: {orders}",
     }[row["verdict"]]
     rho = "is undefined" if not known(row["spearman"]) else f"is {row['spearman']:.2f}"
-    chance = math.factorial(row["n"])
-    caution = f"Spearman's rank correlation {rho} with n = {row['n']} components and one seed"
-    proves = "which proves little either way" if row["n"] < 8 else "one seed being one draw"
+    chance, several = math.factorial(row["n"]), row.get("seeds", 1)
+    if known(row.get("spearman_low")):
+        rho += f" (95 % interval {row['spearman_low']:.2f} to {row['spearman_high']:.2f})"
+    seeds = "one seed" if several == 1 else f"{several} seeds"
+    caution = f"Spearman's rank correlation {rho} with n = {row['n']} components and {seeds}"
+    proves = "which proves little either way" if row["n"] * several < 8 else f"{seeds} being {_draws(several)}"
     return [said, f"{caution}, {proves}: two orders of {row['n']} are equal by chance one time in {chance:,}."]
+
+
+def _draws(seeds: int) -> str:
+    return "one draw" if seeds == 1 else f"{seeds} draws"
 
 
 def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:

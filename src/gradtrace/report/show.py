@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..queries.summaries import lines
 from .fold import label_of, links_at
-from .terminal import plain
+from .terminal import chains, outcomes, plain
 from .words import percent
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -57,7 +57,10 @@ def show(document: Mapping[str, Any], console: Console, most: int = 12) -> None:
         console.print(_timeline(document))
     if document.get("ablation"):
         plain(console, "\nAblation")
-        console.print(_ablation(document))
+        console.print(outcomes(document["ablation"]))
+        if cumulative := document["ablation"].get("cumulative"):
+            console.print(chains(cumulative))
+            plain(console, cumulative["sentence"])
         plain(console, document["agreement"]["sentence"])
     plain(console, "\nProvenance")
     console.print(_provenance(document["provenance"]))
@@ -133,15 +136,6 @@ def _timeline(document: Mapping[str, Any]) -> Table:
 def _same(rows: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     keys = ("of", "kind", "component")
     return next(r for r in rows if all(r[k] == wanted[k] for k in keys))
-
-
-def _ablation(document: Mapping[str, Any]) -> Table:
-    table = _table("component", "influence", "samples without it", "final perplexity without it")
-    share = {r["component"]: r["share"] for r in document["influence"] if r["kind"] == "best"}
-    for row in document["ablation"]["rows"]:
-        samples = "not reached" if row["samples"] is None else f"{row['samples']:,}"
-        _add(table, row["component"], percent(share[row["component"]]), samples, f"{row['final_perplexity']:.1f}")
-    return table
 
 
 def _provenance(sections: Sequence[Sequence[Any]]) -> Table:

@@ -5,7 +5,7 @@ Where the output is not a terminal there are no bars, one plain line for each me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -67,34 +67,58 @@ def plain(console: Console, text: str) -> None:
 
 def show_competition(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished competition and its conclusion."""
-    corpus = results["corpus"]
-    plain(
-        console,
-        f"\n{corpus['name']}: {corpus['words']:,} words, {corpus['vocabulary']:,} in the vocabulary, "
-        f"{corpus['unknown_share_held_out']:.1%} of the held-out words unknown; "
-        f"word frequencies alone have perplexity {corpus['unigram_perplexity']:.1f}\n",
-    )
+    plain(console, f"\n{_learned(results)}\n")
     for kind in ("best", "greedy"):
         plain(console, f"Influence on the shared embedding, {kind} traces: plain (weighted)")
         console.print(_influence_over_training(results, kind))
-    if results["ablation"]["rows"]:
-        reference = results["ablation"]["reference_perplexity"]
-        plain(console, f"Ablation: samples to the full model's best held-out perplexity, {reference:.1f}")
-        console.print(_ablation(results["ablation"]))
+    ablation = results["ablation"]
+    if ablation["rows"]:
+        plain(console, f"Ablation: samples to {goal_of(ablation)}; the dip is how far the held-out loss lay above")
+        plain(console, "the full model's, in nats, on average over training")
+        console.print(outcomes(ablation))
+        if cumulative := ablation.get("cumulative"):
+            plain(console, "The least influential left out first, then the next; and the most influential first")
+            console.print(chains(cumulative))
+            plain(console, cumulative["sentence"])
         plain(console, "Order of influence against order of ablation damage, most first")
         console.print(_agreement(results["agreement"]["rows"]))
     plain(console, results["agreement"]["sentence"])
 
 
+def _learned(results: Mapping[str, Any]) -> str:
+    """Say what was learned."""
+    if task := results.get("task"):
+        (short, long), beyond = task["lengths"], task["beyond"]
+        more = f", then tried on {beyond[0]} to {beyond[1]}" if beyond else ""
+        solved = f"solved at a score of {task['solved']:.0%}"
+        return f"{task['name']}: {task['about']}; lengths {short} to {long}{more}; {solved}"
+    corpus = results["corpus"]
+    return (
+        f"{corpus['name']}: {corpus['words']:,} words, {corpus['vocabulary']:,} in the vocabulary, "
+        f"{corpus['unknown_share_held_out']:.1%} of the held-out words unknown; "
+        f"word frequencies alone have perplexity {corpus['unigram_perplexity']:.1f}"
+    )
+
+
+def goal_of(ablation: Mapping[str, Any]) -> str:
+    """Say what samples are counted to."""
+    reference = ablation.get("reference_perplexity")
+    return "solve the task" if reference is None else f"the full model's best held-out perplexity, {reference:.1f}"
+
+
 def _influence_over_training(results: Mapping[str, Any], kind: str) -> Table:
-    components = results["options"]["components"]
+    components = results.get("components") or results["options"]["components"]
+    several = results["options"].get("seeds", 1) > 1
     table = Table()
-    for heading in ("step", *components, "dead"):
+    for heading in (*(["seed"] if several else []), "step", *components, "dead"):
         table.add_column(heading, justify="right")
-    for trace in results["runs"][0]["traces"]:
-        table.add_row(str(trace["step"]), *_cells(trace["influence"], kind, components))
-    table.add_section()
-    table.add_row("mean", *_cells(results["influence"], kind, components))
+    for run in results["runs"]:
+        for trace in run["traces"]:
+            cells = str(trace["step"]), *_cells(trace["influence"], kind, components)
+            table.add_row(*([str(run["seed"])] if several else []), *cells)
+        if run["traces"]:
+            table.add_section()
+    table.add_row(*(["all"] if several else []), "mean", *_cells(results["influence"], kind, components))
     return table
 
 
@@ -104,18 +128,58 @@ def _cells(rows: Sequence[Mapping[str, Any]], kind: str, components: Sequence[st
     return [*shares, percent(found[components[0]]["dead_share"])]
 
 
-def _ablation(ablation: Mapping[str, Any]) -> Table:
+def outcomes(ablation: Mapping[str, Any]) -> Table:
+    """Tabulate what became of each model; more than one component is left out where that was asked for."""
+    scored = "score" in ablation["full"]
     table = Table()
     table.add_column("model")
-    for heading in ("parameters", "samples", "best perplexity", "final perplexity"):
+    last = ("final score", "beyond") if scored else ("best perplexity", "final perplexity")
+    for heading in ("influence", "parameters", "samples", *last, "dip"):
         table.add_column(heading, justify="right")
+    rows = ablation.get("sets") or [{"absent": [row["component"]]} | row for row in ablation["rows"]]
     named = [("full model", ablation["full"])]
-    named += [(f"without {row['component']}", row) for row in ablation["rows"]]
+    named += [(f"without {', '.join(row['absent'])}", row) for row in rows]
     for name, row in named:
-        samples = "not reached" if row["samples"] is None else f"{row['samples']:,}"
-        perplexities = (f"{row['best_perplexity']:.1f}", f"{row['final_perplexity']:.1f}")
-        table.add_row(name, f"{row['parameters']:,}", samples, *perplexities)
+        keys = ("score", "beyond") if scored else ("best_perplexity", "final_perplexity")
+        ends = [f"{row[key]:.1f}" if not scored else spread(row.get(key), percent) for key in keys]
+        influence, dip = spread(row.get("influence"), percent), spread(row.get("dip"), "{:+.3f}".format)
+        table.add_row(name, influence, f"{row['parameters']:,}", samples(row), *ends, dip)
     return table
+
+
+def chains(cumulative: Mapping[str, Any]) -> Table:
+    """Tabulate the dips of both orders of leaving out, by how many were left out."""
+    table = Table()
+    table.add_column("left out", justify="right")
+    for direction in ("least", "most"):
+        for heading in ("influence", "dip", "samples"):
+            table.add_column(f"{direction} first: {heading}", justify="right")
+    for pair in zip(cumulative["least"], cumulative["most"], strict=True):
+        cells = [
+            (spread(row["influence"], percent), spread(row["dip"], "{:+.3f}".format), samples(row)) for row in pair
+        ]
+        table.add_row(str(pair[0]["removed"]), *cells[0], *cells[1])
+    return table
+
+
+def samples(row: Mapping[str, Any]) -> str:
+    """Say after how many samples a model got there; with several seeds on average, if all of them did."""
+    if row["samples"] is not None:
+        return f"{row['samples']:,}"
+    several = row.get("seeds", 1) > 1
+    return f"{row['reached']} of {row['seeds']} seeds" if several and row["reached"] else "not reached"
+
+
+def spread(value: Mapping[str, Any] | None, write: Callable[[float | None], str]) -> str:
+    """Write a mean and its interval over seeds.
+
+    >>> spread({"mean": 0.5, "low": 0.25, "high": 0.75, "n": 3}, percent)
+    '50.0% [25.0%, 75.0%]'
+    """
+    if value is None or value["mean"] is None:
+        return "–"
+    ends = "" if value["low"] is None else f" [{write(value['low'])}, {write(value['high'])}]"
+    return write(value["mean"]) + ends
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -124,7 +188,8 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading)
     table.add_column("Spearman", justify="right")
     for row in rows:
-        rho = "–" if row["spearman"] is None else f"{row['spearman']:.2f} (n={row['n']})"
+        rho = {"mean": row["spearman"], "low": row.get("spearman_low"), "high": row.get("spearman_high")}
+        rho = "–" if row["spearman"] is None else f"{spread(rho, '{:.2f}'.format)} (n={row['n']})"
         name = MEASURE_NAMES[row["measure"]]
         table.add_row(row["kind"], name, row["influence"], row["damage"], row["verdict"], rho)
     return table
