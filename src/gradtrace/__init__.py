@@ -11,6 +11,7 @@ from typing import Any
 
 from .api import Tape, Trace, record
 from .errors import GradtraceError
+from .loaded import load
 from .queries.paths import Path
 from .recording.components import Slice
 from .recording.scopes import component
@@ -35,6 +36,7 @@ __all__ = [
     "TopK",
     "Trace",
     "component",
+    "load",
     "record",
 ]
 

@@ -74,3 +74,11 @@ class BadArgument(GradtraceError):
 
 class NotSaved(GradtraceError):
     """Pickling or copying a tape or a trace, which hold tensors of one forward pass and refer to the program."""
+
+
+class NotKept(GradtraceError):
+    """What a saved trace cannot answer: it keeps winners, and derivatives along them, and no tape."""
+
+
+class BadTrace(GradtraceError):
+    """A file that is not a saved trace, is of another version, or is damaged."""

@@ -173,7 +173,7 @@ class Reader:
                     add(part.target, row, part.flat.tolist())
 
     def _note(self, value: Value, row: int, flats: np.ndarray, part: Part) -> None:
-        weights = self._derivatives(part.call, part.argument, flats, part.output, part.flat)
+        weights = self.along(value, row, flats, part)
         for flat, there, weight in zip(flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True):
             self._moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
 
@@ -187,6 +187,12 @@ class Reader:
     def derivative(self, call: Call, argument: int, x: int, output: int, y: int) -> float:
         """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
         return float(self._derivatives(call, argument, np.array([x]), output, np.array([y]))[0])
+
+    def along(self, value: Value, row: int, flats: np.ndarray, part: Part) -> np.ndarray:
+        """Give the derivatives of steps from some scalars of one row of a value, by the edge of `part`."""
+        if self.forest.derivatives is not None:
+            return self.forest.derivatives.of(value, row, flats)
+        return self._derivatives(part.call, part.argument, flats, part.output, part.flat)
 
     def _derivatives(self, call: Call, argument: int, x: np.ndarray, output: int, y: np.ndarray) -> np.ndarray:
         """Do so for pairs of them."""
