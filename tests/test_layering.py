@@ -22,7 +22,7 @@ LAYERS = [
     {"kept"},
     {"report"},
     {"api"},
-    {"loaded"},
+    {"saved"},
     {"components", "rules"},  # doors to rooms further down, under the names that programs use
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "gallery"},

@@ -11,10 +11,10 @@ from typing import Any
 
 from .api import Tape, Trace, record
 from .errors import GradtraceError
-from .loaded import load
 from .queries.paths import Path
 from .recording.components import Slice
 from .recording.scopes import component
+from .saved import compare, load
 from .semirings import AbsSum, Count, Entropy, Graded, Max, Power, Semiring, SignedMax, Sum, Through, TopK
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "Through",
     "TopK",
     "Trace",
+    "compare",
     "component",
     "load",
     "record",

@@ -151,9 +151,7 @@ class Unpacker:
         if said is None:
             raise BadTrace(f"{path} is not a saved trace")
         if said != SCHEMA:
-            raise BadTrace(
-                f"{path} is of schema {said!r}, and this version reads {SCHEMA!r}: take the one that wrote it"
-            )
+            raise BadTrace(f"{path} is of schema {said!r}, and this version reads {SCHEMA!r} only")
         if header.get("sum") != _sum(self._arrays):
             raise BadTrace(f"{path} is damaged: its sum is another than when it was written")
         try:
