@@ -74,7 +74,7 @@ def _text(given: object) -> str:
 
 
 def _section(title: str, measure: str, changes: Sequence[Change]) -> str:
-    moved = [c for c in changes if c.change]
+    moved = [c for c in changes if c.moved]
     if not changes:
         return ""
     if not moved:
@@ -93,7 +93,7 @@ def _section(title: str, measure: str, changes: Sequence[Change]) -> str:
     )
 
 
-HEADS = ("name", "parameters", "traces", "before", "after", "change", "")
+HEADS = ("name", "paths from", "traces", "before", "after", "change", "")
 
 
 def _row(c: Change, low: float, high: float) -> str:

@@ -60,6 +60,12 @@ class Change:
         """What came to it."""
         return 0.0 if self.before == self.after else self.after - self.before
 
+    @property
+    def moved(self) -> bool:
+        """Whether a reader sees a change."""
+        before, after, _ = self.written()
+        return before != after
+
     def written(self) -> tuple[str, str, str]:
         """Write before, after and the change, as a reader wants them."""
         if self.measure == "log2_strength":

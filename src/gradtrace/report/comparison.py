@@ -60,7 +60,7 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """Say what moved most, and what could not be matched."""
-        moved = [c for c in self.changes if c.change]
+        moved = [c for c in self.changes if c.moved]
         said = [_said(most) for measure in MEASURES if (most := _most(moved, measure)) is not None]
         said = said or ["Nothing moved." if self.changes else "There is nothing that both of them have."]
         for what, pair in self.unmatched.items():
@@ -86,7 +86,7 @@ class Comparison:
         for sentence in self.sentences():
             console.print(Text(sentence))
         for measure, title in MEASURES.items():
-            moved = [c for c in self.of(measure) if c.change]
+            moved = [c for c in self.of(measure) if c.moved]
             still = len(self.of(measure)) - len(moved)
             if moved:
                 console.print()
@@ -130,23 +130,27 @@ def _most(moved: Sequence[Change], measure: str) -> Change | None:
 def _said(c: Change) -> str:
     before, after, change = c.written()
     what = {
-        "share": f"{c.name} is crossed by {after} of the {c.kind} paths from {c.of}; it was {before}",
-        "weighted_share": f"by weight, {c.name} has {after} of the {c.kind} paths from {c.of}; it was {before}",
-        "dead_share": f"of {c.of}, {after} have no {c.kind} path; it was {before}",
-        "log2_strength": f"the strongest path from {c.name} has log2 weight {after}; it was {before}",
+        "share": f"{after} of the {c.kind} paths from {c.of} cross {c.name}",
+        "weighted_share": f"By weight, {after} of the {c.kind} paths from {c.of} cross {c.name}",
+        "dead_share": f"{after} of {c.of} have no {c.kind} path",
+        "log2_strength": f"The strongest path from {c.name} has log2 weight {after}",
     }[c.measure]
-    return f"{what[0].upper()}{what[1:]} ({change})."
+    return f"{what}; it was {before} ({change})."
+
+
+COLUMNS = {"share": ("name", "of", "kind"), "weighted_share": ("name", "of", "kind"), "dead_share": ("name", "kind")}
+HEADINGS = {"name": "name", "of": "paths from", "kind": "traces"}
 
 
 def _table(changes: Sequence[Change]) -> Table:
+    keys = COLUMNS.get(changes[0].measure, ("name",))
     table = Table()
-    several = len({(c.of, c.kind) for c in changes}) > 1 or changes[0].measure in ("share", "weighted_share")
-    headings = ["name", *(["parameters", "traces"] if several else []), "before", "after", "change"]
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in headings[-3:] else "left", overflow="fold")
+    for key in keys:
+        table.add_column(HEADINGS[key], overflow="fold")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right", overflow="fold")
     for c in changes:
-        names = [c.name, *([c.of, c.kind] if several else [])]
-        table.add_row(*map(Text, [*names, *c.written()]))
+        table.add_row(*(Text(getattr(c, key)) for key in keys), *map(Text, c.written()))
     return table
 
 
