@@ -102,27 +102,37 @@ def one_line(ask: Callable[[], Any]) -> Any:
     return None
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_flipped_bytes_are_refused(file, data):
-    whole = file.read_bytes()
-    damaged = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
-    path = file.with_name("flipped")
-    path.write_bytes(damaged)
-    if damaged != whole:
+@pytest.mark.parametrize("examples", [100, pytest.param(3000, marks=pytest.mark.full)])
+def test_flipped_bytes_are_refused(file, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        for _ in range(data.draw(st.integers(1, 4))):
+            damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+        path = file.with_name("flipped")
+        path.write_bytes(damaged)
+        if damaged != whole:
+            refused(path)
+
+    check()
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(500, marks=pytest.mark.full)])
+def test_files_that_are_cut_off_or_go_on_are_refused(file, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        whole, path = file.read_bytes(), file.with_name("cut")
+        path.write_bytes(
+            whole[: data.draw(st.integers(0, len(whole) - 1))] + data.draw(st.sampled_from([b"", b"\0" * 9]))
+        )
+        refused(path)
+        path.write_bytes(whole + data.draw(st.binary(min_size=1, max_size=20)))
         refused(path)
 
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_files_that_are_cut_off_or_go_on_are_refused(file, data):
-    whole, path = file.read_bytes(), file.with_name("cut")
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))] + data.draw(st.sampled_from([b"", b"\0" * 9])))
-    refused(path)
-    path.write_bytes(whole + data.draw(st.binary(min_size=1, max_size=20)))
-    refused(path)
+    check()
 
 
 NUMBERS = st.one_of(st.integers(-3, 60), st.sampled_from([1 << 31, 1 << 34, 1 << 62, 1 << 63, 1 << 70, -(1 << 40)]))
@@ -137,36 +147,44 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [p for key, value in inner for p in ((*path, key), *places(value, (*path, key)))]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_something_else_anywhere_in_the_text(file, data):
-    arrays, about = contents(file)
-    where = places(about)
-    for _ in range(data.draw(st.integers(1, 3))):
-        *above, last = data.draw(st.sampled_from(where))
-        inside = about
-        try:
-            for key in above:
-                inside = inside[key]
-            inside[last] = data.draw(PLANTED)
-        except (KeyError, IndexError, TypeError):  # what was planted before has taken its place
-            continue
-    refused_or_answers(forged(file.with_name("forged"), arrays, about))
+@pytest.mark.parametrize("examples", [60, pytest.param(4000, marks=pytest.mark.full)])
+def test_something_else_anywhere_in_the_text(file, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        arrays, about = contents(file)
+        where = places(about)
+        for _ in range(data.draw(st.integers(1, 3))):
+            *above, last = data.draw(st.sampled_from(where))
+            inside = about
+            try:
+                for key in above:
+                    inside = inside[key]
+                inside[last] = data.draw(PLANTED)
+            except (KeyError, IndexError, TypeError):  # what was planted before has taken its place
+                continue
+        refused_or_answers(forged(file.with_name("forged"), arrays, about))
+
+    check()
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_other_numbers_anywhere_in_the_arrays(file, data):
-    arrays, about = contents(file)
-    for _ in range(data.draw(st.integers(1, 6))):
-        name = data.draw(st.sampled_from(sorted({*arrays} - {ABOUT})))
-        array = arrays[name] = arrays[name].copy()
-        at = data.draw(st.integers(0, len(array) - 1))
-        if array.dtype.kind == "f":
-            array[at] = data.draw(st.floats(width=32))
-        else:
-            array[at] = data.draw(st.integers(np.iinfo(array.dtype).min, np.iinfo(array.dtype).max))
-    refused_or_answers(forged(file.with_name("forged"), arrays, about))
+@pytest.mark.parametrize("examples", [60, pytest.param(4000, marks=pytest.mark.full)])
+def test_other_numbers_anywhere_in_the_arrays(file, examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        arrays, about = contents(file)
+        for _ in range(data.draw(st.integers(1, 6))):
+            name = data.draw(st.sampled_from(sorted({*arrays} - {ABOUT})))
+            array = arrays[name] = arrays[name].copy()
+            at = data.draw(st.integers(0, len(array) - 1))
+            if array.dtype.kind == "f":
+                array[at] = data.draw(st.floats(width=32))
+            else:
+                array[at] = data.draw(st.integers(np.iinfo(array.dtype).min, np.iinfo(array.dtype).max))
+        refused_or_answers(forged(file.with_name("forged"), arrays, about))
+
+    check()
 
 
 def entry(about: Any, forest: int = 0) -> list[dict[str, Any]]:

@@ -93,8 +93,9 @@ def traced(program: Program) -> Trace | None:
 
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 @pytest.mark.parametrize("exact", [True, False])
-def test_programs(exact, kernels, tmp_path):
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("examples", [12, pytest.param(400, marks=pytest.mark.full)])
+def test_programs(examples, exact, kernels, tmp_path):
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(programs(exact))
     def check(program: Program) -> None:
         with native.using(kernels):

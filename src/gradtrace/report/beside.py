@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from .changes import MEASURES, Change, Side
+from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side
 from .page import bundle, digest
 
 MOST = 200  # rows of a table
@@ -24,7 +24,7 @@ HOW = {
 STYLE = """
 .sides { display: grid; grid-template-columns: auto 1fr; gap: 2px 14px; margin: 10px 0; color: var(--soft); }
 .sides b { color: var(--ink); overflow-wrap: anywhere; font-weight: 600; }
-.moves td:first-child, .moves td:nth-child(2) { overflow-wrap: anywhere; }
+.moves td:first-child { overflow-wrap: anywhere; min-width: 14ch; }
 .moves svg { display: block; }
 .moves .axis { stroke: var(--line); }
 .moves .was { fill: var(--card); stroke: var(--soft); stroke-width: 1.5px; }
@@ -85,7 +85,8 @@ def _section(title: str, measure: str, changes: Sequence[Change]) -> str:
     still = [f"{len(changes) - len(moved)} did not move."] if len(changes) > len(moved) else []
     still += [f"{len(moved) - MOST} more moved by less."] if len(moved) > MOST else []
     note = f"<p class='note'>{' '.join(still)}</p>" if still else ""
-    heads = "".join(f"<th{' class=number' if n > 3 else ''}>{h}</th>" for n, h in enumerate(HEADS, 1))
+    heads = "".join(f"<th>{HEADINGS[key]}</th>" for key in COLUMNS[measure])
+    heads += "".join(f"<th class='number'>{name}</th>" for name in ("before", "after", "change")) + "<th></th>"
     return (
         f"<section><h2>{_text(title)}</h2><p class='how'>{HOW[measure]}</p>"
         f"<div class='scroll'><table class='moves'><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -93,11 +94,8 @@ def _section(title: str, measure: str, changes: Sequence[Change]) -> str:
     )
 
 
-HEADS = ("name", "paths from", "traces", "before", "after", "change", "")
-
-
 def _row(c: Change, low: float, high: float) -> str:
-    cells = "".join(f"<td>{_text(cell)}</td>" for cell in (c.name, c.of, c.kind))
+    cells = "".join(f"<td>{_text(cell)}</td>" for cell in (getattr(c, key) for key in COLUMNS[c.measure]))
     numbers = "".join(f"<td class='number'>{_text(cell)}</td>" for cell in c.written())
     return f"<tr>{cells}{numbers}<td>{_drawing(c, low, high)}</td></tr>"
 

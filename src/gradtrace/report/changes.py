@@ -16,6 +16,14 @@ MEASURES = {
     "log2_strength": "The strongest path of each parameter (log2 of its weight)",
 }
 
+COLUMNS = {  # what a table of them names, besides the numbers
+    "share": ("name", "of", "kind"),
+    "weighted_share": ("name", "of", "kind"),
+    "dead_share": ("name", "kind"),
+    "log2_strength": ("name",),
+}
+HEADINGS = {"name": "name", "of": "paths from", "kind": "traces"}
+
 
 @dataclass(frozen=True)
 class Side:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .beside import render
-from .changes import ALL, MEASURES, Change, Side
+from .changes import ALL, COLUMNS, HEADINGS, MEASURES, Change, Side
 from .page import frame
 from .terminal import plain
 from .words import listed
@@ -138,12 +138,8 @@ def _said(c: Change) -> str:
     return f"{what}; it was {before} ({change})."
 
 
-COLUMNS = {"share": ("name", "of", "kind"), "weighted_share": ("name", "of", "kind"), "dead_share": ("name", "kind")}
-HEADINGS = {"name": "name", "of": "paths from", "kind": "traces"}
-
-
 def _table(changes: Sequence[Change]) -> Table:
-    keys = COLUMNS.get(changes[0].measure, ("name",))
+    keys = COLUMNS[changes[0].measure]
     table = Table()
     for key in keys:
         table.add_column(HEADINGS[key], overflow="fold")
