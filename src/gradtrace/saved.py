@@ -171,7 +171,7 @@ def _called(before: Written, after: Written, names: Sequence[str] | None) -> Seq
         if isinstance(names, str) or len(names) != 2:
             raise BadArgument(f"names must be two, not {names!r}")
         return names
-    files = [None if isinstance(given, Trace) else File(given).parts for given in (before, after)]
+    files = [File(given).parts if isinstance(given, (str, PathLike)) else None for given in (before, after)]
     if files[0] is None or files[1] is None or files[0] == files[1]:
         return [side if parts is None else parts[-1] for side, parts in zip(("before", "after"), files, strict=True)]
     depth = next(n for n in range(1, 1 + max(map(len, files))) if files[0][-n:] != files[1][-n:])
