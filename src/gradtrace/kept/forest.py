@@ -19,11 +19,14 @@ from ..backward.best import Best
 from ..backward.example_labels import Labels
 from ..backward.walk import EDGE_BITS, Edges
 from ..errors import NotKept
+from ..jacobians.structure import Structure
+from ..kernels.entry import entries
 from ..kernels.shared_exponent import Plane
 from ..queries.consumers import Consumers, Part
 from ..queries.forest import KINDS, NONE, Forest, over
 from ..queries.paths import Reader
 from ..recording.record import Call, Gone, Record, Scope, Value
+from . import structures as kept_structures
 from . import winners as kept_winners
 from .blobs import Packer, Some, Unpacker
 from .record import count, item, shape, text
@@ -33,18 +36,23 @@ FARTHEST = 1 << 20  # no exponent is as large
 
 
 class Derivatives:
-    """Local derivatives along kept paths, by value: of some scalars, rows × shape."""
+    """Local derivatives along kept paths: by value numbers of some scalars, rows × shape, or structures by step."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Some, np.ndarray]] = {}
+        self._numbers: dict[int, tuple[Some, np.ndarray]] = {}
+        self.structures: dict[int, dict[kept_structures.Step, Structure]] = {}
 
     def add(self, value: Value, kept: Some, numbers: np.ndarray) -> None:
         """Know those of a value's scalars."""
-        self._known[value.id] = kept, numbers
+        self._numbers[value.id] = kept, numbers
 
-    def of(self, value: Value, row: int, flats: np.ndarray) -> np.ndarray:
+    def of(
+        self, value: Value, row: int, flats: np.ndarray, step: kept_structures.Step, there: np.ndarray
+    ) -> np.ndarray:
         """Give those of some scalars of one row, each towards the scalar through which its path goes on."""
-        kept, numbers = self._known[value.id]
+        if value.id in self.structures:
+            return entries(self.structures[value.id][step], there, flats)
+        kept, numbers = self._numbers[value.id]
         return numbers[kept.rank(row * value.numel + flats)].astype(np.float64)
 
 
@@ -90,7 +98,7 @@ def packed(forest: Forest, row: dict[int, int], pack: Packer) -> dict[str, Any]:
             kept = np.zeros(0, np.int64) if there is None else np.flatnonzero(there)
         about = {"value": row[value.id], "kept": pack.some(kept, forest.batch(value) * value.numel)}
         if value is not forest.loss:
-            about |= {"derivative": pack.put(_followed(forest, reader, value, kept, reached))}
+            about |= _derivatives(forest, reader, value, kept, reached, pack)
             about |= _winners(forest, value, kept, owner, pack)
         if value.call is None:
             about |= _weights(forest, value, kept, pack)
@@ -111,19 +119,37 @@ def _live(forest: Forest, leaf: Value) -> Tensor:
     return torch.ones(1, dtype=torch.bool) if leaf is forest.loss else (forest.winners[leaf.id] != NONE).reshape(-1)
 
 
-def _followed(
-    forest: Forest, reader: Reader, value: Value, kept: np.ndarray, reached: dict[int, np.ndarray]
-) -> np.ndarray:
-    """Read the derivatives of a step from some scalars, and mark the scalars to which it leads."""
+def _derivatives(
+    forest: Forest, reader: Reader, value: Value, kept: np.ndarray, reached: dict[int, np.ndarray], pack: Packer
+) -> dict[str, Any]:
+    """Describe the derivatives of a step from some scalars, and mark the scalars to which it leads."""
     out = np.zeros(len(kept))
+    structures: dict[kept_structures.Step, list[Structure]] = {}
     for which, row, flats, part in steps(forest, value, kept):
         out[which] = reader.along(value, row, flats, part)
         target, batch = part.target, forest.batch(part.target)
+        step = part.call.index, part.argument, part.output
+        if step not in structures:
+            structures[step] = _structures(forest, reader, value, part)
         if target is not forest.loss:
             if target.id not in reached:
                 reached[target.id] = np.zeros(batch * target.numel, bool)
             reached[target.id][(row if batch > 1 else 0) * target.numel + part.flat] = True
-    return out
+    several = bool(len(out)) and bool((out != out[0]).any())
+    if several and all(len(found) == 1 for found in structures.values()):
+        about = kept_structures.packed({step: found[0] for step, found in structures.items()}, len(kept), pack)
+        if about is not None:
+            return {"structures": about}
+    return {"derivative": pack.put(out)}
+
+
+def _structures(forest: Forest, reader: Reader, value: Value, part: Part) -> list[Structure]:
+    """Give the structures of a step, if the tape is there, or those that were kept."""
+    known, step = forest.derivatives, (part.call.index, part.argument, part.output)
+    if known is None:
+        return reader.structures(part.call, *step[1:])
+    found = known.structures.get(value.id, {}).get(step) if isinstance(known, Derivatives) else None
+    return [] if found is None else [found]
 
 
 def _winners(forest: Forest, value: Value, kept: np.ndarray, owner: dict[int, int], pack: Packer) -> dict[str, Any]:
@@ -168,15 +194,27 @@ def unpacked(about: dict[str, Any], record: Record, root: Value, values: Sequenc
     seconds = {text(name): float(s) for name, s in about["seconds"].items()}
     entries = {item(values, given["value"]).id: given for given in about["values"]}
     kept = {n: read.some(given["kept"], forest.batch(values[n]) * values[n].numel) for n, given in entries.items()}
-    forest.derivatives = Derivatives()
+    known = forest.derivatives = Derivatives()
     for n, given in entries.items():
-        if values[n] is not root:
-            forest.derivatives.add(values[n], kept[n], _finite(read.get(given["derivative"], kept[n].count)))
+        if "structures" in given:
+            known.structures[n] = kept_structures.unpacked(given["structures"], values[n], read, _target_in(record))
+        elif values[n] is not root:
+            known.add(values[n], kept[n], _finite(read.get(given["derivative"], kept[n].count)))
     fill = _compact if about["compact"] else _pointed
     fill(forest, entries, kept, values, read)
     forest.seconds = seconds
-    _follow_all(forest, kept)
+    _follow_all(forest, kept, known)
     return forest
+
+
+def _target_in(record: Record) -> Callable[[kept_structures.Step], Value]:
+    def target(step: kept_structures.Step) -> Value:
+        found = item(item(record.calls, step[0]).outputs, step[2])
+        if found is None:
+            raise ValueError("a step to nowhere")
+        return found
+
+    return target
 
 
 def _finite(numbers: np.ndarray) -> np.ndarray:
@@ -256,7 +294,7 @@ def _pointed(
     forest.winners, forest.log2 = winners, log2
 
 
-def _follow_all(forest: Forest, kept: dict[int, Some]) -> None:
+def _follow_all(forest: Forest, kept: dict[int, Some], known: Derivatives) -> None:
     """Go all paths, value by value: each step leads to a later call, and to a scalar that is known."""
     for value in values_in_order(forest, lambda v: v.id in kept and v is not forest.loss):
         found = 0
@@ -266,6 +304,9 @@ def _follow_all(forest: Forest, kept: dict[int, Some]) -> None:
                 raise ValueError(f"a path from {value} leads out of a result")
             if value.call is not None and value.call.index >= part.call.index:
                 raise ValueError(f"a path from {value} leads back")
+            step = part.call.index, part.argument, part.output
+            if step not in known.structures.get(value.id, (step,)):
+                raise ValueError(f"a path from {value} without derivatives")
             if target is not forest.loss:
                 kept[target.id].rank((row if batch > 1 else 0) * target.numel + part.flat)
         if found != kept[value.id].count:

@@ -40,8 +40,15 @@ KINDS = ("best", "greedy")
 class Known(Protocol):
     """Local derivatives along paths that were read before."""
 
-    def of(self, value: Value, row: int, flats: np.ndarray) -> np.ndarray:
-        """Give those of some scalars of one row, each towards the scalar through which its path goes on."""
+    def of(
+        self, value: Value, row: int, flats: np.ndarray, step: tuple[int, int, int], there: np.ndarray
+    ) -> np.ndarray:
+        """Give those of some scalars of one row.
+
+        Args:
+            step: the call, the position of its argument and the number of its result, by which their paths go on.
+            there: where in the result.
+        """
         ...
 
 
