@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..queries.arguments import file_of
 from .beside import render
 from .changes import ALL, COLUMNS, HEADINGS, MEASURES, Change, Side
 from .page import frame
@@ -96,10 +98,18 @@ class Comparison:
                 if rest:
                     plain(console, "; ".join(rest))
 
-    def report(self, path: Path) -> Path:
-        """Write a page, one HTML file that needs nothing else."""
-        path.write_text(self.page(), encoding="utf-8")
-        return path
+    def report(self, path: str | PathLike[str]) -> Path:
+        """Write a page, one HTML file that needs nothing else.
+
+        Returns:
+            the path.
+
+        Raises:
+            BadArgument: there is no such folder.
+        """
+        file = file_of(path)
+        file.write_text(self.page(), encoding="utf-8")
+        return file
 
     def page(self) -> str:
         """Write it as HTML."""
