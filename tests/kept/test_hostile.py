@@ -212,6 +212,20 @@ def _many(arrays: Any, about: Any) -> None:
     about["values"][about["leaves"][0][1]][0] = [1 << 60]
 
 
+def _crowd(arrays: Any, about: Any) -> None:
+    about["examples"] = 1 << 33
+    for forest in about["forests"]:
+        if forest["labels"] is not None:
+            forest["labels"]["count"] = 1 << 33
+
+
+def _ones(arrays: Any, about: Any) -> None:
+    """All scalars of a large parameter have a path, and one derivative."""
+    found = entry(about)[0]
+    about["values"][found["value"]][0] = [1 << 33]
+    found |= {"kept": None, "derivative": ["=", 1.0, 1 << 33], "weight": ["=", 1.0, 1 << 33]}
+
+
 def _ways(arrays: Any, about: Any) -> None:
     for found in entry(about):
         for edge in found.get("edges", ()):
@@ -225,7 +239,7 @@ def _deep(arrays: Any, about: Any) -> None:
     next(v for v in entry(about) if v.get("edges"))["edges"][0][4] = way
 
 
-@pytest.mark.parametrize("change", [_cycle, _large, _many])
+@pytest.mark.parametrize("change", [_cycle, _large, _many, _crowd, _ones])
 def test_malicious_files_are_refused(change: Callable[[Any, Any], None], file):
     arrays, about = contents(file)
     change(arrays, about)

@@ -25,7 +25,7 @@ ABOUT = "about"
 KINDS = {"u1": np.uint8, "i2": np.int16, "i4": np.int32, "i8": np.int64, "f4": np.float32, "f8": np.float64}
 SAME = "="  # instead of a kind: one number, and how many of it there are
 DENSE = 8  # positions are bits where more than one in so many bytes' bits are meant
-FREE, EACH = 1 << 28, 1 << 12  # scalars that any file may speak of, and that each of its bytes may beside
+FREE, EACH = 1 << 29, 1 << 15  # bytes that any file may take when it is laid out, and that each of its own may beside
 
 Ref = list[Any]  # [kind, begin, count], or [SAME, number, count]
 
@@ -158,14 +158,19 @@ class Unpacker:
             self.about = json.loads(self._arrays.pop(ABOUT).tobytes())
         except (KeyError, ValueError, RecursionError) as error:
             raise BadTrace(f"{path} is damaged: {type(error).__name__}: {error}") from None
-        self._left = FREE + EACH * path.stat().st_size
+        self.size = path.stat().st_size
+        self._left = min(FREE + EACH * self.size, _memory() // 2)
 
-    def room(self, scalars: int) -> int:
-        """Take notice that so many scalars will be laid out, which may be more than the file can have in it."""
-        self._left -= scalars
-        if scalars < 0 or self._left < 0:
-            raise ValueError("it speaks of more scalars than a file of its size can hold")
-        return scalars
+    def room(self, number: int, size: int = 8) -> int:
+        """Take notice that so many numbers of some bytes each will be laid out."""
+        self._left -= self.fits(number, size) * size
+        return number
+
+    def fits(self, number: int, size: int = 1) -> int:
+        """See that so many numbers of some bytes each fit into memory, beside what has been laid out."""
+        if number < 0 or number * size > self._left:
+            raise ValueError("it speaks of more scalars than a file of its size can hold, or than fit into memory")
+        return number
 
     def get(self, ref: Ref, count: int | None = None) -> np.ndarray:
         """Give an array; with `count`, one that has to have this length."""
@@ -175,7 +180,7 @@ class Unpacker:
         if kind == SAME:
             if type(begin) not in (int, float):
                 raise ValueError(f"{begin!r} is not a number")
-            return np.full(self.room(length) if count is None else count, begin)
+            return np.full(self.room(length), begin)
         array = self._arrays[kind]
         if type(begin) is not int or not 0 <= begin <= begin + length <= len(array):
             raise ValueError(f"numbers {begin} to {length} of {len(array)}")
@@ -194,7 +199,7 @@ class Unpacker:
     def some(self, ref: Ref | None, total: int) -> Some:
         """Give positions among `total`."""
         if ref is None:
-            return Some(total)
+            return Some(self.fits(total, 8))
         form, inner = ref
         if form == "places":
             places = self.whole(inner, None, total)
@@ -204,6 +209,14 @@ class Unpacker:
         if form != "bits":
             raise ValueError(f"positions of the form {form!r}")
         return Some(total, bits=self.whole(inner, -(-total // 8), 256).astype(np.uint8))
+
+
+def _memory() -> int:
+    """Give the bytes of memory that this machine has; where that is not known, what a large one has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 36
 
 
 class Some:

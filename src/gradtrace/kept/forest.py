@@ -33,6 +33,7 @@ from .record import count, item, shape, text
 
 BLOCK = 1 << 20  # scalars whose steps are read at a time
 FARTHEST = 1 << 20  # no exponent is as large
+MANY = 1 << 16  # examples that any file may have; more only if it has a byte for each
 
 
 class Derivatives:
@@ -193,7 +194,10 @@ def unpacked(about: dict[str, Any], record: Record, root: Value, values: Sequenc
     forest = Forest(record, root, kind, labels, Edges.of(record))
     seconds = {text(name): float(s) for name, s in about["seconds"].items()}
     entries = {item(values, given["value"]).id: given for given in about["values"]}
-    kept = {n: read.some(given["kept"], forest.batch(values[n]) * values[n].numel) for n, given in entries.items()}
+    kept = {
+        n: read.some(given["kept"], read.fits(forest.batch(values[n]) * values[n].numel))
+        for n, given in entries.items()
+    }
     known = forest.derivatives = Derivatives()
     for n, given in entries.items():
         if "structures" in given:
@@ -237,7 +241,7 @@ def _compact(
         if value.call is None:
             _plane_of_leaf(found, value, given, kept[n], batch, read)
     kept_winners.lend(found.winners, borrowed)
-    kept_winners.check_ways(found.winners, lambda n: forest.batch(values[n]))
+    kept_winners.check_ways(found.winners, lambda n: forest.batch(values[n]), read)
     if not {e.target.id for w in found.winners.values() for e in w.edges} <= {*found.winners, forest.loss.id}:
         raise ValueError("a way to where nothing goes on")
     over(forest, found, _again)
@@ -314,7 +318,7 @@ def _follow_all(forest: Forest, kept: dict[int, Some], known: Derivatives) -> No
 
 
 def _unpacked_labels(about: dict[str, Any], record: Record, values: Sequence[Value], read: Unpacker) -> Labels:
-    labels = Labels(count(about["count"]))
+    labels = Labels(count(about["count"], max(MANY, read.size)))
     if labels.count != record.examples:
         raise ValueError(f"{labels.count} examples of {record.examples}")
     labels.together = {item(values, n).id for n in about["together"]}

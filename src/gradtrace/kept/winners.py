@@ -220,7 +220,7 @@ def _plane(
     kind = small[0] if most < small[1] else torch.int32
     if not most:
         return torch.zeros((), dtype=kind).expand(batch, *size)
-    out = torch.zeros(read.room(batch * prod(size)), dtype=kind)
+    out = torch.zeros(read.room(batch * prod(size), kind.itemsize), dtype=kind)
     out[torch.from_numpy(kept.positions().astype(np.int64))] = torch.from_numpy(stored).to(kind)
     return out.reshape(batch, *size)
 
@@ -247,7 +247,7 @@ def lend(winners: dict[int, Winners], borrowed: dict[int, Any]) -> None:
         mine.borrow(lender, link[1], order)
 
 
-def check_ways(winners: dict[int, Winners], batch: Callable[[int], int]) -> None:
+def check_ways(winners: dict[int, Winners], batch: Callable[[int], int], read: Unpacker) -> None:
     """Go every way from all scalars once, those without a path too: queries do, though it means nothing.
 
     Raises:
@@ -261,7 +261,7 @@ def check_ways(winners: dict[int, Winners], batch: Callable[[int], int]) -> None
                 through(edge, then.edges[0])
             if isinstance(edge.way, (Affine, Raw)) or not numel:
                 continue
-            for row in range(batch(number)):
+            for row in range(batch(number) if read.fits(numel, 64) else 0):
                 raw = None
                 if edge.way.stored:
                     chosen, raw = mine.at(row, torch.arange(numel))
