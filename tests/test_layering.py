@@ -19,8 +19,10 @@ LAYERS = [
     {"kernels"},
     {"backward"},
     {"queries"},
+    {"kept"},
     {"report"},
     {"api"},
+    {"saved"},
     {"components", "rules"},  # doors to rooms further down, under the names that programs use
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "gallery"},

@@ -49,18 +49,25 @@ class Table {
     std::vector<uint8_t> used = std::vector<uint8_t>(64);
 };
 
-// Neighbours often have the same set, so a run of them is added at once.
+// Neighbours often have the same set, so a run of them is added at once. Of a scalar without a trace the set means nothing: it
+// ends no run, so that no sum depends on it.
 template <class T> bool count_range(const uint64_t *bits, const T *strength, int64_t begin, int64_t end, Table &table) {
+    const auto dead = [strength](int64_t x) { return strength && !(strength[x] > 0); };
     for (int64_t x = begin; x < end;) {
+        if (dead(x)) {
+            x++;
+            continue;
+        }
         const uint64_t set = bits[x];
         int64_t count = 0;
         double total = 0;
-        for (; x < end && bits[x] == set; x++) {
-            const double s = strength ? double(strength[x]) : 1.0;
-            count += s > 0;
-            total += s > 0 && strength ? s : 0.0;
+        for (; x < end; x++) {
+            if (dead(x)) continue;
+            if (bits[x] != set) break;
+            count++;
+            total += strength ? double(strength[x]) : 0.0;
         }
-        if (count && !table.add(set, count, total)) return false;
+        if (!table.add(set, count, total)) return false;
     }
     return true;
 }

@@ -14,6 +14,7 @@ from .errors import GradtraceError
 from .queries.paths import Path
 from .recording.components import Slice
 from .recording.scopes import component
+from .saved import compare, load
 from .semirings import AbsSum, Count, Entropy, Graded, Max, Power, Semiring, SignedMax, Sum, Through, TopK
 
 __version__ = "0.1.0"
@@ -34,7 +35,9 @@ __all__ = [
     "Through",
     "TopK",
     "Trace",
+    "compare",
     "component",
+    "load",
     "record",
 ]
 

@@ -29,10 +29,11 @@ from .experiments.user_code import describe
 from .experiments.user_model import Question, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
-from .report.history import read_document
 from .report.page import render
 from .report.show import show
 from .report.terminal import Screen, plain, show_competition, show_trace
+from .saved import compare as compare_files
+from .saved import document_of
 from .semirings import FORMS
 
 TOP = """\
@@ -46,28 +47,50 @@ components those paths cross.
   gradtrace why train.py:build        why its parameters get no gradient
   gradtrace report results.json       an interactive page of the results of either
   gradtrace show results.json         the same in the terminal
+  gradtrace compare before after      what moved from one of these to another
   gradtrace gallery                   what backpropagation is, in programs that run
 """
 
 REPORT = """\
-Write the results of gradtrace compete or gradtrace trace, or the history of a monitor, as one HTML
-file that opens offline: which components carry the gradient, how that changed, and what the
-strongest paths are. Both commands write it themselves; this one does it again, from the file alone.
+Write the results of gradtrace compete or gradtrace trace, the history of a monitor, or a saved trace
+as one HTML file that opens offline: which components carry the gradient, how that changed, and what
+the strongest paths are. The commands write it themselves; this one does it again, from the file alone.
 
 examples:
   gradtrace report gradtrace-trace/results.json                    report.html beside it
   gradtrace report run/results.json --out page.html
   gradtrace report gradtrace-monitor/history.jsonl                 while the training goes on
+  gradtrace report step200.gradtrace                               what trace.save(path) has written
 """
 
 SHOW = """\
-Print the results of gradtrace compete or gradtrace trace, or the history of a monitor, as tables,
-and what changed as sparklines.
+Print the results of gradtrace compete or gradtrace trace, the history of a monitor, or a saved trace
+as tables, and what changed as sparklines.
 
 examples:
   gradtrace show gradtrace-compete/results.json
   gradtrace show run/results.json | less
   gradtrace show gradtrace-monitor/history.jsonl
+  gradtrace show step200.gradtrace
+"""
+
+COMPARE = """\
+Say what moved from one trace to another: the shares of components, the parameters without a path, the
+strongest path of each parameter. Numbers are matched by name, the largest change first; names that one
+of the two alone has are listed.
+
+BEFORE and AFTER are files of any of these kinds, of one model or of two that share names:
+  a saved trace        trace.save(path), or gradtrace trace … --save FILE
+  results.json         of gradtrace trace or gradtrace compete
+  history.jsonl        of a monitor; history.jsonl@200 is its trace at step 200, without a step the last
+
+A saved trace is asked what the other file says. A change says that numbers differ, not why: another batch
+differs too, so compare traces of the same examples, or several of each.
+
+examples:
+  gradtrace compare before.gradtrace after.gradtrace
+  gradtrace compare gradtrace-monitor/history.jsonl@0 gradtrace-monitor/history.jsonl
+  gradtrace compare relu/results.json gelu/results.json --out compared.html
 """
 
 GALLERY = """\
@@ -157,6 +180,7 @@ examples:
   gradtrace trace train.py:build --check            prove the tape against autograd first
   gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
+  gradtrace trace train.py:build --save step0.gradtrace       to ask later, and to compare
 
 Writes results.json and report.html to the folder. The strongest paths shown are always the best ones.
 """
@@ -231,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     _add_why(commands)
     _add_report(commands)
     _add_show(commands)
+    _add_compare(commands)
     _add_gallery(commands)
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
@@ -354,6 +379,7 @@ def _add_trace(commands: Any) -> None:
         default=Path("gradtrace-trace"),
         help="folder (default %(default)s)",
     )
+    add("--save", type=Path, metavar="FILE", help="keep the first batch's trace, to report, show or compare it")
     command.set_defaults(run=run_trace, stopped=lambda given: "stopped")
 
 
@@ -365,16 +391,25 @@ def _add_why(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    command = _command(commands, "report", "results.json as one HTML file", REPORT)
-    command.add_argument("results", type=Path, metavar="results.json")
+    command = _command(commands, "report", "results, or a saved trace, as one HTML file", REPORT)
+    command.add_argument("results", type=Path, metavar="FILE")
     command.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html beside it)")
     command.set_defaults(run=run_report, stopped=lambda given: "stopped")
 
 
 def _add_show(commands: Any) -> None:
-    command = _command(commands, "show", "results.json in the terminal", SHOW)
-    command.add_argument("results", type=Path, metavar="results.json")
+    command = _command(commands, "show", "results, or a saved trace, in the terminal", SHOW)
+    command.add_argument("results", type=Path, metavar="FILE")
     command.set_defaults(run=run_show, stopped=lambda given: "stopped")
+
+
+def _add_compare(commands: Any) -> None:
+    command = _command(commands, "compare", "what moved from one trace, step or run to another", COMPARE)
+    command.add_argument("before", metavar="BEFORE")
+    command.add_argument("after", metavar="AFTER")
+    command.add_argument("--most", type=int, default=12, metavar="N", help="rows of a table (default %(default)s)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write a page, too: one HTML file")
+    command.set_defaults(run=run_compare, stopped=lambda given: "stopped")
 
 
 def _add_gallery(commands: Any) -> None:
@@ -453,13 +488,24 @@ def write_page(path: Path, document: dict[str, Any]) -> Path:
 
 def run_report(given: argparse.Namespace) -> None:
     """Run `gradtrace report`."""
-    page = write_page(given.out or given.results.with_name(PAGE), read_document(given.results))
+    page = write_page(given.out or given.results.with_name(PAGE), document_of(given.results))
     plain(Console(), f"Report: {page}")
 
 
 def run_show(given: argparse.Namespace) -> None:
     """Run `gradtrace show`."""
-    show(read_document(given.results), Console())
+    show(document_of(given.results), Console())
+
+
+def run_compare(given: argparse.Namespace) -> None:
+    """Run `gradtrace compare`."""
+    if given.most < 1:
+        raise OptionError(f"--most must be at least 1, not {given.most}")
+    found = compare_files(given.before, given.after)
+    found.show(Console(), given.most)
+    if given.out is not None:
+        write_whole(given.out, lambda beside: beside.write_text(found.page(), encoding="utf-8"))
+        plain(Console(), f"\nReport: {given.out}")
 
 
 def run_gallery(given: argparse.Namespace) -> None:
@@ -501,7 +547,7 @@ def run_trace(given: argparse.Namespace) -> None:
         began = time.monotonic()
         with Screen(console) as screen:
             results = trace_subject(
-                given.target, subject, question, lambda done: screen.show("batches", done, given.batches)
+                given.target, subject, question, lambda done: screen.show("batches", done, given.batches), given.save
             )
         write_json(given.out / RESULTS, results)
         show_trace(results, console)

@@ -78,3 +78,11 @@ class NotSaved(GradtraceError):
 
 class OptionError(GradtraceError):
     """An option, file or folder with which an experiment cannot run."""
+
+
+class NotKept(GradtraceError):
+    """What a saved trace cannot answer: it keeps winners, and derivatives along them, and no tape."""
+
+
+class BadTrace(GradtraceError):
+    """A file that is not a saved trace, is of another version, or is damaged."""

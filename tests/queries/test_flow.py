@@ -133,3 +133,12 @@ def test_a_unit_is_the_strongest_path(trace):
         float(trace.strength[n].max()) for n in trace.strength if n[:3] == "rnn"
     )
     assert trace.flow("rnn.*").unit == 0
+
+
+def test_a_path_weaker_than_any_float_beside_parameters_without_one():
+    a, b = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with record(names={"a": a, "b": b}) as tape:
+        loss = (a * 1e-200 * 1e-200).sum() + (b * 0).sum()
+    forest = tape.trace(loss).forest()
+    found = flows(forest, [Asked("*", weighted=True), Asked("a", weighted=True), Asked("b", weighted=True)])
+    assert [f.total for f in found] == pytest.approx([2, 2, 0])

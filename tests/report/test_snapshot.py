@@ -139,3 +139,15 @@ def test_functional_code_shows_its_operators():
     links = {(label_of(graph, a), label_of(graph, b)) for a, b in links_at(graph, seen["flows"][0])}
     assert ("sum", "loss") in links
     assert {b for a, b in links if a == "w"} <= {"sin", "mul"}
+
+
+def test_a_scalar_with_a_best_path_and_no_greedy_one():
+    from gradtrace import record
+
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    with record(names={"w": w}) as tape:
+        h = w * 1
+        loss = h.sum() - h.sum()  # its gradient cancels, so no step from w to it is worth anything
+    seen = snapshot(tape.trace(loss), Question())
+    assert len(seen["paths"]["best"]["starts"]["leaf"]) == 2
+    assert seen["paths"]["greedy"] == {"steps": {k: [] for k in seen["paths"]["greedy"]["steps"]}, "starts": {}}

@@ -214,6 +214,11 @@ class Borrowed(Winners):
         """The winners that serve."""
         return None if self._link is None else self._link[0]
 
+    @property
+    def link(self) -> tuple[Winners, int, tuple[int, ...]] | None:
+        """What was borrowed: whose winners, for which ordinal, in which order of axes."""
+        return None if self._link is None else (*self._link[:2], self._order)
+
     def borrow(self, winners: Winners, ordinal: int, order: tuple[int, ...]) -> None:
         """Say whose winners serve: those of a value that has this one's axes in another order, for one ordinal."""
         stride = [0] * len(self.shape)

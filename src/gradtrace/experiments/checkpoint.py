@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..kept.blobs import replaced
 
 RESULTS, CHECKPOINT = "results.json", "checkpoint.safetensors"
 LEVELS = 4  # runs, one run, its measurements, one of them
@@ -38,17 +37,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OptionError: it cannot be written: the disk is full, say.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
+        replaced(path, write)
     except OSError as error:
         raise OptionError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

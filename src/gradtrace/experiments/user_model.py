@@ -117,13 +117,18 @@ def default_components(model: nn.Module) -> tuple[str, ...]:
 
 
 def trace_subject(
-    target: str, subject: Subject, question: Question, watch: Callable[[int], None] = lambda done: None
+    target: str,
+    subject: Subject,
+    question: Question,
+    watch: Callable[[int], None] = lambda done: None,
+    save: File | None = None,
 ) -> dict[str, Any]:
     """Trace the first batches; give what results.json will say.
 
     Args:
         target: what the results call it.
         watch: called with the number of batches done.
+        save: where the first batch's trace is saved.
 
     Raises:
         OptionError: the batches or the loss function do not work.
@@ -139,6 +144,8 @@ def trace_subject(
         if not tables:
             components = components_of(trace, question, subject.model)
             taken = take_down(trace, question, components)
+            if save is not None:
+                trace.save(save)
         table, strongest, answered = _answers(trace, question, components)
         said += [{"batch": len(tables)} | answer for answer in answered]
         del trace

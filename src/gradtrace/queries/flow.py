@@ -130,7 +130,8 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
         own = [g for g, group in enumerate(groups) if group[number]]
         top = max([tops[n] for n in given if member_of[n][number]], default=-math.inf)
         unit = top if a.weighted and top > -math.inf else 0.0
-        scale = [2.0 ** max(bases[g] - unit, -2000.0) for g in own]
+        # the base of a group in which nothing has a weight means nothing
+        scale = [2.0 ** min(max(bases[g] - unit, -2000.0), 1.0) for g in own]
         through = amounts[:, own, 1] @ np.array(scale) if a.weighted else amounts[:, own, 0].sum(1)
         along = [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through.tolist(), strict=True) if n]
         out.append(_flow(forest, along, unit))

@@ -13,7 +13,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,21 @@ NONE = -1  # in `winners`: no path
 KINDS = ("best", "greedy")
 
 
+class Known(Protocol):
+    """Local derivatives along paths that were read before."""
+
+    def of(
+        self, value: Value, row: int, flats: np.ndarray, step: tuple[int, int, int], there: np.ndarray
+    ) -> np.ndarray:
+        """Give those of some scalars of one row.
+
+        Args:
+            step: the call, the position of its argument and the number of its result, by which their paths go on.
+            there: where in the result.
+        """
+        ...
+
+
 @dataclass(eq=False)
 class Forest:
     """Winners of one reverse pass.
@@ -46,6 +63,7 @@ class Forest:
         seconds: by operator, the time that the pass spent on its calls.
         log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
         compact: what the compiled kernels left, where they ran.
+        derivatives: of a saved trace, the local derivatives along its paths, by value, row and flat positions.
     """
 
     record: Record
@@ -57,6 +75,7 @@ class Forest:
     log2: Mapping[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     compact: Best | None = None
+    derivatives: Known | None = None
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""
@@ -138,11 +157,16 @@ def plant(
         except OutOfRange:
             pass
         else:
-            forest.compact, forest.seconds = found, found.seconds
-            lazy = _Lazy(record, loss, labels, found, run)
-            forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
-            return forest
+            return over(forest, found, run)
     return _planted(forest, track, among)
+
+
+def over(forest: Forest, found: Best, run: Callable[..., Best]) -> Forest:
+    """Let a forest read what the compiled kernels left; `run` makes the pass once more, for what they did not leave."""
+    forest.compact, forest.seconds = found, found.seconds
+    lazy = _Lazy(forest.record, forest.loss, forest.labels, found, run)
+    forest.winners, forest.log2 = _Read(lazy, lazy.winners), _Read(lazy, lazy.log2)
+    return forest
 
 
 def _planted(forest: Forest, track: Callable[[list[Call]], Iterable[Call]], among: Container[int] | None) -> Forest:

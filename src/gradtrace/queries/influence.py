@@ -274,8 +274,9 @@ class _Totals:
         for row in range(len(of.weight)):
             for begin, end, bits in crossed.parts(row):
                 found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
-                for bits_of_set, number, amount in found:
-                    members = _members(crossed.set_of(bits_of_set), count)
+                # in the order of the sets themselves, so that sums do not depend on how those are numbered
+                for whole, number, amount in sorted((crossed.set_of(word), n, a) for word, n, a in found):
+                    members = _members(whole, count)
                     self.cross[row, there] += number * members
                     self.crossed[row, there] += amount * unit * members
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..jacobians.rules import Edge
+from ..jacobians.structure import Structure
 from ..kernels.entry import entries
 from ..recording.layouts import unravelled
 from ..recording.record import Call, Value
@@ -173,7 +174,7 @@ class Reader:
                     add(part.target, row, part.flat.tolist())
 
     def _note(self, value: Value, row: int, flats: np.ndarray, part: Part) -> None:
-        weights = self._derivatives(part.call, part.argument, flats, part.output, part.flat)
+        weights = self.along(value, row, flats, part)
         for flat, there, weight in zip(flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True):
             self._moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
 
@@ -188,12 +189,23 @@ class Reader:
         """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
         return float(self._derivatives(call, argument, np.array([x]), output, np.array([y]))[0])
 
+    def along(self, value: Value, row: int, flats: np.ndarray, part: Part) -> np.ndarray:
+        """Give the derivatives of steps from some scalars of one row of a value, by the edge of `part`."""
+        if self.forest.derivatives is not None:
+            step = part.call.index, part.argument, part.output
+            return self.forest.derivatives.of(value, row, flats, step, part.flat)
+        return self._derivatives(part.call, part.argument, flats, part.output, part.flat)
+
     def _derivatives(self, call: Call, argument: int, x: np.ndarray, output: int, y: np.ndarray) -> np.ndarray:
         """Do so for pairs of them."""
+        found = self.structures(call, argument, output)
+        return sum((entries(s, y, x) for s in found), np.zeros(len(y)))
+
+    def structures(self, call: Call, argument: int, output: int) -> list[Structure]:
+        """Give what a call says of the dependence of a result on an argument; all of it adds up."""
         if call.index not in self._edges:
             self._edges[call.index] = rules.structures(call)
-        found = [s for position, number, s in self._edges[call.index] if (position, number) == (argument, output)]
-        return sum((entries(s, y, x) for s in found), np.zeros(len(y)))
+        return [s for position, number, s in self._edges[call.index] if (position, number) == (argument, output)]
 
 
 def walk(forest: Forest, value: Value, flat: int, example: int | None, reader: Reader | None = None) -> Iterator[Move]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NotOnTape, StaleTensor, Unsupported
+from ..errors import NotKept, NotOnTape, StaleTensor, Unsupported
 
 
 @dataclass(eq=False, slots=True)
@@ -329,6 +329,26 @@ def flat_tensors(result: Any) -> Iterator[Tensor | None]:
     elif isinstance(result, (list, tuple)):
         for item in result:
             yield from flat_tensors(item)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Stands for the operator of a call whose arguments were not kept: a saved trace has names, and runs nothing."""
+
+    name: str
+    is_view: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            NotKept: always.
+        """
+        del args, kwargs
+        raise NotKept(
+            f"this needs the numbers of {self.name} on the tape, which a saved trace does not have: ask it of the live "
+            "trace, before saving"
+        )
 
 
 class Cut(NamedTuple):

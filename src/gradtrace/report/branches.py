@@ -85,7 +85,7 @@ class Branches:
             added.append(self._known[key])
             self._append(made, there, weight)
             value, flat = made, there
-        for step, after in zip(added, [*added[1:], found], strict=True):
+        for step, after in zip(added, [*added[1:], found][: len(added)], strict=True):
             self.steps["next"][step] = after
         return added[0] if added else found
 

@@ -136,9 +136,10 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
             f"{certificate.difference:.1e} (allowed {certificate.tolerance:.0e})"
         )
     passes = {kind: sum(trace.forest(kind).seconds.values()) for kind in ("best",)}
+    made = trace.origin or here()
     return [
-        ("Versions", [*versions().items()]),
-        ("Run", [("command", _command()), ("seed", str(torch.initial_seed()))]),
+        ("Versions", [*made["versions"].items()]),
+        ("Run", [("command", made["command"]), ("seed", made["seed"])]),
         (
             "Model",
             [
@@ -149,8 +150,18 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
             ],
         ),
         ("Proof", [("certificate", proved), served_by_fallback(trace.fallbacks)]),
-        ("Cost", [(f"{k} pass", f"{s:.2f} s") for k, s in passes.items()] + [("peak memory", peak_memory())]),
+        ("Cost", [(f"{k} pass", f"{s:.2f} s") for k, s in passes.items()] + [("peak memory", made["peak_memory"])]),
     ]
+
+
+def here() -> dict[str, Any]:
+    """Tell where a trace is made: what a saved one says of where it comes from."""
+    return {
+        "versions": versions(),
+        "command": _command(),
+        "seed": str(torch.initial_seed()),
+        "peak_memory": peak_memory(),
+    }
 
 
 def versions() -> dict[str, str]:

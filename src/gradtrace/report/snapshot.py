@@ -38,6 +38,7 @@ class Traced(Answerable, Protocol):
 
     loss: float
     certificate: Certificate | None
+    origin: dict[str, Any] | None
 
     @property
     def fallbacks(self) -> dict[str, int]:
