@@ -2,6 +2,7 @@
 
 import { button, el } from "./dom";
 import { csv, picture, save } from "./export";
+import { glossed } from "./glossary";
 
 export interface Section {
   root: HTMLElement;
@@ -26,7 +27,8 @@ export function section(id: string, title: string, read: string, not: string, ex
       "data-save": "csv",
     }),
   );
-  const notes = el("p", { class: "how" }, read, " ", el("em", {}, not));
+  const met = new Set<string>();
+  const notes = el("p", { class: "how" }, ...glossed(read, met), " ", el("em", {}, ...glossed(not, met)));
   const head = el("div", { class: "head" }, el("h2", { id: `${id}-title` }, title), saves);
   const root = el("section", { id, "aria-labelledby": `${id}-title` }, head, notes, controls, body);
   return { root, controls, body };

@@ -227,14 +227,24 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
 
 
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
-    """Group parameters: all of them, and the parts into which their names fall."""
+    """Group parameters by the parts into which their names fall, and all of them together.
+
+    The earliest come first, since their paths have the most to choose from; most of all parameters have little.
+    """
     leaves = list(record.leaves.values())
     tree = parameter_tree(leaves)
-    groups: dict[str, str | Sequence[str]] = {"all parameters": "*"}
     shown = cut(tree, open_at_first(tree, MOST_GROUPS))
-    for number in shown if 1 < len(shown) <= MOST_GROUPS else []:
-        groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
-    return groups
+    used: dict[int, int] = {}
+    for call in record.calls:
+        for given in call.inputs:
+            if given.value is not None:
+                used.setdefault(given.value.id, call.index)
+    groups: dict[str, str | Sequence[str]] = {}
+    if 1 < len(shown) <= MOST_GROUPS:
+        first = {n: min(used.get(leaves[i].id, len(record.calls)) for i in tree.items(n)) for n in shown}
+        for number in sorted(shown, key=first.__getitem__):
+            groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
+    return groups | {"all parameters": "*"}
 
 
 def default_components(trace: Traced) -> list[str]:

@@ -7,7 +7,9 @@ import { count, el, explain, menu, percent, svg, table } from "../dom";
 import { section } from "../section";
 import type { Store } from "../state";
 
-export function ablationView(data: ReportDocument, store: Store): HTMLElement {
+export function ablationView(data: ReportDocument, store: Store): HTMLElement | null {
+  const { ablation, agreement } = data;
+  if (!ablation?.rows.length || !agreement) return null;
   let drawn: SVGSVGElement | null = null;
   const { root, controls, body } = section(
     "ablation",
@@ -17,12 +19,6 @@ export function ablationView(data: ReportDocument, store: Store): HTMLElement {
     "One seed is one draw, and few points prove little: see n.",
     { svg: () => drawn, rows: () => rowsOf(data) },
   );
-  const { ablation, agreement } = data;
-  if (!ablation?.rows.length || !agreement) {
-    const why = data.kind === "trace" ? "A trace says what paths cross; what happens without a component takes an experiment: gradtrace compete." : "No ablation: the run is not finished, or had one component only.";
-    body.append(el("p", { class: "none" }, why));
-    return root;
-  }
   let row = agreement.rows[0];
   const holder = el("div", { class: "scroll" });
   const verdict = el("p", { class: "verdict", role: "status" });
