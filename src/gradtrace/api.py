@@ -35,6 +35,8 @@ from .queries.bounds import Bound, Bounding
 from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
+from .queries.joins import JoinTable, joins
+from .queries.junctions import Junction, junctions
 from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
@@ -583,6 +585,31 @@ class Trace(_NotSaved):
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
         return flow(self.forest(kind), of, weighted=weighted)
+
+    @lazily()
+    def joins(
+        self,
+        of: str | Sequence[str] = "*",
+        *,
+        kind: str = "best",
+        per_example: bool | None = None,
+        by_example: bool = False,
+    ) -> JoinTable:
+        """Tabulate the places where branches come together again: by which of them the traces come.
+
+        Args:
+            of: a glob over parameter names, or several.
+            kind: "best" or "greedy".
+            per_example: trace each example on its own; by default if the recording knows the examples.
+            by_example: give each example's shares, too.
+        """
+        apart = self.tape.record.examples is not None if per_example is None else bool(per_example)
+        forest = self._forest(kind_of(kind), per_example=apart or bool(by_example))
+        return joins(forest, of, by_example=bool(by_example), found=self._junctions)
+
+    @cached_property
+    def _junctions(self) -> list[Junction]:
+        return junctions(self.tape.record, self.root)
 
     @property
     def fallbacks(self) -> dict[str, int]:
