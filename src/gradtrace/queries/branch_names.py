@@ -30,11 +30,13 @@ class Named:
         home: the module, "" at the top.
         branches: a name for each.
         fork: the module or leaf that the branches come from.
+        modules: whether any branch runs through a module, not through operators alone.
     """
 
     home: str
     branches: tuple[str, ...]
     fork: str
+    modules: bool
 
 
 class Names:
@@ -51,29 +53,40 @@ class Names:
         fork = _name_of(junction.fork)
         if junction.heads:
             home = _common([junction.call.scopes])
-            return Named(_shown(home), tuple(f"head {n}" for n in range(junction.heads)), fork)
+            return Named(_shown(home, [junction.call]), tuple(f"head {n}" for n in range(junction.heads)), fork, True)
         stretches = [_stretch(junction, entry) for entry in junction.entries]
-        home = _common([junction.call.scopes, *(c.scopes for calls, _ in stretches for c in calls if _computes(c))])
-        names = [self._branch(*s, home) for s in stretches]
+        computing = [c for calls, _ in stretches for c in calls if _computes(c)]
+        home = _common([junction.call.scopes, *(c.scopes for c in computing)])
+        shown = _shown(home, [junction.call, *computing])
+        names = self._branches(stretches, home, shown)
         if junction.call.base in CONTRACTIONS:
-            names = [f"{leaf} here" if (leaf := _leaf_of(e)) else n for e, n in zip(junction.entries, names, strict=True)]
+            names = [
+                f"{leaf} here" if (leaf := _leaf_of(e)) else n for e, n in zip(junction.entries, names, strict=True)
+            ]
         gates = [_gates(calls) for calls, _ in stretches]
         if not all(gates):
             said = GATES.get(junction.call.base, "{}")
             names = [said.format(n) if gate else n for n, gate in zip(names, gates, strict=True)]
-        return Named(_shown(home), tuple(_told_apart(names, _parts(junction))), fork)
+        modules = any(len(c.scopes) > len(home) for c in computing)
+        return Named(shown, tuple(_told_apart(names, _parts(junction))), fork, modules)
 
-    def _branch(self, calls: Sequence[Call], whole: bool, home: Sequence[Scope]) -> str:
-        computing = [c for c in calls if _computes(c)]
-        if not computing:
-            return AROUND
-        inside = [(c.scopes[len(home)], c) for c in computing if len(c.scopes) > len(home)]
-        modules = list(dict.fromkeys(scope for scope, _ in inside))
-        weighty = [m for m in modules if m.name in self._weighty]
-        if modules:
-            above = home[-1].name if home else ""
-            return _listed([_relative(m, above) for m in weighty or modules], whole)
-        return _listed(list(dict.fromkeys(c.base.strip("_") for c in computing)), whole)
+    def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
+        """Name branches by their modules, but for those that all of them run through, or by their operators."""
+        inside = [self._modules(calls, home) for calls, _ in stretches]
+        common = set.intersection(*map(set, inside))
+        own = [[m for m in modules if m not in common] for modules in inside]
+        inside = own if all(own) else inside
+        out = []
+        for modules, (calls, whole) in zip(inside, stretches, strict=True):
+            names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls if _computes(c)]
+            out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
+        return out
+
+    def _modules(self, calls: Sequence[Call], home: Sequence[Scope]) -> list[Scope]:
+        """Give the modules one level further in, those with weights if there are any."""
+        inside = [c.scopes[len(home)] for c in calls if len(c.scopes) > len(home) and _computes(c)]
+        modules = list(dict.fromkeys(inside))
+        return [m for m in modules if m.name in self._weighty] or modules
 
 
 def _stretch(junction: Junction, entry: Entry) -> tuple[list[Call], bool]:
@@ -135,12 +148,20 @@ def _common(stacks: Iterable[Sequence[Scope]]) -> list[Scope]:
     return out
 
 
-def _shown(home: Sequence[Scope]) -> str:
-    return str(home[-1]) if home else ""
+def _shown(home: Sequence[Scope], calls: Sequence[Call]) -> str:
+    """Name a home, by what the names of modules in it begin with where they have one that is never called itself."""
+    if any(len(c.scopes) <= len(home) for c in calls):
+        return str(home[-1]) if home else ""
+    parts = [c.scopes[len(home)].name.split(".")[:-1] for c in calls]
+    same = 0
+    while all(len(p) > same and p[same] == parts[0][same] for p in parts):
+        same += 1
+    longer = ".".join(parts[0][:same])
+    return longer if not home or longer.startswith(f"{home[-1].name}.") else str(home[-1])
 
 
 def _relative(scope: Scope, above: str) -> str:
-    return str(scope).removeprefix(f"{above}.") if above else str(scope)
+    return str(scope).removeprefix(f"{above.partition(':')[0]}.") if above else str(scope)
 
 
 def _listed(names: Sequence[str], whole: bool) -> str:

@@ -54,14 +54,14 @@ def labels_of(joins: Sequence[Join]) -> list[str]:
 
 
 def _lines(grid: Grid) -> list[str]:
-    stem, names = _stem(grid.branches)
+    stem, names = stem_of(grid.branches)
     labels = labels_of(grid.joins)
     width = min(LABEL, max(len(grid.operator), *map(len, labels)))
     widths = [max(LEAST, min(NAME, len(name))) for name in names]
     shares = grid.shares()
     lines = []
     for columns in _fitting(widths, WIDTH - width - 9):
-        head = "".join(f"  {names[c] if len(names[c]) <= NAME else names[c][: NAME - 1] + "…":>{widths[c]}}" for c in columns)
+        head = "".join(f"  {_begun(names[c]):>{widths[c]}}" for c in columns)
         lines += ["", f"{_short(grid.operator + stem, width):<{width}}  {'paths':>6}{head}"]
         for n in _shown(len(grid.joins)):
             if n is None:
@@ -76,10 +76,10 @@ def _cell(join: Join, branch: str, share: float) -> str:
     return cell(share) if any(b.name == branch for b in join.branches) else ""
 
 
-def _stem(names: Sequence[str]) -> tuple[str, list[str]]:
+def stem_of(names: Sequence[str]) -> tuple[str, list[str]]:
     """Take a word that all names begin with off them, where a number follows.
 
-    >>> _stem(["head 0", "head 1"]), _stem(["experts.0", "experts.1"]), _stem(["around", "conv1"])
+    >>> stem_of(["head 0", "head 1"]), stem_of(["experts.0", "experts.1"]), stem_of(["around", "conv1"])
     ((' head', ['0', '1']), (' experts', ['0', '1']), ('', ['around', 'conv1']))
     """
     found = [re.fullmatch(r"(.*?)[ .](\d+)", name) for name in names]
@@ -112,6 +112,10 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else "…" + name[-most + 1 :]
 
 
+def _begun(name: str) -> str:
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"
+
+
 def html_of(table: JoinTable) -> str:
     """Write grids as tables of HTML, darker where more paths go."""
     parts = [f"<p>{html.escape(table.kind)} joins of {html.escape(group_named(table.of, table.of_all))}</p>"]
@@ -120,8 +124,7 @@ def html_of(table: JoinTable) -> str:
         rows = [f"<tr><th>{html.escape(grid.operator)}</th><th>paths</th>{head}</tr>"]
         for label, join, shares in zip(labels_of(grid.joins), grid.joins, grid.shares(), strict=True):
             cells = "".join(
-                f'<td style="background:rgba(57,135,229,{0 if math.isnan(s) else s:.2f})">'
-                f"{_cell(join, name, s)}</td>"
+                f'<td style="background:rgba(57,135,229,{0 if math.isnan(s) else s:.2f})">{_cell(join, name, s)}</td>'
                 for name, s in zip(grid.branches, shares.tolist(), strict=True)
             )
             rows.append(f"<tr><th>{html.escape(label)}</th><td>{cell(join.share)}</td>{cells}</tr>")

@@ -20,6 +20,7 @@ from ..recording.components import select_leaves
 from .branch_names import AROUND, Names
 from .forest import Forest
 from .join_counts import count
+from .join_parts import parts
 from .join_text import html_of, text_of
 from .junctions import Junction, junctions
 
@@ -36,12 +37,16 @@ class Branch:
         paths: traces that come in by it, of those that had a choice.
         share: of all that do; nan where none does.
         weighted_share: the same, each counted by its path weight (best) or |∂ℓ/∂θ| (greedy).
+        norm: where asked for, the Euclidean norm of the part of the gradient that comes in by it.
+        along: how far that part goes along the sum of all parts: those of one join add up to 1.
     """
 
     name: str
     paths: float
     share: float
     weighted_share: float
+    norm: float = math.nan
+    along: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Join:
         source: its line.
         paths: traces that had a choice here and come through; of heads, through attention.
         share: of all traces of the group.
+        modules: whether a branch runs through a module, not through operators alone.
         by_example: where asked for, the same branches for each example.
     """
 
@@ -67,6 +73,7 @@ class Join:
     paths: float
     share: float
     branches: tuple[Branch, ...]
+    modules: bool = True
     by_example: tuple[tuple[Branch, ...], ...] = ()
 
     @property
@@ -151,6 +158,7 @@ def joins(
     of: str | Sequence[str] = "*",
     *,
     by_example: bool = False,
+    signed: bool = False,
     found: Sequence[Junction] | None = None,
 ) -> JoinTable:
     """Tabulate the junctions at which traces of a group of parameters had a choice.
@@ -158,24 +166,25 @@ def joins(
     Args:
         of: a glob over parameter names, or several.
         by_example: count each example's traces apart, too; of a forest that tells them apart.
+        signed: give the norm of each branch's part of the gradient, too; a walk or two for each join.
         found: the junctions, where somebody knows them.
     """
     leaves = select_leaves(forest.record, of)
     asked = list(junctions(forest.record, forest.loss) if found is None else found)
     counts = count(forest, asked, leaves, by_example=by_example)
     names, total = Names(forest.record), float(counts.total[:, 0].sum())
-    rows = []
-    for junction, came in zip(asked, counts.came, strict=True):
-        if not came[:, :, 0].any():
-            continue
+    rows, met = [], [(j, came) for j, came in zip(asked, counts.came, strict=True) if came[:, :, 0].any()]
+    measured = parts(forest.record, forest.loss, [j for j, _ in met], leaves) if signed else [None] * len(met)
+    for (junction, came), of_branches in zip(met, measured, strict=True):
         named = names.of(junction)
         each = tuple(_branches(named.branches, one) for one in came) if by_example else ()
         whole, call = _branches(named.branches, came.sum(0)), junction.call
+        if of_branches is not None:
+            whole = tuple(replace(b, norm=n, along=a) for b, (n, a) in zip(whole, of_branches, strict=True))
         paths = float(came[:, :, 0].sum())
         operator = "heads" if junction.heads else call.base.strip("_")
-        rows.append(
-            Join(named.home, operator, named.fork, call.index, call.source, paths, paths / total, whole, each)
-        )
+        where = named.home, operator, named.fork, call.index, call.source
+        rows.append(Join(*where, paths, paths / total, whole, named.modules, each))
     examples = forest.labels.count if forest.labels is not None else 1
     named = tuple(str(v.name) for v in leaves)
     return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves))
@@ -228,9 +237,8 @@ def _grids(rows: Iterable[Join]) -> list[Grid]:
 
 def _alike(branches: Sequence[Branch]) -> tuple[Branch, ...]:
     """Name branches as those of other layers are, if that tells them apart."""
-    names = [re.sub(r":\d+", "", b.name) for b in branches]
-    return tuple(branches) if len(set(names)) < len(names) else tuple(map(_renamed, branches, names))
-
-
-def _renamed(branch: Branch, name: str) -> Branch:
-    return replace(branch, name=name)
+    for shorter in (pattern_of, lambda name: re.sub(r":\d+", "", name)):
+        names = [shorter(b.name) for b in branches]
+        if len(set(names)) == len(names):
+            return tuple(replace(b, name=name) for b, name in zip(branches, names, strict=True))
+    return tuple(branches)

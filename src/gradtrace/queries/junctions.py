@@ -1,9 +1,9 @@
 """Junctions: the calls of a tape at which paths that were apart come together again, found in the graph alone.
 
-A call is one where two of its arguments descend from one value, or leaf: a path from there could have come in by either.
-Sums of sums (products of products, lists of lists), whose inner results nobody else reads, are one junction. A branch is
-one value that comes in; what it says of itself (`branch_names`) is read off the calls between the fork and there. Heads
-are told apart by no call: `heads_of` finds products whose batch is joined again by a contraction.
+A call is one where two of its arguments descend from one value, or leaf: a path from there could have come in by
+either. Sums of sums (products of products, lists of lists), whose inner results nobody else reads, are one junction. A
+branch is one value that comes in; `branch_names` reads its name off the calls between the fork and there. No call tells
+heads apart: they are found as a product's batch that a contraction reads as one row.
 """
 
 from __future__ import annotations

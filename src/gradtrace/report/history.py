@@ -129,7 +129,7 @@ def _document(history: History, title: str | None) -> dict[str, Any]:
     last = history.traces[-1]
     return {
         "title": title or f"gradtrace: training of {history.run['model']}",
-        "headline": headline.of_history(history.traces, last["influence"][0]["of"] if last["influence"] else "*"),
+        "headline": headline.of_history(history.traces),
         "graph": history.graphs[last["graph"]],
         "snapshots": [_snapshot(trace, last["graph"]) for trace in history.traces],
         "training": [{"name": "traced batches", "without": None, "evaluations": _losses(history)}],
@@ -142,7 +142,8 @@ def _snapshot(trace: Mapping[str, Any], graph: str) -> dict[str, Any]:
     """Give a trace's figures; calls have numbers in its own graph, which may not be the one that is shown."""
     same = trace["graph"] == graph
     drawn = {"flows": trace["flows"] if same else [], "paths": trace["paths"] if same else {}}
-    return {key: trace[key] for key in ("step", "loss", "influence")} | drawn
+    kept = ("step", "loss", "influence", "findings", "joins")
+    return {key: trace[key] for key in kept if key in trace} | drawn
 
 
 def _losses(history: History) -> list[dict[str, Any]]:

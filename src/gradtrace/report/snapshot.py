@@ -9,18 +9,23 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
+from ..queries.findings import Finding
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
 from ..queries.influence import InfluenceTable, influences
+from ..queries.join_text import labels_of
+from ..queries.joins import JoinTable
+from ..queries.junctions import junctions
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
+from ..queries.summary import Summary, summarise
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
@@ -31,6 +36,8 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 KINDS = ("best", "greedy")
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
+MOST_JOINS = 300  # of a group: those that most paths come to
+ALL = "*"
 
 
 class Traced(Answerable, Protocol):
@@ -161,6 +168,10 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
     tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
+    # what is said of all parameters is said from the earliest on
+    asked = None if ALL in groups.values() else next(iter(groups.values()))
+    found = junctions(record, trace.root)
+    said = {kind: summarise(forest, trace.loss, asked, found) for kind, forest in forests.items()}
     return {
         "loss": trace.loss,
         "influence": [
@@ -169,8 +180,51 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
             for kind in question.kinds
             for row in tables[kind][n].rows
         ],
+        "findings": [_finding(f) for f in said[question.kinds[0]].findings],
+        "joins": [table for kind, summary in said.items() for table in _joins(kind, summary)],
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    keys = ("kind", "text", "figure", "paths", "strength")
+    return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
+
+
+def _joins(kind: str, summary: Summary) -> list[dict[str, Any]]:
+    """Give the joins of the earliest parameters, and of all, as grids."""
+    named = [("early", summary.early), ("all", summary.whole)]
+    return [{"table": name, "of": list(t.of), "of_all": t.of_all, "kind": kind} | _grids(t) for name, t in named]
+
+
+def _grids(table: JoinTable) -> dict[str, Any]:
+    most = sorted(table.rows, key=lambda join: -join.paths)[:MOST_JOINS]
+    kept = {join.call for join in most}
+    shown = replace(table, rows=tuple(join for join in table.rows if join.call in kept))
+    return {
+        "paths": table.paths,
+        "left_out": len(table.rows) - len(shown.rows),
+        "grids": [
+            {
+                "pattern": grid.pattern,
+                "operator": grid.operator,
+                "branches": list(grid.branches),
+                "labels": labels_of(grid.joins),
+                "joins": [
+                    {
+                        "call": join.call,
+                        "fork": join.fork,
+                        "source": short_source(join.source),
+                        "paths": join.paths,
+                        "share": join.share,
+                        "branches": {b.name: [b.paths, b.share, b.weighted_share] for b in join.branches},
+                    }
+                    for join in grid.joins
+                ],
+            }
+            for grid in shown.grids()
+        ],
     }
 
 
