@@ -1,7 +1,7 @@
 """A mixture of experts: two blocks with four experts each, of which a router picks two for every word.
 
-What an expert expects: experts are loaded unevenly. In the first block the router's bias keeps expert 3 out: no word goes
-there, and its parameters are dead. Paths of the words go around the experts, which begin small.
+What an expert expects: experts are loaded unevenly. In the first block the router's bias keeps expert 3 out: no word
+goes there, and its parameters are dead. Paths of the words go around the experts, which begin small.
 
     gradtrace trace examples/pages/experts.py:build
 """

@@ -8,6 +8,7 @@ convolution instead of a skip: there is no way around, and paths divide between 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
-        for n, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+        for n, (a, b) in enumerate(pairwise(sizes), 1):
             setattr(self, f"layer{n}", nn.Sequential(Block(a, b, 1 + (n > 1)), Block(b, b, 1)))
         self.fc = nn.Linear(sizes[-1], classes)
 

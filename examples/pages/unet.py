@@ -9,6 +9,7 @@ few go down; those that go down meet the next skip.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class UNet(nn.Module):
     def __init__(self, width: int = 6) -> None:
         super().__init__()
         sizes = [width, 2 * width, 4 * width]
-        self.down = nn.ModuleList(_convolutions(a, b) for a, b in zip([1, *sizes], sizes, strict=False))
+        self.down = nn.ModuleList(_convolutions(a, b) for a, b in pairwise([1, *sizes]))
         self.bottom = _convolutions(sizes[-1], 8 * width)
         self.rise = nn.ModuleList(nn.ConvTranspose2d(2 * n, n, 2, 2) for n in sizes)
         self.up = nn.ModuleList(_convolutions(2 * n, n) for n in sizes)

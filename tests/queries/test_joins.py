@@ -11,6 +11,7 @@ import torch
 from checks import F64, recorded, recorded_by_example
 from checks import leaf as drawn
 from hypothesis import given, settings
+from joined import Attention, Stack, traced
 from programs import Program, programs
 from torch import Tensor, nn
 
@@ -73,6 +74,13 @@ def _walked(forest: Forest, found: list[Junction]) -> tuple[list[Counter[tuple[i
     return came, total
 
 
+def _recorded(program: Program) -> tuple[Tape, Tensor]:
+    leaves = program.leaves()
+    with gradtrace.record(names=leaves) as tape:
+        loss = program.run(leaves)
+    return tape, loss
+
+
 def _assert_counts_are_those_of_the_walk(tape: Tape, loss: Tensor, kind: str, *, per_example: bool = False) -> None:
     forest = tape.trace(loss).forest(kind, per_example=per_example)
     found = [j for j in junctions(tape.record, forest.loss) if not j.heads]
@@ -90,9 +98,8 @@ def test_counts_equal_following_every_trace(exact, kind):
     @settings(max_examples=60, deadline=None)
     @given(programs(exact))
     def check(program: Program) -> None:
-        tape, loss = recorded(program.run, program.leaves())
-        if any(v.call is not None and v.numel for v in [tape.value_of(loss)]):
-            _assert_counts_are_those_of_the_walk(tape, loss, kind)
+        tape, loss = _recorded(program)
+        _assert_counts_are_those_of_the_walk(tape, loss, kind)
 
     check()
 
@@ -108,7 +115,7 @@ def test_counts_of_each_example_equal_following_its_traces(program):
 @settings(max_examples=40, deadline=None)
 @given(programs(exact=True))
 def test_the_reference_counts_the_same(program):
-    tape, loss = recorded(program.run, program.leaves())
+    tape, loss = _recorded(program)
     forest = tape.trace(loss).forest()
     found = junctions(tape.record, forest.loss)
     slow = Forest(forest.record, forest.loss, "best", None, forest.edges, forest.winners, forest.log2)
@@ -122,7 +129,7 @@ def test_the_reference_counts_the_same(program):
 @settings(max_examples=60, deadline=None)
 @given(programs(exact=False))
 def test_every_call_at_which_paths_meet_is_in_one_junction_and_shares_add_up(program):
-    tape, loss = recorded(program.run, program.leaves())
+    tape, loss = _recorded(program)
     trace = tape.trace(loss)
     found = junctions(tape.record, trace.root)
     places = [place for j in found for e in j.entries for place in e.arguments]
@@ -145,12 +152,6 @@ def test_every_call_at_which_paths_meet_is_in_one_junction_and_shares_add_up(pro
 
 def _trace(program, /, examples: Tensor | None = None, **leaves: Tensor) -> Trace:
     tape, loss = recorded(program, leaves, examples)
-    return tape.trace(loss)
-
-
-def _traced(model: nn.Module, x: Tensor) -> Trace:
-    with gradtrace.record(model) as tape:
-        loss = model(x).sum()
     return tape.trace(loss)
 
 
@@ -201,37 +202,8 @@ def test_nested_residuals_are_two_joins_and_a_sum_of_three_is_one():
     assert _shares(join) == {"around": 0, "mul": 0, "neg → mul": 1}
 
 
-class Residual(nn.Module):
-    """A block that holds its own addition, as a BertOutput does: the skip comes in from outside."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(3, 3, bias=False).double()
-        nn.init.eye_(self.dense.weight).mul_(scale)
-
-    def forward(self, hidden: Tensor, skip: Tensor) -> Tensor:
-        return self.dense(hidden) + skip
-
-
-class Stack(nn.Module):
-    def __init__(self, *scales: float) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 3).double()
-        self.layer = nn.ModuleList(
-            nn.ModuleDict({"inner": nn.Linear(3, 3).double(), "output": Residual(s)}) for s in scales
-        )
-        for layer in self.layer:
-            nn.init.eye_(layer["inner"].weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for layer in self.layer:
-            x = layer["output"](layer["inner"](x), x)
-        return x
-
-
 def test_a_module_that_holds_its_own_addition_is_split_and_blocks_are_a_grid():
-    trace = _traced(Stack(0.1, 5.0, 0.2), torch.ones(1, 3, **F64))
+    trace = traced(Stack(0.1, 5.0, 0.2), torch.ones(1, 3, **F64))
     table = trace.joins("first*")
     (grid,) = table.grids()
     assert (grid.branches, grid.operator) == (("inner → output", "around"), "add")
@@ -263,7 +235,7 @@ def test_a_dense_net():
     nn.init.constant_(
         model.layers[1].weight, 0.25
     )  # by layer 1 alone: 1; by it and by layer 2: 2/4; by layer 2 alone: 2/4
-    trace = _traced(model, torch.ones(1, 2, **F64))
+    trace = traced(model, torch.ones(1, 2, **F64))
     inner, last = trace.joins("first*").rows
     assert _shares(last) == {"around": 0, "layers.0": 1, "layers.0 → layers.1": 0}
     assert inner.paths == 0 or inner.share < 1
@@ -277,7 +249,7 @@ def test_a_module_that_is_used_twice_has_a_choice_of_uses():
     with torch.no_grad():
         shared.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 0.5]]))
     model = nn.Sequential(shared, shared)
-    (join,) = _traced(model, torch.ones(1, 2, **F64)).joins().rows
+    (join,) = traced(model, torch.ones(1, 2, **F64)).joins().rows
     # ∂/∂w[i, j]: of the last use h[j], 2 or ½, and of the first w[i, i], 2 or ½; of equals the first wins
     assert (join.operator, join.fork) == ("mm", "0.weight")
     assert {b.name: b.paths for b in join.branches} == {"0": 3, "weight here": 1}
@@ -293,7 +265,7 @@ def test_a_recurrence_chooses_at_every_step():
     w = torch.tensor(2.0, **F64, requires_grad=True)
     # ∂/∂w is h₂ = 7 of the last use, w·h₁ = 6 and w²·x = 4 of those before: no path comes to where those two meet
     join = _only(_trace(steps, w=w, x=torch.tensor(1.0, **F64)))
-    assert {b.name: b.paths for b in join.branches} == {"around": 1, "mul → … → add": 0}
+    assert {b.name: b.paths for b in join.branches} == {"around": 1, "mul → add": 0}
     early = _trace(steps, w=w, x=torch.tensor(9.0, **F64)).joins().rows  # h₁ = 19, h₂ = 39: 39, 38 and 36
     assert [max(j.branches, key=lambda b: b.paths).name for j in early] == ["around"]
 
@@ -315,23 +287,12 @@ def test_each_example_apart():
     assert join.paths == 3
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(4, 4).double()
-        self.attn = nn.MultiheadAttention(4, 2, batch_first=True).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        return self.attn(x, x, x, need_weights=False)[0]
-
-
 def test_heads_are_branches_and_add_up_to_what_leaves_attention():
     torch.manual_seed(0)
     model = Attention()
     with torch.no_grad():
         model.attn.out_proj.weight[:, 2:] = 0  # the second head is not read
-    trace = _traced(model, torch.randn(2, 3, 4, **F64))
+    trace = traced(model, torch.randn(2, 3, 4, **F64))
     (heads,) = [j for j in trace.joins("embed*").rows if j.operator == "heads"]
     assert _shares(heads) == {"head 0": 1, "head 1": 0}
     assert heads.paths == trace.joins("embed*").paths == 20  # all have to go through attention
@@ -339,7 +300,7 @@ def test_heads_are_branches_and_add_up_to_what_leaves_attention():
 
 
 def test_a_table_prints_in_80_columns_and_gives_a_data_frame():
-    trace = _traced(Stack(*[0.1] * 40), torch.ones(1, 3, **F64))
+    trace = traced(Stack(*[0.1] * 40), torch.ones(1, 3, **F64))
     table = trace.joins("first*")
     lines = str(table).splitlines()
     assert max(map(len, lines)) <= 80
@@ -384,9 +345,9 @@ class Twice(nn.Module):
 def test_parts_of_the_gradient_add_up_and_do_not_depend_on_the_basis():
     torch.manual_seed(1)
     model, x = Twice(), torch.randn(5, 3, **F64)
-    before = _traced(model, x)
+    before = traced(model, x)
     model.rotate(torch.linalg.qr(torch.randn(4, 4, **F64))[0])
-    after = _traced(model, x)
+    after = traced(model, x)
     tables = [trace.joins("first*", signed=True) for trace in (before, after)]
     for a, b in zip(*(t.rows for t in tables), strict=True):
         assert [x.norm for x in a.branches] == pytest.approx([x.norm for x in b.branches])
@@ -408,7 +369,7 @@ def test_parts_of_the_gradient_by_hand():
 
 def test_parts_of_heads_add_up_to_the_gradient():
     torch.manual_seed(0)
-    trace = _traced(Attention(), torch.randn(2, 3, 4, **F64))
+    trace = traced(Attention(), torch.randn(2, 3, 4, **F64))
     (heads,) = [j for j in trace.joins("embed.weight", signed=True).rows if j.operator == "heads"]
     assert sum(b.along for b in heads.branches) == pytest.approx(1)
     assert all(b.norm > 0 for b in heads.branches)

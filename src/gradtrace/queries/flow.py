@@ -16,10 +16,12 @@ import numpy as np
 
 from ..recording.components import select_leaves
 from .forest import Forest
+from .plots import plot_flow
 from .units import Hop, Went, given_by, stream
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Flow:
         import pandas
 
         return pandas.DataFrame([asdict(r) for r in self.calls])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
+        return plot_flow(self, ax)
 
     def __str__(self) -> str:
         lines = [f"{self.kind} flow: {self.total:g} paths; most used links between modules"]

@@ -23,9 +23,11 @@ from .join_counts import count
 from .join_parts import parts
 from .join_text import html_of, text_of
 from .junctions import Junction, junctions
+from .plots import plot_joins
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,17 @@ class JoinTable:
     def grids(self) -> tuple[Grid, ...]:
         """Fold joins of repeated blocks: layers down, branches across."""
         return tuple(_grids(self.rows))
+
+    def plot(self, ax: Axes | None = None, *, pattern: str | None = None) -> Axes:
+        """Draw one grid with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones.
+
+        Args:
+            pattern: the grid's; by default that of the grid to which most paths come.
+
+        Raises:
+            BadArgument: there is no such grid, or no matplotlib.
+        """
+        return plot_joins(self, ax, pattern)
 
     def __str__(self) -> str:
         return text_of(self)

@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..queries.plots import plot_history
 from . import headline
 from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, rows_of, served_by_fallback
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SCHEMA_OF_HISTORY = "gradtrace.history/1"
 SUFFIX = ".jsonl"
@@ -30,6 +34,10 @@ class History:
     graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
     traces: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the shares of components over the steps, with matplotlib, on these axes or new ones."""
+        return plot_history(self.traces, ax)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take a line.

@@ -209,6 +209,7 @@ def _grids(table: JoinTable) -> dict[str, Any]:
             {
                 "pattern": grid.pattern,
                 "operator": grid.operator,
+                "modules": any(join.modules for join in grid.joins),
                 "branches": list(grid.branches),
                 "labels": labels_of(grid.joins),
                 "joins": [
