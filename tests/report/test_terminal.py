@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from gradtrace.experiments.results import conclude
-from gradtrace.report.terminal import Screen, percent, show_competition, show_trace
+from gradtrace.report.terminal import Screen, percent, show_competition, show_findings, show_trace
 
 
 def console(*, terminal):
@@ -65,6 +65,7 @@ def test_trace_tables():
     snapshot = {"findings": [{"text": "98.8 % of the paths from [stem] go around conv at the 8 additions. " * 2}]}
     results = {"options": options, "influence": influence, "connected": ["norm"], "paths": paths, "snapshot": snapshot}
     show_trace(results, shown)
+    show_findings(results, shown)
     text = text_of(shown)
     verdict = text[text.index("What stands out:") :].splitlines()  # last, and whole
     assert " ".join(line[2:] for line in verdict[1:]) == snapshot["findings"][0]["text"].strip()

@@ -139,18 +139,18 @@ def _document(history: History, title: str | None) -> dict[str, Any]:
         "title": title or f"gradtrace: training of {history.run['model']}",
         "headline": headline.of_history(history.traces),
         "graph": history.graphs[last["graph"]],
-        "snapshots": [_snapshot(trace, last["graph"]) for trace in history.traces],
+        "snapshots": [_snapshot(trace, last) for trace in history.traces],
         "training": [{"name": "traced batches", "without": None, "evaluations": _losses(history)}],
         "semirings": [{"batch": 0} | answer for answer in last["semirings"]],
         "provenance": _provenance(history),
     }
 
 
-def _snapshot(trace: Mapping[str, Any], graph: str) -> dict[str, Any]:
+def _snapshot(trace: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     """Give a trace's figures; calls have numbers in its own graph, which may not be the one that is shown."""
-    same = trace["graph"] == graph
+    same = trace["graph"] == last["graph"]
     drawn = {"flows": trace["flows"] if same else [], "paths": trace["paths"] if same else {}}
-    kept = ("step", "loss", "influence", "findings", "joins")
+    kept = ("step", "loss", "influence", "findings", *(("joins",) if trace is last else ()))
     return {key: trace[key] for key in kept if key in trace} | drawn
 
 

@@ -36,7 +36,6 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 KINDS = ("best", "greedy")
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
-MOST_JOINS = 300  # of a group: those that most paths come to
 ALL = "*"
 
 
@@ -75,6 +74,7 @@ class Question:
         tokens: the text of each example, batch × time.
         semirings: what else to ask of every parameter; the page shows `Entropy`, `Graded` and `Power`.
         per_example: trace each example on its own; by default if the recording knows the examples.
+        joins: how many joins of a group, those that most paths come to; with 0 nobody looks for what stands out.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -86,6 +86,7 @@ class Question:
     only: tuple[str, ...] = field(default=("*",))
     semirings: Sequence[Family | str] | str = ()
     per_example: bool | None = None
+    joins: int = 300
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -96,6 +97,7 @@ class Question:
         object.__setattr__(self, "components", components_of(self.components))
         object.__setattr__(self, "paths", whole("paths", self.paths, 0))
         object.__setattr__(self, "each", whole("each", self.each, 0))
+        object.__setattr__(self, "joins", whole("joins", self.joins, 0))
         if self.groups is not None and not isinstance(self.groups, Mapping):
             raise BadArgument(f"groups must give globs over parameters by name, not {type(self.groups).__name__}")
         if isinstance(self.semirings, str):
@@ -168,10 +170,6 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
     tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
-    # what is said of all parameters is said from the earliest on
-    asked = None if ALL in groups.values() else next(iter(groups.values()))
-    found = junctions(record, trace.root)
-    said = {kind: summarise(forest, trace.loss, asked, found) for kind, forest in forests.items()}
     return {
         "loss": trace.loss,
         "influence": [
@@ -180,10 +178,22 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
             for kind in question.kinds
             for row in tables[kind][n].rows
         ],
-        "findings": [_finding(f) for f in said[question.kinds[0]].findings],
-        "joins": [table for kind, summary in said.items() for table in _joins(kind, summary)],
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+    } | (_joined(trace, forests, [*groups.values()], question.joins) if question.joins else {})
+
+
+def _joined(
+    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int
+) -> dict[str, Any]:
+    """Give what stands out, by the first kind of trace, and the joins that it is read off."""
+    whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
+    of = None if whole else groups[0]  # what is said of all parameters is said from the earliest on
+    found = junctions(trace.tape.record, trace.root)
+    said = {kind: summarise(forest, trace.loss, of, found) for kind, forest in forests.items()}
+    return {
+        "findings": [_finding(f) for f in next(iter(said.values())).findings],
+        "joins": [table for kind, summary in said.items() for table in _joins(kind, summary, most)],
     }
 
 
@@ -192,16 +202,15 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
 
 
-def _joins(kind: str, summary: Summary) -> list[dict[str, Any]]:
+def _joins(kind: str, summary: Summary, most: int) -> list[dict[str, Any]]:
     """Give the joins of the earliest parameters, and of all, as grids."""
     named = [("early", summary.early), ("all", summary.whole)]
-    return [{"table": name, "of": list(t.of), "of_all": t.of_all, "kind": kind} | _grids(t) for name, t in named]
+    return [{"table": name, "of": list(t.of), "of_all": t.of_all, "kind": kind} | _grids(t, most) for name, t in named]
 
 
-def _grids(table: JoinTable) -> dict[str, Any]:
-    most = sorted(table.rows, key=lambda join: -join.paths)[:MOST_JOINS]
-    kept = {join.call for join in most}
-    shown = replace(table, rows=tuple(join for join in table.rows if join.call in kept))
+def _grids(table: JoinTable, most: int) -> dict[str, Any]:
+    kept = {id(join) for join in sorted(table.rows, key=lambda join: -join.paths)[:most]}
+    shown = replace(table, rows=tuple(join for join in table.rows if id(join) in kept))
     return {
         "paths": table.paths,
         "left_out": len(table.rows) - len(shown.rows),

@@ -151,6 +151,10 @@ def show_trace(results: Mapping[str, Any], console: Console) -> None:
         plain(console, "Strongest paths:")
     for path in results["paths"]:
         plain(console, path["text"])
+
+
+def show_findings(results: Mapping[str, Any], console: Console) -> None:
+    """Print what stands out, whole words to a line."""
     plain(console, "What stands out:")
     for finding in results["snapshot"]["findings"]:
         for line in textwrap.wrap(finding["text"], console.width, initial_indent="- ", subsequent_indent="  "):

@@ -9,6 +9,8 @@ import type { Store } from "../state";
 const TABLES: Record<string, string> = { early: "of the earliest parameters", all: "of all parameters" };
 const NAMES = { share: "share of paths", weighted_share: "paths by their weight" };
 const MOST_GRIDS = 12;
+const NO_CHOICE = "These paths have no choice: no two branches meet on their way.";
+const NOT_KEPT = "Joins are kept of the last step: move the slider there.";
 
 export function joinsView(data: ReportDocument, store: Store): HTMLElement | null {
   if (!data.snapshots.some((s) => s.joins?.some((t) => t.grids.length))) return null;
@@ -42,7 +44,7 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const more = grids.length - shown.length;
     holder.replaceChildren(
       el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${found.paths.toLocaleString("en")}` : ""),
-      ...(grids.length ? [] : [el("p", { class: "none" }, "These paths have no choice: no two branches meet on their way.")]),
+      ...(grids.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
       ...shown.map((grid) => gridTable(grid, store.now.measure)),
     );
     if (more > 0) {
