@@ -28,7 +28,7 @@ from .report.document import MEASURED, of_results, peak_memory
 from .report.history import read_document
 from .report.page import render
 from .report.show import show
-from .report.terminal import Screen, plain, show_competition, show_trace
+from .report.terminal import Screen, plain, show_competition, show_findings, show_trace
 from .semirings import FORMS
 
 TOP = """\
@@ -410,4 +410,5 @@ def run_trace(given: argparse.Namespace) -> None:
         for answer in results["semirings"]:
             for line in lines(answer):
                 plain(console, line)
+        show_findings(results, console)  # last, so that it stays on the screen
         _finish(given.out, results, {"seconds": round(time.monotonic() - began, 1)}, console)

@@ -14,6 +14,7 @@ import { entropyView } from "./views/entropy";
 import { firstFlow, flowView } from "./views/flow";
 import { gapView } from "./views/gap";
 import { influenceView } from "./views/influence";
+import { joinsView } from "./views/joins";
 import { lengthsView } from "./views/lengths";
 import { pathsView } from "./views/paths";
 import { provenanceView } from "./views/provenance";
@@ -93,7 +94,7 @@ function main(): void {
   const app = document.getElementById("app")!;
   const store = begin(data);
   follow(data, store);
-  const makers = [flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
+  const makers = [joinsView, flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
   const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
   const content = el("main", {});
   app.append(head, content);

@@ -11,7 +11,7 @@ export interface Section {
 }
 
 export interface Exports {
-  svg: () => SVGSVGElement | null;
+  svg?: () => SVGSVGElement | null; // a view that is a table has none
   rows: () => (string | number | boolean | null | undefined)[][];
 }
 
@@ -21,7 +21,7 @@ export function section(id: string, title: string, read: string, not: string, ex
   const saves = el(
     "div",
     { class: "saves" },
-    button("SVG", () => saveSvg(id, exports), { "aria-label": `Save ${title} as SVG`, "data-save": "svg" }),
+    exports.svg ? button("SVG", () => saveSvg(id, exports), { "aria-label": `Save ${title} as SVG`, "data-save": "svg" }) : null,
     button("CSV", () => save(`gradtrace-${id}.csv`, "text/csv", csv(exports.rows())), {
       "aria-label": `Save ${title} as CSV`,
       "data-save": "csv",
@@ -35,7 +35,7 @@ export function section(id: string, title: string, read: string, not: string, ex
 }
 
 function saveSvg(id: string, exports: Exports): void {
-  const drawn = exports.svg();
+  const drawn = exports.svg?.();
   if (!drawn) return;
   const loose = !drawn.isConnected;
   if (loose) document.body.append(drawn); // styles exist only in the page
