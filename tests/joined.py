@@ -79,7 +79,7 @@ def assert_read_off_its_tables(summary: Summary, trace: Trace) -> None:
 
 
 def _in_table(table: JoinTable, call: int, branch: str) -> dict[str, tuple[float, float]]:
-    """Give the branches of a call's join that has one of that name; heads are joined by a call that may be one itself."""
+    """Give the branches of a call's join that has one of that name: a call that joins heads may be a join itself."""
     found = [{b.name: (b.share, b.paths) for b in j.branches} for g in table.grids() for j in g.joins if j.call == call]
     (branches,) = [b for b in found if branch in b]
     return branches
