@@ -72,19 +72,23 @@ def assert_read_off_its_tables(summary: Summary, trace: Trace) -> None:
                 strength = trace.strength[one.row]
                 assert one.value == pytest.approx(float((strength == -torch.inf).double().mean())), finding.text
             else:
-                assert (one.value, one.paths) == _in_table(fresh[one.table], int(one.row))[one.column], finding.text
+                assert (one.value, one.paths) == _in_table(fresh[one.table], int(one.row), one.column)[one.column], (
+                    finding.text
+                )
         _assert_figure(finding, fresh)
 
 
-def _in_table(table: JoinTable, call: int) -> dict[str, tuple[float, float]]:
-    joins = [j for grid in table.grids() for j in grid.joins if j.call == call]
-    return {b.name: (b.share, b.paths) for j in joins for b in j.branches}
+def _in_table(table: JoinTable, call: int, branch: str) -> dict[str, tuple[float, float]]:
+    """Give the branches of a call's join that has one of that name: a call that joins heads may be a join itself."""
+    found = [{b.name: (b.share, b.paths) for b in j.branches} for g in table.grids() for j in g.joins if j.call == call]
+    (branches,) = [b for b in found if branch in b]
+    return branches
 
 
 def _assert_figure(finding: Finding, tables: dict[str, JoinTable]) -> None:
     told = sum(c.paths for c in finding.cells)
-    calls = {(c.table, int(c.row)) for c in finding.cells if c.table != "dead"}
-    whole = sum(paths for table, call in calls for _, paths in _in_table(tables[table], call).values())
+    calls = {(c.table, int(c.row), c.column) for c in finding.cells if c.table != "dead"}
+    whole = sum(paths for table, call, name in calls for _, paths in _in_table(tables[table], call, name).values())
     if finding.kind in ("around", "through", "divided", "load"):
         assert finding.figure == pytest.approx(told / whole)
         assert f"{cell(finding.figure)} %" in finding.text

@@ -121,7 +121,7 @@ def test_the_reference_counts_the_same(program):
     slow = Forest(forest.record, forest.loss, "best", None, forest.edges, forest.winners, forest.log2)
     leaves = list(tape.leaves.values())
     fast, plain = count(forest, found, leaves), count(slow, found, leaves)
-    assert fast.total.tolist() == pytest.approx(plain.total.tolist())
+    assert fast.total.ravel().tolist() == pytest.approx(plain.total.ravel().tolist())
     for a, b in zip(fast.came, plain.came, strict=True):
         assert a.ravel().tolist() == pytest.approx(b.ravel().tolist())
 
@@ -232,13 +232,10 @@ class Dense(nn.Module):
 def test_a_dense_net():
     model = Dense()
     nn.init.constant_(model.layers[0].weight, 1.0)
-    nn.init.constant_(
-        model.layers[1].weight, 0.25
-    )  # by layer 1 alone: 1; by it and by layer 2: 2/4; by layer 2 alone: 2/4
+    nn.init.constant_(model.layers[1].weight, 0.25)  # by layer 0 alone: 1; by layer 1, or both: 2/4; by neither: 1/10
     trace = traced(model, torch.ones(1, 2, **F64))
-    inner, last = trace.joins("first*").rows
+    (last,) = trace.joins("first*").rows  # to where layer 1 reads, no path comes
     assert _shares(last) == {"around": 0, "layers.0": 1, "layers.0 → layers.1": 0}
-    assert inner.paths == 0 or inner.share < 1
     of_layer = trace.joins("layers.0*").rows  # has two ways: its own result, and by the next layer
     assert [j.call for j in of_layer] == [last.call]
     assert [b.paths for b in of_layer[0].branches] == [0, 4, 0]
@@ -345,10 +342,9 @@ class Twice(nn.Module):
 def test_parts_of_the_gradient_add_up_and_do_not_depend_on_the_basis():
     torch.manual_seed(1)
     model, x = Twice(), torch.randn(5, 3, **F64)
-    before = traced(model, x)
+    tables = [traced(model, x).joins("first*", signed=True)]
     model.rotate(torch.linalg.qr(torch.randn(4, 4, **F64))[0])
-    after = traced(model, x)
-    tables = [trace.joins("first*", signed=True) for trace in (before, after)]
+    tables.append(traced(model, x).joins("first*", signed=True))
     for a, b in zip(*(t.rows for t in tables), strict=True):
         assert [x.norm for x in a.branches] == pytest.approx([x.norm for x in b.branches])
         assert [x.along for x in a.branches] == pytest.approx([x.along for x in b.branches])

@@ -15,8 +15,9 @@ from ..recording.record import Record, Value
 from .branch_names import AROUND
 from .forest import Forest
 from .group_names import group_named, listed
+from .join_rows import Grid, Join
 from .join_text import cell, labels_of, stem_of
-from .joins import Grid, Join, JoinTable
+from .joins import JoinTable
 from .units import given_by
 
 NEARLY = 0.8  # from which share on a branch has it all
@@ -198,7 +199,7 @@ def _of_parts(grid: Grid) -> Iterator[Finding]:
     if idle:
         text = f"{len(idle)} of the {count} {one}s in {where} carry next to nothing: {listed(idle, 'and')}."
         yield Finding("idle", text, tuple(cells), len(idle) / count, count, 0.75)
-    if len(grid.joins) == 1 or grid.operator != "heads":
+    if grid.operator != "heads" or (len(grid.joins) == 1 and not idle):
         yield from _load(grid, one, numbers)
 
 
@@ -207,7 +208,7 @@ def _load(grid: Grid, one: str, numbers: Sequence[str]) -> Iterator[Finding]:
     paths = {name: sum(b.paths for j in grid.joins for b in j.branches if b.name == name) for name in grid.branches}
     total = sum(paths.values())
     ranked = sorted(zip(paths, numbers, strict=True), key=lambda pair: -paths[pair[0]])
-    shares = listed([f"{number} {cell(paths[name] / total)} %" for name, number in ranked], "and")
+    shares = listed([f"{number} ({cell(paths[name] / total)} %)" for name, number in ranked], "and")
     top = ranked[0][0]
     cells = tuple(
         Cell("all", j.call, b.name, b.share, b.paths) for j in grid.joins for b in j.branches if b.name == top

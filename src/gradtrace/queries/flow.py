@@ -16,7 +16,7 @@ import numpy as np
 
 from ..recording.components import select_leaves
 from .forest import Forest
-from .plots import plot_flow
+from .plots import draw_bars
 from .units import Hop, Went, given_by, stream
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ class Flow:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
-        return plot_flow(self, ax)
+        most = sorted(self.links, key=lambda link: -link.paths)[:20]
+        names = [f"{link.source or '(top)'} → {link.target or '(top)'}" for link in most]
+        return draw_bars(
+            names, [link.paths / (self.total or 1) for link in most], f"share of the {self.kind} paths", ax
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.kind} flow: {self.total:g} paths; most used links between modules"]

@@ -33,7 +33,7 @@ from .component_sets import Crossed
 from .forest import NONE, Forest
 from .group_names import group_named
 from .many_components import all_crossings
-from .plots import plot_influence
+from .plots import draw_bars
 
 if TYPE_CHECKING:
     import pandas
@@ -89,7 +89,10 @@ class InfluenceTable:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
-        return plot_influence(self, ax)
+        rows = sorted((r for r in self.rows if not math.isnan(r.share)), key=lambda r: -r.share)
+        label = f"share of the {self.kind} paths from {group_named(self.of, self.of_all)}"
+        weighted = [r.weighted_share for r in rows]
+        return draw_bars([r.component for r in rows], [r.share for r in rows], label, ax, weighted)
 
     def __str__(self) -> str:
         name = max([9, *(len(r.component) for r in self.rows)])

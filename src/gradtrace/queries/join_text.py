@@ -5,15 +5,10 @@ from __future__ import annotations
 import html
 import math
 import re
-import textwrap
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from .group_names import group_named
-
-if TYPE_CHECKING:
-    from .joins import Grid, Join, JoinTable
+from .join_rows import Grid, Join
 
 WIDTH = 80
 MOST_ROWS = 24
@@ -33,15 +28,9 @@ def cell(share: float) -> str:
     return ">99.9" if 0.9995 <= share < 1 else f"{100 * share:.1f}".removesuffix(".0")
 
 
-def text_of(table: JoinTable) -> str:
-    """Write all joins, those of repeated blocks together."""
-    lines = textwrap.wrap(f"{table.kind} joins of {group_named(table.of, table.of_all)}", WIDTH)
-    lines.append(f"{table.paths:,.0f} paths; shares in % of those that had a choice at the join")
-    if not table.rows:
-        return "\n".join([*lines, "no path had a choice: no two branches come together on the way"])
-    for grid in table.grids():
-        lines += _lines(grid)
-    return "\n".join(line.rstrip() for line in lines)
+def text_of(grids: Sequence[Grid]) -> list[str]:
+    """Write joins as lines, those of repeated blocks together."""
+    return [line.rstrip() for grid in grids for line in _lines(grid)]
 
 
 def labels_of(joins: Sequence[Join]) -> list[str]:
@@ -116,10 +105,10 @@ def _begun(name: str) -> str:
     return name if len(name) <= NAME else name[: NAME - 1] + "…"
 
 
-def html_of(table: JoinTable) -> str:
+def html_of(title: str, grids: Sequence[Grid]) -> str:
     """Write grids as tables of HTML, darker where more paths go."""
-    parts = [f"<p>{html.escape(table.kind)} joins of {html.escape(group_named(table.of, table.of_all))}</p>"]
-    for grid in table.grids():
+    parts = [f"<p>{html.escape(title)}</p>"]
+    for grid in grids:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in grid.branches)
         rows = [f"<tr><th>{html.escape(grid.operator)}</th><th>paths</th>{head}</tr>"]
         for label, join, shares in zip(labels_of(grid.joins), grid.joins, grid.shares(), strict=True):

@@ -9,88 +9,28 @@ shares are not. What a branch's part of the gradient is says `signed`, whose nor
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import BadArgument
 from ..recording.components import select_leaves
-from .branch_names import AROUND, Names
+from .branch_names import Names
 from .forest import Forest
+from .group_names import group_named
 from .join_counts import count
 from .join_parts import parts
-from .join_text import html_of, text_of
+from .join_rows import Branch, Grid, Join, grids_of
+from .join_text import WIDTH, html_of, labels_of, text_of
 from .junctions import Junction, junctions
-from .plots import plot_joins
+from .plots import draw_grid
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One way into a junction.
-
-    Attributes:
-        name: the modules, or operators, that it runs through; "around" where nothing is computed.
-        paths: traces that come in by it, of those that had a choice.
-        share: of all that do; nan where none does.
-        weighted_share: the same, each counted by its path weight (best) or |∂ℓ/∂θ| (greedy).
-        norm: where asked for, the Euclidean norm of the part of the gradient that comes in by it.
-        along: how far that part goes along the sum of all parts: those of one join add up to 1.
-    """
-
-    name: str
-    paths: float
-    share: float
-    weighted_share: float
-    norm: float = math.nan
-    along: float = math.nan
-
-
-@dataclass(frozen=True)
-class Join:
-    """One place at which traces come together.
-
-    Attributes:
-        home: the innermost module that holds the junction and its branches, "" at the top.
-        operator: what joins them, "add"; "heads" where a contraction joins the heads of attention.
-        fork: what the branches come from.
-        call: the number of the operator call.
-        source: its line.
-        paths: traces that had a choice here and come through; of heads, through attention.
-        share: of all traces of the group.
-        modules: whether a branch runs through a module, not through operators alone.
-        by_example: where asked for, the same branches for each example.
-    """
-
-    home: str
-    operator: str
-    fork: str
-    call: int
-    source: str
-    paths: float
-    share: float
-    branches: tuple[Branch, ...]
-    modules: bool = True
-    by_example: tuple[tuple[Branch, ...], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Where it is, and what joins."""
-        return f"{self.operator} in {self.home}" if self.home else self.operator
-
-    def branch(self, name: str) -> Branch:
-        """Find a branch by its name."""
-        return next(b for b in self.branches if b.name == name)
-
-    @property
-    def around(self) -> float | None:
-        """Give the share of the traces that go around; None where no branch does."""
-        return next((b.share for b in self.branches if b.name == AROUND), None)
 
 
 @dataclass(frozen=True)
@@ -124,7 +64,7 @@ class JoinTable:
 
     def grids(self) -> tuple[Grid, ...]:
         """Fold joins of repeated blocks: layers down, branches across."""
-        return tuple(_grids(self.rows))
+        return tuple(grids_of(self.rows))
 
     def plot(self, ax: Axes | None = None, *, pattern: str | None = None) -> Axes:
         """Draw one grid with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones.
@@ -135,35 +75,26 @@ class JoinTable:
         Raises:
             BadArgument: there is no such grid, or no matplotlib.
         """
-        return plot_joins(self, ax, pattern)
+        grids = [g for g in self.grids() if pattern in (None, g.pattern)]
+        if not grids:
+            there = ", ".join(dict.fromkeys(repr(g.pattern) for g in self.grids())) or "none"
+            raise BadArgument(f"no joins at {pattern!r}; there are {there}")
+        grid = max(grids, key=lambda g: sum(j.paths for j in g.joins))
+        where = f" in {grid.pattern}" if grid.pattern else ""
+        title = f"{grid.operator}{where}: % of the paths that had a choice"
+        return draw_grid(grid.shares(), labels_of(grid.joins), grid.branches, title, ax)
 
     def __str__(self) -> str:
-        return text_of(self)
+        lines = textwrap.wrap(f"{self.kind} joins of {group_named(self.of, self.of_all)}", WIDTH)
+        lines.append(f"{self.paths:,.0f} paths; shares in % of those that had a choice at the join")
+        if not self.rows:
+            lines.append("no path had a choice: no two branches come together on the way")
+        return "\n".join([*lines, *text_of(self.grids())])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_of(self)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Joins of one kind: those of a block that repeats, or one alone.
-
-    Attributes:
-        pattern: their homes, with a star for the numbers in which they differ.
-        branches: all names of branches, in the order in which they come up.
-    """
-
-    pattern: str
-    operator: str
-    branches: tuple[str, ...]
-    joins: tuple[Join, ...]
-
-    def shares(self) -> np.ndarray:
-        """Give joins × branches; nan where a join has no such branch, or no trace had a choice."""
-        named = [{b.name: b.share for b in join.branches} for join in self.joins]
-        return np.array([[shares.get(name, math.nan) for name in self.branches] for shares in named])
+        return html_of(f"{self.kind} joins of {group_named(self.of, self.of_all)}", self.grids())
 
 
 def joins(
@@ -215,43 +146,3 @@ def _without_name(branch: Branch) -> dict[str, float]:
     fields = asdict(branch)
     del fields["name"]
     return fields
-
-
-def pattern_of(name: str) -> str:
-    """Put stars for the numbers of layers and calls.
-
-    >>> pattern_of("encoder.layer.3.output"), pattern_of("cell:2")
-    ('encoder.layer.*.output', 'cell')
-    """
-    return re.sub(r"(?<![a-zA-Z_])\d+", "*", re.sub(r":\d+", "", name))
-
-
-def _grids(rows: Iterable[Join]) -> list[Grid]:
-    """Put joins together whose homes differ in numbers alone, and that have a branch in common besides "around"."""
-    grids: list[tuple[str, str, list[Join], set[str]]] = []
-    for join in rows:
-        pattern, named = pattern_of(join.home), {pattern_of(b.name) for b in join.branches}
-        telling = (named - {AROUND}) or named
-        same = (g for g in grids if g[:2] == (pattern, join.operator) and g[3] & telling)
-        grid = next(same, None)
-        if grid is None:
-            grids.append((pattern, join.operator, [join], telling))
-        else:
-            grid[2].append(join)
-            grid[3].update(telling)
-    out = []
-    for pattern, operator, members, _ in grids:
-        alone = len(members) == 1
-        members = [m if alone else replace(m, branches=_alike(m.branches)) for m in members]
-        names = dict.fromkeys(b.name for m in members for b in m.branches)
-        out.append(Grid(members[0].home if alone else pattern, operator, tuple(names), tuple(members)))
-    return out
-
-
-def _alike(branches: Sequence[Branch]) -> tuple[Branch, ...]:
-    """Name branches as those of other layers are, if that tells them apart."""
-    for shorter in (pattern_of, lambda name: re.sub(r":\d+", "", name)):
-        names = [shorter(b.name) for b in branches]
-        if len(set(names)) == len(names):
-            return tuple(replace(b, name=name) for b, name in zip(branches, names, strict=True))
-    return tuple(branches)

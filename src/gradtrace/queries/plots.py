@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import BadArgument
-from .group_names import group_named
-from .join_text import cell, labels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .flow import Flow
-    from .influence import InfluenceTable
-    from .joins import JoinTable
-
-MOST_LINKS = 20
 COLOURS = "cividis"
+PATHS, WEIGHT = "#0b5fa5", "#e69f00"
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Give the axes that were given, or new ones.
+    """Give the axes that were given, or new ones of a size in inches.
 
     Raises:
         BadArgument: matplotlib is not installed.
@@ -31,90 +27,56 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
         return ax
     try:
         from matplotlib import pyplot
-    except ModuleNotFoundError:
+    except ImportError:
         raise BadArgument("plot needs matplotlib: pip install 'gradtrace[draw]'") from None
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def plot_influence(table: InfluenceTable, ax: Axes | None = None) -> Axes:
-    """Draw a bar for each component, and a thinner one of its weighted share."""
-    rows = [r for r in table.rows if not math.isnan(r.share)]
-    rows.sort(key=lambda r: r.share)
-    ax = axes(ax, 6.4, 0.7 + 0.32 * len(rows))
-    names, at = [r.component for r in rows], range(len(rows))
-    ax.barh(at, [r.share for r in rows], 0.7, label="paths", color="#0b5fa5")
-    ax.barh(at, [r.weighted_share for r in rows], 0.25, label="by weight", color="#e69f00")
+def draw_bars(
+    names: Sequence[str],
+    shares: Sequence[float],
+    label: str,
+    ax: Axes | None = None,
+    weighted: Sequence[float] | None = None,
+) -> Axes:
+    """Draw a bar for each name, the first at the top, and a thinner one of its weighted share."""
+    ax = axes(ax, 6.4, 0.8 + 0.3 * len(names))
+    at = range(len(names))[::-1]
+    ax.barh(at, shares, 0.7, label="paths", color=PATHS)
+    if weighted is not None:
+        ax.barh(at, weighted, 0.25, label="by weight", color=WEIGHT)
+        ax.legend(loc="lower right")
     ax.set_yticks(at, names)
     ax.set_xlim(0, 1)
-    ax.set_xlabel(f"share of the {table.kind} paths from {group_named(table.of, table.of_all)}")
-    ax.legend(loc="lower right")
+    ax.set_xlabel(label)
     return ax
 
 
-def plot_joins(table: JoinTable, ax: Axes | None = None, pattern: str | None = None) -> Axes:
-    """Draw one grid: layers down, branches across.
-
-    Args:
-        pattern: of which grid; by default the one to which most paths come.
-
-    Raises:
-        BadArgument: the table has no such grid; the message lists those that it has.
-    """
-    grids = [g for g in table.grids() if pattern in (None, g.pattern)]
-    if not grids:
-        there = ", ".join(dict.fromkeys(repr(g.pattern) for g in table.grids())) or "none"
-        raise BadArgument(f"no joins at {pattern!r}; there are {there}")
-    grid = max(grids, key=lambda g: sum(j.paths for j in g.joins))
-    shares, labels = grid.shares(), labels_of(grid.joins)
-    ax = axes(ax, 2.4 + 0.9 * len(grid.branches), 1.2 + 0.3 * len(labels))
+def draw_grid(
+    shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, ax: Axes | None = None
+) -> Axes:
+    """Draw shares, rows × columns, as shades with their percentages; where there is none, nothing."""
+    ax = axes(ax, 2.4 + 0.9 * len(columns), 1.2 + 0.3 * len(rows))
     ax.imshow(shares, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(grid.branches)), grid.branches, rotation=30, ha="right")
-    ax.set_yticks(range(len(labels)), labels)
-    for (row, column), share in _numbered(shares):
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    for (row, column), share in np.ndenumerate(shares):
         if not math.isnan(share):
-            ax.text(column, row, cell(share), ha="center", va="center", color="black" if share > 0.5 else "white")
-    ax.set_title(
-        f"{grid.operator} in {grid.pattern}: % of the paths that had a choice" if grid.pattern else grid.operator
-    )
+            ink = "black" if share > 0.5 else "white"
+            ax.text(column, row, f"{100 * share:.1f}", ha="center", va="center", color=ink)
+    ax.set_title(title)
     return ax
 
 
-def _numbered(shares: Any) -> list[tuple[tuple[int, int], float]]:
-    return [((r, c), float(share)) for r, row in enumerate(shares) for c, share in enumerate(row)]
-
-
-def plot_flow(flow: Flow, ax: Axes | None = None) -> Axes:
-    """Draw a bar for each of the links between modules that most paths take."""
-    links = sorted(flow.links, key=lambda link: -link.paths)[:MOST_LINKS][::-1]
-    ax = axes(ax, 7.2, 0.7 + 0.28 * len(links))
-    names = [f"{link.source or '(top)'} → {link.target or '(top)'}" for link in links]
-    at = range(len(links))
-    ax.barh(at, [link.paths / (flow.total or 1) for link in links], 0.7, color="#0b5fa5")
-    ax.set_yticks(at, names)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel(f"share of the {flow.kind} paths")
-    return ax
-
-
-def plot_history(traces: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Draw the share of each component over the steps of a training, for the first group of parameters."""
+def draw_lines(lines: Mapping[str, Iterable[tuple[Any, float]]], label: str, ax: Axes | None = None) -> Axes:
+    """Draw shares over steps, a line for each name."""
     ax = axes(ax, 6.4, 4.0)
-    rows = traces[0]["influence"] if traces else []
-    first = [(r["of"], r["kind"]) for r in rows[:1]]
-    for row in rows:
-        if (row["of"], row["kind"]) not in first:
-            continue
-        key = tuple(row[k] for k in ("of", "kind", "component"))
-        points = [
-            (t["step"], r["share"])
-            for t in traces
-            for r in t["influence"]
-            if tuple(r[k] for k in ("of", "kind", "component")) == key and r["share"] is not None
-        ]
-        ax.plot([step for step, _ in points], [share for _, share in points], marker="o", label=row["component"])
+    for name, points in lines.items():
+        steps, shares = zip(*points, strict=True) if points else ((), ())
+        ax.plot(steps, shares, marker="o", label=name)
     ax.set_ylim(0, 1)
     ax.set_xlabel("step")
-    ax.set_ylabel("share of the paths" + "".join(f" from {of} ({kind})" for of, kind in first))
-    if rows:
+    ax.set_ylabel(label)
+    if lines:
         ax.legend()
     return ax

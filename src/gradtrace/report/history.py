@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..queries.plots import plot_history
+from ..queries.plots import draw_lines
 from . import headline
 from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, rows_of, served_by_fallback
 
@@ -36,8 +36,14 @@ class History:
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the shares of components over the steps, with matplotlib, on these axes or new ones."""
-        return plot_history(self.traces, ax)
+        """Draw the shares of components over the steps, of the first group, on these axes or new ones (matplotlib)."""
+        rows = [(trace["step"], row) for trace in self.traces for row in trace["influence"]]
+        lines: dict[str, list[tuple[int, float]]] = {}
+        of, kind = (rows[0][1]["of"], rows[0][1]["kind"]) if rows else ("nowhere", "best")
+        for step, row in rows:
+            if (row["of"], row["kind"]) == (of, kind) and row["share"] is not None:
+                lines.setdefault(row["component"], []).append((step, row["share"]))
+        return draw_lines(lines, f"share of the {kind} paths from {of}", ax)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take a line.
