@@ -1,4 +1,4 @@
-"""What the page opens with, its address, and whether everybody can use it: axe-core's rules, rectangles at three widths."""
+"""What the page opens with, its address, and whether everybody can use it: by axe-core's rules, at three widths."""
 
 from __future__ import annotations
 

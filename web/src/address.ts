@@ -68,5 +68,5 @@ export function follow(data: ReportDocument, store: Store): void {
     }
   };
   store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "path"], tell);
-  addEventListener("hashchange", () => location.hash.includes("=") && store.set({ ...first, ...read(data, location.hash) }));
+  addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

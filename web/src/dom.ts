@@ -13,9 +13,11 @@ export function svg<K extends keyof SVGElementTagNameMap>(tag: K, attributes: At
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function fill<E extends Element>(element: E, attributes: Attributes, children: Child[]): E {
+function fill<E extends HTMLElement | SVGElement>(element: E, attributes: Attributes, children: Child[]): E {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, String(value));
+    if (value === null || value === undefined || value === false) continue;
+    if (name === "style") element.style.cssText = String(value); // the page's policy forbids the attribute
+    else element.setAttribute(name, String(value));
   }
   for (const child of children) if (child !== null && child !== undefined) element.append(child);
   return element;
