@@ -73,6 +73,18 @@ export function fit(name: string, most: number): string {
   return name.length <= most ? name : `${name.slice(0, Math.max(1, most - 1))}…`;
 }
 
+const FONT = '600 12px system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif'; // of names, in style.css
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** Shorten a name to some pixels. */
+export function fitTo(name: string, room: number): string {
+  if (!ruler) return fit(name, Math.floor(room / 8));
+  ruler.font = FONT;
+  let most = name.length;
+  while (most > 1 && ruler.measureText(fit(name, most)).width > room) most--;
+  return fit(name, most);
+}
+
 const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });
 
 /** Show lines beside an element while it is pointed at or focused. */

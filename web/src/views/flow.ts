@@ -4,7 +4,7 @@ import { scaleLinear } from "d3-scale";
 import { strength } from "../colours";
 import { childrenOf, cutAt, flowOf, rangeOf, shownFor, skipsOf, type Cut, type CutLink, type CutNode } from "../cut";
 import type { FlowColumns, ReportDocument } from "../data";
-import { button, count, el, explain, fit, hideTip, menu, percent, power, svg, table } from "../dom";
+import { button, count, el, explain, fit, fitTo, hideTip, menu, percent, power, svg, table } from "../dom";
 import { place, type Placed } from "../place";
 import { section } from "../section";
 import type { Store } from "../state";
@@ -220,7 +220,7 @@ function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowCol
   for (const node of placed.nodes) {
     const opens = canOpen(data, node);
     const share = percent(node.paths / flow.total);
-    const label = fit(node.label, Math.max(5, Math.floor((node.tree === "loss" ? 60 : columnWidth - (opens ? 18 : 6)) / 7.2)));
+    const label = fitTo(node.label, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4));
     const part = svg(
       "g",
       {
