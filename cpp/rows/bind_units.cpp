@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unordered_map.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -23,7 +24,7 @@ namespace {
 
 using Pointer = uintptr_t;
 using Numbers = std::vector<int64_t>;
-using Hop = std::pair<int64_t, int64_t>;  // from a call, or a leaf, to the call that is entered
+using Hop = std::pair<int64_t, int64_t>;  // from a call, or a leaf, to the argument of a call that is entered, by its number
 
 // What has come to a scalar from one group of leaves: how many paths, and their weight.
 struct Unit {
@@ -33,17 +34,31 @@ struct Unit {
 };
 using List = std::vector<Unit>;
 
-void add_up(std::vector<double> &sum, const std::vector<double> &more) {
-    if (sum.empty()) sum.resize(more.size());
-    for (size_t i = 0; i < more.size(); i++) sum[i] += more[i];
+// What has come from one group of leaves; of the many groups few are at one place.
+struct Amount {
+    int32_t group;
+    double count, weight;
+};
+using Amounts = std::vector<Amount>;
+
+void add_up(Amounts &sum, const Amounts &more) {
+    for (const Amount &m : more) {
+        const auto known = std::find_if(sum.begin(), sum.end(), [&](const Amount &a) { return a.group == m.group; });
+        if (known == sum.end()) {
+            sum.push_back(m);
+        } else {
+            known->count += m.count;
+            known->weight += m.weight;
+        }
+    }
 }
 
-// What has come to one row of a value, and all of it together: (count, weight) of each group.
+// What has come to one row of a value, and all of it together.
 struct Arrived {
     List units;
-    std::vector<double> total;
+    Amounts total;
 
-    void take(List more, const std::vector<double> &amounts) {
+    void take(List more, const Amounts &amounts) {
         if (units.size() < more.size()) units.swap(more);
         units.insert(units.end(), more.begin(), more.end());
         add_up(total, amounts);
@@ -191,16 +206,59 @@ class Slots {
 
 class Units {
   public:
-    explicit Units(int64_t groups) : groups(groups) {}
-
-    // Sends what the scalars of a leaf do: those that are live one path each, of a weight.
-    nb::list leave(const GivenWinners &given, int64_t group, int64_t rows, bool is_double, Pointer weight, Pointer live, double factor) {
+    // Sends what the scalars of a leaf do: those that are live one path each, of a weight. The group is that of the row and the way.
+    nb::list leave(const GivenWinners &given, const std::vector<std::vector<int32_t>> &groups, bool is_double, Pointer weight, Pointer live, double factor) {
         const Winners w = winners(given);
         if (is_double)
-            all_of(w, int32_t(group), rows, reinterpret_cast<const double *>(weight), reinterpret_cast<const bool *>(live), factor);
+            all_of(w, groups, reinterpret_cast<const double *>(weight), reinterpret_cast<const bool *>(live), factor);
         else
-            all_of(w, int32_t(group), rows, reinterpret_cast<const float *>(weight), reinterpret_cast<const bool *>(live), factor);
+            all_of(w, groups, reinterpret_cast<const float *>(weight), reinterpret_cast<const bool *>(live), factor);
         return told();
+    }
+
+    // Gives the groups of which something waits at a value.
+    std::vector<int32_t> groups_at(int64_t value) const {
+        Amounts all;
+        if (const auto come = arrived.find(value); come != arrived.end())
+            for (const Arrived &row : come->second) add_up(all, row.total);
+        if (const auto come = totals.find(value); come != totals.end()) add_up(all, come->second);
+        std::vector<int32_t> out;
+        for (const Amount &a : all) out.push_back(a.group);
+        return out;
+    }
+
+    // Counts what waits at a value to other groups from here on.
+    void regroup(int64_t value, int64_t numel, const std::unordered_map<int32_t, int32_t> &groups) {
+        const auto renamed = [&](Amounts amounts) {
+            Amounts out;
+            for (Amount &a : amounts) {
+                a.group = groups.at(a.group);
+                add_up(out, {a});
+            }
+            return out;
+        };
+        if (const auto come = totals.find(value); come != totals.end()) come->second = renamed(come->second);
+        const auto come = arrived.find(value);
+        if (come == arrived.end()) return;
+        for (Arrived &row : come->second) {
+            if (row.units.empty()) continue;
+            const Way here{{}, value, false, false, false, false, Axes({}, {}), 0, 0, nullptr, numel, 0};
+            outs.assign(1, {});
+            slots = room.room(numel);
+            for (const Unit &u : row.units) add(here, 0, u.place, groups.at(u.group), u.count, u.weight);
+            clear(here, outs[0].units);
+            row.units = std::move(outs[0].units);
+            row.total = renamed(row.total);
+        }
+    }
+
+    // Gives what waits at a value: (row, place, group, count, weight).
+    std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> at(int64_t value) const {
+        std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> out;
+        if (const auto come = arrived.find(value); come != arrived.end())
+            for (size_t row = 0; row < come->second.size(); row++)
+                for (const Unit &u : come->second[row].units) out.emplace_back(row, u.place, u.group, u.count, u.weight);
+        return out;
     }
 
     // Moves all that has come to a value on to its consumers.
@@ -250,7 +308,7 @@ class Units {
     // Moves what has come to a value of which all scalars go the same way on, from call to call.
     void send_straight(int64_t value, Hop hop, int64_t target) {
         const auto come = totals.find(value);
-        const std::vector<double> amounts = std::move(come->second);
+        const Amounts amounts = std::move(come->second);
         totals.erase(come);
         add_up(edges[hop], amounts);
         add_up(totals[target], amounts);
@@ -274,10 +332,11 @@ class Units {
     bool waits(int64_t value) const { return arrived.count(value) > 0; }
     bool waits_straight(int64_t value) const { return totals.count(value) > 0; }
 
-    // What went along every edge: (from, to, (count, weight) of each group).
-    std::vector<std::tuple<int64_t, int64_t, std::vector<double>>> found() const {
-        std::vector<std::tuple<int64_t, int64_t, std::vector<double>>> out;
-        for (const auto &[hop, amounts] : edges) out.emplace_back(hop.first, hop.second, amounts);
+    // What went along every edge: (from, to, group, count, weight).
+    std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> found() const {
+        std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> out;
+        for (const auto &[hop, amounts] : edges)
+            for (const Amount &a : amounts) out.emplace_back(hop.first, hop.second, a.group, a.count, a.weight);
         return out;
     }
 
@@ -289,17 +348,17 @@ class Units {
         size_t ordinal = 0;
         List units;
         Numbers stored;
-        std::vector<double> total;
+        Amounts total;
     };
 
-    const int64_t groups;
     std::unordered_map<int64_t, std::vector<Arrived>> arrived;  // by value and row
-    std::unordered_map<int64_t, std::vector<double>> totals;
-    std::map<Hop, std::vector<double>> edges;
+    std::unordered_map<int64_t, Amounts> totals;
+    std::map<Hop, Amounts> edges;
     std::vector<Open> open;
     std::vector<std::pair<List, Numbers>> opening;  // of the row that is being sent on, by way
     std::vector<Sum> outs;
-    std::vector<std::vector<double>> straight;
+    std::vector<Amounts> straight;
+    mutable std::vector<Amount> summed;  // by group, while units are summed
     Slots room;
     uint32_t *slots = nullptr;
 
@@ -309,7 +368,8 @@ class Units {
         return {w.choice ? size_t(w.choice(row * w.choice.row + w.choice.axes.at(flat).first)) : 0, stored};
     }
 
-    template <class T> void all_of(const Winners &w, int32_t group, int64_t rows, const T *weight, const bool *live, double factor) {
+    template <class T> void all_of(const Winners &w, const std::vector<std::vector<int32_t>> &groups, const T *weight, const bool *live, double factor) {
+        const int64_t rows = int64_t(groups.size());
         std::vector<int64_t> base(w.ways.size()), along(w.ways.size());
         const bool looks = w.raw || w.choice;
         for (int64_t row = 0; row < rows; row++, weight += w.numel, live += live ? w.numel : 0) {
@@ -341,6 +401,7 @@ class Units {
                             n = size_t(w.choice(choice + i * w.choice.axes.along()));
                     }
                     const Way &way = w.ways[n];
+                    const int32_t group = groups[size_t(row)][n];
                     if (way.straight)
                         add_total(n, group, 1.0, amount);
                     else if (way.strided)
@@ -379,10 +440,13 @@ class Units {
     }
 
     void add_total(size_t number, int32_t group, double count, double weight) {
-        std::vector<double> &amounts = straight[number];
-        if (amounts.empty()) amounts.resize(size_t(2 * groups));
-        amounts[size_t(2 * group)] += count;
-        amounts[size_t(2 * group) + 1] += weight;
+        Amounts &amounts = straight[number];
+        if (!amounts.empty() && amounts.back().group == group) {  // as all of a leaf are
+            amounts.back().count += count;
+            amounts.back().weight += weight;
+        } else {
+            add_up(amounts, {{group, count, weight}});
+        }
     }
 
     void leave_open(size_t number, const Unit &unit, int64_t stored) {
@@ -399,7 +463,7 @@ class Units {
             const Way &way = w.ways[n];
             if (List &units = outs[n].units; !units.empty()) {
                 clear(way, units);
-                const std::vector<double> total = sum(units);
+                const Amounts total = sum(units);
                 arrive(way, row, std::move(units), total);
             }
             if (!straight[n].empty()) {
@@ -407,27 +471,35 @@ class Units {
                 add_up(totals[way.target], straight[n]);
             }
             if (List &units = opening[n].first; !units.empty()) {
-                const std::vector<double> total = sum(units);
+                const Amounts total = sum(units);
                 went(way, total);
                 open.push_back({way, row, n, std::move(units), std::move(opening[n].second), total});
             }
         }
     }
 
-    std::vector<double> sum(const List &units) const {
-        std::vector<double> amounts(size_t(2 * groups));
+    Amounts sum(const List &units) const {
+        std::vector<int32_t> met;
         for (const Unit &u : units) {
-            amounts[size_t(2 * u.group)] += u.count;
-            amounts[size_t(2 * u.group) + 1] += u.weight;
+            if (size_t(u.group) >= summed.size()) summed.resize(size_t(u.group) + 1, {-1, 0.0, 0.0});
+            Amount &a = summed[size_t(u.group)];
+            if (a.group < 0) met.push_back(a.group = u.group);
+            a.count += u.count;
+            a.weight += u.weight;
         }
-        return amounts;
+        Amounts out;
+        for (const int32_t group : met) {
+            out.push_back(summed[size_t(group)]);
+            summed[size_t(group)] = {-1, 0.0, 0.0};
+        }
+        return out;
     }
 
-    void went(const Way &way, const std::vector<double> &amounts) {
+    void went(const Way &way, const Amounts &amounts) {
         for (const Hop &hop : way.hops) add_up(edges[hop], amounts);
     }
 
-    void arrive(const Way &way, int64_t row, List units, const std::vector<double> &total) {
+    void arrive(const Way &way, int64_t row, List units, const Amounts &total) {
         if (units.empty()) return;
         went(way, total);
         row_of(way.target, way.rows ? size_t(row) : 0).take(std::move(units), total);
@@ -459,14 +531,17 @@ void bind_units(nb::module_ &m);
 void bind_units(nb::module_ &m) {
     using nb::arg;
     nb::class_<Units>(m, "Units", "Units of groups of leaves, on their way along winners")
-        .def(nb::init<int64_t>(), arg("groups"))
-        .def("leave", &Units::leave, arg("winners"), arg("group"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("factor"),
-             "Send what a leaf's scalars do: what is to be placed")
+        .def(nb::init<>())
+        .def("leave", &Units::leave, arg("winners"), arg("groups"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("factor"),
+             "Send what a leaf's scalars do, for the group of each row and way: what is to be placed")
+        .def("groups_at", &Units::groups_at, arg("value"), "The groups of which something waits at a value")
+        .def("regroup", &Units::regroup, arg("value"), arg("numel"), arg("groups"), "Count what waits at a value to other groups from here on")
+        .def("at", &Units::at, arg("value"), "(row, place, group, count, weight) of what waits at a value")
         .def("send", &Units::send, arg("value"), arg("winners"), "Move on what has come to a value: what is to be placed")
         .def("pass_on", &Units::pass_on, arg("value"), arg("hop"), arg("target"), arg("rows"), "The same, where the consumer has the same scalars")
         .def("send_straight", &Units::send_straight, arg("value"), arg("hop"), arg("target"), "The same, where all go one way")
         .def("place", &Units::place, arg("number"), arg("places_ptr"), "Say where units go that strides don't lead")
         .def("waits", &Units::waits, arg("value"), "Whether something has come to a value")
         .def("waits_straight", &Units::waits_straight, arg("value"), "Whether something has come to a value of one way")
-        .def("found", &Units::found, "(from, to, (count, weight) of each group) of every edge");
+        .def("found", &Units::found, "(from, to, group, count, weight) of every edge");
 }

@@ -36,9 +36,12 @@ from .queries.bounds import Bound, Bounding
 from .queries.flow import Flow, flow
 from .queries.forest import KINDS, Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
+from .queries.joins import JoinTable, joins
+from .queries.junctions import Junction, junctions
 from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
+from .queries.summary import Summary, summarise
 from .queries.why import Reasons, Why, unused, why
 from .recording.components import Component, names_listed, select_leaves
 from .recording.derivatives import local
@@ -587,6 +590,44 @@ class Trace(_NotSaved):
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
         return flow(self.forest(kind), of, weighted=weighted)
+
+    @lazily()
+    def joins(
+        self,
+        of: str | Sequence[str] = "*",
+        *,
+        kind: str = "best",
+        per_example: bool | None = None,
+        by_example: bool = False,
+        signed: bool = False,
+    ) -> JoinTable:
+        """Tabulate the places where branches come together again: by which of them the traces come.
+
+        Args:
+            of: a glob over parameter names, or several.
+            kind: "best" or "greedy".
+            per_example: trace each example on its own; by default if the recording knows the examples.
+            by_example: give each example's shares, too.
+            signed: give the norm of the part of the gradient that comes in by each branch, too, and how far it goes
+                along the whole: a change of basis moves neither, as it does shares. Takes a walk or more for each join.
+        """
+        apart = self.tape.record.examples is not None if per_example is None else bool(per_example)
+        forest = self._forest(kind_of(kind), per_example=apart or bool(by_example))
+        return joins(forest, of, by_example=bool(by_example), signed=bool(signed), found=self._junctions)
+
+    @lazily()
+    def summary(self, of: str | Sequence[str] | None = None, *, kind: str = "best") -> Summary:
+        """Say in ten lines what stands out: what paths do where they have a choice, what is idle, what is dead.
+
+        Args:
+            of: a glob over parameter names, or several; by default the parameters of the module that is used first.
+            kind: "best" or "greedy".
+        """
+        return summarise(self._forest(kind_of(kind), per_example=False), self.loss, of, self._junctions)
+
+    @cached_property
+    def _junctions(self) -> list[Junction]:
+        return junctions(self.tape.record, self.root)
 
     @property
     def fallbacks(self) -> dict[str, int]:

@@ -31,7 +31,7 @@ from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
 from .report.show import show
-from .report.terminal import Screen, plain, show_competition, show_trace
+from .report.terminal import Screen, plain, show_competition, show_findings, show_trace
 from .saved import compare as compare_files
 from .saved import document_of
 from .semirings import FORMS
@@ -554,4 +554,5 @@ def run_trace(given: argparse.Namespace) -> None:
         for answer in results["semirings"]:
             for line in lines(answer):
                 plain(console, line)
+        show_findings(results, console)  # last, so that it stays on the screen
         _finish(given.out, results, {"seconds": round(time.monotonic() - began, 1)}, console)

@@ -50,29 +50,36 @@ def test_headlines_of_other_ends():
     assert headline.of_competition(nothing) == ["Nothing has been traced yet, or no path reached the embedding."]
 
 
-def row(component: str, share: float, inside=False) -> dict:
-    return {"of": "g", "kind": "best", "component": component, "share": share, "dead_share": 0.25, "inside": inside}
+def taken(*texts: str, influence: list[dict] | None = None) -> dict:
+    return {"step": 5, "findings": [{"text": text} for text in texts], "influence": influence or []}
+
+
+def row(component: str, share: float, *, seen: bool = True) -> dict:
+    return {"of": "g", "kind": "best", "component": component, "share": share, "seen": seen}
 
 
 def test_headlines_of_a_trace():
-    said = headline.of_trace([row("out", 1.0), row("skip", 0.7), row("mlp", 0.005)], "g")
-    assert said == [
-        "Practically all strongest paths from g cross out.",
-        "Of the others, skip carries most: 70.0% of the strongest paths.",
-        "Nearly all pass mlp by.",
-        "25.0% of the (example, parameter scalar) pairs have no path at all (dead).",
-    ]
-    assert "No path leads" in headline.of_trace([row("out", float("nan"))], "g")[0]
+    assert headline.of_trace(taken("This stands out.", "And this.")) == ["This stands out.", "And this."]
+    (old,) = headline.of_trace({"influence": []})
+    assert "older version" in old
 
 
 def test_a_headline_does_not_take_what_was_not_seen_for_what_is_not_there():
-    unseen = row("enc", float("nan")) | {"seen": False}
-    assert headline.of_trace([unseen], "g") == ["Nothing can be said of enc: none of its calls was seen."]
-    both = headline.of_trace([row("out", 1.0), unseen, unseen | {"component": "dec"}], "g")
-    assert both[0] == "Practically all strongest paths from g cross out."
-    assert both[-1] == "Nothing can be said of enc and dec: none of their calls was seen."
-    assert "No component was asked about" in headline.of_trace([], "g")[0]
-    assert "No path leads" in headline.of_trace([row("out", float("nan")) | {"dead_share": 1.0}, unseen], "g")[0]
+    unseen = row("enc", float("nan"), seen=False)
+    said = headline.of_trace(taken("This stands out.", influence=[row("out", 1.0), unseen]))
+    assert said == ["This stands out.", "Nothing can be said of enc: none of its calls was seen."]
+    both = headline.of_trace(taken(), [unseen, unseen, unseen | {"component": "dec"}])
+    assert both == ["Nothing can be said of enc and dec: none of their calls was seen."]
+
+
+def test_headlines_of_a_history():
+    first, last = (taken("This.", influence=[row("out", share)]) for share in (0.5, 0.75))
+    assert headline.of_history([first]) == ["At step 5, the only one traced so far:", "This."]
+    assert headline.of_history([first, last]) == [
+        "At step 5, the last of 2 traces:",
+        "This.",
+        "Since step 5 out moved most: its share went from 50.0% to 75.0%.",
+    ]
 
 
 def test_the_report_of_a_model_without_submodules(tmp_path):
@@ -82,7 +89,7 @@ def test_the_report_of_a_model_without_submodules(tmp_path):
     trace = tape.trace(loss)
     page = trace.report(tmp_path / "plain.html").read_text("utf-8")
     assert "No path leads" not in page
-    assert "all strongest paths from all parameters cross aten::addmm, aten::pow and aten::mean" in page
+    assert "The paths from all 2 parameters have no choice" in page
     assert set(trace.to_dataframe()["component"]) == {"aten::addmm", "aten::pow", "aten::mean"}
 
 

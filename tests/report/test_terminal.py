@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from gradtrace.experiments.results import conclude
-from gradtrace.report.terminal import Screen, percent, show_competition, show_trace
+from gradtrace.report.terminal import Screen, percent, show_competition, show_findings, show_trace
 
 
 def console(*, terminal):
@@ -68,8 +68,14 @@ def test_trace_tables():
     influence = [row("best", "head", 1.0) | {"inside": True}, row("best", "[x]", float("nan"))]
     options = {"of": "*", "kind": "best"}
     paths = [{"text": "best path from w[0]: [0, 1]"}]
-    show_trace({"options": options, "influence": influence, "connected": ["norm"], "paths": paths}, shown)
+    snapshot = {"findings": [{"text": "98.8 % of the paths from [stem] go around conv at the 8 additions. " * 2}]}
+    results = {"options": options, "influence": influence, "connected": ["norm"], "paths": paths, "snapshot": snapshot}
+    show_trace(results, shown)
+    show_findings(results, shown)
     text = text_of(shown)
+    verdict = text[text.index("What stands out:") :].splitlines()  # last, and whole
+    assert " ".join(line[2:] for line in verdict[1:]) == snapshot["findings"][0]["text"].strip()
+    assert max(map(len, verdict)) <= shown.width
     assert "parameters inside" in text
     assert "examples are connected at norm" in text
     assert "best path from w[0]: [0, 1]" in text

@@ -140,6 +140,78 @@ function compress(nodes: CutNode[], links: CutLink[]): void {
   for (const node of nodes) node.column -= first;
 }
 
+const MOST_SHOWN = 24;
+const ALL = 0.999; // of the paths: a part that they have no choice about
+const SOME = 0.01;
+
+/** Open what all paths cross and inside which they part, the earliest first, as long as the picture stays readable. */
+export function openWherePathsPart(graph: Graph, flow: FlowColumns | undefined): Set<number> {
+  const open = new Set(graph.modules.open);
+  if (!flow?.total) return open;
+  const parts = whereTheyPart(graph, flow);
+  const children = childrenOf(graph.modules);
+  const groups = new Set(graph.groups.open);
+  for (;;) {
+    const { nodes } = cutAt(graph, flow, open, groups);
+    const inside = nodes.filter((n) => n.tree === "modules" && children[n.number].length && parts.has(n.number));
+    const next = inside
+      .filter((n) => n.paths >= ALL * flow.total && nodes.length + children[n.number].length - 1 <= MOST_SHOWN)
+      .sort((a, b) => a.column - b.column)[0];
+    if (!next) return open;
+    open.add(next.number);
+  }
+}
+
+/** Folders with something inside that some paths cross and others do not. */
+function whereTheyPart(graph: Graph, flow: FlowColumns): Set<number> {
+  const through = new Map<number, number>();
+  flow.target.forEach((call, i) => through.set(call, (through.get(call) ?? 0) + flow.paths[i]));
+  const out = new Set<number>();
+  graph.modules.item.forEach((call, n) => {
+    const share = (through.get(call) ?? 0) / flow.total;
+    if (call < 0 || share < SOME || share > 1 - SOME) return;
+    for (let at = graph.modules.parent[n]; at >= 0; at = graph.modules.parent[at]) out.add(at);
+  });
+  return out;
+}
+
+/** log2 of the mean weight from the palest ribbon to the strongest, the same in all pictures of a file. */
+export function rangeOf(flows: FlowColumns[]): [low: number, high: number] {
+  const levels: number[] = [];
+  for (const flow of flows) {
+    flow.paths.forEach((paths, i) => {
+      if (flow.unit_log2 !== null && paths >= 0.001 * flow.total && flow.weights[i] > 0) {
+        levels.push(flow.unit_log2 + Math.log2(flow.weights[i] / paths));
+      }
+    });
+  }
+  const high = levels.reduce((a, b) => Math.max(a, b), -Infinity);
+  return [levels.reduce((a, b) => Math.min(a, b), high - LEAST_RANGE), high]; // no strong colours for no difference
+}
+
+const LEAST_RANGE = 3;
+
+/** Links that go around what is between: the names of what they leave out, by link. */
+export function skipsOf(cut: Cut): Map<CutLink, CutNode[]> {
+  const column = new Map(cut.nodes.map((n) => [n.id, n.column]));
+  const reach = (start: string, from: "source" | "target", to: "source" | "target", within: (id: string) => boolean) => {
+    const seen = new Set([start]);
+    for (const id of seen) for (const l of cut.links) if (l[from] === id && within(l[to])) seen.add(l[to]);
+    return seen;
+  };
+  const out = new Map<CutLink, CutNode[]>();
+  for (const link of cut.links) {
+    const [begin, end] = [column.get(link.source)!, column.get(link.target)!];
+    if (end - begin < 2 || link.source[0] === "p") continue;
+    const within = (id: string) => column.get(id)! > begin && column.get(id)! < end;
+    const after = reach(link.source, "source", "target", within);
+    const before = reach(link.target, "target", "source", within);
+    const around = cut.nodes.filter((n) => within(n.id) && after.has(n.id) && before.has(n.id)).sort((a, b) => a.column - b.column);
+    if (around.length) out.set(link, around);
+  }
+  return out;
+}
+
 /** What one flow is called in the menus. */
 export function flowOf(flows: FlowColumns[], group: string, kind: string): FlowColumns | undefined {
   return flows.find((f) => f.of === group && f.kind === kind) ?? flows.find((f) => f.kind === kind);

@@ -52,12 +52,41 @@ export interface PathTable {
   starts: { leaf?: number[]; index?: number[][]; example?: number[]; first?: number[]; log2?: (number | null)[] };
 }
 
+export interface JoinRow {
+  call: number;
+  fork: string;
+  source: string;
+  paths: number;
+  share: number;
+  branches: Record<string, [paths: number, share: number | null, weighted: number | null]>;
+}
+
+export interface JoinGrid {
+  pattern: string;
+  operator: string;
+  modules: boolean;
+  branches: string[];
+  labels: string[];
+  joins: JoinRow[];
+}
+
+export interface JoinTable {
+  table: string; // "early" or "all"
+  kind: string;
+  of: string[];
+  of_all: number;
+  paths: number;
+  left_out: number;
+  grids: JoinGrid[];
+}
+
 export interface Snapshot {
   step: number | null;
   loss: number | null;
   influence: InfluenceRow[];
   flows: FlowColumns[];
   paths: Record<string, PathTable>;
+  joins?: JoinTable[]; // absent in older results
 }
 
 export interface Evaluation {

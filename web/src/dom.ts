@@ -13,9 +13,11 @@ export function svg<K extends keyof SVGElementTagNameMap>(tag: K, attributes: At
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function fill<E extends Element>(element: E, attributes: Attributes, children: Child[]): E {
+function fill<E extends HTMLElement | SVGElement>(element: E, attributes: Attributes, children: Child[]): E {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, String(value));
+    if (value === null || value === undefined || value === false) continue;
+    if (name === "style") element.style.cssText = String(value); // the page's policy forbids the attribute
+    else element.setAttribute(name, String(value));
   }
   for (const child of children) if (child !== null && child !== undefined) element.append(child);
   return element;
@@ -69,6 +71,18 @@ export function significant(number: number | null): string {
 /** Shorten a name in the middle of what it starts and ends with. */
 export function fit(name: string, most: number): string {
   return name.length <= most ? name : `${name.slice(0, Math.max(1, most - 1))}…`;
+}
+
+const FONT = '600 12px system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif'; // of names, in style.css
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** Shorten a name to some pixels. */
+export function fitTo(name: string, room: number): string {
+  if (!ruler) return fit(name, Math.floor(room / 8));
+  ruler.font = FONT;
+  let most = name.length;
+  while (most > 1 && ruler.measureText(fit(name, most)).width > room) most--;
+  return fit(name, most);
 }
 
 const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });

@@ -2,15 +2,19 @@
 
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
-import { load, type ReportDocument } from "./data";
+import { follow } from "./address";
+import { openWherePathsPart } from "./cut";
+import { load, type FlowColumns, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
-import { Store } from "./state";
+import { Store, type State } from "./state";
+import { leavesOf } from "./walk";
 import { ablationView } from "./views/ablation";
 import { entropyView } from "./views/entropy";
-import { flowView } from "./views/flow";
+import { firstFlow, flowView } from "./views/flow";
 import { gapView } from "./views/gap";
 import { influenceView } from "./views/influence";
+import { joinsView } from "./views/joins";
 import { lengthsView } from "./views/lengths";
 import { pathsView } from "./views/paths";
 import { provenanceView } from "./views/provenance";
@@ -18,19 +22,25 @@ import { trainingView } from "./views/training";
 
 function begin(data: ReportDocument): Store {
   const last = data.snapshots.length - 1;
-  const flow = data.snapshots[last].flows[0];
-  const starts = Object.values(data.snapshots[last].paths)[0]?.starts;
-  const first = starts?.leaf?.length ? { leaf: starts.leaf[0], index: starts.index![0].join(", ") } : null;
+  const flow = firstFlow(data);
   return new Store({
     snapshot: last,
     kind: flow?.kind ?? "best",
     group: flow?.of ?? "",
     weighted: false,
     measure: "share",
-    open: new Set(data.graph.modules.open),
+    open: openWherePathsPart(data.graph, flow),
     openGroups: new Set(data.graph.groups.open),
-    path: first,
+    path: strongestOf(data, last, flow),
   });
+}
+
+/** The strongest path of a flow's own parameters. */
+function strongestOf(data: ReportDocument, last: number, flow: FlowColumns | undefined): State["path"] {
+  const starts = Object.values(data.snapshots[last].paths)[0]?.starts;
+  const own = leavesOf(flow);
+  const at = starts?.leaf?.findIndex((leaf) => own.has(leaf)) ?? -1;
+  return at < 0 ? null : { leaf: starts!.leaf![at], index: starts!.index![at].join(", ") };
 }
 
 function slider(data: ReportDocument, store: Store): HTMLElement | null {
@@ -83,7 +93,8 @@ function main(): void {
   const data = load();
   const app = document.getElementById("app")!;
   const store = begin(data);
-  const makers = [flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
+  follow(data, store);
+  const makers = [joinsView, flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
   const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
   const content = el("main", {});
   app.append(head, content);

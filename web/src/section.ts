@@ -2,6 +2,7 @@
 
 import { button, el } from "./dom";
 import { csv, picture, save } from "./export";
+import { glossed } from "./glossary";
 
 export interface Section {
   root: HTMLElement;
@@ -10,7 +11,7 @@ export interface Section {
 }
 
 export interface Exports {
-  svg: () => SVGSVGElement | null;
+  svg?: () => SVGSVGElement | null; // a view that is a table has none
   rows: () => (string | number | boolean | null | undefined)[][];
 }
 
@@ -20,20 +21,21 @@ export function section(id: string, title: string, read: string, not: string, ex
   const saves = el(
     "div",
     { class: "saves" },
-    button("SVG", () => saveSvg(id, exports), { "aria-label": `Save ${title} as SVG`, "data-save": "svg" }),
+    exports.svg ? button("SVG", () => saveSvg(id, exports), { "aria-label": `Save ${title} as SVG`, "data-save": "svg" }) : null,
     button("CSV", () => save(`gradtrace-${id}.csv`, "text/csv", csv(exports.rows())), {
       "aria-label": `Save ${title} as CSV`,
       "data-save": "csv",
     }),
   );
-  const notes = el("p", { class: "how" }, read, " ", el("em", {}, not));
+  const met = new Set<string>();
+  const notes = el("p", { class: "how" }, ...glossed(read, met), " ", el("em", {}, ...glossed(not, met)));
   const head = el("div", { class: "head" }, el("h2", { id: `${id}-title` }, title), saves);
   const root = el("section", { id, "aria-labelledby": `${id}-title` }, head, notes, controls, body);
   return { root, controls, body };
 }
 
 function saveSvg(id: string, exports: Exports): void {
-  const drawn = exports.svg();
+  const drawn = exports.svg?.();
   if (!drawn) return;
   const loose = !drawn.isConnected;
   if (loose) document.body.append(drawn); // styles exist only in the page

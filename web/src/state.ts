@@ -17,7 +17,12 @@ type Listener = (changed: Set<Key>) => void;
 export class Store {
   private listeners: Listener[] = [];
 
-  constructor(readonly now: State) {}
+  /** What the page opens with, whatever its address says. */
+  readonly first: Readonly<State>;
+
+  constructor(readonly now: State) {
+    this.first = { ...now };
+  }
 
   set(change: Partial<State>): void {
     Object.assign(this.now, change);

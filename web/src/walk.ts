@@ -1,6 +1,6 @@
 // Read paths out of the table of steps that they share.
 
-import type { PathTable, ReportDocument } from "./data";
+import type { FlowColumns, PathTable, ReportDocument } from "./data";
 
 export interface Step {
   call: number;
@@ -29,4 +29,9 @@ export function stepsOf(table: PathTable, chosen: { leaf: number; index: string 
     out.push({ call: table.steps.call[at], index: table.steps.index[at], derivative, token: table.steps.token[at], running });
   }
   return out;
+}
+
+/** The parameters that a flow starts from. */
+export function leavesOf(flow: FlowColumns | undefined): Set<number> {
+  return new Set((flow?.source ?? []).filter((source) => source < 0).map((source) => -1 - source));
 }

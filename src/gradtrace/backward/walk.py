@@ -19,6 +19,7 @@ What an algebra is: `elements` (the arrays of a semiring), `best` ((max, ×) wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -91,6 +92,10 @@ class Edges:
             first.append(total)
             total += len(call.inputs)
         return cls(first)
+
+    def call(self, number: int) -> int:
+        """Give the number of the call that an edge enters."""
+        return bisect_right(self.first, number) - 1  # calls without arguments share their number with the next
 
 
 def offsets(call: Call) -> list[int]:

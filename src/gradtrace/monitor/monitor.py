@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import pandas
 
 PAGE = "report.html"
+JOINS = 60  # noted of each trace
 LOG = logging.getLogger("gradtrace.monitor")
 WHICH = "say which is the loss: `with monitor.step(…) as step: step.loss = …`"
 
@@ -197,7 +198,8 @@ class Monitor:
         if self._components is None:
             self._components = default_components(trace)
         group = ", ".join(self._of)
-        asked = Question({group: self._of}, self._components, self._kinds, self._paths, each=0, only=self._of)
+        only = self._of
+        asked = Question({group: only}, self._components, self._kinds, self._paths, each=0, only=only, joins=JOINS)
         signature = signature_of(trace)
         line = {"kind": "trace", "step": number, "graph": signature} | snapshot(trace, asked)
         line["semirings"] = answers(trace, self._semirings, self._of, self._components)

@@ -16,10 +16,12 @@ import numpy as np
 
 from ..recording.components import select_leaves
 from .forest import Forest
-from .units import given_by, stream
+from .plots import draw_bars
+from .units import Hop, Went, given_by, stream
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class Flow:
 
         return pandas.DataFrame([asdict(r) for r in self.calls])
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
+        most = sorted(self.links, key=lambda link: -link.paths)[:20]
+        names = [f"{link.source or '(top)'} → {link.target or '(top)'}" for link in most]
+        return draw_bars(
+            names, [link.paths / (self.total or 1) for link in most], f"share of the {self.kind} paths", ax
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.kind} flow: {self.total:g} paths; most used links between modules"]
         most = sorted(self.links, key=lambda k: -k.paths)[:20]
@@ -116,15 +126,15 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
     member_of = {n: tuple(leaves[n].id in ids for ids in chosen) for n in given}
     groups = list(dict.fromkeys(member_of.values()))
     bases = [_base(tops[n] for n in given if member_of[n] == group) for group in groups]
-    units = stream(forest, len(groups))
+    units = stream(forest)
     for n, found in given.items():
         group = groups.index(member_of[n])
-        units.leave(leaves[n], n - len(leaves), found, group, bases[group])
+        units.leave(leaves[n], n - len(leaves), found, lambda row, call, group=group: group, bases[group])
     for call in record.calls:
         for value in call.outputs:
             if value is not None and value is not forest.loss:
                 units.send_on(value)
-    hops, amounts = units.found()
+    hops, amounts = _between_calls(forest, units.found(), len(groups))
     out = []
     for number, a in enumerate(asked):
         own = [g for g, group in enumerate(groups) if group[number]]
@@ -136,6 +146,18 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
         along = [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through.tolist(), strict=True) if n]
         out.append(_flow(forest, along, unit))
     return out
+
+
+def _between_calls(forest: Forest, went: Sequence[Went], groups: int) -> tuple[list[Hop], np.ndarray]:
+    """Give the pairs of calls, or leaf and call, in rising order, and what went along: pairs × groups × 2."""
+    sums: dict[Hop, np.ndarray] = {}
+    for source, edge, group, paths, weight in went:
+        hop = source, forest.edges.call(edge)
+        if hop not in sums:
+            sums[hop] = np.zeros((groups, 2))
+        sums[hop][group] += paths, weight
+    hops = sorted(sums)
+    return hops, np.array([sums[hop] for hop in hops]).reshape(len(hops), groups, 2)
 
 
 def _base(tops: Iterable[float]) -> float:

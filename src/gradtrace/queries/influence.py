@@ -31,10 +31,13 @@ from ..recording.components import (
 from ..recording.record import Call, Value
 from .component_sets import Crossed
 from .forest import NONE, Forest
+from .group_names import group_named
 from .many_components import all_crossings
+from .plots import draw_bars
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 SHOWN = 4  # lines at which examples are connected that a table names
 
@@ -68,6 +71,7 @@ class InfluenceTable:
     Attributes:
         connected: where examples are connected: there a number of the whole batch, or another example, enters an
             example's derivatives, and what is said of it by position is not what tracing it alone would give.
+        of_all: how many parameters there are in all.
     """
 
     kind: str
@@ -75,6 +79,7 @@ class InfluenceTable:
     rows: tuple[InfluenceRow, ...]
     by_example: tuple[tuple[InfluenceRow, ...], ...] = ()
     connected: tuple[str, ...] = ()
+    of_all: int = 0
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row a component, as a pandas DataFrame."""
@@ -82,9 +87,16 @@ class InfluenceTable:
 
         return pandas.DataFrame([asdict(r) for r in self.rows])
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
+        rows = sorted((r for r in self.rows if not math.isnan(r.share)), key=lambda r: -r.share)
+        label = f"share of the {self.kind} paths from {group_named(self.of, self.of_all)}"
+        weighted = [r.weighted_share for r in rows]
+        return draw_bars([r.component for r in rows], [r.share for r in rows], label, ax, weighted)
+
     def __str__(self) -> str:
         name = max([9, *(len(r.component) for r in self.rows)])
-        lines = [f"{self.kind} influence on {', '.join(self.of)}"]
+        lines = [f"{self.kind} influence on {group_named(self.of, self.of_all)}"]
         lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
         for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
             mark = "  (parameters inside)" if r.inside else ""
@@ -140,7 +152,14 @@ def influences(
         inside = _inside(list(group.values()), parts)
         rows = [total.rows(None, inside), *(total.rows(b, inside) for b in range(count if count > 1 else 0))]
         tables.append(
-            InfluenceTable(forest.kind, tuple(str(v.name) for v in group.values()), rows[0], tuple(rows[1:]), connected)
+            InfluenceTable(
+                forest.kind,
+                tuple(str(v.name) for v in group.values()),
+                rows[0],
+                tuple(rows[1:]),
+                connected,
+                len(record.leaves),
+            )
         )
     return tables
 

@@ -9,6 +9,7 @@ is the definition, along backpointers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..backward.backpointers import Borrowed, Use, Winners
 from ..backward.best import Best
+from ..backward.walk import EDGE_BITS
 from ..jacobians.index_maps import Affine, Raw
 from ..kernels import native
 from ..recording.record import Value
@@ -27,7 +29,10 @@ from .forest import NONE, Forest
 
 FARTHEST = 900.0  # powers of two between weights, from which on a float is too narrow for their quotient
 
-Hop: TypeAlias = tuple[int, int]  # from a call, or a leaf (from -1 downwards), to the call that is entered
+Hop: TypeAlias = tuple[int, int]  # from a call, or a leaf (from -1 downwards), to the argument that is entered
+Went: TypeAlias = tuple[int, int, int, float, float]  # (from, argument, group, paths, weight): see `Stream.found`
+Waiting: TypeAlias = tuple[int, int, int, float, float]  # (row, flat position, group, paths, weight)
+Grouping: TypeAlias = Callable[[int, int], int]  # the group of a row's scalars that enter a call first, by its number
 
 
 @dataclass(frozen=True)
@@ -73,59 +78,100 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
 class Stream(Protocol):
     """Units of some groups, on their way."""
 
-    def leave(self, leaf: Value, number: int, given: Given, group: int, base: float) -> None:
+    def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
         """Send what the scalars of a leaf do: those that are live one path each, of their weight over 2^base."""
+        ...
+
+    def groups_at(self, value: Value) -> list[int]:
+        """Give the groups of which something waits at a value."""
+        ...
+
+    def regroup(self, value: Value, groups: Mapping[int, int]) -> None:
+        """Count what waits at a value to other groups from here on."""
+        ...
+
+    def at(self, value: Value) -> list[Waiting]:
+        """Give what waits at the scalars of a value; of a value that is `kept`."""
         ...
 
     def send_on(self, value: Value) -> None:
         """Move all units of a value to the consumers through which they go on."""
         ...
 
-    def found(self) -> tuple[list[Hop], np.ndarray]:
-        """Give the edges in rising order, and what went along each: edges × groups × (paths, weight)."""
+    def found(self) -> list[Went]:
+        """Give what went along every edge: from a call or leaf into an argument, which has a number among all edges."""
         ...
 
 
-def stream(forest: Forest, groups: int) -> Stream:
-    """Make room for units of some groups."""
-    return ByPointers(forest, groups) if forest.compact is None else Compiled(forest, forest.compact, groups)
+def stream(forest: Forest, kept: Container[int] = ()) -> Stream:
+    """Begin a pass.
+
+    Args:
+        kept: ids of values at which it will be asked what came to each scalar.
+    """
+    return ByPointers(forest) if forest.compact is None else Compiled(forest, forest.compact, kept)
 
 
 class ByPointers:
-    """Units by value: rows × scalars × groups × (paths, weight)."""
+    """Units by value: for each (row, flat position, group) a pair of paths and weight."""
 
-    def __init__(self, forest: Forest, groups: int) -> None:
-        self._forest, self._groups, self._consumers = forest, groups, Consumers(forest)
-        self._arrived: dict[int, np.ndarray] = {}
-        self._edges: dict[Hop, np.ndarray] = {}
+    def __init__(self, forest: Forest) -> None:
+        self._forest, self._consumers = forest, Consumers(forest)
+        self._arrived: dict[int, dict[tuple[int, int, int], np.ndarray]] = {}
+        self._edges: dict[tuple[int, int, int], np.ndarray] = {}
 
-    def leave(self, leaf: Value, number: int, given: Given, group: int, base: float) -> None:
+    def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
         weight, factor = given.over(base)
         live = (weight != 0 if given.live is None else given.live).numpy()
-        units = np.zeros((*weight.shape, self._groups, 2))
-        units[:, :, group, 0], units[:, :, group, 1] = live, np.where(live, weight.numpy() * factor, 0.0)
-        self._send(leaf, number, units)
+        for row, (alive, amounts) in enumerate(zip(live, weight.numpy() * factor, strict=True)):
+            positions = np.flatnonzero(alive)
+            units = np.stack([np.ones(len(positions)), amounts[positions]], 1)
+            self._send(leaf, number, row, positions, units, lambda call, row=row: group_of(row, call))
+
+    def groups_at(self, value: Value) -> list[int]:
+        return sorted({group for *_, group in self._arrived.get(value.id, ())})
+
+    def regroup(self, value: Value, groups: Mapping[int, int]) -> None:
+        come = self._arrived.pop(value.id, {})
+        for (row, flat, group), units in come.items():
+            _add(self._arrived.setdefault(value.id, {}), (row, flat, groups[group]), units)
+
+    def at(self, value: Value) -> list[Waiting]:
+        return [(*key, *units.tolist()) for key, units in self._arrived.get(value.id, {}).items()]
 
     def send_on(self, value: Value) -> None:
-        come = self._arrived.pop(value.id, None)
-        if come is not None:
+        come = self._arrived.pop(value.id, {})
+        alike: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+        for (row, flat, group), units in come.items():
+            alike.setdefault((row, group), []).append((flat, units))
+        for (row, group), found in alike.items():
             assert value.call is not None
-            self._send(value, value.call.index, come)
+            positions, units = np.array([flat for flat, _ in found]), np.stack([units for _, units in found])
+            self._send(value, value.call.index, row, positions, units, lambda call, group=group: group)
 
-    def _send(self, value: Value, source: int, units: np.ndarray) -> None:
-        for row, amounts in enumerate(units):
-            positions = np.flatnonzero(amounts[:, :, 0].any(1))
-            for part in self._consumers.by_pointers(value, row, positions):
-                sent = amounts[positions[part.which]]
-                hop, target, batch = (source, part.call.index), part.target, self._forest.batch(part.target)
-                self._edges[hop] = self._edges.get(hop, 0.0) + sent.sum(0)
-                if target.id not in self._arrived:
-                    self._arrived[target.id] = np.zeros((batch, target.numel, self._groups, 2))
-                np.add.at(self._arrived[target.id][row if batch > 1 else 0], part.flat, sent)
+    def _send(
+        self,
+        value: Value,
+        source: int,
+        row: int,
+        positions: np.ndarray,
+        units: np.ndarray,
+        group_of: Callable[[int], int],
+    ) -> None:
+        for part in self._consumers.by_pointers(value, row, positions):
+            sent, group = units[slice(None) if part.which is None else part.which], group_of(part.call.index)
+            edge, target = self._forest.edges.first[part.call.index] + part.argument, part.target
+            _add(self._edges, (source, edge, group), sent.sum(0))
+            there, arrived = row if self._forest.batch(target) > 1 else 0, self._arrived.setdefault(target.id, {})
+            for flat, amount in zip(part.flat.tolist(), sent, strict=True):
+                _add(arrived, (there, flat, group), amount)
 
-    def found(self) -> tuple[list[Hop], np.ndarray]:
-        hops = sorted(self._edges)
-        return hops, np.array([self._edges[hop] for hop in hops]).reshape(len(hops), self._groups, 2)
+    def found(self) -> list[Went]:
+        return [(*key, *units.tolist()) for key, units in sorted(self._edges.items())]
+
+
+def _add(sums: dict[tuple[int, int, int], np.ndarray], key: tuple[int, int, int], more: np.ndarray) -> None:
+    sums[key] = sums[key] + more if key in sums else more
 
 
 class Compiled:
@@ -134,23 +180,24 @@ class Compiled:
     Where all scalars of a value go the same way to the loss, from call to call, their places are forgotten.
     """
 
-    def __init__(self, forest: Forest, compact: Best, groups: int) -> None:
-        self._forest, self._winners, self._groups = forest, compact.winners, groups
-        self._units = native.lib.Units(groups)
-        self._straight = self._find_straight()
+    def __init__(self, forest: Forest, compact: Best, kept: Container[int] = ()) -> None:
+        self._forest, self._winners = forest, compact.winners
+        self._units = native.lib.Units()
+        self._straight = self._find_straight(kept)
 
-    def _find_straight(self) -> set[int]:
-        """Find the values of which all scalars go the same way to the loss."""
+    def _find_straight(self, kept: Container[int]) -> set[int]:
+        """Find the values of which all scalars go the same way to the loss, and nobody asks about one of them."""
         out = {self._forest.loss.id}
         for call in reversed(self._forest.record.calls):
             for value in call.outputs:
                 winners = None if value is None else self._winners.get(value.id)
-                if winners is not None and len(winners.edges) == 1 and winners.edges[0].target.id in out:
-                    assert value is not None
+                if value is None or winners is None or value.id in kept:
+                    continue
+                if len(winners.edges) == 1 and winners.edges[0].target.id in out:
                     out.add(value.id)
         return out
 
-    def leave(self, leaf: Value, number: int, given: Given, group: int, base: float) -> None:
+    def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
         winners = self._winners.get(leaf.id)
         if winners is None or not leaf.numel:
             return
@@ -159,8 +206,19 @@ class Compiled:
         live = None if given.live is None else given.live.contiguous()
         known, kept = self._known(winners, number)
         where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
-        self._place(leaf, winners, self._units.leave(known, group, len(weight), *where, factor))
+        calls = [_entered(edge) for edge in winners.edges]
+        groups = [[group_of(row, call) for call in calls] for row in range(len(weight))]
+        self._place(leaf, winners, self._units.leave(known, groups, *where, factor))
         del kept
+
+    def groups_at(self, value: Value) -> list[int]:
+        return sorted(self._units.groups_at(value.id))
+
+    def regroup(self, value: Value, groups: Mapping[int, int]) -> None:
+        self._units.regroup(value.id, value.numel, groups)
+
+    def at(self, value: Value) -> list[Waiting]:
+        return self._units.at(value.id)
 
     def send_on(self, value: Value) -> None:
         straight = value.id in self._straight
@@ -169,7 +227,7 @@ class Compiled:
         winners = self._winners[value.id]
         assert value.call is not None
         edge, *others = winners.edges
-        hop = value.call.index, _entered(edge)
+        hop = value.call.index, _argument(edge)
         if straight:
             self._units.send_straight(value.id, hop, edge.target.id)
             return
@@ -180,21 +238,19 @@ class Compiled:
         self._place(value, winners, self._units.send(value.id, known))
         del kept
 
-    def found(self) -> tuple[list[Hop], np.ndarray]:
-        found = self._units.found()
-        hops = [(source, target) for source, target, _ in found]
-        return hops, np.array([amounts for *_, amounts in found]).reshape(len(hops), self._groups, 2)
+    def found(self) -> list[Went]:
+        return self._units.found()
 
     def _known(self, winners: Winners, source: int) -> tuple[tuple, list]:
         """Describe winners for the kernel; the second is what has to live as long as it reads."""
         choice, raw, terms = winners.planes()
         ways, tables = [], []
         for edge in winners.edges:
-            hops, after = [(source, _entered(edge))], self._winners.get(edge.target.id)
+            hops, after = [(source, _argument(edge))], self._winners.get(edge.target.id)
             if isinstance(after, Borrowed) and after.lender is winners:  # what these winners say decides there as well
                 (then,) = after.edges
                 assert edge.target.call is not None
-                hops.append((edge.target.call.index, _entered(then)))
+                hops.append((edge.target.call.index, _argument(then)))
                 edge = through(edge, then)
             way, target = edge.way, edge.target
             if type(way) is Affine:
@@ -224,3 +280,8 @@ def _entered(edge: Use) -> int:
     """Give the number of the call that an edge enters."""
     assert edge.target.call is not None
     return edge.target.call.index
+
+
+def _argument(edge: Use) -> int:
+    """Give the number, among all edges, of the argument that an edge enters."""
+    return edge.first >> EDGE_BITS

@@ -34,7 +34,6 @@ class BadResults(GradtraceError):
 def of_trace(trace: Traced, question: Question, title: str | None = None) -> dict[str, Any]:
     """Make the document of a trace."""
     taken = snapshot(trace, question)
-    groups = list(dict.fromkeys(f["of"] for f in taken["flows"]))
     said = answers(trace, [named(s) for s in question.semirings], question.only, question.components)
     name = title or "gradtrace report"
     return finite(
@@ -42,7 +41,7 @@ def of_trace(trace: Traced, question: Question, title: str | None = None) -> dic
             "schema": SCHEMA,
             "kind": "trace",
             "title": name,
-            "headline": headline.of_trace(taken["influence"], groups[0]),
+            "headline": headline.of_trace(taken),
             "graph": graph_of(trace),
             "snapshots": [{"step": None} | taken],
             "semirings": [{"batch": 0} | answer for answer in said],
@@ -90,11 +89,10 @@ def _of_competition(results: Mapping[str, Any]) -> dict[str, Any]:
 def _of_subject(results: Mapping[str, Any]) -> dict[str, Any]:
     taken = results["snapshot"]
     target = results["options"]["target"]
-    rows = [{"of": results["options"]["of"]} | row for row in results["influence"]]
     return {
         "kind": "trace",
         "title": f"gradtrace: {target}",
-        "headline": headline.of_trace(rows, results["options"]["of"]),
+        "headline": headline.of_trace(taken, results["influence"]),
         "graph": results["graph"],
         "snapshots": [{"step": None} | taken],
         "semirings": results.get("semirings", []),

@@ -8,9 +8,6 @@ from typing import Any
 
 from .words import listed, percent
 
-NEARLY_ALL = 0.999
-BYPASSED = 0.01
-
 
 def of_competition(results: Mapping[str, Any]) -> list[str]:
     """Say who carries most of the embedding's gradient, and whether ablation agreed."""
@@ -75,25 +72,25 @@ def _draws(seeds: int) -> str:
     return "one draw" if seeds == 1 else f"{seeds} draws"
 
 
-def of_trace(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
-    """Say which components the best paths of a parameter group cross, and which they pass by."""
-    rows = [r for r in rows if r["kind"] == rows[0]["kind"] and r["of"] == group]
-    unseen = [r["component"] for r in rows if not r.get("seen", True)]
-    if any(r["dead_share"] == 1 or not known(r["share"]) for r in rows if r["component"] not in unseen):
-        return [f"No path leads from {group} to the loss: every local derivative on the way is zero."]
-    said = _shares([r for r in rows if known(r["share"])], group)
+def of_trace(snapshot: Mapping[str, Any], influence: Sequence[Mapping[str, Any]] | None = None) -> list[str]:
+    """Say what a snapshot found, and of which components nothing can be said.
+
+    Args:
+        influence: rows that say so, where they are not the snapshot's own.
+    """
+    rows = snapshot["influence"] if influence is None else influence
+    unseen = list(dict.fromkeys(r["component"] for r in rows if not r.get("seen", True)))
+    said = [finding["text"] for finding in snapshot.get("findings", ())]
     if unseen:
         own = "its" if len(unseen) == 1 else "their"
         said.append(f"Nothing can be said of {listed(unseen)}: none of {own} calls was seen.")
-    return said or [f"No component was asked about, so nothing is said of what the paths from {group} cross."]
+    return said or ["An older version made this, which did not look for what stands out."]
 
 
-def of_history(traces: Sequence[Mapping[str, Any]], group: str) -> list[str]:
+def of_history(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what the last trace of a training run found, and what moved most since the first."""
     first, last = traces[0], traces[-1]
-    if not last["influence"]:
-        return ["No component was asked about."]
-    said = of_trace(last["influence"], group)
+    said = of_trace(last)
     if len(traces) == 1:
         return [f"At step {last['step']}, the only one traced so far:", *said]
     before = {_key(r): r["share"] for r in first["influence"]}
@@ -111,36 +108,3 @@ def of_history(traces: Sequence[Mapping[str, Any]], group: str) -> list[str]:
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["of"], row["kind"], row["component"]
-
-
-def _shares(rows: Sequence[Mapping[str, Any]], group: str) -> list[str]:
-    """Say which components the paths cross, of those that something is known of."""
-    if not rows:
-        return []
-    rows = sorted(rows, key=lambda r: -r["share"])
-    kind = {"best": "strongest", "greedy": "greedy"}[rows[0]["kind"]]
-    everywhere = [r["component"] for r in rows if r["share"] >= NEARLY_ALL]
-    partly = [r for r in rows if BYPASSED <= r["share"] < NEARLY_ALL]
-    passed = [r["component"] for r in rows if r["share"] < BYPASSED]
-    said = []
-    if everywhere:
-        said.append(f"Practically all {kind} paths from {group} cross {listed(everywhere)}.")
-    if partly:
-        most = partly[0]
-        own = ", its own parameters' paths included" if most["inside"] else ""
-        lead = "Of the others, " if everywhere else ""
-        said.append(
-            f"{lead}{most['component']} carries most: {percent(most['share'])} of the {kind} paths{own}"
-            f"{_next(partly[1:4])}."
-        )
-    if passed:
-        said.append(f"Nearly all pass {listed(passed)} by.")
-    dead = rows[0]["dead_share"]
-    if dead >= BYPASSED:
-        said.append(f"{percent(dead)} of the (example, parameter scalar) pairs have no path at all (dead).")
-    return said
-
-
-def _next(rows: Sequence[Mapping[str, Any]]) -> str:
-    named = ", ".join(f"{r['component']} {percent(r['share'])}" for r in rows)
-    return f" (then {named})" if rows else ""

@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..queries.plots import draw_lines
 from . import headline
 from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, rows_of, served_by_fallback
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SCHEMA_OF_HISTORY = "gradtrace.history/1"
 SUFFIX = ".jsonl"
@@ -30,6 +34,16 @@ class History:
     graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
     traces: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the shares of components over the steps, of the first group, on these axes or new ones (matplotlib)."""
+        rows = [(trace["step"], row) for trace in self.traces for row in trace["influence"]]
+        lines: dict[str, list[tuple[int, float]]] = {}
+        of, kind = (rows[0][1]["of"], rows[0][1]["kind"]) if rows else ("nowhere", "best")
+        for step, row in rows:
+            if (row["of"], row["kind"]) == (of, kind) and row["share"] is not None:
+                lines.setdefault(row["component"], []).append((step, row["share"]))
+        return draw_lines(lines, f"share of the {kind} paths from {of}", ax)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take a line.
@@ -129,20 +143,21 @@ def _document(history: History, title: str | None) -> dict[str, Any]:
     last = history.traces[-1]
     return {
         "title": title or f"gradtrace: training of {history.run['model']}",
-        "headline": headline.of_history(history.traces, last["influence"][0]["of"] if last["influence"] else "*"),
+        "headline": headline.of_history(history.traces),
         "graph": history.graphs[last["graph"]],
-        "snapshots": [_snapshot(trace, last["graph"]) for trace in history.traces],
+        "snapshots": [_snapshot(trace, last) for trace in history.traces],
         "training": [{"name": "traced batches", "without": None, "evaluations": _losses(history)}],
         "semirings": [{"batch": 0} | answer for answer in last["semirings"]],
         "provenance": _provenance(history),
     }
 
 
-def _snapshot(trace: Mapping[str, Any], graph: str) -> dict[str, Any]:
+def _snapshot(trace: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
     """Give a trace's figures; calls have numbers in its own graph, which may not be the one that is shown."""
-    same = trace["graph"] == graph
+    same = trace["graph"] == last["graph"]
     drawn = {"flows": trace["flows"] if same else [], "paths": trace["paths"] if same else {}}
-    return {key: trace[key] for key in ("step", "loss", "influence")} | drawn
+    kept = ("step", "loss", "influence", "findings", *(("joins",) if trace is last else ()))
+    return {key: trace[key] for key in kept if key in trace} | drawn
 
 
 def _losses(history: History) -> list[dict[str, Any]]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
+from ..queries.findings import Finding
 from ..queries.flow import Asked, Flow, flows
 from ..queries.forest import Forest
 from ..queries.influence import InfluenceTable, influences
+from ..queries.join_text import labels_of
+from ..queries.joins import JoinTable
+from ..queries.junctions import junctions
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
+from ..queries.summary import Summary, summarise
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
@@ -31,6 +36,7 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 KINDS = ("best", "greedy")
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
+ALL = "*"
 
 
 class Traced(Answerable, Protocol):
@@ -69,6 +75,7 @@ class Question:
         tokens: the text of each example, batch × time.
         semirings: what else to ask of every parameter; the page shows `Entropy`, `Graded` and `Power`.
         per_example: trace each example on its own; by default if the recording knows the examples.
+        joins: how many joins of a group, those that most paths come to; with 0 nobody looks for what stands out.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -80,6 +87,7 @@ class Question:
     only: tuple[str, ...] = field(default=("*",))
     semirings: Sequence[Family | str] | str = ()
     per_example: bool | None = None
+    joins: int = 300
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -90,6 +98,7 @@ class Question:
         object.__setattr__(self, "components", components_of(self.components))
         object.__setattr__(self, "paths", whole("paths", self.paths, 0))
         object.__setattr__(self, "each", whole("each", self.each, 0))
+        object.__setattr__(self, "joins", whole("joins", self.joins, 0))
         if self.groups is not None and not isinstance(self.groups, Mapping):
             raise BadArgument(f"groups must give globs over parameters by name, not {type(self.groups).__name__}")
         if isinstance(self.semirings, str):
@@ -172,6 +181,61 @@ def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
         ],
         "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
         "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+    } | (_joined(trace, forests, [*groups.values()], question.joins) if question.joins else {})
+
+
+def _joined(
+    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int
+) -> dict[str, Any]:
+    """Give what stands out, by the first kind of trace, and the joins that it is read off."""
+    whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
+    of = None if whole else groups[0]  # what is said of all parameters is said from the earliest on
+    found = junctions(trace.tape.record, trace.root)
+    said = {kind: summarise(forest, trace.loss, of, found) for kind, forest in forests.items()}
+    return {
+        "findings": [_finding(f) for f in next(iter(said.values())).findings],
+        "joins": [table for kind, summary in said.items() for table in _joins(kind, summary, most)],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    keys = ("kind", "text", "figure", "paths", "strength")
+    return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
+
+
+def _joins(kind: str, summary: Summary, most: int) -> list[dict[str, Any]]:
+    """Give the joins of the earliest parameters, and of all, as grids."""
+    named = [("early", summary.early), ("all", summary.whole)]
+    return [{"table": name, "of": list(t.of), "of_all": t.of_all, "kind": kind} | _grids(t, most) for name, t in named]
+
+
+def _grids(table: JoinTable, most: int) -> dict[str, Any]:
+    kept = {id(join) for join in sorted(table.rows, key=lambda join: -join.paths)[:most]}
+    shown = replace(table, rows=tuple(join for join in table.rows if id(join) in kept))
+    return {
+        "paths": table.paths,
+        "left_out": len(table.rows) - len(shown.rows),
+        "grids": [
+            {
+                "pattern": grid.pattern,
+                "operator": grid.operator,
+                "modules": any(join.modules for join in grid.joins),
+                "branches": list(grid.branches),
+                "labels": labels_of(grid.joins),
+                "joins": [
+                    {
+                        "call": join.call,
+                        "fork": join.fork,
+                        "source": short_source(join.source),
+                        "paths": join.paths,
+                        "share": join.share,
+                        "branches": {b.name: [b.paths, b.share, b.weighted_share] for b in join.branches},
+                    }
+                    for join in grid.joins
+                ],
+            }
+            for grid in shown.grids()
+        ],
     }
 
 
@@ -228,14 +292,25 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
 
 
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
-    """Group parameters: all of them, and the parts into which their names fall."""
+    """Group parameters by the parts into which their names fall, and all of them together.
+
+    The earliest come first, since their paths have the most to choose from; most of all parameters have little.
+    """
     leaves = list(record.leaves.values())
     tree = parameter_tree(leaves)
-    groups: dict[str, str | Sequence[str]] = {"all parameters": "*"}
     shown = cut(tree, open_at_first(tree, MOST_GROUPS))
-    for number in shown if 1 < len(shown) <= MOST_GROUPS else []:
-        groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
-    return groups
+    used: dict[int, int] = {}
+    for call in record.calls:
+        for given in call.inputs:
+            if given.value is not None:
+                used.setdefault(given.value.id, call.index)
+    groups: dict[str, str | Sequence[str]] = {}
+    if 1 < len(shown) <= MOST_GROUPS:
+        first = {n: min(used.get(leaves[i].id, len(record.calls)) for i in tree.items(n)) for n in shown}
+        for number in sorted(shown, key=first.__getitem__):
+            groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
+    everything = {"all parameters": "*"}
+    return groups | everything if any(tree.nodes[n].kind == "parameters" for n in shown) else everything | groups
 
 
 def default_components(trace: Traced) -> list[str]:

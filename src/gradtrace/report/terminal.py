@@ -5,6 +5,7 @@ Where the output is not a terminal there are no bars, one plain line for each me
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -215,3 +216,11 @@ def show_trace(results: Mapping[str, Any], console: Console) -> None:
         plain(console, "Strongest paths:")
     for path in results["paths"]:
         plain(console, path["text"])
+
+
+def show_findings(results: Mapping[str, Any], console: Console) -> None:
+    """Print what stands out, whole words to a line."""
+    plain(console, "What stands out:")
+    for finding in results["snapshot"]["findings"]:
+        for line in textwrap.wrap(finding["text"], console.width, initial_indent="- ", subsequent_indent="  "):
+            plain(console, line)

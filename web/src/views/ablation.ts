@@ -8,7 +8,9 @@ import { section } from "../section";
 import type { Store } from "../state";
 import { chains, dips, samples, spread } from "./dips";
 
-export function ablationView(data: ReportDocument, store: Store): HTMLElement {
+export function ablationView(data: ReportDocument, store: Store): HTMLElement | null {
+  const { ablation, agreement } = data;
+  if (!ablation?.rows.length || !agreement) return null;
   let drawn: SVGSVGElement | null = null;
   const { root, controls, body } = section(
     "ablation",
@@ -19,12 +21,6 @@ export function ablationView(data: ReportDocument, store: Store): HTMLElement {
     "Bars are 95 % intervals over seeds. One seed is one draw, and has none; few points prove little: see n.",
     { svg: () => drawn, rows: () => rowsOf(data) },
   );
-  const { ablation, agreement } = data;
-  if (!ablation?.rows.length || !agreement) {
-    const why = data.kind === "trace" ? "A trace says what paths cross; what happens without a component takes an experiment: gradtrace compete." : "No ablation: the run is not finished, or had one component only.";
-    body.append(el("p", { class: "none" }, why));
-    return root;
-  }
   let row = agreement.rows[0];
   const [holder, below] = [el("div", { class: "scroll" }), el("div", { class: "scroll" })];
   const verdict = el("p", { class: "verdict", role: "status" });

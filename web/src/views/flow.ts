@@ -2,15 +2,15 @@
 
 import { scaleLinear } from "d3-scale";
 import { strength } from "../colours";
-import { childrenOf, cutAt, flowOf, shownFor, type Cut, type CutLink, type CutNode } from "../cut";
+import { childrenOf, cutAt, flowOf, rangeOf, shownFor, skipsOf, type Cut, type CutLink, type CutNode } from "../cut";
 import type { FlowColumns, ReportDocument } from "../data";
-import { button, count, el, explain, fit, hideTip, menu, percent, power, svg, table } from "../dom";
+import { button, count, el, explain, fit, fitTo, hideTip, menu, percent, power, svg, table } from "../dom";
 import { place, type Placed } from "../place";
 import { section } from "../section";
 import type { Store } from "../state";
 import { stepsOf, tableOf } from "../walk";
 
-const LEAST_RANGE = 3; // of log2 weight, from the palest ribbon to the strongest
+const NAMED = 0.02; // of the paths, from which on a skip has its name beside it
 const CONDENSED = "condensed";
 
 export function flowView(data: ReportDocument, store: Store): HTMLElement {
@@ -37,6 +37,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     ),
     opened,
   );
+  const range = rangeOf(data.snapshots.flatMap((s) => s.flows));
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Flow diagram" });
   const totals = el("p", { class: "totals", role: "status" });
   const details = el("details", {}, el("summary", {}, "Ribbons as a table"));
@@ -70,7 +71,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
       drawn = null;
       return;
     }
-    drawn = diagram(data, store, cut, flow, holder.clientWidth || 1100);
+    drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100);
     drawn.dataset.open = [...store.now.open].join(" ");
     holder.replaceChildren(drawn);
     if (focus) holder.querySelector<SVGElement>(`[data-id="${focus}"]`)?.focus();
@@ -117,14 +118,18 @@ function showOpen(holder: HTMLElement, data: ReportDocument, store: Store): void
       chips.push(button(`${fit(name, 32)} ×`, () => close(store, key, n), { class: "chip", "aria-label": `Close ${name}` }));
     }
   }
-  const first = new Set(data.graph.modules.open);
-  const firstGroups = new Set(data.graph.groups.open);
+  const { open: first, openGroups: firstGroups } = store.first;
   const reset = button("Fold as at first", () => store.set({ open: first, openGroups: firstGroups }), { class: "plain" });
   const moved = (["open", "openGroups"] as const).some((key) => {
     const before = key === "open" ? first : firstGroups;
     return before.size !== store.now[key].size || [...before].some((n) => !store.now[key].has(n));
   });
   holder.replaceChildren(...(chips.length ? [el("span", { class: "label" }, "Open:"), ...chips] : []), ...(moved ? [reset] : []));
+}
+
+/** The flow that a page opens with: the last moment's, of the first group. */
+export function firstFlow(data: ReportDocument): FlowColumns | undefined {
+  return data.snapshots[data.snapshots.length - 1].flows[0];
 }
 
 function close(store: Store, key: "open" | "openGroups", n: number): void {
@@ -143,24 +148,54 @@ function toggle(data: ReportDocument, store: Store, node: CutNode): void {
   store.set({ [key]: new Set([...store.now[key], node.number]) });
 }
 
-function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, room: number): SVGSVGElement {
+function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number): SVGSVGElement {
   const weigh = (l: CutLink) => (store.now.weighted ? l.weights : l.paths);
   const placed = place(cut, weigh, room);
-  const levels = placed.links.map((l) => meanLog2(flow, l)).filter((x): x is number => x !== null);
-  const high = Math.max(...levels);
-  const low = Math.min(high - LEAST_RANGE, ...levels); // no strong colours for differences that are none
-  const scale = scaleLinear([low, high], [0, 1]);
+  const [low, high] = range;
+  const scale = scaleLinear([low, high], [0, 1]).clamp(true);
   const height = placed.height + 46;
   const out = svg("svg", {
     viewBox: `0 0 ${placed.width} ${height}`, width: placed.width, height, class: "flow", "aria-label": "Flow of paths",
   });
-  out.append(ribbons(placed, cut, flow, scale), lit(data, store, placed), parts(data, store, placed, flow), legend(placed, low, high));
+  const skips = skipsOf(cut);
+  out.append(
+    ribbons(placed, cut, flow, scale, skips), lit(data, store, placed), names(placed, cut, flow, skips),
+    parts(data, store, placed, flow), legend(placed, low, high),
+  );
   return out;
 }
 
 type Scale = (log2: number) => number;
 
-function ribbons(placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale): SVGGElement {
+type Skips = Map<CutLink, CutNode[]>;
+
+/** What a skip goes around, as a person would say it. */
+function around(skips: Skips, cut: Cut, link: { source: string; target: string }): string {
+  const original = cut.links.find((l) => l.source === link.source && l.target === link.target);
+  const passed = original && skips.get(original);
+  if (!passed) return "";
+  const ends = passed.length > 1 ? `${passed[0].label} … ${passed[passed.length - 1].label}` : passed[0].label;
+  return `around ${ends}`;
+}
+
+/** Skips by name, where there is room beside their ribbons. */
+function names(placed: Placed, cut: Cut, flow: FlowColumns, skips: Skips): SVGGElement {
+  const group = svg("g", { class: "skips", "aria-hidden": "true" });
+  const taken = placed.nodes.map((n) => ({ x0: n.x0 - 4, x1: n.x0 + columnWidthOf(placed), y0: n.y0 - 27, y1: n.y1 + 2 }));
+  for (const link of [...placed.links].sort((a, b) => b.width - a.width)) {
+    const text = fit(around(skips, cut, link), 28);
+    if (!text || link.paths < NAMED * flow.total) continue;
+    const x = link.middle[0];
+    const y = link.middle[1] - Math.min(0.25 * link.width, 40) - (link.width < 40 ? 9 : 0); // not where the chosen path runs
+    const box = { x0: x - 3.3 * text.length, x1: x + 3.3 * text.length, y0: y - 8, y1: y + 6 };
+    if (box.x0 < 0 || box.x1 > placed.width || taken.some((t) => t.x0 < box.x1 && box.x0 < t.x1 && t.y0 < box.y1 && box.y0 < t.y1)) continue;
+    taken.push(box);
+    group.append(svg("text", { x, y: y + 4, "text-anchor": "middle" }, text));
+  }
+  return group;
+}
+
+function ribbons(placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips): SVGGElement {
   const group = svg("g", { class: "ribbons" });
   for (const link of [...placed.links].sort((a, b) => b.width - a.width)) {
     const log2 = meanLog2(flow, link);
@@ -169,7 +204,7 @@ function ribbons(placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale): SVG
       "data-source": link.source, "data-target": link.target, "data-paths": link.paths,
     });
     explain(path, () => [
-      `${nameOf(cut, link.source)} → ${nameOf(cut, link.target)}`,
+      [`${nameOf(cut, link.source)} → ${nameOf(cut, link.target)}`, around(skips, cut, link)].filter(Boolean).join(", "),
       `${count(link.paths)} of ${count(flow.total)} paths: ${percent(link.paths / flow.total)}`,
       `${percent(link.weights / flow.weight)} of their weight`,
       `mean strength ${power(log2)}`,
@@ -185,7 +220,7 @@ function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowCol
   for (const node of placed.nodes) {
     const opens = canOpen(data, node);
     const share = percent(node.paths / flow.total);
-    const label = fit(node.label, Math.max(5, Math.floor((node.tree === "loss" ? 60 : columnWidth - (opens ? 18 : 6)) / 7.2)));
+    const label = fitTo(node.label, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4));
     const part = svg(
       "g",
       {
@@ -254,7 +289,7 @@ function legend(placed: Placed, low: number, high: number): SVGGElement {
   group.append(
     svg("text", { y: 22 }, power(low)),
     svg("text", { x: width, y: 22, "text-anchor": "end" }, power(high)),
-    svg("text", { x: width + 12, y: 8 }, "colour: mean weight of the paths in a ribbon, on a log2 scale"),
+    svg("text", { x: width + 12, y: 8 }, "mean weight of a ribbon's paths, one scale for the file"),
   );
   return group;
 }

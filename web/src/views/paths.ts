@@ -1,11 +1,12 @@
 // The strongest paths, a search among those that the file holds, and one path step by step.
 
 import type { PathTable, ReportDocument } from "../data";
-import { el, fit, power, significant, svg, table } from "../dom";
+import { button, el, fit, power, significant, svg, table } from "../dom";
 import { pictureOfTable } from "../export";
 import { section } from "../section";
 import type { Store } from "../state";
-import { startOf, stepsOf, tableOf, type Step } from "../walk";
+import { flowOf } from "../cut";
+import { leavesOf, startOf, stepsOf, tableOf, type Step } from "../walk";
 
 const MOST = 200;
 
@@ -14,7 +15,7 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement {
   const { root, controls, body } = section(
     "paths",
     "Paths",
-    "Strongest first. Choose one to read it step by step: each operator it passes, the local derivative there, and the " +
+    "Those from the parameters chosen above, strongest first; a search looks among all in this file. Choose one to read it step by step: each operator it passes, the local derivative there, and the " +
       "product so far on a log scale, from the parameter down to the loss. It is lit up in the flow above.",
     "One path is one term of the gradient's sum; others may cancel it.",
     { svg: () => pictureOfTable(titleNow(data, store), cellsNow(data, store)), rows: () => rowsNow(data, store) },
@@ -36,10 +37,12 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement {
     const paths = tableOf(data, store.now.snapshot, store.now.kind);
     const held = [...new Set(paths?.starts.leaf ?? [])];
     names.replaceChildren(...held.map((leaf) => el("option", { value: data.graph.parameters.name[leaf] })));
-    const hits = paths ? matching(data, paths, search) : [];
+    const own = search.parameter || search.index.trim() ? null : leavesOf(flowOf(data.snapshots[store.now.snapshot].flows, store.now.group, store.now.kind));
+    const hits = paths ? matching(data, paths, search, own) : [];
     list.replaceChildren(...hits.slice(0, MOST).map((i) => entry(data, store, paths!, i)));
     found.textContent = summary(data, paths, hits.length, search);
-    showDetail(data, store, detail);
+    if (hits.length || !paths) showDetail(data, store, detail);
+    else detail.replaceChildren(el("p", { class: "none" }, "Nothing found, so no path is shown."));
   };
   for (const input of [parameter, index]) {
     input.addEventListener("input", () => {
@@ -48,7 +51,7 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement {
     });
   }
   list.addEventListener("keydown", (event) => moveFocus(list, event));
-  store.watch(["snapshot", "kind", "path"], () => {
+  store.watch(["snapshot", "kind", "group", "path"], () => {
     const focus = document.activeElement?.getAttribute("data-path");
     draw();
     if (focus) list.querySelector<HTMLElement>(`[data-path="${CSS.escape(focus)}"]`)?.focus();
@@ -67,12 +70,12 @@ function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
 }
 
 /** Which paths a search finds: names by part or glob, an index by its first numbers. */
-export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }): number[] {
+export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }, own: Set<number> | null): number[] {
   const wanted = search.index.match(/-?\d+/g) ?? [];
   const glob = globOf(search.parameter);
   return (paths.starts.leaf ?? [])
-    .map((leaf, i) => ({ name: data.graph.parameters.name[leaf], index: paths.starts.index![i], i }))
-    .filter(({ name, index }) => glob(name) && wanted.every((n, k) => String(index[k]) === n))
+    .map((leaf, i) => ({ leaf, name: data.graph.parameters.name[leaf], index: paths.starts.index![i], i }))
+    .filter(({ leaf, name, index }) => (!own || own.has(leaf)) && glob(name) && wanted.every((n, k) => String(index[k]) === n))
     .map(({ i }) => i);
 }
 
@@ -151,7 +154,7 @@ function stepTable(data: ReportDocument, steps: Step[]): HTMLElement {
   const texts = steps.some((s) => s.token !== null);
   const low = Math.min(0, ...steps.map((s) => s.running).filter(Number.isFinite));
   const high = Math.max(0, ...steps.map((s) => s.running).filter(Number.isFinite));
-  const rows = steps.map((s, i) => {
+  const cellsOf = (s: Step, i: number) => {
     const at = calls.number.indexOf(s.call);
     const operator = calls.operator[at].replace(/^aten\./, "").replace(/\.default$/, "");
     const cells: (string | Node)[] = [
@@ -164,9 +167,31 @@ function stepTable(data: ReportDocument, steps: Step[]): HTMLElement {
       el("span", { class: "source", title: calls.source[at] }, calls.source[at].split("/").pop() ?? ""),
     ];
     return cells;
-  });
+  };
   const headings = ["module call", "operator", "position", ...(texts ? ["token"] : []), "∂ local", "product so far", "source"];
-  return table(headings, rows, [texts ? 4 : 3]);
+  const out = table(headings, steps.map(cellsOf), [texts ? 4 : 3]);
+  foldPlain(out, steps);
+  return out;
+}
+
+/** Fold runs of steps that change nothing, views and sums, behind a line that opens them. */
+function foldPlain(out: HTMLTableElement, steps: Step[]): void {
+  const lines = [...out.tBodies[0].rows];
+  const plain = steps.map((s, i) => Math.abs(s.derivative ?? 0) === 1 && i > 0 && i < steps.length - 1);
+  for (let begin = 0; begin < lines.length; begin++) {
+    let end = begin;
+    while (plain[end]) end++;
+    if (end - begin < 2) continue;
+    const run = lines.slice(begin, end);
+    const operators = [...new Set(run.map((line) => line.cells[1].textContent))].join(", ");
+    const show = button(`${run.length} steps of factor ±1`, () => {
+      for (const line of run) line.hidden = !line.hidden;
+      show.setAttribute("aria-expanded", String(!run[0].hidden));
+    }, { class: "plain", "aria-expanded": "false", title: operators });
+    for (const line of run) line.hidden = true;
+    run[0].before(el("tr", { class: "folded" }, el("td", { colspan: lines[0].cells.length }, show, ` ${fit(operators, 60)}`)));
+    begin = end;
+  }
 }
 
 /** A bar from 2^0 to the running product, all rows on one log axis. */

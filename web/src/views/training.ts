@@ -25,28 +25,20 @@ interface Chart {
 const LOSSES = {
   compete: { shown: "the held-out loss of the full model and of those without a component", axis: "held-out loss, nats a word (its steep beginning reaches beyond)" },
   history: { shown: "the loss of each traced batch, which was trained on", axis: "loss of the traced batches (a steep beginning reaches beyond)" },
-  trace: { shown: "the loss", axis: "loss" },
 };
 const BEGINNING = 0.05; // the share of training whose steep fall would flatten the rest
 
-export function trainingView(data: ReportDocument, store: Store): HTMLElement {
+export function trainingView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (data.snapshots.length < 2) return null;
   const steps = data.snapshots.map((s) => s.step ?? 0);
   const { root, body } = section(
     "training",
     "Training",
-    `Above, the share of paths from the parameters that crosses each component, at each traced step; below, ${LOSSES[data.kind].shown}. ` +
+    `Above, the share of paths from the parameters that crosses each component, at each traced step; below, ${LOSSES[data.kind === "compete" ? "compete" : "history"].shown}. ` +
       "Click, or move the slider, to choose the step that all views show.",
     "Lines of influence do not add up to 100%: a path can cross several components or none.",
     { svg: () => picture(chartsOf(data, store)), rows: () => rowsOf(data, store) },
   );
-  if (data.snapshots.length < 2) {
-    const loss = data.snapshots[0].loss;
-    body.append(
-      el("p", { class: "none" }, `This is a trace of one moment${loss === null ? "" : ` (loss ${loss.toPrecision(5)})`}: there is no training to show. `, el("code", {}, "gradtrace compete"), " and ", el("code", {}, "gradtrace.monitor"), " trace a model while it learns."),
-      el("div", { class: "now", "data-loss": loss }),
-    );
-    return root;
-  }
   const holders = [el("div", { class: "chart" }), el("div", { class: "chart" })];
   const now = el("p", { class: "now", role: "status" });
   const paper = el("div", { class: "paper", "aria-hidden": "true" }); // a canvas has the width of the screen
@@ -92,7 +84,7 @@ function chartsOf(data: ReportDocument, store: Store): Chart[] {
   }));
   return [
     { title: `share of ${store.now.kind} paths${store.now.measure === "share" ? "" : ", by weight"}`, steps, lines: influence, format: (v) => `${(v * 100).toFixed(0)}%` },
-    { title: LOSSES[data.kind].axis, steps: at, lines: losses, format: (v) => v.toFixed(2), range: rangeAfter(at, losses) },
+    { title: LOSSES[data.kind === "compete" ? "compete" : "history"].axis, steps: at, lines: losses, format: (v) => v.toFixed(2), range: rangeAfter(at, losses) },
   ];
 }
 

@@ -1,0 +1,201 @@
+"""Names for junctions and their branches, of what ran between the fork and the junction.
+
+A junction is at home in the innermost module that holds it and all of its branches. A branch is named by the modules
+one level further in that it runs through, those with weights if there are any, or else by its operators; "around" is a
+branch in which nothing is computed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..recording.record import Call, Record, Scope, Value
+from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
+
+MOST_CALLS = 250  # read of a branch, from its end
+MOST_NAMED = 3
+AROUND = "around"
+# what a branch that ends in numbers between 0 and 1 is called at a product
+GATES = {"mul": "gate: {}", "addcmul": "gate: {}", "lerp": "gate: {}", "bmm": "attention"}
+SQUASHING = frozenset(("sigmoid", "hardsigmoid", "_softmax", "_safe_softmax", "softmax", "clamp"))
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a junction is called.
+
+    Attributes:
+        home: the module, "" at the top.
+        branches: a name for each.
+        fork: the module or leaf that the branches come from.
+        modules: whether any branch runs through a module, not through operators alone.
+    """
+
+    home: str
+    branches: tuple[str, ...]
+    fork: str
+    modules: bool
+
+
+class Names:
+    """Reads names off a tape."""
+
+    def __init__(self, record: Record) -> None:
+        weights = [str(v.name) for v in record.leaves.values() if len(v.shape) > 1]
+        homes = {name.rpartition(".")[0] for name in weights}
+        # a module has weights if one inside it has
+        self._weighty = {h for home in homes for h in _and_above(home)}
+
+    def of(self, junction: Junction) -> Named:
+        """Name a junction."""
+        fork = _name_of(junction.fork)
+        if junction.heads:
+            home = _common([junction.call.scopes])
+            return Named(_shown(home, [junction.call]), tuple(f"head {n}" for n in range(junction.heads)), fork, True)
+        stretches = [_stretch(junction, entry) for entry in junction.entries]
+        computing = [c for calls, _ in stretches for c in calls if _computes(c)]
+        home = _common([junction.call.scopes, *(c.scopes for c in computing)])
+        shown = _shown(home, [junction.call, *computing])
+        names = self._branches(stretches, home, shown)
+        if junction.call.base in CONTRACTIONS:
+            names = [
+                f"{leaf} here" if (leaf := _leaf_of(e)) else n for e, n in zip(junction.entries, names, strict=True)
+            ]
+        gates = [_gates(calls) for calls, _ in stretches]
+        if not all(gates):
+            said = GATES.get(junction.call.base, "{}")
+            names = [said.format(n) if gate else n for n, gate in zip(names, gates, strict=True)]
+        modules = any(len(c.scopes) > len(home) for c in computing)
+        return Named(shown, tuple(_told_apart(names, _parts(junction))), fork, modules)
+
+    def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
+        """Name branches by their modules, but for those that all of them run through, or by their operators."""
+        inside = [self._modules(calls, home) for calls, _ in stretches]
+        common = set.intersection(*map(set, inside))
+        own = [[m for m in modules if m not in common] for modules in inside]
+        inside = own if all(own) else inside
+        out = []
+        for modules, (calls, whole) in zip(inside, stretches, strict=True):
+            names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls if _computes(c)]
+            out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
+        return out
+
+    def _modules(self, calls: Sequence[Call], home: Sequence[Scope]) -> list[Scope]:
+        """Give the modules one level further in, those with weights if there are any."""
+        inside = [c.scopes[len(home)] for c in calls if len(c.scopes) > len(home) and _computes(c)]
+        modules = list(dict.fromkeys(inside))
+        return [m for m in modules if m.name in self._weighty] or modules
+
+
+def _stretch(junction: Junction, entry: Entry) -> tuple[list[Call], bool]:
+    """Give the calls between the fork and what comes in, in order, and whether those are all."""
+    fork = junction.fork
+    start = fork.call.index if fork.call is not None else -1
+    forked = {v.id for v in fork.call.outputs if v is not None} if fork.call is not None else {fork.id}
+    found: dict[int, Call] = {}
+    waiting: list[tuple[int, int]] = []
+    by_number: dict[int, Call] = {}
+
+    def meet(value: Value) -> None:
+        call = value.call
+        if call is not None and call.index > start and call.index not in by_number:
+            by_number[call.index] = call
+            heapq.heappush(waiting, (-call.index, call.index))
+
+    meet(entry.value)
+    while waiting and len(found) < MOST_CALLS:
+        _, number = heapq.heappop(waiting)
+        call = found[number] = by_number[number]
+        for given in call.inputs:
+            if given.value is not None:
+                meet(given.value)
+    calls = [found[n] for n in sorted(found)]
+    if waiting:
+        return calls, False
+    after, kept = set(forked), []
+    for call in calls:
+        if any(i.value is not None and i.value.id in after for i in call.inputs):
+            after.update(v.id for v in call.outputs if v is not None)
+            kept.append(call)
+    return kept, True
+
+
+def _computes(call: Call) -> bool:
+    return call.base not in SHUFFLES
+
+
+def _gates(calls: Sequence[Call]) -> bool:
+    """Tell whether a branch ends in numbers between 0 and 1."""
+    computing = [c for c in calls if _computes(c)]
+    return bool(computing) and computing[-1].base in SQUASHING
+
+
+def _and_above(home: str) -> list[str]:
+    parts = home.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def _common(stacks: Iterable[Sequence[Scope]]) -> list[Scope]:
+    """Give what stacks of scopes begin with."""
+    first, *others = stacks
+    out: list[Scope] = []
+    for n, scope in enumerate(first):
+        if any(len(o) <= n or o[n] != scope for o in others):
+            break
+        out.append(scope)
+    return out
+
+
+def _shown(home: Sequence[Scope], calls: Sequence[Call]) -> str:
+    """Name a home, by what the names of modules in it begin with where they have one that is never called itself."""
+    if any(len(c.scopes) <= len(home) for c in calls):
+        return str(home[-1]) if home else ""
+    parts = [c.scopes[len(home)].name.split(".")[:-1] for c in calls]
+    same = 0
+    while all(len(p) > same and p[same] == parts[0][same] for p in parts):
+        same += 1
+    longer = ".".join(parts[0][:same])
+    return longer if not home or longer.startswith(f"{home[-1].name}.") else str(home[-1])
+
+
+def _relative(scope: Scope, above: str) -> str:
+    return str(scope).removeprefix(f"{above.partition(':')[0]}.") if above else str(scope)
+
+
+def _listed(names: Sequence[str], whole: bool) -> str:
+    shown = list(names) if len(names) <= MOST_NAMED else [names[0], "…", names[-1]]
+    return " → ".join(shown if whole else ["…", *shown[-2:]])
+
+
+def _leaf_of(entry: Entry) -> str | None:
+    """Give the last name of the leaf that comes in as it is."""
+    value = entry.value
+    while value.call is not None and not _computes(value.call):
+        value = next(i.value for i in value.call.inputs if i.value is not None)
+    return None if value.name is None else value.name.rpartition(".")[2]
+
+
+def _parts(junction: Junction) -> list[str]:
+    """Name what comes in by its place."""
+    if junction.call.base == "bmm":
+        return ["left", "right"]
+    return [f"part {n}" for n in range(len(junction.entries))]
+
+
+def _told_apart(names: Sequence[str], parts: Sequence[str]) -> Sequence[str]:
+    """Name branches by their places where several have one name."""
+    if len(set(names)) == len(names):
+        return names
+    if len(set(names)) == 1:
+        return parts
+    return [name if names.count(name) == 1 else f"{name} ({part})" for name, part in zip(names, parts, strict=True)]
+
+
+def _name_of(value: Value) -> str:
+    """Name a value by its leaf, or by the module and operator that made it."""
+    if value.call is None:
+        return str(value.name)
+    base = value.call.base.strip("_")
+    return f"{base} in {value.call.module}" if value.call.scopes else base

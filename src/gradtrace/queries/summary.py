@@ -1,0 +1,60 @@
+"""What stands out in a trace, in at most ten lines."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .findings import Finding, dead_shares, earliest, findings
+from .forest import Forest
+from .group_names import group_named
+from .joins import JoinTable, joins
+from .junctions import Junction
+
+LINES, WIDTH = 10, 80
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Findings, and the tables that they are read off.
+
+    Attributes:
+        findings: what stands out, the strongest first.
+        early: joins of the earliest parameters, or of those that were asked about.
+        whole: joins of all parameters.
+        dead: by parameter, the share of its scalars without a path.
+        loss: what the loss came to.
+    """
+
+    findings: tuple[Finding, ...]
+    early: JoinTable
+    whole: JoinTable
+    dead: dict[str, float]
+    loss: float
+
+    def __str__(self) -> str:
+        group = group_named(self.early.of, self.early.of_all, shorten=True)
+        title = f"loss {self.loss:.4g}; {self.early.kind} paths from {group}, {self.early.paths:,.0f} of them:"
+        lines = textwrap.wrap(title, WIDTH)
+        for finding in self.findings:
+            more = textwrap.wrap(finding.text, WIDTH, initial_indent="- ", subsequent_indent="  ")
+            if len(lines) + len(more) <= LINES:
+                lines += more
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def summarise(
+    forest: Forest, loss: float, of: str | Sequence[str] | None = None, found: Sequence[Junction] | None = None
+) -> Summary:
+    """Read findings off a forest.
+
+    Args:
+        of: the parameters to be spoken of; None for those of the module that is used first.
+        found: the junctions, where somebody knows them.
+    """
+    early, whole = joins(forest, earliest(forest) if of is None else of, found=found), joins(forest, found=found)
+    dead = dead_shares(forest)
+    return Summary(findings(early, whole, dead), early, whole, dead, loss)

@@ -1,0 +1,127 @@
+"""Findings: every figure again from the tables; and what stands out in networks whose answer is known."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from checks import F64, recorded
+from checks import leaf as drawn
+from joined import Attention, Stack, assert_read_off_its_tables, traced
+from torch import nn
+
+from gradtrace import Trace
+from gradtrace.errors import BadArgument
+from gradtrace.queries.summary import Summary
+
+
+def _of(model: nn.Module, *shape: int) -> tuple[Trace, Summary]:
+    trace = traced(model, torch.ones(shape, **F64))
+    summary = trace.summary()
+    assert_read_off_its_tables(summary, trace)
+    return trace, summary
+
+
+def _said(summary: Summary, kind: str) -> list[str]:
+    return [f.text for f in summary.findings if f.kind == kind]
+
+
+def test_what_is_bypassed():
+    _, summary = _of(Stack(0.1, 0.1, 0.1), 1, 3)
+    assert _said(summary, "around") == [
+        "100 % of the paths from first go around inner → output at the 3 additions of layer.*."
+    ]
+    assert not _said(summary, "nothing")
+
+
+def test_what_is_taken():
+    _, summary = _of(Stack(5.0, 5.0), 1, 3)
+    assert _said(summary, "through") == [
+        "100 % of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
+    ]
+
+
+def test_what_differs_from_its_siblings():
+    _, summary = _of(Stack(0.1, 0.1, 0.1, 5.0, 0.1, 0.1), 1, 3)
+    assert _said(summary, "odd") == [
+        "layer.3 differs from its siblings: 0 % go around, and 100 % at the median.",
+    ]
+
+
+def test_what_is_idle():
+    torch.manual_seed(0)
+    model = Attention()
+    with torch.no_grad():
+        model.attn.out_proj.weight[:, 2:] = 0
+    _, summary = _of(model, 2, 3, 4)
+    assert _said(summary, "idle") == ["1 of the 2 heads in attn carry next to nothing: head 1."]
+
+
+def test_what_is_dead():
+    torch.manual_seed(0)
+    model = Attention()
+    with torch.no_grad():
+        model.attn.out_proj.weight.zero_()
+    trace = traced(model, torch.ones(2, 3, 4, **F64))
+    summary = trace.summary()
+    assert_read_off_its_tables(summary, trace)
+    (text,) = _said(summary, "dead")
+    assert text.startswith("No path leads from 4 of the 6 parameters to the loss (dead): embed.weight")
+    assert summary.early.of == ("attn.out_proj.weight", "attn.out_proj.bias")  # the first from which a path leads
+
+
+def test_nothing_remarkable_is_said_to_be_so():
+    scale = torch.tensor([0.5, 2.0, 0.5, 2.0], **F64)
+    tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})
+    summary = tape.trace(loss).summary()
+    assert [f.kind for f in summary.findings] == ["divided", "nothing"]
+    assert summary.findings[0].text == "The paths from x divide at the addition: around 50 % and mul 50 %."
+    assert "Nothing stands out" in str(summary)
+
+
+def test_no_choice_is_said_to_be_none():
+    _, summary = _of(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double(), 1, 3)
+    (finding,) = summary.findings
+    assert finding.kind == "nothing"
+    assert "have no choice" in finding.text
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_summary_has_ten_lines_at_most_of_eighty_columns(count):
+    _, summary = _of(Stack(*[0.1, 5.0] * count), 1, 3)
+    lines = str(summary).splitlines()
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80
+    assert re.match(r"loss .*; best paths from first, 12 of them:", lines[0])
+
+
+def test_a_summary_of_other_parameters():
+    trace = traced(Stack(0.1, 5.0), torch.ones(1, 3, **F64))
+    assert "layer.0.inner" in str(trace.summary("layer.0.inner*"))
+    assert trace.summary(kind="greedy").early.kind == "greedy"
+
+
+def test_plots_give_their_axes():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    trace = traced(Stack(0.1, 5.0), torch.ones(1, 3, **F64))
+    table = trace.joins("first*")
+    drawings: list = [table, trace.influence(["layer.0.inner", "first"]), trace.flow("first*")]
+    for drawing in drawings:
+        fresh, (_, own) = drawing.plot(), pyplot.subplots()
+        assert drawing.plot(ax=own) is own
+        assert own.get_children()
+        assert fresh is not own
+    assert [t.get_text() for t in table.plot().get_xticklabels()] == ["inner → output", "around"]
+    with pytest.raises(BadArgument, match=r"no joins at 'x'; there are 'layer\.\*'"):
+        table.plot(pattern="x")
+    pyplot.close("all")
+
+
+def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    tape, loss = recorded(lambda x: (x + x.sin()).sum(), {"x": drawn(3)})
+    with pytest.raises(BadArgument, match=r"pip install 'gradtrace\[draw\]'"):
+        tape.trace(loss).joins().plot()

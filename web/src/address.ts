@@ -1,0 +1,72 @@
+// An address for every state: what is chosen stands behind the #, so that a link shows what its sender saw.
+
+import type { ReportDocument } from "./data";
+import type { State, Store } from "./state";
+
+const numbers = (set: Set<number>) => [...set].sort((a, b) => a - b).join(".");
+const setOf = (text: string) => new Set(text.split(".").filter(Boolean).map(Number));
+
+/** What an address says of a state; what it does not say, or says wrongly, stays as it is. */
+export function read(data: ReportDocument, hash: string): Partial<State> {
+  const said = new URLSearchParams(hash.replace(/^#/, ""));
+  const out: Partial<State> = {};
+  const one = <T>(key: string, known: (text: string) => T | undefined): T | undefined => {
+    const text = said.get(key);
+    return text === null ? undefined : known(text);
+  };
+  const among = (values: string[]) => (text: string) => (values.includes(text) ? text : undefined);
+  const flows = data.snapshots[data.snapshots.length - 1].flows;
+  const nodes = (count: number) => (text: string) => {
+    const found = setOf(text);
+    return [...found].every((n) => Number.isInteger(n) && n >= 0 && n < count) ? found : undefined;
+  };
+  const snapshot = data.snapshots.findIndex((s) => String(s.step) === said.get("step"));
+  const values: Partial<Record<keyof State, unknown>> = {
+    snapshot: snapshot < 0 ? undefined : snapshot,
+    kind: one("kind", among(flows.map((f) => f.kind))),
+    group: one("of", among(flows.map((f) => f.of))),
+    weighted: one("width", (text) => text === "weights"),
+    measure: one("count", among(["share", "weighted_share"])),
+    open: one("open", nodes(data.graph.modules.parent.length)),
+    openGroups: one("groups", nodes(data.graph.groups.parent.length)),
+    path: one("path", (text) => pathOf(data, text)),
+  };
+  for (const [key, value] of Object.entries(values)) if (value !== undefined) Object.assign(out, { [key]: value });
+  return out;
+}
+
+function pathOf(data: ReportDocument, text: string): State["path"] | undefined {
+  const [leaf, ...index] = text.split(".");
+  const known = /^\d+$/.test(leaf) && Number(leaf) < data.graph.parameters.name.length && index.every((i) => /^\d+$/.test(i));
+  return known ? { leaf: Number(leaf), index: index.join(", ") } : undefined;
+}
+
+function written(data: ReportDocument, now: State, first: State): string {
+  const said: [string, string, unknown, unknown][] = [
+    ["step", String(data.snapshots[now.snapshot].step), now.snapshot, first.snapshot],
+    ["kind", now.kind, now.kind, first.kind],
+    ["of", now.group, now.group, first.group],
+    ["width", now.weighted ? "weights" : "paths", now.weighted, first.weighted],
+    ["count", now.measure, now.measure, first.measure],
+    ["open", numbers(now.open), numbers(now.open), numbers(first.open)],
+    ["groups", numbers(now.openGroups), numbers(now.openGroups), numbers(first.openGroups)],
+    ["path", now.path ? [now.path.leaf, ...now.path.index.split(", ")].join(".") : "", JSON.stringify(now.path), JSON.stringify(first.path)],
+  ];
+  return new URLSearchParams(said.filter(([, , a, b]) => a !== b).map(([key, value]) => [key, value])).toString();
+}
+
+/** Keep the address at what the page shows, and the page at its address. */
+export function follow(data: ReportDocument, store: Store): void {
+  const { first } = store;
+  store.set(read(data, location.hash));
+  const tell = () => {
+    const address = written(data, store.now, first);
+    try {
+      history.replaceState(null, "", address ? `#${address}` : location.hash.includes("=") ? " " : location.hash || " ");
+    } catch {
+      // a frame of a notebook has no address
+    }
+  };
+  store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "path"], tell);
+  addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
+}

@@ -1,0 +1,37 @@
+// Words of the field, explained where they stand.
+
+import { el, explain, type Child } from "./dom";
+
+const WORDS: Record<string, string> = {
+  scalar: "One number of a tensor: one weight of a parameter, one entry of an activation.",
+  scalars: "The numbers of a tensor: the weights of a parameter, the entries of an activation.",
+  path: "A way from one parameter scalar to the loss, one local derivative a step. The gradient is the sum over all paths.",
+  paths: "Ways from one parameter scalar to the loss, one local derivative a step. The gradient is the sum over all of them.",
+  "best paths": "For each parameter scalar the path with the largest absolute product of local derivatives.",
+  "local derivative": "How much one operator's output scalar moves with one of its inputs. A path multiplies them.",
+  share: "Of the paths that exist, the part that crosses a component. Every path counts the same.",
+  "weighted share": "The same, each path counting as much as its absolute weight.",
+  weight: "The absolute product of the local derivatives along a path.",
+  dead: "Without any path of non-zero weight to the loss: nothing trains it on this example.",
+  greedy: "Step by step along the largest |local derivative × gradient|, instead of the strongest whole path.",
+};
+const PATTERN = new RegExp(`\\b(${Object.keys(WORDS).sort((a, b) => b.length - a.length).join("|")})\\b`, "i");
+
+/** A text, in which each word of the glossary is explained once, where it stands first. */
+export function glossed(text: string, met: Set<string> = new Set()): Child[] {
+  const out: Child[] = [];
+  let rest = text;
+  for (let found = PATTERN.exec(rest); found; found = PATTERN.exec(rest)) {
+    const [word, key] = [found[0], found[0].toLowerCase()];
+    out.push(rest.slice(0, found.index), met.has(key) ? word : term(word, key));
+    met.add(key);
+    rest = rest.slice(found.index + word.length);
+  }
+  return [...out, rest];
+}
+
+function term(word: string, key: string): HTMLElement {
+  const out = el("dfn", { tabindex: 0, title: null }, word);
+  explain(out, () => [word, WORDS[key]]);
+  return out;
+}
