@@ -242,6 +242,7 @@ ROWS: tuple[Row, ...] = (
         "repr, fallbacks", lambda t: (repr(t), t.fallbacks, t.root, t.loss, t.tape), "fallbacks", "root", "loss", "tape"
     ),
     _of_trace("why one parameter, unused", lambda t: (t.why(next(iter(t.tape.leaves))), t.unused()), "why", "unused"),
+    _of_trace("layers", lambda t: t.layers(), "layers"),
     Row(
         "calls, leaves, record, losses, refused",
         ("Tape.calls", "Tape.leaves", "Tape.record", "Tape.losses", "Tape.refused"),

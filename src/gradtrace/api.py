@@ -36,6 +36,7 @@ from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking
+from .queries.layers import LayerTable, layers
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
 from .queries.why import Reasons, Why, unused, why
@@ -574,6 +575,17 @@ class Trace(_NotSaved):
     def unused(self) -> dict[str, list[str]]:
         """List by cause the parameters that the loss was not computed from: frozen, unused, cut off, result unused."""
         return unused(self._reasons)
+
+    @lazily()
+    def layers(self, *, entropy: bool = True) -> LayerTable:
+        """Tabulate the modules: gradient, strongest path, entropy, dead units and parameters, log2 gained or lost.
+
+        Columns are explained by `gradtrace.queries.layers.LayerRow`. Passes under Max, Sum and Entropy are run.
+
+        Args:
+            entropy: leave out the last of them, which costs more than the others, with False.
+        """
+        return layers(self.tape.record, self.root, entropy=entropy)
 
     @cached_property
     def _reasons(self) -> Reasons:

@@ -39,6 +39,7 @@ components those paths cross.
   gradtrace compete                   competing components in a language model, on text
   gradtrace trace train.py:build      a model of your own
   gradtrace why train.py:build        why its parameters get no gradient
+  gradtrace layers train.py:build     a table of its modules
   gradtrace report results.json       an interactive page of the results of either
   gradtrace show results.json         the same in the terminal
   gradtrace gallery                   what backpropagation is, in programs that run
@@ -133,6 +134,16 @@ examples:
   gradtrace why train.py:build
 """
 
+LAYERS = """\
+Tabulate the modules of a model of your own: the gradient of their parameters, the strongest path from them, how
+many of their parameters and of their results' scalars are dead, entropy, and powers of two gained or lost.
+
+FUNCTION is that of gradtrace trace; its first batch is traced. docs/why.md explains the columns.
+
+examples:
+  gradtrace layers train.py:build
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
@@ -187,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compete(commands)
     _add_trace(commands)
     _add_why(commands)
+    _add_layers(commands)
     _add_report(commands)
     _add_show(commands)
     _add_gallery(commands)
@@ -287,6 +299,12 @@ def _add_why(commands: Any) -> None:
     command.set_defaults(run=run_why, stopped=lambda given: "stopped")
 
 
+def _add_layers(commands: Any) -> None:
+    command = _command(commands, "layers", "one row a module: gradient, strongest path, what is dead", LAYERS)
+    _add_target(command)
+    command.set_defaults(run=run_layers, stopped=lambda given: "stopped")
+
+
 def _add_report(commands: Any) -> None:
     command = _command(commands, "report", "results.json as one HTML file", REPORT)
     command.add_argument("results", type=Path, metavar="results.json")
@@ -384,6 +402,11 @@ def run_why(given: argparse.Namespace) -> None:
         plain(Console(), str(why))
     if not shown:
         plain(Console(), f"all {len(found)} parameters get a gradient")
+
+
+def run_layers(given: argparse.Namespace) -> None:
+    """Run `gradtrace layers`."""
+    plain(Console(), str(first_trace(given.target, load_subject(given.target)).layers()))
 
 
 def how_to_resume(given: argparse.Namespace) -> str:

@@ -231,6 +231,7 @@ QUESTIONS: tuple[Question, ...] = (
         "tape", ("Tape.record", "Tape.calls", "Tape.leaves", "Tape.value_of", "Tape.losses", "Tape.refused"), _tape
     ),
     Question("jacobian", ("Tape.jacobian",), _jacobian, most=SMALL),
+    Question("layers", ("Trace.layers",), lambda a: a.trace.layers().rows),
     Question("why", ("Trace.why",), lambda a: [str(a.trace.why(name)) for name in a.leaves], most=MEDIUM),
     Question("unused", ("Trace.unused",), lambda a: a.trace.unused(), most=MEDIUM),
     Question("find", ("Tape.find",), lambda a: [str(a.tape.find(name)) for name in a.leaves]),
