@@ -248,6 +248,7 @@ ROWS: tuple[Row, ...] = (
         ("Tape.calls", "Tape.leaves", "Tape.record", "Tape.losses", "Tape.refused"),
         lambda s: (s.tape.calls, s.tape.leaves, s.tape.losses(), s.tape.refused),
     ),
+    Row("estimate", ("Tape.estimate",), lambda s: s.tape.estimate(s.recorded)),
     Row("jacobian of the last call", ("Tape.jacobian",), lambda s: s.tape.jacobian(len(s.tape.calls) - 1)),
     Row("find, value_of", ("Tape.find", "Tape.value_of"), _look_up),
 )

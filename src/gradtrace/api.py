@@ -32,15 +32,17 @@ from .queries.arguments import (
     whole,
 )
 from .queries.bounds import Bound, Bounding
+from .queries.estimate import Estimate, estimate, key_of, refuse
 from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.k_best import Ranking
 from .queries.layers import LayerTable, layers
 from .queries.paths import NoPath, Path, follow, follow_all
+from .queries.sizes import Sizes, sizes
 from .queries.strongest import strongest
 from .queries.why import Reasons, Why, unused, why
-from .recording.components import Component, names_listed, select_leaves
+from .recording.components import Component, names_listed, select_leaves, top_level
 from .recording.derivatives import local
 from .recording.dispatch import Capture
 from .recording.fused_recurrent import take_apart
@@ -53,7 +55,7 @@ from .report.document import of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
 from .report.snapshot import Question, question_of
-from .semirings import Family, Graded, Power, Through, named
+from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ class Tape(_NotSaved):
         self._record = Record(room=room_of(model))
         self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
+        self._sizes: dict[tuple[Any, ...], Sizes] = {}  # by the loss and the leaves
 
     @property
     def record(self) -> Record:
@@ -267,6 +270,9 @@ class Tape(_NotSaved):
         asked = [named(k) for k in sequence_of("semiring", semiring, (Semiring, Graded, Through, str), empty=True)]
         if not asked:
             return ()
+        for key in [key_of(k, len(top_level(self.record))) for k in asked]:
+            if key is not None:
+                self._afford(key[0], self._loss(loss), lanes=key[1])
         found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
@@ -321,14 +327,46 @@ class Tape(_NotSaved):
             CertificateError: `check` found a difference that rounding does not explain.
             NotANumber: a forward value is NaN, or the loss is infinite; names the parameter, or the operator and
                 the module.
+            TooLarge: it surely does not fit into memory; so says every other question.
         """
         value = self._loss(loss)
+        self._afford("check" if check else "trace", value)
         check_numbers(self.record, value, self._parameters)
         check_loss(value, float(loss))
         certificate = None
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, float(loss), certificate, progress=progress)
+
+    def estimate(
+        self,
+        loss: Tensor,
+        of: str | Sequence[str] = "*",
+        semirings: Sequence[Family | str] = (*PLAIN, "power:8", "topk:8", "graded:4"),
+    ) -> Estimate:
+        """Say how much time and memory questions will take, before they are asked: right within a factor of two or so.
+
+        The first time, half a second is spent on finding out how fast this machine is.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            of: a glob over parameter names, or several, of which influence is asked.
+            semirings: what `tape.grad` is asked; those of one's own are left out.
+        """
+        value, some = self._loss(loss), select_leaves(self.record, of)
+        asked = [named(k) for k in sequence_of("semirings", semirings, (Semiring, Graded, Through, str), empty=True)]
+        apart, parts = self.record.examples is not None, len(top_level(self.record))
+        return estimate(self._size(value), self._size(value, some), asked, parts, apart=apart)
+
+    def _size(self, loss: Value, leaves: Sequence[Value] | None = None) -> Sizes:
+        key = loss.id, None if leaves is None else frozenset(v.id for v in leaves)
+        if key not in self._sizes:
+            self._sizes[key] = sizes(self.record, loss, leaves)
+        return self._sizes[key]
+
+    def _afford(self, question: str, loss: Value, leaves: Sequence[Value] | None = None, *, lanes: int = 1) -> None:
+        """Refuse a question for which there is not enough memory."""
+        refuse(question, self._size(loss, leaves), lanes)
 
 
 class Strength(Mapping[str, Tensor]):
@@ -396,6 +434,9 @@ class Trace(_NotSaved):
         elif whole is not None:
             return whole
         if key not in self._forests:
+            if self._forests:  # else it is the trace itself
+                asked = [part for part, so in (("greedy", kind == "greedy"), ("each example", per_example)) if so]
+                self.tape._afford(", ".join(asked), self.root, of)
             labels = self._by_example() if per_example else None
             self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind), of)
         return self._forests[key]
@@ -594,6 +635,7 @@ class Trace(_NotSaved):
     @lazily()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
+        self.tape._afford("flow", self.root)
         return flow(self.forest(kind), of, weighted=weighted)
 
     @property
@@ -617,6 +659,8 @@ class Trace(_NotSaved):
             the path.
         """
         file = file_of(path)
+        if question.get("per_example") is not False and self.tape.record.examples is not None:
+            self.tape._afford("report", self.root)
         document = of_trace(self, question_of(question), title)
         file.write_text(render(document), encoding="utf-8")
         return file

@@ -22,7 +22,7 @@ from .experiments.compete import CHECKPOINT_EVERY, Event, compete
 from .experiments.competition import COMPONENTS
 from .experiments.folder import PAGE, owned
 from .experiments.options import Options
-from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject
+from .experiments.user_model import Question, describe, first_estimate, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.history import read_document
@@ -114,6 +114,7 @@ examples:
   gradtrace trace train.py:build                    outermost modules, all parameters
   gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
   gradtrace trace train.py:build --batches 10       average over ten batches
+  gradtrace trace train.py:build --estimate         what time and memory that will take, first
   gradtrace trace train.py:build --check            prove the tape against autograd first
   gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
@@ -279,6 +280,7 @@ def _add_trace(commands: Any) -> None:
         metavar="K",
         help="how many strongest paths to show (default %(default)s)",
     )
+    add("--estimate", action="store_true", help="say what time and memory questions will take, and ask none")
     add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
     add("--semiring", type=names_of, default=(), metavar="A,B,…", help="what else to ask, in one more pass: "
         + ", ".join(FORMS))  # fmt: skip
@@ -422,6 +424,9 @@ def run_trace(given: argparse.Namespace) -> None:
     question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
     subject = load_subject(given.target)
+    if given.estimate:
+        plain(console, str(first_estimate(given.target, subject, question)))
+        return
     with owned(given.out):
         began = time.monotonic()
         with Screen(console) as screen:
