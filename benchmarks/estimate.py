@@ -1,9 +1,9 @@
 """What `tape.estimate()` says, next to what questions then take: time and peak memory, workload by workload.
 
-Time is CPU time on one thread (`time.process_time`), of the machine's calibration too, so that neighbours on the machine
-disturb it less: the least of some repeats. Memory is the growth of the process's resident set at its peak during the
-question; both are of the question and, if it is put to one, of the trace. What takes less than 4 MiB, and is said to, is
-not compared. A question that would take more than `--most` bytes, by its estimate, is not asked.
+Time is CPU time on one thread (`time.process_time`), of the machine's calibration too, so that neighbours on the
+machine disturb it less: the least of some repeats. Memory is the growth of the process's resident set at its peak
+during the question; both are of the question and, if it is put to one, of the trace. What takes less than 4 MiB, and is
+said to, is not compared. A question that would take more than `--most` bytes, by its estimate, is not asked.
 
     python benchmarks/estimate.py                                 # the table in results/
     python benchmarks/estimate.py --workloads all --fit           # and the constants of src/gradtrace/queries/costs.py
@@ -194,8 +194,8 @@ def markdown(known: Mapping[str, Any], speed: Speed, names: list[str], on: Mappi
     pairs = [pair for row in found.values() for pair in row.values()]
     right = [sum(0.5 <= pair[i] <= 2 for pair in pairs) for i in (0, 1)]
     lines = [
-        f"{on['cpu']}, {on['threads']} thread, torch {on['torch']}, Python {on['python']}; CPU time, which neighbours on "
-        "the machine disturb less, and growth of the resident set. Each cell: measured, and the estimate as a multiple "
+        f"{on['cpu']}, {on['threads']} thread, torch {on['torch']}, Python {on['python']}; CPU time, which neighbours "
+        "on the machine disturb less, and growth of the resident set. Each cell: measured, and the estimate as a multiple "
         f"of it. Within a factor of two: {right[0]} of {len(pairs)} times, {right[1]} of {len(pairs)} memories.",
         "",
         "| question | " + " | ".join(names) + " |",

@@ -88,7 +88,11 @@ def _made(call: Call) -> float:
 
 
 def _add_uses(found: Sizes, call: Call, made: float, alone: set[int], read: dict[int, float]) -> None:
-    """Count how much calls read of leaves (by id; of a few scalars, by its complement), and what is made of them alone."""
+    """Count how much calls read of leaves (by id; of some scalars, by its complement), and what is made of them.
+
+    Args:
+        alone: ids of leaves, and of what is made of them and nothing else; completed.
+    """
     pure, view = True, getattr(call.op, "is_view", False)
     for given in call.inputs:
         if given.value is not None and given.value.id in alone:
