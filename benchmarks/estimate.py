@@ -194,9 +194,9 @@ def markdown(known: Mapping[str, Any], speed: Speed, names: list[str], on: Mappi
     pairs = [pair for row in found.values() for pair in row.values()]
     right = [sum(0.5 <= pair[i] <= 2 for pair in pairs) for i in (0, 1)]
     lines = [
-        f"{on['cpu']}, {on['threads']} thread, torch {on['torch']}, Python {on['python']}; CPU time, which "
-        "neighbours on the machine disturb less, and growth of the resident set. Each cell: measured, and the estimate as a multiple "
-        f"of it. Within a factor of two: {right[0]} of {len(pairs)} times, {right[1]} of {len(pairs)} memories.",
+        f"{on['cpu']}, {on['threads']} thread, torch {on['torch']}, Python {on['python']}; CPU time, which neighbours "
+        "on the machine disturb less, and growth of the resident set. Each cell: measured, and the estimate as a "
+        f"multiple of it. Within a factor of two: {right[0]} of {len(pairs)} times, {right[1]} of {len(pairs)} memories.",
         "",
         "| question | " + " | ".join(names) + " |",
         "|---|" + "--:|" * len(names),

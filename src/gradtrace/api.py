@@ -270,10 +270,11 @@ class Tape(_NotSaved):
         asked = [named(k) for k in sequence_of("semiring", semiring, (Semiring, Graded, Through, str), empty=True)]
         if not asked:
             return ()
-        for key in [key_of(k, len(top_level(self.record))) for k in asked]:
-            if key is not None:
-                self._afford(key[0], self._loss(loss), lanes=key[1])
-        found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
+        root, split = self._loss(loss), any(not isinstance(k, Semiring) for k in asked)
+        parts = len(top_level(self.record)) if split else 0
+        for key in filter(None, [key_of(k, parts) for k in asked]):
+            self._afford(key[0], root, lanes=key[1])
+        found = ask(self.record, root, values, asked, log2=log2, cast=not log2)
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
