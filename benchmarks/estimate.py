@@ -1,6 +1,6 @@
 """What `tape.estimate()` says, next to what questions then take: time and peak memory, workload by workload.
 
-Time is CPU time on one thread (`time.process_time`), of the machine's calibration too, so that neighbours on the
+Time is CPU time on one thread (`time.process_time`), as that of the calibration is, so that neighbours on the
 machine disturb it less: the least of some repeats. Memory is the growth of the process's resident set at its peak
 during the question; both are of the question and, if it is put to one, of the trace. What takes less than 4 MiB, and is
 said to, is not compared. A question that would take more than `--most` bytes, by its estimate, is not asked.
@@ -196,7 +196,7 @@ def markdown(known: Mapping[str, Any], speed: Speed, names: list[str], on: Mappi
     lines = [
         f"{on['cpu']}, {on['threads']} thread, torch {on['torch']}, Python {on['python']}; CPU time, which neighbours "
         "on the machine disturb less, and growth of the resident set. Each cell: measured, and the estimate as a "
-        f"multiple of it. Within a factor of two: {right[0]} of {len(pairs)} times, {right[1]} of {len(pairs)} memories.",
+        f"multiple of it. Within a factor of two: {right[0]} times and {right[1]} memories of {len(pairs)}.",
         "",
         "| question | " + " | ".join(names) + " |",
         "|---|" + "--:|" * len(names),
@@ -230,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(1)
     file = given.out / f"{NAME}.json"
     known = json.loads(file.read_text())["workloads"] if file.exists() and not given.again else {}
-    speed = calibrated(1, time.process_time)
+    speed = calibrated(1)
     for name in list(WORKLOADS) if given.workloads == "all" else given.workloads.split(","):
         measure(name, given.repeats, given.most, known)
         names = [n for n in LARGE if n in known] or list(known)

@@ -102,9 +102,7 @@ def test_it_is_right_within_a_factor_of_two_where_it_can_be_measured():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        said = estimates.seconds_of(
-            "trace", tape._size(tape.value_of(loss)), estimates.calibrated(1, time.process_time)
-        )
+        said = estimates.seconds_of("trace", tape._size(tape.value_of(loss)), estimates.calibrated(1))
         taken = []
         for _ in range(5):
             tape, loss = recorded(net, x)
@@ -119,9 +117,9 @@ def test_it_is_right_within_a_factor_of_two_where_it_can_be_measured():
 def test_calibration_is_done_once_and_takes_no_second(monkeypatch):
     estimates.calibrated.cache_clear()
     began = time.process_time()
-    first = estimates.calibrated(1, time.process_time)
+    first = estimates.calibrated(1)
     assert time.process_time() - began < 1.0
-    assert estimates.calibrated(1, time.process_time) is first
+    assert estimates.calibrated(1) is first
 
 
 def test_without_examples_there_are_no_questions_about_them():

@@ -95,10 +95,10 @@ class Estimate:
         return pandas.DataFrame([asdict(r) for r in self.rows])
 
     def __str__(self) -> str:
-        lines = [f"{'question':<26}{'time':>12}{'memory':>12}"]
+        lines = [f"{'question':<32}{'time':>12}{'memory':>12}"]
         for row in self.rows:
             note = "" if row.fits else "  does not fit"
-            lines.append(f"{row.question:<26}{_time(row.seconds):>12}{amount(row.bytes):>12}{note}")
+            lines.append(f"{row.question:<32}{_time(row.seconds):>12}{amount(row.bytes):>12}{note}")
         if self.available is not None:
             lines.append(f"{amount(self.available)} can be had")
         return "\n".join(lines)
@@ -165,9 +165,12 @@ def done(question: str, of: Sizes, speed: Speed, lanes: int = 1) -> tuple[float,
 
 
 @lru_cache(maxsize=8)
-def calibrated(threads: int, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """Measure this machine, once for each number of threads: at most a second."""
-    del threads
+def calibrated(threads: int) -> Speed:
+    """Measure this machine, once for each number of threads: at most a second.
+
+    One thread is measured by its own time, which other programs on the machine do not lengthen.
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
     small, wide = torch.ones(4), torch.ones(1 << 19)
     weight, batch = torch.eye(512), torch.ones(256, 512)
     call = _least(clock, small, lambda x: _chain(x, 50)) / 51
@@ -222,7 +225,6 @@ def estimate(
     components: int,
     *,
     apart: bool,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> Estimate:
     """Estimate what questions to a tape will cost.
 
@@ -232,7 +234,7 @@ def estimate(
         components: how many `Through` and `Graded` split by, where they do not say.
         apart: whether each example can be asked about.
     """
-    room, speed = available(), calibrated(torch.get_num_threads(), clock)
+    room, speed = available(), calibrated(torch.get_num_threads())
     kinds = [(name, name, 1) for name in QUESTIONS if apart or not name.endswith("each example")]
     kinds += [(f"grad, {k.name}", *key) for k in asked if (key := key_of(k, components)) is not None]
     rows = []
