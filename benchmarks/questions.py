@@ -242,11 +242,13 @@ ROWS: tuple[Row, ...] = (
         "repr, fallbacks", lambda t: (repr(t), t.fallbacks, t.root, t.loss, t.tape), "fallbacks", "root", "loss", "tape"
     ),
     _of_trace("why one parameter, unused", lambda t: (t.why(next(iter(t.tape.leaves))), t.unused()), "why", "unused"),
+    _of_trace("layers", lambda t: t.layers(), "layers"),
     Row(
         "calls, leaves, record, losses, refused",
         ("Tape.calls", "Tape.leaves", "Tape.record", "Tape.losses", "Tape.refused"),
         lambda s: (s.tape.calls, s.tape.leaves, s.tape.losses(), s.tape.refused),
     ),
+    Row("estimate", ("Tape.estimate",), lambda s: s.tape.estimate(s.recorded)),
     Row("jacobian of the last call", ("Tape.jacobian",), lambda s: s.tape.jacobian(len(s.tape.calls) - 1)),
     Row("find, value_of", ("Tape.find", "Tape.value_of"), _look_up),
 )

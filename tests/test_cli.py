@@ -496,3 +496,11 @@ def test_a_model_without_submodules(folder, capsys):
     assert {r["component"] for r in results["influence"]} == {"aten::addmm", "aten::pow", "aten::mean"}
     assert "No path leads" not in (folder / "gradtrace-trace" / "report.html").read_text(encoding="utf-8")
     assert "aten::addmm" in out
+
+
+def test_layers_prints_a_row_a_module(tmp_path, capsys):
+    (tmp_path / "train.py").write_text(MODEL)
+    assert cli.main(["layers", f"{tmp_path / 'train.py'}:build"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:]] == ["(all)", "0", "1", "2"]
+    assert max(map(len, lines)) <= 80

@@ -33,17 +33,20 @@ from .queries.arguments import (
     whole,
 )
 from .queries.bounds import Bound, Bounding
+from .queries.estimate import Estimate, estimate, key_of, refuse
 from .queries.flow import Flow, flow
 from .queries.forest import KINDS, Forest, check_loss, check_numbers, plant
 from .queries.influence import InfluenceTable, influence
 from .queries.joins import JoinTable, joins
 from .queries.junctions import Junction, junctions
 from .queries.k_best import Ranking
+from .queries.layers import LayerTable, layers
 from .queries.paths import NoPath, Path, follow, follow_all
+from .queries.sizes import Sizes, sizes
 from .queries.strongest import strongest
 from .queries.summary import Summary, summarise
 from .queries.why import Reasons, Why, unused, why
-from .recording.components import Component, names_listed, select_leaves
+from .recording.components import Component, names_listed, select_leaves, top_level
 from .recording.derivatives import local
 from .recording.dispatch import Capture
 from .recording.fused_recurrent import take_apart
@@ -56,7 +59,7 @@ from .report.document import here, of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
 from .report.snapshot import Question, question_of
-from .semirings import Family, Graded, Power, Through, named
+from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
 if TYPE_CHECKING:
@@ -156,6 +159,7 @@ class Tape(_NotSaved):
         self._record = Record(room=room_of(model))
         self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
+        self._sizes: dict[tuple[Any, ...], Sizes] = {}  # by the loss and the leaves
 
     @property
     def record(self) -> Record:
@@ -270,7 +274,11 @@ class Tape(_NotSaved):
         asked = [named(k) for k in sequence_of("semiring", semiring, (Semiring, Graded, Through, str), empty=True)]
         if not asked:
             return ()
-        found = ask(self.record, self._loss(loss), values, asked, log2=log2, cast=not log2)
+        root, split = self._loss(loss), any(not isinstance(k, Semiring) for k in asked)
+        parts = len(top_level(self.record)) if split else 0
+        for key in filter(None, [key_of(k, parts) for k in asked]):
+            self._afford(key[0], root, lanes=key[1])
+        found = ask(self.record, root, values, asked, log2=log2, cast=not log2)
         unused = [str(v) for v in values if v.id not in found[0]]
         if unused and not allow_unused:
             raise Unused(f"the loss does not depend on {', '.join(unused)}; pass allow_unused=True to get None for it")
@@ -324,14 +332,46 @@ class Tape(_NotSaved):
             CertificateError: `check` found a difference that rounding does not explain.
             NotANumber: a forward value is NaN, or the loss is infinite; names the parameter, or the operator and
                 the module.
+            TooLarge: it surely does not fit into memory; so says every other question.
         """
         value = self._loss(loss)
+        self._afford("check" if check else "trace", value)
         check_numbers(self.record, value, self._parameters)
         check_loss(value, float(loss))
         certificate = None
         if check:
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, float(loss), certificate, progress=progress)
+
+    def estimate(
+        self,
+        loss: Tensor,
+        of: str | Sequence[str] = "*",
+        semirings: Sequence[Family | str] = (*PLAIN, "power:8", "topk:8", "graded:4"),
+    ) -> Estimate:
+        """Say how much time and memory questions will take, before they are asked: right within a factor of two or so.
+
+        The first time, half a second is spent on finding out how fast this machine is.
+
+        Args:
+            loss: ℓ, a recorded tensor with one element.
+            of: a glob over parameter names, or several, of which influence is asked.
+            semirings: what `tape.grad` is asked; those of one's own are left out.
+        """
+        value, some = self._loss(loss), select_leaves(self.record, of)
+        asked = [named(k) for k in sequence_of("semirings", semirings, (Semiring, Graded, Through, str), empty=True)]
+        apart, parts = self.record.examples is not None, len(top_level(self.record))
+        return estimate(self._size(value), self._size(value, some), asked, parts, apart=apart)
+
+    def _size(self, loss: Value, leaves: Sequence[Value] | None = None) -> Sizes:
+        key = loss.id, None if leaves is None else frozenset(v.id for v in leaves)
+        if key not in self._sizes:
+            self._sizes[key] = sizes(self.record, loss, leaves)
+        return self._sizes[key]
+
+    def _afford(self, question: str, loss: Value, leaves: Sequence[Value] | None = None, *, lanes: int = 1) -> None:
+        """Refuse a question for which there is not enough memory."""
+        refuse(question, self._size(loss, leaves), lanes)
 
 
 class Strength(Mapping[str, Tensor]):
@@ -402,6 +442,9 @@ class Trace(_NotSaved):
         elif whole is not None:
             return whole
         if key not in self._forests:
+            if self._forests:  # else it is the trace itself
+                asked = [part for part, so in (("greedy", kind == "greedy"), ("each example", per_example)) if so]
+                self.tape._afford(", ".join(asked), self.root, of)
             labels = self._by_example() if per_example else None
             self._forests[key] = plant(self.tape.record, self.root, kind, labels, self._track(kind), of)
         return self._forests[key]
@@ -582,6 +625,17 @@ class Trace(_NotSaved):
         """List by cause the parameters that the loss was not computed from: frozen, unused, cut off, result unused."""
         return unused(self._reasons)
 
+    @lazily()
+    def layers(self, *, entropy: bool = True) -> LayerTable:
+        """Tabulate the modules: gradient, strongest path, entropy, dead units and parameters, log2 gained or lost.
+
+        Columns are explained by `gradtrace.queries.layers.LayerRow`. Passes under Max, Sum and Entropy are run.
+
+        Args:
+            entropy: leave out the last of them, which costs more than the others, with False.
+        """
+        return layers(self.tape.record, self.root, entropy=entropy)
+
     @cached_property
     def _reasons(self) -> Reasons:
         return Reasons(self.tape.record, self.root, self.forest())
@@ -589,6 +643,7 @@ class Trace(_NotSaved):
     @lazily()
     def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
         """Count the traces that run through every operator call and between modules."""
+        self.tape._afford("flow", self.root)
         return flow(self.forest(kind), of, weighted=weighted)
 
     @lazily()
@@ -650,6 +705,8 @@ class Trace(_NotSaved):
             the path.
         """
         file = file_of(path)
+        if question.get("per_example") is not False and self.tape.record.examples is not None:
+            self.tape._afford("report", self.root)
         document = of_trace(self, question_of(question), title)
         file.write_text(render(document), encoding="utf-8")
         return file

@@ -26,7 +26,7 @@ from .experiments.study import Progress, Share, StudyOptions, study
 from .experiments.study_analysis import analyse
 from .experiments.tasks import TASKS
 from .experiments.user_code import describe
-from .experiments.user_model import Question, first_trace, load_subject, trace_subject
+from .experiments.user_model import Question, first_estimate, first_trace, load_subject, trace_subject
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
@@ -45,6 +45,7 @@ components those paths cross.
   gradtrace study                     the same of random architectures: does the trace tell what matters?
   gradtrace trace train.py:build      a model of your own
   gradtrace why train.py:build        why its parameters get no gradient
+  gradtrace layers train.py:build     a table of its modules
   gradtrace report results.json       an interactive page of the results of either
   gradtrace show results.json         the same in the terminal
   gradtrace compare before after      what moved from one of these to another
@@ -177,6 +178,7 @@ examples:
   gradtrace trace train.py:build                    outermost modules, all parameters
   gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
   gradtrace trace train.py:build --batches 10       average over ten batches
+  gradtrace trace train.py:build --estimate         what time and memory that will take, first
   gradtrace trace train.py:build --check            prove the tape against autograd first
   gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
@@ -196,6 +198,16 @@ whose gradient is not healthy.
 examples:
   gradtrace why train.py:build encoder.3.bias
   gradtrace why train.py:build
+"""
+
+LAYERS = """\
+Tabulate the modules of a model of your own: the gradient of their parameters, the strongest path from them, how
+many of their parameters and of their results' scalars are dead, entropy, and powers of two gained or lost.
+
+FUNCTION is that of gradtrace trace; its first batch is traced. docs/why.md explains the columns.
+
+examples:
+  gradtrace layers train.py:build
 """
 
 
@@ -253,6 +265,7 @@ def parser() -> argparse.ArgumentParser:
     _add_study(commands)
     _add_trace(commands)
     _add_why(commands)
+    _add_layers(commands)
     _add_report(commands)
     _add_show(commands)
     _add_compare(commands)
@@ -369,6 +382,7 @@ def _add_trace(commands: Any) -> None:
         metavar="K",
         help="how many strongest paths to show (default %(default)s)",
     )
+    add("--estimate", action="store_true", help="say what time and memory questions will take, and ask none")
     add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
     add("--semiring", type=names_of, default=(), metavar="A,B,…", help="what else to ask, in one more pass: "
         + ", ".join(FORMS))  # fmt: skip
@@ -388,6 +402,12 @@ def _add_why(commands: Any) -> None:
     _add_target(command)
     command.add_argument("names", metavar="NAME", nargs="*", help="parameters (default: all that are not healthy)")
     command.set_defaults(run=run_why, stopped=lambda given: "stopped")
+
+
+def _add_layers(commands: Any) -> None:
+    command = _command(commands, "layers", "one row a module: gradient, strongest path, what is dead", LAYERS)
+    _add_target(command)
+    command.set_defaults(run=run_layers, stopped=lambda given: "stopped")
 
 
 def _add_report(commands: Any) -> None:
@@ -530,6 +550,11 @@ def run_why(given: argparse.Namespace) -> None:
         plain(Console(), f"all {len(found)} parameters get a gradient")
 
 
+def run_layers(given: argparse.Namespace) -> None:
+    """Run `gradtrace layers`."""
+    plain(Console(), str(first_trace(given.target, load_subject(given.target)).layers()))
+
+
 def how_to_resume(given: argparse.Namespace) -> str:
     """Tell what an interrupted competition leaves, and how to go on."""
     if not (given.out / CHECKPOINT).exists():
@@ -543,6 +568,9 @@ def run_trace(given: argparse.Namespace) -> None:
     question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
     subject = load_subject(given.target)
+    if given.estimate:
+        plain(console, str(first_estimate(given.target, subject, question)))
+        return
     with owned(given.out):
         began = time.monotonic()
         with Screen(console) as screen:

@@ -72,6 +72,10 @@ class BadArgument(GradtraceError):
     """An argument of the wrong kind, or out of range: the message says what is allowed."""
 
 
+class TooLarge(GradtraceError):
+    """A question that surely does not fit into the memory that there is: the message says what would."""
+
+
 class NotSaved(GradtraceError):
     """Pickling or copying a tape or a trace, which hold tensors of one forward pass and refer to the program."""
 

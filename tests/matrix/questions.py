@@ -231,6 +231,10 @@ QUESTIONS: tuple[Question, ...] = (
         "tape", ("Tape.record", "Tape.calls", "Tape.leaves", "Tape.value_of", "Tape.losses", "Tape.refused"), _tape
     ),
     Question("jacobian", ("Tape.jacobian",), _jacobian, most=SMALL),
+    Question(
+        "estimate", ("Tape.estimate",), lambda a: [r.question for r in a.tape.estimate(a.loss).rows], of_batch=False
+    ),
+    Question("layers", ("Trace.layers",), lambda a: a.trace.layers().rows),
     Question("why", ("Trace.why",), lambda a: [str(a.trace.why(name)) for name in a.leaves], most=MEDIUM),
     Question("unused", ("Trace.unused",), lambda a: a.trace.unused(), most=MEDIUM),
     Question("find", ("Tape.find",), lambda a: [str(a.tape.find(name)) for name in a.leaves]),

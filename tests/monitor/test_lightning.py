@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monitor.training import Checkpointed, Recurrent
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,10 +25,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, as it pleas
 STEPS = 60
 
 
+NETS = {
+    "norm and dropout": lambda: (nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)),
+    "lstm": lambda: (nn.Unflatten(1, (4, 2)), Recurrent(nn.LSTM, 2)),
+    "checkpointing": lambda: (nn.Linear(8, 8), Checkpointed(), nn.Linear(8, 3)),
+}
+
+
 class Digits(pl.LightningModule):
-    def __init__(self, optimizer: str = "adam", manual: bool = False, skip: int | None = None) -> None:
+    def __init__(
+        self, optimizer: str = "adam", manual: bool = False, skip: int | None = None,
+        net: str = "norm and dropout", compiled: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+        self.net = nn.Sequential(*NETS[net]())
+        if compiled:
+            torch._dynamo.reset()
+            self.net.compile(backend="eager")
         self.optimizer, self.skip, self.automatic_optimization = optimizer, skip, not manual
         self.seen: list[Tensor] = []
 
@@ -61,7 +75,7 @@ def loader() -> DataLoader:
 def trained(folder: Path, every: int | None, *, checkpoint: str | None = None, more=(), model=None, **options):
     pl.seed_everything(1, verbose=False)
     module = Digits(**(model or {}))
-    callbacks = [*more, *([TraceCallback(every=every, of="net.0*")] if every is not None else [])]
+    callbacks = [*more, *([TraceCallback(every=every, of="net*")] if every is not None else [])]
     given = {"max_steps": STEPS, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     given |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(folder)}
     trainer = pl.Trainer(callbacks=callbacks, **given | options)
@@ -78,7 +92,11 @@ def monitor_of(trainer: pl.Trainer):
     ("how", "options"),
     [
         ("adam", {}),
+        *[(net, {"model": {"net": net, "optimizer": o}}) for net in ("lstm", "checkpointing") for o in ("adam", "sgd")],
+        *[("compiled", {"model": {"compiled": True, "optimizer": o}}) for o in ("adam", "sgd")],
         ("sgd", {"model": {"optimizer": "sgd"}}),
+        ("accumulation, sgd", {"accumulate_grad_batches": 2, "model": {"optimizer": "sgd"}}),
+        ("bf16, sgd", {"precision": "bf16-mixed", "model": {"optimizer": "sgd"}}),
         ("accumulation", {"accumulate_grad_batches": 2}),
         ("bf16", {"precision": "bf16-mixed"}),
         ("manual", {"model": {"manual": True}}),

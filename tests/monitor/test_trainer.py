@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers", reason="needs gradtrace[transformers]")
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate: gradtrace[transformers]")
@@ -45,6 +45,21 @@ def bert(dropout: float) -> BertForSequenceClassification:
     )  # fmt: skip
 
 
+class Recurrent(nn.Module):
+    """Embedding, LSTM, batch norm and dropout, as the Trainer wants a model: labels in, a loss out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        set_seed(1)
+        self.embedding, self.lstm = nn.Embedding(30, 8), nn.LSTM(8, 12, 2, batch_first=True, dropout=0.1)
+        self.query, self.norm, self.out = nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Linear(12, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.lstm(self.embedding(input_ids) * attention_mask.unsqueeze(-1))[0].mean(1)
+        scores = self.out(nn.functional.dropout(self.norm(self.query(h)), 0.2, self.training))
+        return nn.functional.cross_entropy(scores, labels), scores
+
+
 class Weighted(Trainer):
     """A loss that the model's output does not say, and outputs beside it."""
 
@@ -55,13 +70,16 @@ class Weighted(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def trained(folder: Path, every: int | None, trainer=Trainer, dropout=0.1, resume=False, **arguments):
+def trained(folder: Path, every: int | None, trainer=Trainer, dropout=0.1, resume=False, model=None, **arguments):
     """Train; give every gradient's norm, the weights, the random state, and the trainer."""
     given = {
         "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4, "report_to": [], "seed": 7,
         "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "learning_rate": 1e-3,
     }  # fmt: skip
-    made = trainer(model=bert(dropout), args=TrainingArguments(**given | arguments), train_dataset=data())
+    torch._dynamo.reset()
+    made = trainer(
+        model=model() if model else bert(dropout), args=TrainingArguments(**given | arguments), train_dataset=data()
+    )
     if every is not None:
         made.add_callback(TraceCallback(made, every=every, of="*query*"))
     made.train(resume_from_checkpoint=True if resume else None)
@@ -88,10 +106,13 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
         ("bf16", {"bf16": True}),
         ("checkpointing", {"gradient_checkpointing": True}),
         ("its own loss", {"trainer": Weighted}),
-        ("sgd", {"optim": "sgd"}),
+        ("lstm and batch norm", {"model": Recurrent}),
+        ("compiled", {"torch_compile": True, "torch_compile_backend": "eager"}),
     ],
 )
-def test_training_is_the_same_to_the_last_bit(how, options, tmp_path):
+@pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.full)])
+def test_training_is_the_same_to_the_last_bit(how, options, optim, tmp_path):
+    options = options | {"optim": optim}
     plain, _ = trained(tmp_path / "plain", None, **options)
     watched, trainer = trained(tmp_path / "watched", 20, **options)
     monitor = callback_of(trainer).monitor

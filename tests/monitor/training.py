@@ -43,9 +43,9 @@ def mlp(*inside: nn.Module) -> nn.Module:
 class Recurrent(nn.Module):
     """An LSTM or a GRU, and its last output."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], width: int = 8) -> None:
         super().__init__()
-        self.rnn, self.out = kind(8, 8, num_layers=2, batch_first=True, dropout=0.1), nn.Linear(8, 3)
+        self.rnn, self.out = kind(width, 8, num_layers=2, batch_first=True, dropout=0.1), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.rnn(x)[0][:, -1])

@@ -159,8 +159,16 @@ def large(model: Two) -> None:
     model.a.bias.fill_(1000.0)
 
 
+def one_sided(model: Two) -> None:
+    model.a.bias.copy_(torch.tensor([1e5, 0.0, 0.0, 0.0]))
+
+
 def nought(model: Two) -> None:
     model.b.weight.zero_()
+
+
+def roots(zero: Tensor) -> Tensor:
+    return zero.sqrt() - (zero * 1).sqrt()
 
 
 def unequal(m: Two, x: Tensor) -> Tensor:
@@ -183,9 +191,26 @@ SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     ".data": (lambda: two(weight_data), "a.weight", "cut", "m.a.weight.data"),
     ".data of a result": (lambda: two(lambda m, x: m.b(m.a(x).data.clone())), "a.bias", "cut", ".data"),
     "numpy": (lambda: two(by_numpy), "a.weight", "cut", "numpy()"),
+    "numpy of a weight": (
+        lambda: two(lambda m, x: m.b(x @ torch.from_numpy(m.a.weight.detach().numpy()))), "a.weight", "cut", "numpy()",
+    ),
     "a Python number": (lambda: two(lambda m, x: m.b(x) * m.a(x).sum().item()), "a.weight", "cut", "_local_scalar"),
     "argmax": (lambda: two(lambda m, x: m.b(F.one_hot(m.a(x).argmax(-1), 4).float())), "a.weight", "cut", "argmax"),
     "comparison": (lambda: two(lambda m, x: m.b((m.a(x) > 0).float())), "a.bias", "cut", "aten.gt"),
+    "an integer as an index": (
+        lambda: two(lambda m, x: m.b(x)[m.a(x).sum(-1).long() % 6]), "a.weight", "cut", "aten._to_copy",
+    ),
+    "a comparison as a mask": (
+        lambda: two(lambda m, x: m.b(x.masked_fill(m.a(x) < 0, 1.0))), "a.weight", "cut", "aten.lt",
+    ),
+    "a ReLU6 over its top": (lambda: two(lambda m, x: m.b(F.relu6(m.a(x))), large), "a.bias", "zero", "is off"),
+    "a saturated softmax": (
+        lambda: two(lambda m, x: m.b(m.a(x).softmax(-1)), one_sided), "a.weight", "zero", "softmax is saturated",
+    ),
+    "a saturated softmax over rows": (
+        lambda: two(lambda m, x: m.b((m.a(x).t() * 1e4).softmax(0).t()), one_sided), "a.bias", "zero", "saturated",
+    ),
+    "a LoRA of a convolution": (lambda: plain_lora(), "down.weight", "zero", "up.weight, which is 0"),
     "a ReLU that is off": (lambda: two(lambda m, x: m.b(m.a(x).relu()), negative), "a.weight", "zero", "relu is off"),
     "clamp": (lambda: two(lambda m, x: m.b(m.a(x).clamp(0, 1)), large), "a.bias", "zero", "clamp is off"),
     "a saturated sigmoid": (
@@ -207,8 +232,21 @@ SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "sqrt at 0": (
         lambda: two(lambda m, x: m.b(torch.where(x > 9, m.a(x), (m.a(x) * 0).abs().sqrt()))), "a.bias", "nan", "0 · ∞",
     ),
+    "infinite from two sides": (
+        lambda: two(lambda m, x: m.b(x) + roots(m.a(x) * 0)), "a.bias", "nan", "∞ − ∞",
+    ),
     "norm of a power": (lambda: two(lambda m, x: m.b(x) + ((m.a(x) * 0) ** 2).sqrt()), "a.bias", "nan", "aten.pow"),
 }  # fmt: skip
+
+
+def plain_lora() -> Program:
+    torch.manual_seed(1)
+    model = nn.ModuleDict(
+        {n: nn.Conv1d(*c, 1, bias=False) for n, c in {"base": (4, 4), "down": (4, 2), "up": (2, 4)}.items()}
+    )
+    nn.init.zeros_(model["up"].weight)
+    x = X.t().unsqueeze(0)
+    return model, lambda m: (m["base"](x) + m["up"](m["down"](x))).square().mean()
 
 
 def two_heads() -> Program:
@@ -326,6 +364,15 @@ def test_a_parameter_that_is_computed_is_no_leaf():
     assert trace.why("w").cause == "healthy"
     with pytest.raises(UnknownName, match="there are w"):
         trace.why("nobody")
+
+
+def test_a_parametrized_weight_is_no_leaf():
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with gradtrace.record(net, names={"effective": net.weight}) as tape:
+        loss = loss_of(net)
+    trace = tape.trace(loss)
+    assert trace.why("effective").cause == "not a leaf"
+    assert trace.why("parametrizations.weight.original0").cause == "healthy"
 
 
 def test_what_vanished_is_told_by_layer():

@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..api import Trace, record
+from ..api import Tape, Trace, record
 from ..errors import GradtraceError, OptionError
 from ..queries.arguments import batch_tensors
+from ..queries.estimate import Estimate
 from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
@@ -184,6 +185,18 @@ def first_trace(target: str, subject: Subject) -> Trace:
     raise OptionError(f"{target} returned no batches")
 
 
+def first_estimate(target: str, subject: Subject, question: Question) -> Estimate:
+    """Say what questions to a trace of the first batch will cost.
+
+    Raises:
+        OptionError, GradtraceError: as `trace_subject`.
+    """
+    for batch in _user_batches(subject.batches):
+        tape, loss = _record_batch(subject, batch)
+        return tape.estimate(loss, question.of, *([question.semirings] if question.semirings else []))
+    raise OptionError(f"{target} returned no batches")
+
+
 def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
     """Iterate; an exception on the way is the user's."""
     try:
@@ -206,6 +219,11 @@ def take_down(trace: Trace, question: Question, components: Sequence[Component])
 
 
 def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
+    tape, loss = _record_batch(subject, batch)
+    return tape.trace(loss, check=question.check)
+
+
+def _record_batch(subject: Subject, batch: Any) -> tuple[Tape, Tensor]:
     examples = batch_tensors(batch)
     if not examples:
         raise OptionError(f"a batch must be a tensor, or hold tensors; this one is of type {type(batch).__name__}")
@@ -216,7 +234,7 @@ def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
             raise
         except Exception as error:
             raise OptionError(f"the loss function raised {describe(error)}") from error
-    return tape.trace(loss, check=question.check)
+    return tape, loss
 
 
 def _answers(
