@@ -46,6 +46,7 @@ from .recording.fused_recurrent import take_apart
 from .recording.guest import Guest
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
+from .recording.ranks import refuse_check, refuse_pipeline, unwrapped
 from .recording.record import Call, Record, Value
 from .recording.strangers import refuse_transformed
 from .report.document import of_trace
@@ -149,6 +150,7 @@ class Tape(_NotSaved):
         names: Mapping[str, Tensor],
         capture: type[Capture] = Capture,
     ) -> None:
+        model = unwrapped(model)
         self._record = Record(room=room_of(model))
         self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
@@ -321,11 +323,13 @@ class Tape(_NotSaved):
             NotANumber: a forward value is NaN, or the loss is infinite; names the parameter, or the operator and
                 the module.
         """
+        refuse_pipeline(self._record)
         value = self._loss(loss)
         check_numbers(self.record, value, self._parameters)
         check_loss(value, float(loss))
         certificate = None
         if check:
+            refuse_check(self._record)
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, float(loss), certificate, progress=progress)
 

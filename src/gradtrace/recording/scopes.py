@@ -147,7 +147,8 @@ class Scopes:
 
     def begin(self, module: nn.Module) -> None:
         """Note that a module is called."""
-        self.enter(self.names.get(id(module), type(module).__name__))
+        own = "" if isinstance(module, nn.parallel.DistributedDataParallel) else type(module).__name__
+        self.enter(self.names.get(id(module), own))
         if isinstance(module, self._without_cudnn):
             self._held.enter_context(cudnn_off())
 
