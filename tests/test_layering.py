@@ -20,7 +20,7 @@ LAYERS = [
     {"backward"},
     {"queries"},
     {"report"},
-    {"api"},
+    {"api", "ranks"},
     {"components", "rules"},  # doors to rooms further down, under the names that programs use
     {"gradtrace"},  # the package's own __init__: the public names
     {"scalar", "gallery"},

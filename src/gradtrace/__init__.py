@@ -12,6 +12,7 @@ from typing import Any
 from .api import Tape, Trace, record
 from .errors import GradtraceError
 from .queries.paths import Path
+from .ranks import reduced
 from .recording.components import Slice
 from .recording.scopes import component
 from .semirings import AbsSum, Count, Entropy, Graded, Max, Power, Semiring, SignedMax, Sum, Through, TopK
@@ -36,6 +37,7 @@ __all__ = [
     "Trace",
     "component",
     "record",
+    "reduced",
 ]
 
 

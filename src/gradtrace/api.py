@@ -584,9 +584,23 @@ class Trace(_NotSaved):
         return Reasons(self.tape.record, self.root, self.forest())
 
     @lazily()
-    def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
-        """Count the traces that run through every operator call and between modules."""
-        return flow(self.forest(kind), of, weighted=weighted)
+    def flow(
+        self,
+        of: str | Sequence[str] = "*",
+        *,
+        kind: str = "best",
+        weighted: bool = False,
+        per_example: bool = False,
+    ) -> Flow:
+        """Count the traces that run through every operator call and between modules.
+
+        Args:
+            of: a glob over parameter names, or several.
+            kind: "best" or "greedy".
+            weighted: count each trace by its weight.
+            per_example: let every example have traces of its own, instead of the batch.
+        """
+        return flow(self.forest(kind, per_example=bool(per_example)), of, weighted=weighted)
 
     @property
     def fallbacks(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import BadArgument
 from ..kernels import native
 from ..recording.components import (
     UNSEEN,
@@ -37,6 +38,26 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 4  # lines at which examples are connected that a table names
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the shares of a table are shares of, for some examples together; counts are whole numbers.
+
+    Attributes:
+        pairs: (example, scalar) pairs.
+        live: those that have a trace.
+        weight: the sum of their weights over 2^unit.
+        crossing: by component, the traces that cross it.
+        crossing_weight: by component, the sum of their weights over 2^unit.
+    """
+
+    pairs: float
+    live: float
+    weight: float
+    unit: float
+    crossing: tuple[float, ...]
+    crossing_weight: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,8 @@ class InfluenceTable:
     Attributes:
         connected: where examples are connected: there a number of the whole batch, or another example, enters an
             example's derivatives, and what is said of it by position is not what tracing it alone would give.
+        counts: what the shares of `rows` are shares of.
+        counts_by_example: the same for each of `by_example`.
     """
 
     kind: str
@@ -75,6 +98,8 @@ class InfluenceTable:
     rows: tuple[InfluenceRow, ...]
     by_example: tuple[tuple[InfluenceRow, ...], ...] = ()
     connected: tuple[str, ...] = ()
+    counts: Counts | None = field(default=None, repr=False)
+    counts_by_example: tuple[Counts, ...] = field(default=(), repr=False)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row a component, as a pandas DataFrame."""
@@ -127,22 +152,86 @@ def influences(
     of_groups = [{v.id: v for v in select_leaves(record, of)} for of in groups]
     leaves = {i: v for group in of_groups for i, v in group.items()}
     count, known = forest.labels.count if forest.labels is not None else 1, [seen(record, p) for p in parts]
-    totals = [_Totals(names, count, known) for _ in groups]
+    totals = [_Totals(names, count) for _ in groups]
     for there, crossed in all_crossings(forest, parts, list(leaves.values())):
-        of_leaf = _Totals(names, count, known)
+        of_leaf = _Totals(names, count)
         of_leaf.add(there, crossed, _weights(forest, crossed.leaf))
         for total, group in zip(totals, of_groups, strict=True):
             if crossed.leaf.id in group:
                 total.join(of_leaf)
-    connected = lines_of(forest.labels.connected) if forest.labels else ()
+    connected = connections(forest)
     tables = []
     for total, group in zip(totals, of_groups, strict=True):
         inside = _inside(list(group.values()), parts)
-        rows = [total.rows(None, inside), *(total.rows(b, inside) for b in range(count if count > 1 else 0))]
+        counts = [total.counts(None), *(total.counts(b) for b in range(count if count > 1 else 0))]
+        rows = [_rows(c, names, count if n == 0 else 1, inside, known) for n, c in enumerate(counts)]
+        of = tuple(str(v.name) for v in group.values())
         tables.append(
-            InfluenceTable(forest.kind, tuple(str(v.name) for v in group.values()), rows[0], tuple(rows[1:]), connected)
+            InfluenceTable(forest.kind, of, rows[0], tuple(rows[1:]), connected, counts[0], tuple(counts[1:]))
         )
     return tables
+
+
+def merged(tables: Sequence[InfluenceTable], scales: Sequence[float] | None = None) -> InfluenceTable:
+    """Add up tables of different examples, which come in the order of the tables.
+
+    Args:
+        scales: what a weight in each table counts; 1 by default.
+    """
+    scales = scales or [1.0] * len(tables)
+    names = list(dict.fromkeys(row.component for table in tables for row in table.rows))
+    alike = [[row for table in tables for row in table.rows if row.component == name] for name in names]
+    inside, seen = [any(r.inside for r in rows) for rows in alike], [any(r.seen for r in rows) for rows in alike]
+    apart = [_scaled(c, t, names, by) for t, by in zip(tables, scales, strict=True) for c in _by_example(t)]
+    counts = _added([_scaled(t.counts, t, names, by) for t, by in zip(tables, scales, strict=True)], len(names))
+    examples = sum(t.rows[0].examples if t.rows else 0 for t in tables)
+    return InfluenceTable(
+        tables[0].kind,
+        tuple(dict.fromkeys(name for t in tables for name in t.of)),
+        _rows(counts, names, examples, inside, seen),
+        tuple(_rows(c, names, 1, inside, seen) for c in apart),
+        tuple(dict.fromkeys(where for t in tables for where in t.connected)),
+        counts,
+        tuple(apart),
+    )
+
+
+def _by_example(table: InfluenceTable) -> Sequence[Counts]:
+    """Give what a table counts of each example; that of a single one is that of all."""
+    return table.counts_by_example or [counts for counts in (table.counts,) if counts is not None]
+
+
+def _scaled(counts: Counts | None, table: InfluenceTable, names: Sequence[str], scale: float) -> Counts:
+    """Put a table's counts in the order of some components, and scale its weights."""
+    if counts is None:
+        raise BadArgument("this table has no counts, so that it cannot be added to others: take it of trace.influence")
+    at = {row.component: n for n, row in enumerate(table.rows)}
+
+    def placed(numbers: Sequence[float], by: float = 1.0) -> tuple[float, ...]:
+        return tuple(numbers[at[name]] * by if name in at else 0.0 for name in names)
+
+    crossing, weights = placed(counts.crossing), placed(counts.crossing_weight, scale)
+    return Counts(counts.pairs, counts.live, counts.weight * scale, counts.unit, crossing, weights)
+
+
+def _added(parts: Sequence[Counts], components: int) -> Counts:
+    """Add up counts, weights over the largest of their units."""
+    unit = max((c.unit for c in parts), default=-math.inf)
+    by = [1.0 if c.unit == unit else 2.0 ** max(-2000.0, c.unit - unit) for c in parts]
+    return Counts(
+        sum(c.pairs for c in parts),
+        sum(c.live for c in parts),
+        math.fsum(c.weight * f for c, f in zip(parts, by, strict=True)),
+        unit,
+        tuple(sum(c.crossing[i] for c in parts) for i in range(components)),
+        tuple(math.fsum(c.crossing_weight[i] * f for c, f in zip(parts, by, strict=True)) for i in range(components)),
+    )
+
+
+def connections(forest: Forest) -> tuple[str, ...]:
+    """Name the lines at which examples are connected: with others of this batch, and with those of other ranks."""
+    own = lines_of(forest.labels.connected) if forest.labels is not None else ()
+    return (*own, *forest.record.exchanged)
 
 
 def lines_of(calls: Sequence[Call]) -> tuple[str, ...]:
@@ -244,8 +333,8 @@ def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequ
 class _Totals:
     """Counts and weights of crossing pairs, by example and component; weights relative to the largest."""
 
-    def __init__(self, names: Sequence[str], count: int, seen: Sequence[bool]) -> None:
-        self.names, self.count, self.seen = names, count, seen
+    def __init__(self, names: Sequence[str], count: int) -> None:
+        self.names = names
         self.cross = torch.zeros(count, len(names), dtype=torch.float64)
         self.live, self.pairs = (
             torch.zeros(count, dtype=torch.float64),
@@ -294,19 +383,28 @@ class _Totals:
             shrink = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
             self.weight, self.crossed, self.top = self.weight * shrink, self.crossed * shrink, top
 
-    def rows(self, example: int | None, inside: Sequence[bool]) -> tuple[InfluenceRow, ...]:
-        """Give the table's rows, for all examples together or for one."""
+    def counts(self, example: int | None) -> Counts:
+        """Give what was counted, of all examples together or of one."""
         at = slice(None) if example is None else slice(example, example + 1)
-        live, pairs, weight = (float(t[at].sum()) for t in (self.live, self.pairs, self.weight))
-        return tuple(
-            InfluenceRow(
-                name,
-                float(self.cross[at, i].sum()) / live if live and self.seen[i] else math.nan,
-                float(self.crossed[at, i].sum()) / weight if weight and self.seen[i] else math.nan,
-                1 - live / pairs if pairs else math.nan,
-                self.count if example is None else 1,
-                inside[i],
-                self.seen[i],
-            )
-            for i, name in enumerate(self.names)
+        pairs, live, weight = (float(t[at].sum()) for t in (self.pairs, self.live, self.weight))
+        cross, crossed = (tuple(t[at].sum(0).tolist()) for t in (self.cross, self.crossed))
+        return Counts(pairs, live, weight, self.top, cross, crossed)
+
+
+def _rows(
+    counts: Counts, names: Sequence[str], examples: int, inside: Sequence[bool], seen: Sequence[bool]
+) -> tuple[InfluenceRow, ...]:
+    """Write counts as a table's rows."""
+    dead = 1 - counts.live / counts.pairs if counts.pairs else math.nan
+    return tuple(
+        InfluenceRow(
+            name,
+            counts.crossing[i] / counts.live if counts.live and seen[i] else math.nan,
+            counts.crossing_weight[i] / counts.weight if counts.weight and seen[i] else math.nan,
+            dead,
+            examples,
+            inside[i],
+            seen[i],
         )
+        for i, name in enumerate(names)
+    )

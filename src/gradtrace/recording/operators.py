@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from .collectives import SPACES
 from .fused_recurrent import LSTM
-from .ranks import SPACES
 
 # what these write does not depend on what was there
 _DRAWING = ("uniform", "normal", "bernoulli", "random", "exponential", "cauchy", "log_normal", "geometric")

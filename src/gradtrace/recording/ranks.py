@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import Unsupported
 from .autograd_functions import CustomNode
 from .record import Record
 from .scopes import is_internal
 
-# torch.autograd.Functions of DDP and FSDP that hand on all but their first argument
-HANDING_ON = {"_DDPSink", "RegisterPostBackwardFunction", "RegisterPreBackwardFunction"}
+# torch.autograd.Functions that hand on their tensors: of DDP and FSDP, and what waits for a collective
+HANDING_ON = {"_DDPSink", "RegisterPostBackwardFunction", "RegisterPreBackwardFunction", "_FromTorchTensor"}
+HANDING_ON |= {
+    f"GeneratedBackwardFor__c10d_functional_{name}_default" for name in ("wait_tensor", "_wrap_tensor_autograd")
+}
 # parts of torch that exchange for the program's sake, and not as a part of its computation
 _KEEPERS = ("/distributed/fsdp/", "/nn/parallel/distributed.py", "/distributed/utils.py")
-SPACES = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional"}
 FROM_ONE = {"send", "recv_", "recv_any_source_"}  # between two ranks: a pipeline
 INSIDE_DTENSOR = (
-    "belongs to a model that is split over ranks by tensors (DTensor: parallelize_module, distribute_tensor): this rank "
-    "has a part of every path only. Trace the model as it was before it was split, with the weights that "
+    "belongs to a model that is split over ranks by tensors (DTensor: parallelize_module, distribute_tensor): this "
+    "rank has a part of every path only. Trace the model as it was before it was split, with the weights that "
     "full_tensor() or torch.distributed.checkpoint.state_dict give; DDP and fully_shard are followed"
 )
 
@@ -48,6 +49,15 @@ def is_fully_sharded(model: nn.Module | None) -> bool:
     return kind is not None and model is not None and any(isinstance(m, kind) for m in model.modules())
 
 
+def waited(tensor: Tensor) -> Tensor:
+    """Give what a collective has left in a tensor, if it is one that waits for that; else the tensor itself."""
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    if module is None or not isinstance(tensor, module.AsyncCollectiveTensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.trigger_wait()
+
+
 def unwrapped(model: nn.Module | None) -> nn.Module | None:
     """Give the model inside DDP, whose names are those that it has in one process."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -63,7 +73,7 @@ def handed_on(node: Any, number: int) -> tuple[Any, int]:
 
 def _hands_on(node: Any) -> bool:
     made: Any = type(node)._forward_cls  # type: ignore[attr-defined]
-    return made.__name__ in HANDING_ON and made.__module__.startswith("torch.")
+    return made.__name__ in HANDING_ON and made.__module__.startswith("torch.") and "tensor._api" not in made.__module__
 
 
 class Parts:
@@ -140,35 +150,6 @@ def is_the_programs() -> bool:
     return True
 
 
-class _Alone(TorchDispatchMode):
-    """Refuse to exchange: the other ranks do not wait for a trace of this one."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self._what = what
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        if func.namespace in SPACES:
-            raise Unsupported(
-                f"{self._what} exchanges tensors with other ranks ({func}), which do not wait for a trace of this one: "
-                "use the functions of torch.distributed.nn, whose derivatives are known"
-            )
-        return func(*args, **(kwargs or {}))
-
-
-def alone(what: str, act: Callable[..., Any], given: Sequence[Any]) -> Any:
-    """Do something of which a collective would be a part, or say that it would.
-
-    Raises:
-        Unsupported: it is.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return act(*given)
-    with _Alone(what):
-        return act(*given)
-
-
 def refuse_pipeline(record: Record) -> None:
     """Refuse a recording of one stage of several: paths go on in other ranks.
 
@@ -178,8 +159,8 @@ def refuse_pipeline(record: Record) -> None:
     if record.pipelined:
         raise Unsupported(
             f"this rank sends to one other, or receives from it, at {record.pipelined}, as a stage of a pipeline does: "
-            "its paths go on there, where this tape does not see them. Trace the whole model in one process, or with DDP "
-            "or fully_shard"
+            "its paths go on there, where this tape does not see them. Trace the whole model in one process, or with "
+            "DDP or fully_shard"
         )
 
 
@@ -191,8 +172,8 @@ def refuse_check(record: Record) -> None:
     """
     if record.reduces:
         raise Unsupported(
-            "check=True runs a backward pass, which fully_shard, and DDP with static_graph, take for the program's own: "
-            "they would exchange gradients. Prove the model once without them"
+            "check=True runs a backward pass, which fully_shard, and DDP with static_graph, take for the program's "
+            "own: they would exchange gradients. Prove the model once without them"
         )
 
 
