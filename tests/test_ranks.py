@@ -1,4 +1,4 @@
-"""Many processes, for real: what they find together is what one finds, and one that fails leaves none of them waiting."""
+"""Many processes, for real: together they find what one finds, and one that fails leaves none of them waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import worker
-from ranks.programs import ASKED, batch, loss_of, model
+from ranks.programs import ASKED, SIZES, batch, loss_of, model
 
 import gradtrace
 from gradtrace.errors import BadArgument, RankFailed
@@ -76,9 +76,8 @@ def assert_same_flow(found: Flow, wanted: Flow) -> None:
 
 def key_of(row: Any) -> tuple[Any, ...]:
     """Tell what a row of a flow is of; a line of this very program has a folder."""
-    return tuple(value for name, value in vars(row).items() if name not in ("paths", "share", "source")) + (
-        str(getattr(row, "source", "")).rpartition("/")[2],
-    )
+    said = [value for name, value in vars(row).items() if name not in ("paths", "share", "source")]
+    return (*said, str(getattr(row, "source", "")).rpartition("/")[2])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, pytest.param(4, marks=pytest.mark.full)])
@@ -96,15 +95,15 @@ def test_what_ranks_find_together_is_what_one_finds(ranks, tmp_path):
             assert_same_history(rank["monitors"][name], ranks)
     if ranks > 1:
         said = "the loss may be any of 2 tensors"
-        assert all(list(f["monitors"]["ddp"]["said"])[0].startswith(said) for f in found[-1:])
-        assert all(list(f["monitors"]["ddp"]["said"])[0].startswith(f"rank {ranks - 1}: {said}") for f in found[:-1])
+        assert all(next(iter(f["monitors"]["ddp"]["said"])).startswith(said) for f in found[-1:])
+        assert all(next(iter(f["monitors"]["ddp"]["said"])).startswith(f"rank {ranks - 1}: {said}") for f in found[:-1])
 
 
 @cache
 def watched() -> list[dict[str, Any]]:
     """The traces of a training of one process."""
     monitor = Monitor(net := model(), every=2, components=ASKED, kinds=["best", "greedy"], folder=None)
-    worker.train(net, monitor, -2, 1)
+    worker.train(net, monitor, 0, 1, failing=-1)
     return monitor.history().traces
 
 
@@ -120,7 +119,7 @@ def assert_same_history(found: dict[str, Any], ranks: int) -> None:
             assert (flow["total"], flow["source"], flow["target"]) == (other["total"], other["source"], other["target"])
             assert flow["paths"] == other["paths"]
         if ranks > 1:
-            there = sum(size > 0 for size in worker.SIZES[ranks])
+            there = sum(size > 0 for size in SIZES[ranks])
             assert mine["ranks"] == {"all": ranks, "with_examples": there, "in_flows": there}
 
 

@@ -95,7 +95,7 @@ class Room:
         self.size = len(self._ranks)
         self._broken = ""
         try:
-            self._group = distributed.new_group(
+            self._group: Any = distributed.new_group(
                 self._ranks, timeout=self._wait, backend="gloo", use_local_synchronization=True
             )
         except Exception as error:

@@ -17,10 +17,10 @@ from torch import Tensor, distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ranks.programs import ASKED, EXAMPLES, Model, loss_of, model, part  # noqa: E402
+from ranks.programs import ASKED, EXAMPLES, Model, loss_of, model, part
 
-import gradtrace  # noqa: E402
-from gradtrace.monitor import Monitor  # noqa: E402
+import gradtrace
+from gradtrace.monitor import Monitor
 
 logging.basicConfig(level=logging.ERROR)
 warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def ddp(**options: Any) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model(), **options)
 
 
-def fsdp(reshard: bool) -> nn.Module:
+def fsdp(reshard: bool) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     whole = model()
@@ -56,7 +56,7 @@ def ask(tape: gradtrace.Tape, loss: Tensor) -> list[Any]:
 
 def tables(rank: int, ranks: int) -> dict[str, Any]:
     """Add up tables and flows, and see that gradients are those of a training that is not traced."""
-    out = {}
+    out, wrapped = {}, model()
     x, y = part(rank, ranks)
     for name, wrap in WRAPPED.items():
         grads = []
@@ -67,7 +67,7 @@ def tables(rank: int, ranks: int) -> dict[str, Any]:
             if traced:
                 out[name] = gradtrace.reduced(lambda: ask(tape, loss) if len(x) else None)  # noqa: B023
             loss.backward()
-            held = (p.grad for p in wrapped.parameters() if p.grad is not None)
+            held: list[Any] = [p.grad for p in wrapped.parameters() if p.grad is not None]
             grads.append([g.to_local() if hasattr(g, "to_local") else g for g in held])
         out[f"{name}: same gradients"] = all(map(torch.equal, *grads)) and len(grads[0]) > 0
     with gradtrace.record(wrapped, examples=x) as tape:  # of a mean, each example alike
@@ -77,21 +77,18 @@ def tables(rank: int, ranks: int) -> dict[str, Any]:
     return out
 
 
-def train(wrapped: nn.Module, monitor: Monitor, rank: int, ranks: int, steps: int = 6) -> list[Tensor]:
+def train(wrapped: nn.Module, monitor: Monitor, rank: int, ranks: int, failing: int = 2) -> None:
     """Train as one process would with all examples: the average over ranks is the sum over examples, over 7."""
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-    losses = []
-    for number in range(steps):
+    for number in range(6):
         x, y = part(rank, ranks, number)
         with monitor.step(examples=x):
             loss = loss_of(wrapped, x, y) * ranks / EXAMPLES
-            other = torch.zeros(1, requires_grad=True) * 2 if number == 2 and rank == ranks - 1 else None
+            other = torch.zeros(1, requires_grad=True) * 2 if number == failing and rank == ranks - 1 else None
         del other
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.detach())
-    return losses
 
 
 def monitors(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
@@ -153,7 +150,7 @@ def gathers() -> dict[str, Callable[[Tensor], Tensor]]:
     from torch.distributed import _functional_collectives as functional
     from torch.distributed.nn import functional as old
 
-    group = distributed.group.WORLD
+    group: Any = distributed.group.WORLD
     return {
         "own place": in_own_place,
         "all_gather": lambda z: torch.cat(old.all_gather(z)),
@@ -173,17 +170,6 @@ def waited_for(z: Tensor) -> Tensor:
     assert work is not None
     work.wait()
     return kept - total
-
-
-def of_one_rank(gather: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Give what a gather does, as the derivative sees it if only this rank's numbers are followed: the definition."""
-    made = gather(z.detach().requires_grad_()).detach()
-    rows = torch.autograd.functional.jacobian(lambda own: gather(in_turn(own)), z.detach())
-    return made + (rows * (z - z.detach())).flatten(2).sum(2)
-
-
-def in_turn(own: Tensor) -> Tensor:
-    return own
 
 
 def contrastive(net: nn.Module, x: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
@@ -220,14 +206,12 @@ def expected(net: nn.Module, every: Tensor, rank: int, ranks: int, name: str) ->
     if name in ("own place", "all_gather", "custom", "asynchronous"):
         other = z
     elif name == "reduce_scatter":
-        # each rank gives its two rows twice; what belongs to this one is rows 2·rank … of that, added up
-        other = sum(part.repeat(2, 1).chunk(ranks)[rank] for part in z.split(2))  # type: ignore[assignment]
+        other = torch.stack([part.repeat(2, 1).chunk(ranks)[rank] for part in z.split(2)]).sum(0)
     elif name == "all_to_all":
         other = torch.cat([part.chunk(ranks)[rank] for part in z.split(2)])
-    elif name == "waited for":
-        other = z[own] * 2 - sum(z.split(2)).detach()  # type: ignore[union-attr]
     else:
-        other = sum(z.split(2))  # type: ignore[assignment]
+        other = torch.stack(z.split(2)).sum(0)
+        other = z[own] * 2 - other.detach() if name == "waited for" else other
     loss = (z[own] @ other.tanh().T).logsumexp(1).sum()
     return list(torch.autograd.grad(loss, list(net.parameters())))
 
@@ -286,7 +270,7 @@ def refused(rank: int, ranks: int) -> dict[str, Any]:
         loss = loss_of(proved, words, targets)
     out["check"] = told(lambda: tape.trace(loss, check=True))
     out["failed"] = told(lambda: gradtrace.reduced(fails if rank == 1 else lambda: None))
-    out["unlike"] = told(lambda: gradtrace.reduced(3 if rank else [1]))
+    out["unlike"] = told(lambda: gradtrace.reduced(3 if rank else [1]))  # type: ignore[arg-type]
     return out
 
 

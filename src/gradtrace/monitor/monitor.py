@@ -259,7 +259,7 @@ class Monitor:
             raise NotOnTape("no rank has an example")
         first, size = there[0], len(parts)
         flowing = [part.taken for part in there if part.signature == first.signature]
-        taken = together([part.taken for part in there], flowing) if size > 1 else first.taken
+        taken = together([part.taken for part in there], flowing, size) if size > 1 else first.taken
         line = {"kind": "trace", "step": number, "graph": first.signature} | written(taken)
         line["semirings"], line["fallbacks"] = first.semirings, first.fallbacks
         line["connected"] = list(dict.fromkeys(where for part in there for where in part.connected))

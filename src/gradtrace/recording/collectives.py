@@ -65,7 +65,9 @@ def _done() -> Any:
 def _rank(group: Any) -> int:
     """Give this rank's number in a group, by its name or as operators are given it."""
     if isinstance(group, str):
-        return torch.distributed.distributed_c10d._resolve_process_group(group).rank()
+        from torch.distributed import distributed_c10d
+
+        group = distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type]
     return (group if hasattr(group, "rank") else torch.distributed.ProcessGroup.unbox(group)).rank()
 
 

@@ -51,11 +51,11 @@ def is_fully_sharded(model: nn.Module | None) -> bool:
 
 def waited(tensor: Tensor) -> Tensor:
     """Give what a collective has left in a tensor, if it is one that waits for that; else the tensor itself."""
-    module = sys.modules.get("torch.distributed._functional_collectives")
+    module: Any = sys.modules.get("torch.distributed._functional_collectives")
     if module is None or not isinstance(tensor, module.AsyncCollectiveTensor):
         return tensor
     with torch.no_grad():
-        return tensor.trigger_wait()
+        return tensor.trigger_wait()  # type: ignore[attr-defined]
 
 
 def unwrapped(model: nn.Module | None) -> nn.Module | None:

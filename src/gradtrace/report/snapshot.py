@@ -10,8 +10,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import fsum
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
@@ -198,10 +198,11 @@ def take(trace: Traced, question: Question) -> Taken:
     )
 
 
-def together(parts: Sequence[Taken], flowing: Sequence[Taken]) -> Taken:
-    """Add up what was taken of different examples: paths are those of the first, and the loss is the mean of all.
+def together(parts: Sequence[Taken], flowing: Sequence[Taken], ranks: int) -> Taken:
+    """Add up what was taken of different examples: paths are those of the first, and the loss is averaged over ranks.
 
     Args:
+        ranks: how many there are, those without examples too.
         flowing: those among the parts whose programs took the first one's way, so that flows can be added.
     """
     first = parts[0]
@@ -215,7 +216,7 @@ def together(parts: Sequence[Taken], flowing: Sequence[Taken]) -> Taken:
         ]
         for kind in first.flows
     }
-    return replace(first, loss=fmean(p.loss for p in parts), tables=tables, flows=flows)
+    return replace(first, loss=fsum(p.loss for p in parts) / ranks, tables=tables, flows=flows)
 
 
 def written(taken: Taken) -> dict[str, Any]:
