@@ -20,7 +20,8 @@ import gradtrace
 from gradtrace.errors import BadArgument, RankFailed
 from gradtrace.monitor import Monitor
 from gradtrace.queries.flow import Flow
-from gradtrace.queries.influence import InfluenceTable
+from gradtrace.queries.tables import InfluenceTable
+from gradtrace.report.history import read_history
 
 WORKER = Path(worker.__file__)
 LIMIT = 120  # seconds
@@ -155,6 +156,7 @@ def assert_refused(found: dict[str, Any]) -> None:
     assert found["pipeline trained"]
     assert "as a stage of a pipeline does" in found["sent"]
     assert "check=True" in found["check"]
+    assert "its successor, torch.distributed.fsdp.fully_shard" in found["flat"]
     assert "adds up influence tables and flows" in found["unlike"]
 
 
@@ -188,6 +190,26 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
         assert found["seconds"] < 40
         assert found["reduced"].startswith("RankFailed: the ranks did not meet within 3 s")
         assert found["seconds of reduced"] < 20
+
+
+@pytest.mark.full
+def test_transformers_trainer_and_lightning_on_two_ranks(tmp_path):
+    pytest.importorskip("transformers", reason="needs gradtrace[transformers]")
+    pytest.importorskip("lightning", reason="needs gradtrace[lightning]")
+    found = [rank["trainers"] for rank in launch(2, ["trainers"], tmp_path)]
+    for name, batch_size in (("trainer", 4), ("lightning", 6)):
+        for rank in found:
+            assert rank[name]["same"]
+            assert not rank[name]["failures"]
+            assert [t["step"] for t in rank[name]["traces"]] == [0, 4, 8]
+            for trace, other in zip(rank[name]["traces"], found[0][name]["traces"], strict=True):
+                assert trace["ranks"] == {"all": 2, "with_examples": 2, "in_flows": 2}
+                assert trace["influence"] == other["influence"]
+                assert {row["examples"] for row in trace["influence"]} == {2 * batch_size}
+        kept = read_history(tmp_path / name / "gradtrace" / "history.jsonl")
+        assert [t["influence"] for t in kept.traces] == [t["influence"] for t in found[0][name]["traces"]]
+        assert (tmp_path / name / "gradtrace" / "report.html").is_file()
+    assert sum("gradtrace/dead_share" in row for row in found[0]["trainer"]["log"]) == 3
 
 
 def test_one_process_needs_no_ranks():

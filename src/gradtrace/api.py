@@ -34,10 +34,11 @@ from .queries.arguments import (
 from .queries.bounds import Bound, Bounding
 from .queries.flow import Flow, flow
 from .queries.forest import Forest, check_loss, check_numbers, plant
-from .queries.influence import InfluenceTable, influence
+from .queries.influence import influence
 from .queries.k_best import Ranking
 from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.strongest import strongest
+from .queries.tables import InfluenceTable
 from .queries.why import Reasons, Why, unused, why
 from .recording.components import Component, names_listed, select_leaves
 from .recording.derivatives import local

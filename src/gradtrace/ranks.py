@@ -16,8 +16,8 @@ from torch import distributed
 from .errors import BadArgument, GradtraceError, RankFailed
 from .queries.flow import Flow
 from .queries.flow import merged as merged_flows
-from .queries.influence import InfluenceTable
-from .queries.influence import merged as merged_tables
+from .queries.tables import InfluenceTable
+from .queries.tables import merged as merged_tables
 
 Found: TypeAlias = "InfluenceTable | Flow | Sequence[InfluenceTable | Flow] | None"
 PATIENCE = 300.0  # seconds that ranks wait for one another

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from ranks.programs import ASKED, EXAMPLES, Model, loss_of, model, part
 
 import gradtrace
+from gradtrace.api import Tape
 from gradtrace.monitor import Monitor
 
 logging.basicConfig(level=logging.ERROR)
@@ -264,6 +265,9 @@ def refused(rank: int, ranks: int) -> dict[str, Any]:
         else:
             distributed.recv(torch.zeros(()), 0)
     out["sent"] = told(lambda: tape.trace(loss))
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    out["flat"] = told(lambda: Tape(FullyShardedDataParallel(nn.Linear(4, 2)), (), {}))
     proved = WRAPPED["fsdp"]()
     words, targets = part(rank, ranks)
     with gradtrace.record(proved, examples=words) as tape:
@@ -332,6 +336,24 @@ def left(rank: int, ranks: int) -> dict[str, Any]:
     return {"said": list(monitor.failures), "traces": [t["step"] for t in monitor.history().traces]}
 
 
+def trainers(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Train under transformers' Trainer and under Lightning, with and without the callback."""
+    from monitor import test_lightning, test_trainer
+
+    out: dict[str, Any] = {}
+    given: dict[str, dict[str, Any]] = {"trainer": {"max_steps": 9, "ddp_backend": "gloo"}}
+    given["lightning"] = {"max_steps": 9, "devices": ranks, "strategy": "ddp"}
+    for name, module in (("trainer", test_trainer), ("lightning", test_lightning)):
+        plain, _ = module.trained(folder / f"{name} {rank}", None, **given[name])
+        watched, made = module.trained(folder / name, 4, **given[name])
+        called = made.callbacks if name == "lightning" else made.callback_handler.callbacks
+        monitor = next(c for c in called if isinstance(c, module.TraceCallback)).monitor
+        same = len(plain) == len(watched) and all(map(torch.equal, plain, watched))
+        out[name] = {"same": same, "failures": monitor.failures, "traces": monitor.history().traces}
+        out[name]["log"] = [] if name == "lightning" else made.state.log_history
+    return out
+
+
 CHECKS: dict[str, Callable[[int, int, Path], Any]] = {
     "tables": lambda rank, ranks, folder: tables(rank, ranks),
     "monitors": monitors,
@@ -339,6 +361,7 @@ CHECKS: dict[str, Callable[[int, int, Path], Any]] = {
     "collectives": lambda rank, ranks, folder: collectives(rank, ranks),
     "refused": lambda rank, ranks, folder: refused(rank, ranks),
     "left": lambda rank, ranks, folder: left(rank, ranks),
+    "trainers": trainers,
     "killed": lambda rank, ranks, folder: killed(rank, ranks),
 }
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..api import Trace, record
 from ..errors import GradtraceError
 from ..queries.arguments import batch_tensors
-from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
+from ..queries.tables import InfluenceRow, InfluenceTable
 from ..recording.components import Component, seen
 from ..recording.components import default_components as fallback
 from ..recording.scopes import is_internal

@@ -6,7 +6,6 @@ What it says of a step holds for that step's batch. Training with it is training
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,21 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..api import Tape, Trace
+from ..api import Tape
 from ..errors import BadArgument, GradtraceError, NotOnTape, RankFailed, UnknownName
 from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, whole
-from ..queries.influence import connections
-from ..queries.summaries import answers
 from ..ranks import PATIENCE
 from ..recording.components import Component, names_listed
 from ..report.document import versions
 from ..report.history import SCHEMA_OF_HISTORY, History, of_history
 from ..report.page import render
-from ..report.snapshot import Question, default_components, graph_of, take, together, written
+from ..report.snapshot import Question, default_components, together, written
 from ..semirings import Family, named
 from .book import HISTORY, Book
 from .clock import Clock
-from .ranks import Part, Ranks
+from .part import Part, loss_of, part_of, recorded
+from .ranks import Ranks
 from .scalars import scalars_of
 from .sinks import Sink
 from .step import Step
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 LOG = logging.getLogger("gradtrace.monitor")
-WHICH = "say which is the loss: `with monitor.step(…) as step: step.loss = …`"
 
 
 class Monitor:
@@ -228,29 +225,18 @@ class Monitor:
         if self._ranks.first:
             self._send(number, lines[-1])
 
-    def _trace(self, taped: Tape | Exception, given: Tensor | None) -> Part | None:
+    def _trace(self, taped: Tape | Exception, loss: Tensor | None) -> Part | None:
         """Give what this rank finds; None where it has no examples, and others may have some."""
-        if isinstance(taped, Exception):
-            raise taped
-        if taped.refused is not None:
-            raise taped.refused
-        if taped.record.examples == 0 and self._ranks.several:
+        tape = recorded(taped)
+        if tape.record.examples == 0 and self._ranks.several:
             return None
-        trace = taped.trace(_the_loss(taped, given))
+        trace = tape.trace(loss_of(tape, loss))
         if self._components is None:
             self._components = default_components(trace)
-        group, first = ", ".join(self._of), self._ranks.first
-        paths = self._paths if first else 0
-        asked = Question({group: self._of}, self._components, self._kinds, paths, each=0, only=self._of)
-        signature = signature_of(trace)
-        return Part(
-            taken=take(trace, asked),
-            semirings=answers(trace, self._semirings, self._of, self._components) if first else [],
-            connected=_connected(trace, self._kinds[0]),
-            fallbacks=trace.fallbacks,
-            signature=signature,
-            graph=None if signature in self._graphs else graph_of(trace),
-        )
+        paths = self._paths if self._ranks.first else 0
+        group = {", ".join(self._of): self._of}
+        asked = Question(group, self._components, self._kinds, paths, each=0, only=self._of)
+        return part_of(trace, asked, self._semirings if self._ranks.first else (), self._graphs)
 
     def _lines(self, number: int, parts: Sequence[Part | None]) -> list[dict[str, Any]]:
         """Give a line of the history, and before it one for the graph where that is new."""
@@ -389,34 +375,3 @@ def _check(model: nn.Module, of: Sequence[str]) -> None:
     for pattern in of:
         if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
             raise UnknownName(f"no parameter matches {pattern!r}; there are {names_listed(names) or 'none'}")
-
-
-def _the_loss(tape: Tape, given: Any) -> Tensor:
-    """Find the loss of a recorded step.
-
-    Raises:
-        GradtraceError: there is none, or it might be one of several.
-    """
-    if given is not None:
-        return given
-    found = tape.losses()
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise NotOnTape(f"no loss was found: no tensor with one element that requires grad; {WHICH}")
-    made = [call.where for t in found if (call := tape.value_of(t).call) is not None]
-    raise NotOnTape(f"the loss may be any of {len(found)} tensors with one element ({'; '.join(made)}); {WHICH}")
-
-
-def _connected(trace: Trace, kind: str) -> list[str]:
-    """Say at which lines examples are connected."""
-    if trace.tape.record.examples is None:
-        return list(trace.tape.record.exchanged)
-    return list(connections(trace.forest(kind, per_example=True)))
-
-
-def signature_of(trace: Trace) -> str:
-    """Give what tells one recording's calls and leaves from another's."""
-    record = trace.tape.record
-    calls = [(c.index, c.name, c.module, c.source.rpartition("/")[2]) for c in record.before(trace.root)]
-    return hashlib.sha256(repr((calls, list(record.leaves))).encode()).hexdigest()[:16]

@@ -6,30 +6,11 @@ follows from what was exchanged before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RankFailed
 from ..ranks import Room, is_distributed, is_first, room_of, said_of
-from ..report.snapshot import Taken
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank has found.
-
-    Attributes:
-        taken: influence, flows, and the first rank's paths.
-        semirings: what else the first rank was asked.
-        signature: of its graph, and `graph`, where that is new to it.
-    """
-
-    taken: Taken
-    semirings: list[dict[str, Any]]
-    connected: list[str]
-    fallbacks: dict[str, int]
-    signature: str
-    graph: dict[str, Any] | None
+from .part import Part
 
 
 class Ranks:

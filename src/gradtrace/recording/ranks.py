@@ -43,10 +43,20 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def is_fully_sharded(model: nn.Module | None) -> bool:
-    """Tell whether FSDP keeps a part of a model's parameters on this rank, and the whole only while it is used."""
-    module = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(module, "FSDPModule", None)
-    return kind is not None and model is not None and any(isinstance(m, kind) for m in model.modules())
+    """Tell whether FSDP keeps a part of a model's parameters on this rank, and the whole only while it is used.
+
+    Raises:
+        Unsupported: FSDP does so by its older wrapper, which makes one parameter of many.
+    """
+    module: Any = sys.modules.get("torch.distributed.fsdp")
+    if module is None or model is None:
+        return False
+    if any(isinstance(m, module.FullyShardedDataParallel) for m in model.modules()):
+        raise Unsupported(
+            "FullyShardedDataParallel makes one parameter of many, and frees it after use: gradtrace follows its "
+            "successor, torch.distributed.fsdp.fully_shard"
+        )
+    return any(isinstance(m, module.FSDPModule) for m in model.modules())
 
 
 def waited(tensor: Tensor) -> Tensor:

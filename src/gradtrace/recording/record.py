@@ -103,7 +103,7 @@ class Saved:
         if not self._tensor.untyped_storage().nbytes() and self._tensor.numel():
             raise StaleTensor(
                 f"the memory of a tensor of shape {tuple(self._tensor.shape)} that the tape needs was freed after it "
-                "was used, as FullyShardedDataParallel does: record a model of fully_shard, or one that is whole"
+                "was used, though no module of the recorded model is known to do so: record the model that does"
             )
         if self._tensor.device.type == "cpu":
             return self._tensor

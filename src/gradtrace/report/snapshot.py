@@ -20,10 +20,11 @@ from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.flow import Asked, Flow, flows
 from ..queries.flow import merged as merged_flows
 from ..queries.forest import Forest
-from ..queries.influence import InfluenceTable, influences
-from ..queries.influence import merged as merged_tables
+from ..queries.influence import influences
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
+from ..queries.tables import InfluenceTable
+from ..queries.tables import merged as merged_tables
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
