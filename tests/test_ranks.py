@@ -103,7 +103,7 @@ def test_what_ranks_find_together_is_what_one_finds(ranks, tmp_path):
 @cache
 def watched() -> list[dict[str, Any]]:
     """The traces of a training of one process."""
-    monitor = Monitor(net := model(), every=2, components=ASKED, kinds=["best", "greedy"], folder=None)
+    monitor = Monitor(net := model(), every=2, of="blocks*", components=ASKED, kinds=["best", "greedy"], folder=None)
     worker.train(net, monitor, 0, 1, failing=-1)
     return monitor.history().traces
 

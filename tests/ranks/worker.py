@@ -96,7 +96,13 @@ def monitors(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """Train with monitors, of which the last rank's cannot tell the loss at step 2."""
     out = {}
     for name, wrap in WRAPPED.items():
-        options = {"every": 2, "components": ASKED, "kinds": ["best", "greedy"], "folder": folder / name}
+        options = {
+            "every": 2,
+            "of": "blocks*",
+            "components": ASKED,
+            "kinds": ["best", "greedy"],
+            "folder": folder / name,
+        }
         monitor = Monitor(wrapped := wrap(), **options)
         train(wrapped, monitor, rank, ranks)
         monitor.close()
@@ -162,7 +168,46 @@ def gathers() -> dict[str, Callable[[Tensor], Tensor]]:
         "all_reduce": lambda z: functional.all_reduce(z, "sum", group),
         "old all_reduce": old.all_reduce,
         "waited for": waited_for,
+        "sync batch norm": sync_batch_norm,
     }
+
+
+KERNELS = torch.library.Library("aten", "IMPL")
+
+
+def kernels_of_sync_batch_norm() -> None:
+    """Give PyTorch's own SyncBatchNorm the kernels on the CPU that it has on GPUs only, by their definitions."""
+
+    def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return x.mean(0), (x.var(0, correction=0) + eps).rsqrt()
+
+    def gather(x: Any, mean: Tensor, invstd: Tensor, a: Any, b: Any, c: Any, eps: float, n: Tensor) -> Any:
+        n = n.unsqueeze(1) / n.sum()
+        whole = (mean * n).sum(0)
+        return whole, ((invstd**-2 - eps + (mean - whole) ** 2) * n).sum(0).add(eps).rsqrt()
+
+    def elemt(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, eps: float) -> Tensor:
+        return (x - mean) * invstd * weight + bias
+
+    def reduce(g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, *asked: bool) -> tuple[Tensor, ...]:
+        along = (g * (x - mean)).sum(0)
+        return g.sum(0), along, along * invstd, g.sum(0)
+
+    def backward(g: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Any, s: Any, sx: Any, n: Any) -> Tensor:
+        return (g - s / n.sum() - (x - mean) * invstd**2 * sx / n.sum()) * invstd * weight
+
+    names = ["stats", "gather_stats_with_counts", "elemt", "backward_reduce", "backward_elemt"]
+    for name, kernel in zip(names, (stats, gather, elemt, reduce, backward), strict=True):
+        KERNELS.impl(f"batch_norm_{name}", kernel, "CPU")
+
+
+def sync_batch_norm(z: Tensor) -> Tensor:
+    from torch.nn.modules._functions import SyncBatchNorm
+
+    ranks, group = distributed.get_world_size(), distributed.group.WORLD
+    one, zero = torch.ones(z.shape[1]).to(z), torch.zeros(z.shape[1]).to(z)
+    found: Any = SyncBatchNorm.apply(z, one, zero, None, None, 1e-5, 0.1, group, ranks)
+    return found
 
 
 def waited_for(z: Tensor) -> Tensor:
@@ -180,6 +225,7 @@ def contrastive(net: nn.Module, x: Tensor, gather: Callable[[Tensor], Tensor]) -
 
 def collectives(rank: int, ranks: int) -> dict[str, Any]:
     """Trace losses that are computed from what other ranks have, too; what comes from there is a constant here."""
+    kernels_of_sync_batch_norm()
     torch.manual_seed(2)
     every = torch.randn(2 * ranks, 6, dtype=torch.float64)
     x, out = every[2 * rank : 2 * rank + 2], {}
@@ -206,6 +252,8 @@ def expected(net: nn.Module, every: Tensor, rank: int, ranks: int, name: str) ->
     z = torch.cat([net(x) if r == rank else net(x).detach() for r, x in enumerate(every.split(2))])
     if name in ("own place", "all_gather", "custom", "asynchronous"):
         other = z
+    elif name == "sync batch norm":
+        other = nn.functional.batch_norm(z, None, None, training=True)[own]
     elif name == "reduce_scatter":
         other = torch.stack([part.repeat(2, 1).chunk(ranks)[rank] for part in z.split(2)]).sum(0)
     elif name == "all_to_all":

@@ -21,6 +21,7 @@ from ..errors import BadArgument, GradtraceError, NotOnTape, RankFailed, Unknown
 from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, whole
 from ..ranks import PATIENCE
 from ..recording.components import Component, names_listed
+from ..recording.ranks import unwrapped
 from ..report.document import versions
 from ..report.history import SCHEMA_OF_HISTORY, History, of_history
 from ..report.page import render
@@ -92,10 +93,10 @@ class Monitor:
             raise BadArgument(f"Monitor(model) takes a torch.nn.Module, not {type(model).__name__}")
         if at_most is not None and not 0 < at_most <= 1:
             raise BadArgument(f"at_most must be a share of the time, above 0 and up to 1, not {at_most!r}")
-        self.model, self.every, self.at_most = model, whole("every", every, 1), at_most
+        self.model, self.every, self.at_most = unwrapped(model), whole("every", every, 1), at_most
         self._ranks = Ranks(group, timeout)
         self._of = (of,) if isinstance(of, str) else tuple(sequence_of("of", of, (str,)))
-        _check(model, self._of)
+        _check(self.model, self._of)
         self._components = components_of(components)
         self._kinds = kinds_of(kinds)
         self._semirings = [named(k) for k in several(semirings)]

@@ -92,7 +92,8 @@ class Capture(TorchDispatchMode):
                 continue
             if tensor.requires_grad and not nn.parameter.is_lazy(tensor):
                 refuse_wrappers((tensor,), f"the parameter {name!r}")
-            self._copy_whole((tensor,))
+            if self._sharded:
+                self._copy_whole((tensor,))
             self.values.name(name, tensor)
         self.constants = Constants(record, self.values, examples) if examples else None
 
@@ -188,7 +189,8 @@ class Capture(TorchDispatchMode):
         template = tuple(_template(args, tensors))
         keywords = dict(zip(kwargs, _template(kwargs.values(), tensors), strict=True)) if kwargs else {}
         event = Event(known, template, keywords, tensors, _written(known, args, kwargs) if known.written else ())
-        self._copy_whole(tensors)
+        if self._sharded:
+            self._copy_whole(tensors)
         if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
             if any(map(is_sharded, tensors)):
                 raise Unsupported(f"an argument of {known.name} {INSIDE_DTENSOR}")
@@ -208,10 +210,9 @@ class Capture(TorchDispatchMode):
 
     def _copy_whole(self, tensors: Iterable[Tensor]) -> None:
         """Copy parameters that FSDP has put in place for now, frozen ones too."""
-        if self._sharded:
-            for tensor in tensors:
-                if isinstance(tensor, nn.Parameter) and not is_sharded(tensor):
-                    self._saving.copy(tensor)
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and not is_sharded(tensor):
+                self._saving.copy(tensor)
 
     def _waited(self, tensors: list[Tensor]) -> list[Tensor]:
         """Give what asynchronous collectives have left, where there may be some."""

@@ -68,7 +68,7 @@ def waited(tensor: Tensor) -> Tensor:
         return tensor.trigger_wait()  # type: ignore[attr-defined]
 
 
-def unwrapped(model: nn.Module | None) -> nn.Module | None:
+def unwrapped(model: Any) -> Any:
     """Give the model inside DDP, whose names are those that it has in one process."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
