@@ -25,6 +25,7 @@ from gradtrace.report.history import read_history
 
 WORKER = Path(worker.__file__)
 LIMIT = 120  # seconds
+UNUSED = {"frozen": ["frozen.bias", "frozen.weight"], "unused": ["unused.weight", "unused.bias"]}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -93,6 +94,7 @@ def test_what_ranks_find_together_is_what_one_finds(ranks, tmp_path):
                     assert_same_flow(mine, wanted)
         assert all(same for name, same in rank["tables"].items() if name.endswith("same gradients"))
         for name in worker.WRAPPED:
+            assert rank["tables"][f"{name}: unused"] in (UNUSED, None)
             assert_same_history(rank["monitors"][name], ranks)
     if ranks > 1:
         said = "the loss may be any of 2 tensors"

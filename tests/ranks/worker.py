@@ -67,6 +67,7 @@ def tables(rank: int, ranks: int) -> dict[str, Any]:
                 loss = loss_of(wrapped, x, y)
             if traced:
                 out[name] = gradtrace.reduced(lambda: ask(tape, loss) if len(x) else None)  # noqa: B023
+                out[f"{name}: unused"] = tape.trace(loss).unused() if len(x) else None
             loss.backward()
             held: list[Any] = [p.grad for p in wrapped.parameters() if p.grad is not None]
             grads.append([g.to_local() if hasattr(g, "to_local") else g for g in held])

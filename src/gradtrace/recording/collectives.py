@@ -8,6 +8,7 @@ so that is what collectives do here, and no rank waits for another.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..errors import Unsupported
 SPACES = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional"}
 
 
-class Alone(TorchDispatchMode):
+def alone(what: str) -> AbstractContextManager[Any]:
     """Let collectives run inside the block as if all other ranks had given zeros.
 
     Args:
@@ -28,7 +29,11 @@ class Alone(TorchDispatchMode):
     Raises:
         Unsupported: there is one of which that is not known, or that does not add up.
     """
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _Alone(what) if there else nullcontext()
 
+
+class _Alone(TorchDispatchMode):
     def __init__(self, what: str) -> None:
         super().__init__()
         self._what = what
