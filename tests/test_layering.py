@@ -21,7 +21,7 @@ LAYERS = [
     {"queries"},
     {"kept"},
     {"report"},
-    {"api"},
+    {"api", "ranks"},
     {"saved"},
     {"components", "rules"},  # doors to rooms further down, under the names that programs use
     {"gradtrace"},  # the package's own __init__: the public names

@@ -12,6 +12,7 @@ from typing import Any
 from .api import Tape, Trace, record
 from .errors import GradtraceError
 from .queries.paths import Path
+from .ranks import reduced
 from .recording.components import Slice
 from .recording.scopes import component
 from .saved import compare, load
@@ -39,6 +40,7 @@ __all__ = [
     "component",
     "load",
     "record",
+    "reduced",
 ]
 
 

@@ -36,7 +36,7 @@ from .queries.bounds import Bound, Bounding
 from .queries.estimate import Estimate, estimate, key_of, refuse
 from .queries.flow import Flow, flow
 from .queries.forest import KINDS, Forest, check_loss, check_numbers, plant
-from .queries.influence import InfluenceTable, influence
+from .queries.influence import influence
 from .queries.joins import JoinTable, joins
 from .queries.junctions import Junction, junctions
 from .queries.k_best import Ranking
@@ -45,6 +45,7 @@ from .queries.paths import NoPath, Path, follow, follow_all
 from .queries.sizes import Sizes, sizes
 from .queries.strongest import strongest
 from .queries.summary import Summary, summarise
+from .queries.tables import InfluenceTable
 from .queries.why import Reasons, Why, unused, why
 from .recording.components import Component, names_listed, select_leaves, top_level
 from .recording.derivatives import local
@@ -53,6 +54,7 @@ from .recording.fused_recurrent import take_apart
 from .recording.guest import Guest
 from .recording.isolation import alone
 from .recording.keeping import keep_leaves
+from .recording.ranks import refuse_check, refuse_pipeline, unwrapped
 from .recording.record import Call, Record, Value
 from .recording.strangers import refuse_transformed
 from .report.document import here, of_trace
@@ -156,6 +158,7 @@ class Tape(_NotSaved):
         names: Mapping[str, Tensor],
         capture: type[Capture] = Capture,
     ) -> None:
+        model = unwrapped(model)
         self._record = Record(room=room_of(model))
         self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
@@ -334,12 +337,14 @@ class Tape(_NotSaved):
                 the module.
             TooLarge: it surely does not fit into memory; so says every other question.
         """
+        refuse_pipeline(self._record)
         value = self._loss(loss)
         self._afford("check" if check else "trace", value)
         check_numbers(self.record, value, self._parameters)
         check_loss(value, float(loss))
         certificate = None
         if check:
+            refuse_check(self._record)
             certificate = certify(self.record, value, loss, list(self._capture.values.leaves.values()))
         return Trace(self, value, float(loss), certificate, progress=progress)
 
@@ -641,10 +646,24 @@ class Trace(_NotSaved):
         return Reasons(self.tape.record, self.root, self.forest())
 
     @lazily()
-    def flow(self, of: str | Sequence[str] = "*", *, kind: str = "best", weighted: bool = False) -> Flow:
-        """Count the traces that run through every operator call and between modules."""
+    def flow(
+        self,
+        of: str | Sequence[str] = "*",
+        *,
+        kind: str = "best",
+        weighted: bool = False,
+        per_example: bool = False,
+    ) -> Flow:
+        """Count the traces that run through every operator call and between modules.
+
+        Args:
+            of: a glob over parameter names, or several.
+            kind: "best" or "greedy".
+            weighted: count each trace by its weight.
+            per_example: let every example have traces of its own, instead of the batch.
+        """
         self.tape._afford("flow", self.root)
-        return flow(self.forest(kind), of, weighted=weighted)
+        return flow(self.forest(kind, per_example=bool(per_example)), of, weighted=weighted)
 
     @lazily()
     def joins(

@@ -68,6 +68,10 @@ class Unsupported(GradtraceError):
     """Something that gradtrace does not follow (sparse or nested tensors, forward-mode AD, say)."""
 
 
+class RankFailed(GradtraceError):
+    """Another of several processes that trace together failed, or did not answer."""
+
+
 class BadArgument(GradtraceError):
     """An argument of the wrong kind, or out of range: the message says what is allowed."""
 

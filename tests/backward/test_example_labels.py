@@ -21,7 +21,8 @@ from gradtrace.backward.label_pushes import MIXED
 from gradtrace.experiments.competition import Competition, next_word_loss
 from gradtrace.kernels import native
 from gradtrace.queries.forest import plant
-from gradtrace.queries.influence import InfluenceRow, influence
+from gradtrace.queries.influence import influence
+from gradtrace.queries.tables import InfluenceRow
 
 WORDS, HIDDEN = 11, 4
 Loss = Callable[..., Tensor]

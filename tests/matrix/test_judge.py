@@ -18,7 +18,7 @@ from matrix.subjects import APART, CONNECTED, Program, Subject, interaction, mov
 from torch import nn
 
 from gradtrace import GradtraceError, Trace
-from gradtrace.queries.influence import InfluenceTable
+from gradtrace.queries.tables import InfluenceTable
 
 F64 = torch.float64
 LAYER = ("forest best by example", "forest greedy by example", "influence best by example")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradtrace import Graded, Through, Trace, component, record
 from gradtrace.errors import NotSeen, UnknownName
 from gradtrace.kernels import native
-from gradtrace.queries.influence import InfluenceRow
+from gradtrace.queries.tables import InfluenceRow
 
 COLUMNS = ["component", "share", "weighted_share", "dead_share", "examples"]
 

@@ -21,9 +21,9 @@ from ..api import Tape, Trace, record
 from ..errors import GradtraceError, OptionError
 from ..queries.arguments import batch_tensors
 from ..queries.estimate import Estimate
-from ..queries.influence import InfluenceRow, InfluenceTable
 from ..queries.paths import Path
 from ..queries.summaries import answers
+from ..queries.tables import InfluenceRow, InfluenceTable
 from ..recording.components import Component, seen
 from ..recording.components import default_components as fallback
 from ..report.document import versions

@@ -6,6 +6,7 @@ median). What a trace does to the steps after it, by displacing what was in cach
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -74,6 +75,18 @@ class Clock:
     def share(self) -> float:
         """Tracing's part of the training's time; 0 before anything was measured."""
         return self.tracing / self.training if self.training else 0.0
+
+    def steps_until(self, at_most: float, done: int) -> int:
+        """Give after how many more steps another trace leaves tracing's share at `at_most`, at the pace so far.
+
+        Args:
+            done: how many steps there were; before the first one has ended, it is taken to be half as long as its
+                recorded forward pass, which is less than it will be.
+        """
+        cost = max(self._costs, default=0.0)
+        missing = (self.tracing + cost) / at_most - cost - self.training
+        each = (self.training - self.tracing) / done if done else self._recorded[-1] / 2
+        return max(0, math.ceil(missing / each)) if each > 0 else 0
 
     def affords(self, at_most: float) -> bool:
         """Tell whether another trace leaves tracing's share at `at_most`; the first one is made to learn its cost."""

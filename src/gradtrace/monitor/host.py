@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..ranks import is_first
 from .book import HISTORY
 from .monitor import Monitor, several
 
@@ -35,7 +36,7 @@ class Host:
             anew: forget the history that is there; else go on with it.
         """
         folder = Path(options.get("folder", Path(beside) / FOLDER))
-        if anew:
+        if anew and is_first(options.get("group")):
             (folder / HISTORY).unlink(missing_ok=True)
         sinks = [*several(options.get("sinks", ())), self]
         return Monitor(model, **{**options, "folder": folder, "sinks": sinks}, resume=True)

@@ -6,7 +6,6 @@ What it says of a step holds for that step's batch. Training with it is training
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,22 +14,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from ..api import Tape, Trace
-from ..errors import BadArgument, GradtraceError, NotOnTape, UnknownName
+from ..api import Tape
+from ..errors import BadArgument, GradtraceError, NotOnTape, RankFailed, UnknownName
 from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, whole
-from ..queries.influence import lines_of
-from ..queries.summaries import answers
+from ..ranks import PATIENCE
 from ..recording.components import Component, names_listed
+from ..recording.ranks import unwrapped
 from ..report.document import versions
 from ..report.history import SCHEMA_OF_HISTORY, History, of_history
 from ..report.page import render
-from ..report.snapshot import Question, default_components, graph_of, snapshot
+from ..report.snapshot import Question, default_components, together, written
 from ..semirings import Family, named
 from .book import HISTORY, Book
 from .clock import Clock
+from .part import Part, loss_of, part_of, recorded
+from .ranks import Ranks
 from .scalars import scalars_of
 from .sinks import Sink
 from .step import Step
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 JOINS = 60  # noted of each trace
 LOG = logging.getLogger("gradtrace.monitor")
-WHICH = "say which is the loss: `with monitor.step(…) as step: step.loss = …`"
 
 
 class Monitor:
@@ -69,6 +68,9 @@ class Monitor:
         at_most: what share of the time tracing may take: traces that do not fit are put off.
         folder: where history.jsonl and report.html go, None for nowhere; each training needs its own.
         resume: go on with the history that the folder has.
+        group: the processes of `torch.distributed` that train together on different examples; by default all. Each of
+            them has a monitor, traces its own examples at the same steps, and the numbers are those of all together.
+        timeout: seconds that they wait for one another at the end of a trace.
     """
 
     def __init__(
@@ -85,14 +87,17 @@ class Monitor:
         at_most: float | None = None,
         folder: str | PathLike[str] | None = "gradtrace-monitor",
         resume: bool = False,
+        group: Any = None,
+        timeout: float = PATIENCE,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadArgument(f"Monitor(model) takes a torch.nn.Module, not {type(model).__name__}")
         if at_most is not None and not 0 < at_most <= 1:
             raise BadArgument(f"at_most must be a share of the time, above 0 and up to 1, not {at_most!r}")
-        self.model, self.every, self.at_most = model, whole("every", every, 1), at_most
+        self.model, self.every, self.at_most = unwrapped(model), whole("every", every, 1), at_most
+        self._ranks = Ranks(group, timeout)
         self._of = (of,) if isinstance(of, str) else tuple(sequence_of("of", of, (str,)))
-        _check(model, self._of)
+        _check(self.model, self._of)
         self._components = components_of(components)
         self._kinds = kinds_of(kinds)
         self._semirings = [named(k) for k in several(semirings)]
@@ -105,7 +110,8 @@ class Monitor:
         self._graphs: set[str] = set()  # that the history has
         self.failures: dict[str, int] = {}
         self.traces = 0
-        self._book = Book(None if folder is None else Path(folder) / HISTORY, self._run(), resume=bool(resume))
+        path = None if folder is None or not self._ranks.first else Path(folder) / HISTORY
+        self._book = Book(path, self._run(), resume=bool(resume))
         if resume:
             self._go_on(self._book.history())
 
@@ -140,6 +146,7 @@ class Monitor:
         self._due = 0
         self._go_on(self._book.rewind(whole("step", step, 0)))
         self._next = step
+        self._ranks.part()
 
     def step(
         self, examples: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None, *, number: int | None = None
@@ -151,70 +158,111 @@ class Monitor:
             number: of the step, where the program counts; several forward passes of one step may have the same, and
                 the first of them is traced.
         """
+        self._meet()
         this = self._next if number is None else number
         self._next = this + 1
         self.clock.start()
         return Step(self, this, examples, traced=self.wants(this))
 
+    def _meet(self) -> None:
+        """Let ranks agree where they are, once, and after a checkpoint was loaded: the first one has the history."""
+        try:
+            self._next, self._due = self._ranks.meet((self._next, self._due))
+        except RankFailed as error:
+            self.fail(self._next, error)
+
     def wants(self, number: int) -> bool:
-        """Tell whether a step is to be traced."""
-        if self._closed or number < self._due or not _is_first_process():
+        """Tell whether a step is to be traced; ranks that trace together all say the same."""
+        if self._closed or number < self._due or self._ranks.lost:
             return False
-        return self.at_most is None or self.clock.affords(self.at_most)
+        return self.at_most is None or self._ranks.several or self.clock.affords(self.at_most)
 
     @property
     def share(self) -> float:
         """The share of the training's time that tracing has taken so far."""
         return self.clock.share
 
-    def take(self, tape: Tape, loss: Tensor | None, number: int, forward: float) -> None:
+    def take(self, taped: Tape | Exception, loss: Tensor | None, number: int, forward: float) -> None:
         """Trace a recorded step, and note what was found, or why nothing was.
 
         Args:
+            taped: or why it could not be recorded.
             loss: None if the tape has to tell.
             forward: seconds that the step's forward pass took.
         """
         began = self.clock.now()
-        self._due = number + self.every
+        part, failed = None, None
         try:
-            if tape.refused is not None:
-                raise tape.refused
-            lines = self._trace(tape, _the_loss(tape, loss), number)
+            part = self._trace(taped, loss)
         except Exception as error:
-            self.fail(number, error)
-            self.clock.traced(forward, self.clock.now() - began)
-            return
-        self.traces += 1
+            failed = error
         self.clock.traced(forward, self.clock.now() - began)
         began = self.clock.now()
-        lines[-1]["seconds"] = {"tracing": self.clock.tracing, "training": self.clock.training}
-        self._note(number, lines)
-        self._send(number, lines[-1])
+        self._end(number, part, failed)
         self.clock.told(self.clock.now() - began)
 
-    def _trace(self, tape: Tape, loss: Tensor, number: int) -> list[dict[str, Any]]:
-        """Give a line of the history, and before it one for the graph where that is new."""
-        trace = tape.trace(loss)
+    def left(self, number: int, error: BaseException | None) -> None:
+        """Note that a step was left before its end, if other ranks wait for it."""
+        if self._ranks.several and (error is None or isinstance(error, Exception)):
+            self._end(number, None, error or RuntimeError("the step was left without a backward pass"))
+
+    def _end(self, number: int, part: Part | None, failed: Exception | None) -> None:
+        """Put together what the ranks have found, and note it; they do this at the same step, whatever happened."""
+        self._due = number + self.every
+        if self.at_most is not None and self._ranks.several:
+            self._due = max(self._due, number + 1 + self.clock.steps_until(self.at_most, number))
+        try:
+            parts, self._due, reason = self._ranks.gather(part, self._due, failed)
+            if failed is not None:
+                raise failed
+            if reason:
+                raise RankFailed(reason)
+            lines = self._lines(number, parts)
+        except Exception as error:
+            self.fail(number, error)
+            return
+        self.traces += 1
+        lines[-1]["seconds"] = {"tracing": self.clock.tracing, "training": self.clock.training}
+        self._note(number, lines)
+        if self._ranks.first:
+            self._send(number, lines[-1])
+
+    def _trace(self, taped: Tape | Exception, loss: Tensor | None) -> Part | None:
+        """Give what this rank finds; None where it has no examples, and others may have some."""
+        tape = recorded(taped)
+        if tape.record.examples == 0 and self._ranks.several:
+            return None
+        trace = tape.trace(loss_of(tape, loss))
         if self._components is None:
             self._components = default_components(trace)
-        group = ", ".join(self._of)
-        only = self._of
-        asked = Question({group: only}, self._components, self._kinds, self._paths, each=0, only=only, joins=JOINS)
-        signature = signature_of(trace)
-        line = {"kind": "trace", "step": number, "graph": signature} | snapshot(trace, asked)
-        line["semirings"] = answers(trace, self._semirings, self._of, self._components)
-        line["connected"] = _connected(trace, self._kinds[0])
-        line["fallbacks"] = trace.fallbacks
-        if signature in self._graphs:
+        paths = self._paths if self._ranks.first else 0
+        group = {", ".join(self._of): self._of}
+        asked = Question(group, self._components, self._kinds, paths, each=0, only=self._of, joins=JOINS)
+        return part_of(trace, asked, self._semirings if self._ranks.first else (), self._graphs)
+
+    def _lines(self, number: int, parts: Sequence[Part | None]) -> list[dict[str, Any]]:
+        """Give a line of the history, and before it one for the graph where that is new."""
+        there = [part for part in parts if part is not None]
+        if not there:
+            raise NotOnTape("no rank has an example")
+        first, size = there[0], len(parts)
+        flowing = [part.taken for part in there if part.signature == first.signature]
+        taken = together([part.taken for part in there], flowing, size) if size > 1 else first.taken
+        line = {"kind": "trace", "step": number, "graph": first.signature} | written(taken)
+        line["semirings"], line["fallbacks"] = first.semirings, first.fallbacks
+        line["connected"] = list(dict.fromkeys(where for part in there for where in part.connected))
+        if size > 1:
+            line["ranks"] = {"all": size, "with_examples": len(there), "in_flows": len(flowing)}
+        if first.signature in self._graphs or first.graph is None:
             return [line]
-        self._graphs.add(signature)
-        return [{"kind": "graph", "signature": signature} | graph_of(trace), line]
+        self._graphs.add(first.signature)
+        return [{"kind": "graph", "signature": first.signature} | first.graph, line]
 
     def fail(self, number: int, error: Exception) -> None:
         """Note that a step could not be traced; the same reason is logged once."""
         said = error.said if isinstance(error, GradtraceError) else f"{type(error).__name__}: {error}"
         reason = " ".join(said.split())
-        self._due = number + self.every
+        self._due = max(self._due, number + self.every)
         if reason not in self.failures:
             LOG.warning("step %d could not be traced, and training goes on: %s", number, reason)
         LOG.debug("step %d", number, exc_info=error)
@@ -329,41 +377,3 @@ def _check(model: nn.Module, of: Sequence[str]) -> None:
     for pattern in of:
         if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
             raise UnknownName(f"no parameter matches {pattern!r}; there are {names_listed(names) or 'none'}")
-
-
-def _is_first_process() -> bool:
-    """Tell whether this process is the one that traces: of several that train together, the first."""
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def _the_loss(tape: Tape, given: Any) -> Tensor:
-    """Find the loss of a recorded step.
-
-    Raises:
-        GradtraceError: there is none, or it might be one of several.
-    """
-    if given is not None:
-        return given
-    found = tape.losses()
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise NotOnTape(f"no loss was found: no tensor with one element that requires grad; {WHICH}")
-    made = [call.where for t in found if (call := tape.value_of(t).call) is not None]
-    raise NotOnTape(f"the loss may be any of {len(found)} tensors with one element ({'; '.join(made)}); {WHICH}")
-
-
-def _connected(trace: Trace, kind: str) -> list[str]:
-    """Say at which lines examples are connected."""
-    if trace.tape.record.examples is None:
-        return []
-    labels = trace.forest(kind, per_example=True).labels
-    return list(lines_of(labels.connected)) if labels is not None else []
-
-
-def signature_of(trace: Trace) -> str:
-    """Give what tells one recording's calls and leaves from another's."""
-    record = trace.tape.record
-    calls = [(c.index, c.name, c.module, c.source.rpartition("/")[2]) for c in record.before(trace.root)]
-    return hashlib.sha256(repr((calls, list(record.leaves))).encode()).hexdigest()[:16]

@@ -21,12 +21,12 @@ class Watcher(Protocol):
     model: nn.Module
     clock: Clock
 
-    def take(self, tape: Tape, loss: Tensor | None, number: int, forward: float) -> None:
-        """Trace a recorded step."""
+    def take(self, taped: Tape | Exception, loss: Tensor | None, number: int, forward: float) -> None:
+        """Trace a recorded step, or note why it could not be recorded."""
         ...
 
-    def fail(self, number: int, error: Exception) -> None:
-        """Note that a step could not be traced."""
+    def left(self, number: int, error: BaseException | None) -> None:
+        """Note that a step was left before its end."""
         ...
 
 
@@ -43,7 +43,7 @@ class Step:
     def __init__(self, watcher: Watcher, number: int, examples: Examples = None, *, traced: bool = False) -> None:
         self._watcher, self._number, self._examples, self._traced = watcher, number, examples, traced
         self._loss: Tensor | None = None
-        self._tape: Tape | None = None
+        self._taped: Tape | Exception | None = None
         self._recording = ExitStack()
         self._began = 0.0
 
@@ -61,27 +61,27 @@ class Step:
         self._began = self._watcher.clock.now()
         if self._traced:
             try:
-                self._tape = self._recording.enter_context(watch(self._watcher.model, self._examples))
+                self._taped = self._recording.enter_context(watch(self._watcher.model, self._examples))
             except Exception as error:
-                self._watcher.fail(self._number, error)
+                self._taped = error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        forward, tape, loss = self._watcher.clock.now() - self._began, self._tape, self._loss
-        self._tape = self._loss = self._examples = None
+        forward, taped, loss = self._watcher.clock.now() - self._began, self._taped, self._loss
+        self._taped = self._loss = self._examples = None
         try:
             self._recording.close()
         except Exception as failure:
-            self._watcher.fail(self._number, failure)
-            return
-        if kind is not None:
-            return
-        if tape is not None:
-            self._watcher.take(tape, loss, self._number, forward)
-        elif not self._traced:
-            self._watcher.clock.plain(forward)
+            taped = failure
+        if taped is None:
+            if kind is None:
+                self._watcher.clock.plain(forward)
+        elif kind is not None:
+            self._watcher.left(self._number, error)
+        else:
+            self._watcher.take(taped, loss, self._number, forward)
 
     def abandon(self) -> None:
         """Leave the step without tracing it."""

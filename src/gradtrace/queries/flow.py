@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import starmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ..errors import BadArgument
 from ..recording.components import select_leaves
 from .forest import Forest
 from .plots import draw_bars
@@ -68,6 +69,7 @@ class Flow:
         total: all units that reach the loss.
         edges: units from one operator call, or leaf, into the next.
         unit: log2 of the weight that one unit stands for; 0 where every path counts as one.
+        weighted: whether paths count by their weights.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Flow:
     links: tuple[Link, ...]
     edges: tuple[FlowEdge, ...] = ()
     unit: float = 0.0
+    weighted: bool = False
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row an operator call, as a pandas DataFrame."""
@@ -144,7 +147,7 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
         scale = [2.0 ** min(max(bases[g] - unit, -2000.0), 1.0) for g in own]
         through = amounts[:, own, 1] @ np.array(scale) if a.weighted else amounts[:, own, 0].sum(1)
         along = [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through.tolist(), strict=True) if n]
-        out.append(_flow(forest, along, unit))
+        out.append(replace(_flow(forest, along, unit), weighted=a.weighted))
     return out
 
 
@@ -158,6 +161,53 @@ def _between_calls(forest: Forest, went: Sequence[Went], groups: int) -> tuple[l
         sums[hop][group] += paths, weight
     hops = sorted(sums)
     return hops, np.array([sums[hop] for hop in hops]).reshape(len(hops), groups, 2)
+
+
+def merged(found: Sequence[Flow], scales: Sequence[float] | None = None) -> Flow:
+    """Add up flows of different examples through one program.
+
+    Args:
+        scales: what a weight in each flow counts; 1 by default.
+
+    Raises:
+        BadArgument: the programs took different ways: one call of theirs is not the same.
+    """
+    known: dict[int, FlowRow] = {}
+    for row in (row for flow in found for row in flow.calls):
+        other = known.setdefault(row.call, row)
+        if (other.operator, other.module, other.source) != (row.operator, row.module, row.source):
+            raise BadArgument(
+                f"these flows are of programs that took different ways: call {row.call} is {other.operator} "
+                f"({other.source}) in one, and {row.operator} ({row.source}) in another. Compare their links"
+            )
+    unit = max(flow.unit for flow in found)
+    scales = scales if scales is not None and found[0].weighted else [1.0] * len(found)
+    factors = [2.0 ** max(-2000.0, f.unit - unit) * by for f, by in zip(found, scales, strict=True)]
+    total = math.fsum(f.total * by for f, by in zip(found, factors, strict=True))
+    through = _summed([[(r.call, r.paths) for r in f.calls] for f in found], factors)
+    edges = _summed([[((e.source, e.target), e.paths) for e in f.edges] for f in found], factors)
+    links = _summed([[((k.source, k.target), k.paths) for k in f.links] for f in found], factors)
+    return Flow(
+        found[0].kind,
+        total,
+        tuple(replace(known[n], paths=through[n], share=through[n] / total if total else 0.0) for n in sorted(known)),
+        tuple(starmap(Link, ((*ends, paths) for ends, paths in links.items()))),
+        tuple(starmap(FlowEdge, ((*ends, paths) for ends, paths in edges.items()))),
+        unit,
+        found[0].weighted,
+    )
+
+
+Key = TypeVar("Key")
+
+
+def _summed(parts: Sequence[Sequence[tuple[Key, float]]], factors: Sequence[float]) -> dict[Key, float]:
+    """Add up what goes along each edge, or through each call."""
+    found: dict[Key, list[float]] = {}
+    for part, factor in zip(parts, factors, strict=True):
+        for key, paths in part:
+            found.setdefault(key, []).append(paths * factor)
+    return {key: math.fsum(amounts) for key, amounts in found.items()}
 
 
 def _base(tops: Iterable[float]) -> float:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from ..kernels import native
 from ..recording.components import (
-    UNSEEN,
     Component,
     check,
     default_components,
@@ -31,92 +29,8 @@ from ..recording.components import (
 from ..recording.record import Call, Value
 from .component_sets import Crossed
 from .forest import NONE, Forest
-from .group_names import group_named
 from .many_components import all_crossings
-from .plots import draw_bars
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-
-SHOWN = 4  # lines at which examples are connected that a table names
-
-
-@dataclass(frozen=True)
-class InfluenceRow:
-    """The influence of one component on a group of parameters.
-
-    Attributes:
-        share: traces that cross the component, of all (example, scalar) pairs that have one; nan if none has.
-        weighted_share: the same, each pair counted by its path weight (best) or |∂ℓ/∂θ| (greedy).
-        dead_share: pairs without a trace, of all pairs.
-        examples: how many examples; 1 where the batch was traced as a whole.
-        inside: whether parameters of the group live in the component, and so cross it trivially.
-        seen: whether any call of the component was seen; if none was, its shares are nan: nobody can tell.
-    """
-
-    component: str
-    share: float
-    weighted_share: float
-    dead_share: float
-    examples: int
-    inside: bool
-    seen: bool = True
-
-
-@dataclass(frozen=True)
-class InfluenceTable:
-    """Influence of components on a group of parameters.
-
-    Attributes:
-        connected: where examples are connected: there a number of the whole batch, or another example, enters an
-            example's derivatives, and what is said of it by position is not what tracing it alone would give.
-        of_all: how many parameters there are in all.
-    """
-
-    kind: str
-    of: tuple[str, ...]
-    rows: tuple[InfluenceRow, ...]
-    by_example: tuple[tuple[InfluenceRow, ...], ...] = ()
-    connected: tuple[str, ...] = ()
-    of_all: int = 0
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Give one row a component, as a pandas DataFrame."""
-        import pandas
-
-        return pandas.DataFrame([asdict(r) for r in self.rows])
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw it with matplotlib (`pip install 'gradtrace[draw]'`), on these axes or new ones, and give the axes."""
-        rows = sorted((r for r in self.rows if not math.isnan(r.share)), key=lambda r: -r.share)
-        label = f"share of the {self.kind} paths from {group_named(self.of, self.of_all)}"
-        weighted = [r.weighted_share for r in rows]
-        return draw_bars([r.component for r in rows], [r.share for r in rows], label, ax, weighted)
-
-    def __str__(self) -> str:
-        name = max([9, *(len(r.component) for r in self.rows)])
-        lines = [f"{self.kind} influence on {group_named(self.of, self.of_all)}"]
-        lines.append(f"{'component':<{name}}  {'share':>7}  {'weighted':>8}  {'dead':>7}  {'examples':>8}")
-        for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1):
-            mark = "  (parameters inside)" if r.inside else ""
-            mark += "" if r.seen else "  (not seen)"
-            shares = f"{_percent(r.share):>7}  {_percent(r.weighted_share):>8}  {_percent(r.dead_share):>7}"
-            lines.append(f"{r.component:<{name}}  {shares}  {r.examples:>8}{mark}")
-        unseen = [r.component for r in self.rows if not r.seen]
-        if unseen:
-            lines.append(f"{', '.join(unseen)}: {UNSEEN}")
-        if self.connected:
-            more = len(self.connected) - SHOWN
-            named = "; ".join(self.connected[:SHOWN]) + (f"; and {more} more lines" if more > 0 else "")
-            lines.append(f"examples are connected, and use numbers of the batch, at {named}: shares are by position")
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.1%}"
+from .tables import Counts, InfluenceTable, rows_of
 
 
 def influence(forest: Forest, components: Sequence[Component] | None, of: str | Sequence[str]) -> InfluenceTable:
@@ -139,29 +53,32 @@ def influences(
     of_groups = [{v.id: v for v in select_leaves(record, of)} for of in groups]
     leaves = {i: v for group in of_groups for i, v in group.items()}
     count, known = forest.labels.count if forest.labels is not None else 1, [seen(record, p) for p in parts]
-    totals = [_Totals(names, count, known) for _ in groups]
+    totals = [_Totals(names, count) for _ in groups]
     for there, crossed in all_crossings(forest, parts, list(leaves.values())):
-        of_leaf = _Totals(names, count, known)
+        of_leaf = _Totals(names, count)
         of_leaf.add(there, crossed, _weights(forest, crossed.leaf))
         for total, group in zip(totals, of_groups, strict=True):
             if crossed.leaf.id in group:
                 total.join(of_leaf)
-    connected = lines_of(forest.labels.connected) if forest.labels else ()
+    connected = connections(forest)
     tables = []
     for total, group in zip(totals, of_groups, strict=True):
         inside = _inside(list(group.values()), parts)
-        rows = [total.rows(None, inside), *(total.rows(b, inside) for b in range(count if count > 1 else 0))]
+        counts = [total.counts(None), *(total.counts(b) for b in range(count if count > 1 else 0))]
+        rows = [rows_of(c, names, count if n == 0 else 1, inside, known) for n, c in enumerate(counts)]
+        of = tuple(str(v.name) for v in group.values())
         tables.append(
             InfluenceTable(
-                forest.kind,
-                tuple(str(v.name) for v in group.values()),
-                rows[0],
-                tuple(rows[1:]),
-                connected,
-                len(record.leaves),
+                forest.kind, of, rows[0], tuple(rows[1:]), connected, counts[0], tuple(counts[1:]), len(record.leaves)
             )
         )
     return tables
+
+
+def connections(forest: Forest) -> tuple[str, ...]:
+    """Name the lines at which examples are connected: with others of this batch, and with those of other ranks."""
+    own = lines_of(forest.labels.connected) if forest.labels is not None else ()
+    return (*own, *forest.record.exchanged)
 
 
 def lines_of(calls: Sequence[Call]) -> tuple[str, ...]:
@@ -263,8 +180,8 @@ def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequ
 class _Totals:
     """Counts and weights of crossing pairs, by example and component; weights relative to the largest."""
 
-    def __init__(self, names: Sequence[str], count: int, seen: Sequence[bool]) -> None:
-        self.names, self.count, self.seen = names, count, seen
+    def __init__(self, names: Sequence[str], count: int) -> None:
+        self.names = names
         self.cross = torch.zeros(count, len(names), dtype=torch.float64)
         self.live, self.pairs = (
             torch.zeros(count, dtype=torch.float64),
@@ -314,19 +231,9 @@ class _Totals:
             shrink = 2.0 ** (self.top - top) if self.top > -math.inf else 0.0
             self.weight, self.crossed, self.top = self.weight * shrink, self.crossed * shrink, top
 
-    def rows(self, example: int | None, inside: Sequence[bool]) -> tuple[InfluenceRow, ...]:
-        """Give the table's rows, for all examples together or for one."""
+    def counts(self, example: int | None) -> Counts:
+        """Give what was counted, of all examples together or of one."""
         at = slice(None) if example is None else slice(example, example + 1)
-        live, pairs, weight = (float(t[at].sum()) for t in (self.live, self.pairs, self.weight))
-        return tuple(
-            InfluenceRow(
-                name,
-                float(self.cross[at, i].sum()) / live if live and self.seen[i] else math.nan,
-                float(self.crossed[at, i].sum()) / weight if weight and self.seen[i] else math.nan,
-                1 - live / pairs if pairs else math.nan,
-                self.count if example is None else 1,
-                inside[i],
-                self.seen[i],
-            )
-            for i, name in enumerate(self.names)
-        )
+        pairs, live, weight = (float(t[at].sum()) for t in (self.pairs, self.live, self.weight))
+        cross, crossed = (tuple(t[at].sum(0).tolist()) for t in (self.cross, self.crossed))
+        return Counts(pairs, live, weight, self.top, cross, crossed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C import _functorch  # type: ignore[attr-defined]
 
 from ..errors import Unsupported
+from .collectives import alone
 
 CustomNode = torch.autograd.function.BackwardCFunction
 
@@ -33,7 +34,8 @@ class _Replay(torch.autograd.Function):
         try:
             there = [m.device for m in ctx.node._input_metadata]
             moved = (g if g is None else g.to(at) for g, at in zip(grads, there, strict=True))
-            found = ctx.node.apply(*moved)  # what the engine calls; hooks are not run
+            with alone(f"the backward of the custom autograd.Function {name_of(ctx.node)!r}"):
+                found = ctx.node.apply(*moved)  # what the engine calls; hooks are not run
         except RuntimeError as error:
             freed = "second time" in str(error)
             why = (

@@ -25,6 +25,7 @@ from .identity import Values
 from .layouts import Layout
 from .operators import DEEPEST, FACTORIES, Operator, operator
 from .process_state import attention_in_parts, pushed
+from .ranks import FROM_ONE, INSIDE_DTENSOR, Exchanges, Parts, is_fully_sharded, is_sharded, is_the_programs, waited
 from .record import HERE, Again, Call, Cut, Input, Record, Saved, Slot, Value, flat_tensors
 from .scopes import Scopes, source_line
 from .storage import Lazies, Saving, layout_of, version_of
@@ -77,15 +78,22 @@ class Capture(TorchDispatchMode):
         self.record = record
         refuse_wrappers(examples, "one of the examples")
         self._saving, self._lazies = Saving(), Lazies()
-        self.values = Values(record, self._saving)
+        self._parts, self._exchanges = Parts(model), Exchanges()
+        self.values = Values(record, self._saving, self._parts)
         self.scopes = Scopes(model, without_cudnn=self.changes)
         self.refused: Exception | None = None  # foreign code that an error passes through may make another of it
         record.called = self.scopes.instances
         record.modules = tuple(n for n in self.scopes.names.values() if n)
         parameters = model.named_parameters(remove_duplicate=False) if model is not None else ()
+        record.reduces = self._sharded = is_fully_sharded(model)
         for name, tensor in (*parameters, *names.items()):
+            if tensor.requires_grad and is_sharded(tensor):
+                self.values.part(name, tensor)
+                continue
             if tensor.requires_grad and not nn.parameter.is_lazy(tensor):
                 refuse_wrappers((tensor,), f"the parameter {name!r}")
+            if self._sharded:
+                self._copy_whole((tensor,))
             self.values.name(name, tensor)
         self.constants = Constants(record, self.values, examples) if examples else None
 
@@ -102,7 +110,7 @@ class Capture(TorchDispatchMode):
             yield
 
     def _close(self) -> None:
-        self.values.open = False
+        self.values.close()
         self._saving.close()
         if self.constants is not None:
             self.constants.close()
@@ -152,12 +160,28 @@ class Capture(TorchDispatchMode):
         if known.eager or (known.view and self._lazies):
             self._note_lazy(event, outputs)
         call = self._record(event, outputs) if event.inputs else None
+        if known.exchanges or self._exchanges:
+            self._note_exchange(event, outputs)
         if self.constants is not None:
             self._note_constants(event, outputs, call, self.constants)
-        if known.foreign and not torch.is_grad_enabled():
+        if known.foreign and not known.exchanges and not torch.is_grad_enabled():
             self._wait(event, outputs)
         if call is None and not torch.is_grad_enabled():
             self._note_unfollowed(outputs)
+
+    def _note_exchange(self, event: Event, outputs: list[Tensor | None]) -> None:
+        """Note what comes from other ranks, and where it meets what is followed."""
+        known, made = event.known, [*(out for out in outputs if out is not None), *event.written]
+        where = self._exchanges.found(event.tensors)
+        if known.exchanges and where is None and is_the_programs():
+            where = f"{known.name}, with other ranks ({source_line()})"
+            if known.base in FROM_ONE and not self.record.pipelined:
+                self.record.pipelined = where
+        if where is None or known.base in FACTORIES:
+            return
+        if event.followed and where not in self.record.exchanged:
+            self.record.exchanged.append(where)
+        self._exchanges.note(where, made)
 
     def _event(self, known: Operator, args: Any, kwargs: dict[str, Any]) -> Event:
         """Take a call's arguments apart; what is recorded is saved now, since the operator may overwrite it."""
@@ -165,20 +189,34 @@ class Capture(TorchDispatchMode):
         template = tuple(_template(args, tensors))
         keywords = dict(zip(kwargs, _template(kwargs.values(), tensors), strict=True)) if kwargs else {}
         event = Event(known, template, keywords, tensors, _written(known, args, kwargs) if known.written else ())
+        if self._sharded:
+            self._copy_whole(tensors)
         if torch.is_grad_enabled() and any(map(_requires_grad, tensors)):
-            refuse_wrappers(tensors, f"an argument of {known.name}")
+            if any(map(is_sharded, tensors)):
+                raise Unsupported(f"an argument of {known.name} {INSIDE_DTENSOR}")
+            refuse_wrappers(self._waited(tensors), f"an argument of {known.name}")
             if known.base == "detach":
                 for tensor in tensors:  # no call, but it tells that autograd follows what is detached
                     self._note_cut(known, self.values.seen(tensor))
-            elif known.base not in FACTORIES:
+            elif known.base not in FACTORIES and not known.exchanges:
                 self._look_up(event)
         elif not torch.is_grad_enabled():
             for tensor in filter(_requires_grad, tensors):
                 self.values.meet(tensor)
                 self._note_cut(known, self.values.peek(tensor))
-        if self.constants is not None:
+        if self.constants is not None and not known.exchanges:
             self._mark(event, self.constants)
         return event
+
+    def _copy_whole(self, tensors: Iterable[Tensor]) -> None:
+        """Copy parameters that FSDP has put in place for now, frozen ones too."""
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and not is_sharded(tensor):
+                self._saving.copy(tensor)
+
+    def _waited(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Give what asynchronous collectives have left, where there may be some."""
+        return list(map(waited, tensors)) if self._exchanges else tensors
 
     def _note_cut(self, known: Operator, value: Value | None) -> None:
         """Note that autograd does not follow what becomes of a value here."""
@@ -191,14 +229,15 @@ class Capture(TorchDispatchMode):
         """Find the values of the arguments of a call that autograd follows, and save the arguments."""
         layouts = list(map(layout_of, event.tensors))
         event.values = values = list(map(self.values.lookup, event.tensors, layouts))
+        tensors = self._waited(event.tensors)
         if event.known.view:
             saved: Iterable[Saved | Again | None] = repeat(None)
         elif event.known.needless:
-            saved = map(self._save_if_needed, event.tensors, values)
+            saved = map(self._save_if_needed, tensors, values)
         else:
-            saved = map(self._saving.save, event.tensors)
+            saved = map(self._saving.save, tensors)
         if event.known.overwrites:
-            values, saved = [None, *values[1:]], chain((None,), map(self._saving.save, event.tensors[1:]))
+            values, saved = [None, *values[1:]], chain((None,), map(self._saving.save, tensors[1:]))
         event.inputs = tuple(
             [
                 Input(v, at.size, at.stride, at.offset, t.dtype, HERE, s)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import NotOnTape, Unsupported
 from .autograd_functions import CustomFunction, CustomNode, generated_name, name_of, refuse_reentrant
 from .layouts import Layout
+from .ranks import Parts, handed_on, reduces
 from .record import Call, Input, Record, Scope, Slot, Value
 from .storage import Cell, Cells, Identities, Saving, cell_of, disjoint, layout_of, read, root_of, version_of
 from .strangers import stranger
@@ -30,10 +31,11 @@ class Values:
     Args:
         record: where leaves, and the calls that read a storage after writes, are added.
         saving: what leaves' data are saved by.
+        parts: parameters of which this rank has a part.
     """
 
-    def __init__(self, record: Record, saving: Saving) -> None:
-        self.record, self._saving = record, saving
+    def __init__(self, record: Record, saving: Saving, parts: Parts) -> None:
+        self.record, self._saving, self._parts = record, saving, parts
         self.leaves: dict[int, tuple[Tensor, Value]] = {}
         self.open = True  # whether new leaves and functions may appear
         # is told of values that may hold constants: leaves (`x.clone().requires_grad_()`), custom functions' results,
@@ -64,6 +66,12 @@ class Values:
         else:
             self.leaf(tensor, name)
 
+    def part(self, name: str, part: Tensor) -> None:
+        """Give a parameter its name of which this rank has a part: it is a leaf once the whole is in its place."""
+        first = self._parts.wait(name, part)
+        if first is not None:
+            self.record.aliases[name] = first
+
     def leaf(self, tensor: Tensor, name: str | None = None) -> Value:
         """Find or make the value of a leaf tensor.
 
@@ -71,6 +79,8 @@ class Values:
             NotOnTape: the recording is over, and it was not used.
         """
         known = self.leaves.get(id(tensor))
+        if known is None and name is None and self._parts:
+            known = self._whole(tensor)
         if known is None:
             if not self.open:
                 raise NotOnTape(f"this leaf tensor of shape {tuple(tensor.shape)} was not used in the recorded code")
@@ -79,7 +89,7 @@ class Values:
                     f"a complex leaf of shape {tuple(tensor.shape)}: gradtrace traces from real ones only; make it "
                     "with torch.view_as_complex or torch.complex from a real parameter"
                 )
-            name = name or f"leaf{len(self.leaves)}"
+            name = name or f"leaf{len(self.leaves) + len(self._parts.waiting)}"
             known = tensor, self.record.value(tensor, name=name)
             known[1].data, known[1].depth = self._saving.save(tensor), 0
             self._storages[tensor.untyped_storage()._cdata] = known[1]
@@ -87,6 +97,30 @@ class Values:
             self.record.leaves[name] = known[1]
             self.told(tensor, known[1])
         return known[1]
+
+    def _whole(self, tensor: Tensor) -> tuple[Tensor, Value] | None:
+        """Name the parameters that have been put in the place of their parts; find the one that is meant."""
+        for name, whole in self._parts.in_place():
+            self._saving.copy(whole)  # FSDP frees the memory before a trace is made
+            self.leaf(whole, name)
+        part = self._parts.names.get(id(tensor))
+        if part in self.record.leaves:
+            return tensor, self.record.leaves[part]
+        return self.leaves.get(id(tensor))
+
+    def close(self) -> None:
+        """End: what was never whole is a leaf of which nothing is known, and leaves come in the model's order."""
+        self.open = False
+        if not self._parts:
+            return
+        for name, part in self._parts.waiting.items():
+            value = self.record.value(part, name=name)
+            self.leaves[id(part)], self.record.leaves[name] = (part, value), value
+        self._parts.waiting.clear()
+        order = {name: n for n, name in enumerate(self._parts.order)}
+        leaves = sorted(self.record.leaves.items(), key=lambda item: order.get(item[0], len(order)))
+        self.record.leaves.clear()
+        self.record.leaves.update(leaves)
 
     def _cell(self, tensor: Tensor) -> Cell:
         """Find a storage's cell, as views of the tensor's root see it."""
@@ -164,10 +198,17 @@ class Values:
         known = self._known.find(tensor)
         if known is not None:
             return known
-        node = tensor.grad_fn
-        if isinstance(node, CustomNode):
-            return _result(self._customs[node], tensor.output_nr) if node in self._customs else None
+        if isinstance(tensor.grad_fn, CustomNode):
+            return self._known_behind(tensor)
         return _told_apart(tensor, self._cell(tensor).views.get(layout_of(tensor), ()))
+
+    def _known_behind(self, tensor: Tensor) -> Value | None:
+        """Find the value of a custom function's result, if the function is on the tape, or handed on what is."""
+        node, number = handed_on(tensor.grad_fn, tensor.output_nr)
+        if isinstance(node, CustomNode):
+            return _result(self._customs[node], number) if node in self._customs else None
+        with suppress(NotOnTape):
+            return self._behind(node, number)
 
     def written(self, tensor: Tensor) -> Cell | None:
         """Give a copy of a storage's cell, if what was written there may be in a tensor."""
@@ -185,20 +226,27 @@ class Values:
 
     def _custom(self, tensor: Tensor, node: Any) -> Value:
         """Find, or put on the tape, the call of the custom function that made a tensor."""
+        self.record.reduces |= reduces(node)
+        node, number = handed_on(node, tensor.output_nr)
+        if not isinstance(node, CustomNode):
+            value = self._behind(node, number)
+            self._place_custom(tensor, value)
+            return value
         scopes, source = self._made.get(tensor.untyped_storage()._cdata, ((), ""))
         waiting = [node]
         while waiting:  # functions of functions, whose results no operator has used
-            unknown = [f for f, _ in waiting[-1].next_functions if isinstance(f, CustomNode) and f not in self._customs]
+            behind = (handed_on(*pair)[0] for pair in waiting[-1].next_functions)
+            unknown = [f for f in behind if isinstance(f, CustomNode) and f not in self._customs]
             if unknown:
                 waiting += unknown
             elif (last := waiting.pop()) not in self._customs:
                 self._customs[last] = self._custom_call(last, scopes, source, tensor if last is node else None)
         call = self._customs[node]
         if isinstance(call.op, CustomFunction):
-            call.op.results[tensor.output_nr] = tensor.detach().cpu()
-        value = _result(call, tensor.output_nr)
+            call.op.results[number] = tensor.detach().cpu()
+        value = _result(call, number)
         if value.seq < 0:
-            value.seq, value.number = node._sequence_nr(), tensor.output_nr
+            value.seq, value.number = node._sequence_nr(), number
             self._place_custom(tensor, value)
             self.told(tensor, value)
         return value
@@ -243,6 +291,7 @@ class Values:
 
     def _behind(self, node: Any, number: int) -> Value:
         """Find the value that an autograd node made as its result `number`."""
+        node, number = handed_on(node, number)
         if hasattr(node, "variable"):
             return self.leaf(node.variable)
         if node in self._customs:

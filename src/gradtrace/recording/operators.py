@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .collectives import SPACES
 from .fused_recurrent import LSTM
 
 # what these write does not depend on what was there
@@ -70,6 +71,7 @@ class Operator:
         foreign: whether it is not one of PyTorch's own.
         asks: whether it only asks what a tensor is like.
         eager: whether it stands for a lazy one, which would give a view.
+        exchanges: whether ranks exchange tensors by it.
     """
 
     func: Any
@@ -86,6 +88,7 @@ class Operator:
     foreign: bool
     asks: bool
     eager: bool
+    exchanges: bool
 
 
 @cache
@@ -106,4 +109,5 @@ def operator(op: Any) -> Operator:
         not op._schema.name.startswith("aten::"),
         op._schema.name.startswith("prim::") or base in ASKING,
         op is not lazy,
+        op.namespace in SPACES,
     )

@@ -100,6 +100,11 @@ class Saved:
                 f"a tensor of shape {shape} that the tape needs was modified in place after recording "
                 f"(an optimizer step?): trace before it is changed, or record again"
             )
+        if not self._tensor.untyped_storage().nbytes() and self._tensor.numel():
+            raise StaleTensor(
+                f"the memory of a tensor of shape {tuple(self._tensor.shape)} that the tape needs was freed after it "
+                "was used, though no module of the recorded model is known to do so: record the model that does"
+            )
         if self._tensor.device.type == "cpu":
             return self._tensor
         if self._near is None:
@@ -378,6 +383,9 @@ class Record:
         constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
             example, and nothing else. Kept apart from `calls`, which are the same whether examples were given or not.
         fused: multiplications in the calls among them that have to be taken apart (see `fused_recurrent`).
+        reduces: whether a backward pass would have FSDP or DDP exchange gradients.
+        exchanged: where numbers of other ranks meet what autograd follows.
+        pipelined: where something is sent to one other rank, or received from it; "" if nowhere.
         room: makes room for what passes over this tape give, and for those over other tapes of the same model.
     """
 
@@ -394,6 +402,9 @@ class Record:
     constants: list[Call] = field(default_factory=list)
     count: int = 0
     fused: int = 0
+    reduces: bool = False
+    exchanged: list[str] = field(default_factory=list)
+    pipelined: str = ""
     room: Callable[..., Tensor] | None = None
 
     def value(self, tensor: Tensor, *, name: str | None = None, differentiable: bool = True) -> Value:

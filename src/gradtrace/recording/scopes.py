@@ -147,7 +147,10 @@ class Scopes:
 
     def begin(self, module: nn.Module) -> None:
         """Note that a module is called."""
-        self.enter(self.names.get(id(module), type(module).__name__))
+        name = self.names.get(id(module))
+        if name is None:  # DDP stands around a model, which has its names without it
+            name = "" if isinstance(module, nn.parallel.DistributedDataParallel) else type(module).__name__
+        self.enter(name)
         if isinstance(module, self._without_cudnn):
             self._held.enter_context(cudnn_off())
 

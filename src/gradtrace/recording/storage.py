@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, UntypedStorage
 
 from ..errors import Unsupported
@@ -115,11 +116,22 @@ class Saving:
 
     def __init__(self) -> None:
         self._saved: dict[int, list[Saved]] = {}
+        self._copies: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
+
+    def copy(self, tensor: Tensor) -> None:
+        """Copy a tensor's storage, to the CPU: what is saved of it from now on lies there."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._copies:
+            self._copies[storage._cdata] = storage, storage.clone() if storage.device == HERE else storage.cpu()
 
     def save(self, tensor: Tensor, *, written: bool = False) -> Saved:
         """Save a tensor, as `Saved` does."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._copies:
+            place = tensor.storage_offset(), tensor.size(), tensor.stride()
+            return Saved.own(torch.empty(0, dtype=tensor.dtype).set_(self._copies[key][1], *place))
         saved = Saved(tensor, written=written)
-        self._saved.setdefault(tensor.untyped_storage()._cdata, []).append(saved)
+        self._saved.setdefault(key, []).append(saved)
         return saved
 
     def overwrite(self, tensor: Tensor) -> None:
@@ -141,6 +153,7 @@ class Saving:
     def close(self) -> None:
         """Leave what is written from now on to whoever reads: it will be stale."""
         self._saved.clear()
+        self._copies.clear()
 
 
 class Lazies:

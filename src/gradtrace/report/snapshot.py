@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +19,17 @@ from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.findings import Finding
 from ..queries.flow import Asked, Flow, flows
+from ..queries.flow import merged as merged_flows
 from ..queries.forest import Forest
-from ..queries.influence import InfluenceTable, influences
+from ..queries.influence import influences
 from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable
 from ..queries.junctions import junctions
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
 from ..queries.summary import Summary, summarise
+from ..queries.tables import InfluenceTable
+from ..queries.tables import merged as merged_tables
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
@@ -163,25 +167,90 @@ def short_source(source: str) -> str:
     return f"{path.relative_to(max(homes, key=lambda p: len(p.parts))).as_posix()}:{line}"
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a trace says at one moment, before it is written as a snapshot.
+
+    Attributes:
+        groups: names of the parameter groups.
+        leaves: names of all leaves, by which flows count them.
+        tables: by kind, a table of each group.
+        flows: by kind, the flow of each group, counted and weighted.
+        paths: by kind, as columns.
+        joined: what stands out and the joins, which are said of one process's examples only.
+    """
+
+    loss: float
+    groups: tuple[str, ...]
+    leaves: tuple[str, ...]
+    tables: dict[str, list[InfluenceTable]]
+    flows: dict[str, list[tuple[Flow, Flow]]]
+    paths: dict[str, Any]
+    joined: dict[str, Any] = field(default_factory=dict)
+
+
 def snapshot(trace: Traced, question: Question) -> dict[str, Any]:
     """Take down flows, influence and paths of a trace."""
+    return written(take(trace, question))
+
+
+def take(trace: Traced, question: Question) -> Taken:
+    """Ask for flows, influence and paths of a trace."""
     record = trace.tape.record
     apart = is_apart(record, question)
     groups = question.groups or default_groups(record)
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
-    tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
+    return Taken(
+        trace.loss,
+        tuple(groups),
+        tuple(record.leaves),
+        {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()},
+        {kind: flows_of(forest, groups) for kind, forest in forests.items()},
+        {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+        _joined(trace, forests, [*groups.values()], question.joins) if question.joins else {},
+    )
+
+
+def together(parts: Sequence[Taken], flowing: Sequence[Taken], ranks: int) -> Taken:
+    """Add up what was taken of different examples: paths are those of the first, and the loss is averaged over ranks.
+
+    Args:
+        ranks: how many there are, those without examples too.
+        flowing: those among the parts whose programs took the first one's way, so that flows can be added.
+    """
+    first = parts[0]
+    tables = {
+        k: [merged_tables(same) for same in zip(*(p.tables[k] for p in parts), strict=True)] for k in first.tables
+    }
+    flows = {
+        kind: [
+            (merged_flows([plain for plain, _ in same]), merged_flows([heavy for _, heavy in same]))
+            for same in zip(*(p.flows[kind] for p in flowing), strict=True)
+        ]
+        for kind in first.flows
+    }
+    return replace(first, loss=fsum(p.loss for p in parts) / ranks, tables=tables, flows=flows, joined={})
+
+
+def written(taken: Taken) -> dict[str, Any]:
+    """Write down what was taken as a report reads it."""
+    number = {name: -1 - i for i, name in enumerate(taken.leaves)}
     return {
-        "loss": trace.loss,
+        "loss": taken.loss,
         "influence": [
             {"of": group, "kind": kind} | asdict(row)
-            for n, group in enumerate(groups)
-            for kind in question.kinds
-            for row in tables[kind][n].rows
+            for n, group in enumerate(taken.groups)
+            for kind in taken.tables
+            for row in taken.tables[kind][n].rows
         ],
-        "flows": [flow for forest in forests.values() for flow in flows_of(forest, groups)],
-        "paths": {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
-    } | (_joined(trace, forests, [*groups.values()], question.joins) if question.joins else {})
+        "flows": [
+            {"of": group, "kind": kind} | _columns(plain, heavy, number)
+            for kind in taken.flows
+            for group, (plain, heavy) in zip(taken.groups, taken.flows[kind], strict=True)
+        ],
+        "paths": taken.paths,
+    } | taken.joined
 
 
 def _joined(
@@ -244,16 +313,14 @@ def is_apart(record: Record, question: Question) -> bool:
     return record.examples is not None if question.per_example is None else question.per_example
 
 
-def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[dict[str, Any]]:
-    """Give the flow of each group as columns: `source` is a call's number, or -1 - that of a parameter."""
-    asked = [Asked(of, weighted) for of in groups.values() for weighted in (False, True)]
-    found = flows(forest, asked)
-    number = {name: -1 - i for i, name in enumerate(forest.record.leaves)}
-    pairs = zip(groups, found[::2], found[1::2], strict=True)
-    return [{"of": group, "kind": forest.kind} | _columns(plain, heavy, number) for group, plain, heavy in pairs]
+def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[tuple[Flow, Flow]]:
+    """Give the flow of each group, counted and weighted."""
+    found = flows(forest, [Asked(of, weighted) for of in groups.values() for weighted in (False, True)])
+    return [*zip(found[::2], found[1::2], strict=True)]
 
 
 def _columns(plain: Flow, heavy: Flow, number: Mapping[str, int]) -> dict[str, Any]:
+    """Write a flow as columns: `source` is a call's number, or -1 - that of a parameter."""
     weights = {(e.source, e.target): e.paths for e in heavy.edges}
     return {
         "total": plain.total,
