@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
+
+import networkx
+import pytest
 
 import gradtrace.scalar
 
@@ -24,6 +30,15 @@ def test_every_block_prints_what_stands_below_it(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "tape.png").exists()
     shown, drawn = (path.read_text(encoding="utf-8") for path in (DOCS / "scalar-figure.svg", tmp_path / "figure.svg"))
     assert texts_of(shown) == texts_of(drawn)
+
+
+MODULES = [f"gradtrace.scalar.{m.name}" for m in pkgutil.iter_modules(gradtrace.scalar.__path__)]
+
+
+@pytest.mark.parametrize("name", ["gradtrace.scalar", *MODULES])
+def test_examples_in_docstrings_print_what_they_say(name):
+    names = vars(gradtrace.scalar) | {"networkx": networkx}
+    assert doctest.testmod(importlib.import_module(name), extraglobs=names).failed == 0
 
 
 def texts_of(svg: str) -> list[str]:

@@ -7,12 +7,15 @@ from itertools import combinations
 
 import networkx
 import pytest
+import torch
 from hypothesis import given, settings
 from matplotlib.colors import to_hex
 from test_scalar import built, dags
 
-from gradtrace.scalar import Graph, backpropagate, best_path, draw, plain, to_dot
-from gradtrace.scalar.drawing import LIT, texts
+from gradtrace import record
+from gradtrace.errors import BadArgument
+from gradtrace.scalar import BadGraph, Graph, backpropagate, best_path, draw, plain, to_dot
+from gradtrace.scalar.drawing import FILL, LIT, texts
 from gradtrace.scalar.layout import layout
 
 
@@ -129,6 +132,23 @@ def test_networkx_writes_and_reads_what_is_plain(form, tmp_path):
     weights = sorted((v, u, w) for v, u, w in read.edges(data="weight"))
     assert weights == sorted((v, u, w) for v, u, w in graph.edges(data="weight"))
     assert all(read.nodes[v]["value"] == graph.nodes[v]["value"] for v in graph)
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    with pytest.raises(BadArgument, match=r"cannot draw to .*a\.xyz: Format 'xyz' is not supported"):
+        draw(network(), tmp_path / "a.xyz")
+    with pytest.raises(BadArgument, match=r"cannot draw to .*: .*No such file or directory"):
+        draw(network(), tmp_path / "none" / "a.png")
+    with pytest.raises(BadGraph, match="no vertex yet"):
+        draw(Graph())
+
+
+def test_leaves_of_a_tape_have_the_colour_of_parameters():
+    w = torch.tensor(2.0, requires_grad=True)
+    with record(names={"w": w}) as tape:
+        w.exp()
+    boxes = [p for p in draw(tape).axes[0].patches if type(p).__name__ == "FancyBboxPatch"]
+    assert [to_hex(p.get_facecolor()) for p in boxes] == [FILL["parameter"], "#ffffff"]
 
 
 def test_a_vector_is_written_as_its_numbers():

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import networkx
 
 from ..errors import BadArgument
-from .builder import Graph
-from .graph import Vertex, is_symbolic
+from .graph import BadGraph, Vertex, is_symbolic, refuse_others
 from .layout import Layout, layout
 from .passes import Source, multigraph
 from .paths import ScalarPath
@@ -90,7 +89,8 @@ def draw(
         the matplotlib figure. Every text in it has the vertex, or edge, as its gid.
 
     Raises:
-        BadArgument: matplotlib is not installed.
+        BadArgument: matplotlib is not installed, or cannot write this file.
+        BadGraph: the graph has no vertex, or is none of these.
     """
     try:
         from matplotlib.figure import Figure
@@ -110,7 +110,8 @@ def draw(
     _draw_edges(axes, graph, said, routes, {v: w for v, (w, _) in size.items()}, lit)
     on_path = set(path.vertices) if path else set()
     for v, lines in said.vertices.items():
-        _draw_vertex(axes, v, lines, at[v], size[v], graph.nodes[v].get("kind", ""), lit=v in on_path)
+        kind = graph.nodes[v].get("kind", "parameter" if graph.nodes[v].get("leaf") else "")
+        _draw_vertex(axes, v, lines, at[v], size[v], kind, lit=v in on_path)
     if file is not None:
         save(figure, file)
     return figure
@@ -118,7 +119,11 @@ def draw(
 
 def _whole(graph: Source) -> networkx.MultiDiGraph:
     """Write a `Graph` out, with the edges that have weight 0: where they are missing, something seems unconnected."""
-    return graph.scalars(keep_zero=True) if isinstance(graph, Graph) else multigraph(graph)
+    found = multigraph(graph, keep_zero=True)
+    refuse_others(found)
+    if not found:
+        raise BadGraph("the graph has no vertex yet: there is nothing to draw")
+    return found
 
 
 def _across(placed: Layout, said: Text, size: Mapping[Vertex, tuple[float, float]]) -> dict[int, float]:
@@ -157,7 +162,10 @@ def save(figure: Figure, file: str | File) -> None:
 
     with rc_context({"svg.hashsalt": "gradtrace"}):
         metadata = {"Date": None} if str(file).endswith(".svg") else None
-        figure.savefig(file, dpi=110, metadata=metadata)
+        try:
+            figure.savefig(file, dpi=110, metadata=metadata)
+        except (OSError, ValueError) as error:
+            raise BadArgument(f"cannot draw to {file}: {error}") from None
 
 
 def _fit(
@@ -285,6 +293,7 @@ def plain(graph: Source) -> networkx.MultiDiGraph:
     >>> networkx.write_graphml(plain(graph), io.BytesIO())
     """
     graph = multigraph(graph)
+    refuse_others(graph)
     found = networkx.MultiDiGraph()
     for v, data in graph.nodes(data=True):
         found.add_node(str(v), **_plain(data))

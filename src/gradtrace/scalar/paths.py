@@ -20,6 +20,7 @@ from ..semirings import Max, Sum
 from ..semirings.base import itself
 from ..semirings.wide import Wide, WideMax, WideSum
 from .arithmetic import Arithmetic, Lengths, MaxPlus, MinPlus, fitting, of_numbers
+from .builder import Node, vertex_of
 from .graph import BadGraph, Number, Outgoing, ScalarEdge, TooLarge, Vertex, has_symbols, is_exact, is_symbolic, towards
 from .passes import Source, elements, multigraph
 from .tables import table, written
@@ -79,24 +80,24 @@ def _path(source: Vertex, edges: Sequence[ScalarEdge]) -> ScalarPath:
     )
 
 
-def _between(graph: Source, source: Vertex, target: Vertex, *, zeros: bool = False) -> Outgoing:
+def _between(graph: Source, source: Any, target: Any, *, zeros: bool = False) -> tuple[Outgoing, Vertex, Vertex]:
     """Read what leads to the target; a target from which paths lead to the source is the wrong way round."""
-    found = multigraph(graph)
+    found, source, target = multigraph(graph), vertex_of(source), vertex_of(target)
     outgoing = towards(found, target, source, zeros=zeros)
     if source not in outgoing and networkx.has_path(found, target, source):
         raise BadGraph(
             f"no path leads from {source!r} to {target!r}, but one does the other way: edges run from the producer of "
             "a number to its consumer, so paths end in the loss; swap the two, or turn the edges by graph.reverse()"
         )
-    return outgoing
+    return outgoing, source, target
 
 
 # ---------------------------------------------------------------- all of them
 
 
-def paths(graph: Source, source: Vertex, target: Vertex) -> Iterator[ScalarPath]:
+def paths(graph: Source, source: Node | Vertex, target: Node | Vertex) -> Iterator[ScalarPath]:
     """Enumerate all paths from source to target in tie order. Their number is exponential in the depth."""
-    return _walks(_between(graph, source, target), source, target)
+    return _walks(*_between(graph, source, target))
 
 
 def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[ScalarPath]:
@@ -117,13 +118,13 @@ def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[Scala
             choices.append(iter(outgoing[edge.consumer]))
 
 
-def pathwise_sum(graph: Source, source: Vertex, target: Vertex, semiring: Arithmetic | str = Sum) -> Any:
+def pathwise_sum(graph: Source, source: Node | Vertex, target: Node | Vertex, semiring: Arithmetic | str = Sum) -> Any:
     """Aggregate over all paths: ⊕ over paths of the ⊗ of their lifted weights. Takes exponential time.
 
     The pathwise aggregation lemma says that this equals what `backpropagate` finds in linear time.
     """
     k = of_numbers(semiring)
-    outgoing = _between(graph, source, target, zeros=isinstance(k, Lengths))
+    outgoing, source, target = _between(graph, source, target, zeros=isinstance(k, Lengths))
     k = fitting(k, outgoing)
     total = k.zero
     for path in _walks(outgoing, source, target):
@@ -147,10 +148,11 @@ class PathTable(tuple[ScalarPath, ...]):
             (" -> ".join(map(written, p.vertices)), " · ".join(map(written, p.weights)) or "1", written(p.weight))
             for p in self
         ]
-        return table(("path", "factors", "weight"), [*rows, (f"{len(self)} paths", "sum", written(self.total))])
+        said = f"{len(self)} path{'' if len(self) == 1 else 's'}"
+        return table(("path", "factors", "weight"), [*rows, (said, "sum", written(self.total))])
 
 
-def path_table(graph: Source, source: Vertex, target: Vertex, max_paths: int = 10_000) -> PathTable:
+def path_table(graph: Source, source: Node | Vertex, target: Node | Vertex, max_paths: int = 10_000) -> PathTable:
     """List every path with its factors and its weight, strongest first, and equals in tie order.
 
     Paths of symbols are in tie order: which is stronger depends on their values.
@@ -169,7 +171,8 @@ def path_table(graph: Source, source: Vertex, target: Vertex, max_paths: int = 1
     found = tuple(islice(paths(graph, source, target), max_paths + 1))
     if len(found) > max_paths:
         raise TooLarge(
-            f"there are more than max_paths={max_paths:,} paths from {source} to {target}: backpropagate(…, 'count') "
+            f"there are more than max_paths={max_paths:,} paths from {vertex_of(source)} to {vertex_of(target)}: "
+            "backpropagate(…, 'count') "
             "counts them, 'topk:10' finds the strongest"
         )
     if any(is_symbolic(weight) for path in found for weight in path.weights):
@@ -191,7 +194,9 @@ def crossing(path: ScalarPath, component: Container[Vertex]) -> bool:
 # ---------------------------------------------------------------- one of them
 
 
-def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic | str = Max) -> ScalarPath | None:
+def best_path(
+    graph: Source, source: Node | Vertex, loss: Node | Vertex, semiring: Arithmetic | str = Max
+) -> ScalarPath | None:
     """Find the strongest path from source to loss, or None: by g'_v = max |w| g'_u.
 
     Under `MaxPlus` the longest, under `MinPlus` the shortest, edges having their weights as lengths.
@@ -200,7 +205,7 @@ def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic 
         BadArgument: of another semiring; ⊕ has to choose a path.
     """
     k = of_numbers(semiring)
-    outgoing = _between(graph, source, loss, zeros=isinstance(k, Lengths))
+    outgoing, source, loss = _between(graph, source, loss, zeros=isinstance(k, Lengths))
     if k is MaxPlus or k is MinPlus:
         return _follow(outgoing, source, loss, k, itself if k is MaxPlus else lambda length: -length)
     if k is not Max:
@@ -212,12 +217,12 @@ def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic 
     return _follow(outgoing, source, loss, WideMax, magnitude)
 
 
-def greedy_path(graph: Source, source: Vertex, loss: Vertex) -> ScalarPath | None:
+def greedy_path(graph: Source, source: Node | Vertex, loss: Node | Vertex) -> ScalarPath | None:
     """Step from source to argmax over u of |w(u, v) · g_u|, g the ordinary gradient, until the loss.
 
     Algorithm 1 of the gradient-tracing chapter. None where no step has a gradient: where every w · g_u is 0.
     """
-    outgoing = _between(graph, source, loss)
+    outgoing, source, loss = _between(graph, source, loss)
     if has_symbols(outgoing):
         raise BadArgument("which step is the largest depends on the symbols: substitute numbers, or ask path_table")
     if is_exact(outgoing):
