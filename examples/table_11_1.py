@@ -29,6 +29,8 @@ ROWS: dict[str, tuple[Callable[[Tensor], Tensor], Backward]] = {
     "ReLU": (torch.relu, lambda z, y, g: g * (z > 0)),
     "hard tanh": (torch.nn.functional.hardtanh, lambda z, y, g: g * (z.abs() <= 1)),
     "max": (lambda z: z.max()[None], lambda z, y, g: g * (z == z.max())),
+    "sum": (lambda z: z.sum()[None], lambda z, y, g: g.expand(len(z))),  # Pingali's reduce; his map is the rows above
+    "min": (lambda z: z.min()[None], lambda z, y, g: g * (z == z.min())),
     "arbitrary": (lambda z: torch.stack([z[0] * z[1], z[2].exp()]), lambda z, y, g: jacobian(z).T @ g),
 }
 

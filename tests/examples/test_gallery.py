@@ -37,12 +37,13 @@ def test_the_command_lists_and_runs_them(capsys, tmp_path):
 def test_what_is_not_there_is_said(capsys, tmp_path, monkeypatch):
     assert cli.main(["gallery", "three_paths"]) == 2
     assert "no program 'three_paths' in the gallery; there are boltzmann, cycles" in capsys.readouterr().err
-    assert cli.main(["gallery", "hmm", "--picture", "p.png"]) == 2
-    assert "hmm draws no picture" in capsys.readouterr().err
     (tmp_path / "needy.py").write_text('"""Needs something."""\n\nimport no_such_package\n')
+    (tmp_path / "plain.py").write_text('"""Draws nothing."""\n\n\ndef main():\n    pass\n')
     monkeypatch.setattr(gallery, "PLACES", (tmp_path,))
     assert cli.main(["gallery", "needy"]) == 2
     assert "needy needs no_such_package: pip install 'gradtrace[examples]'" in capsys.readouterr().err
+    assert cli.main(["gallery", "plain", "--picture", "p.png"]) == 2
+    assert "plain draws no picture" in capsys.readouterr().err
 
 
 def test_the_pages_name_every_program_and_no_other():
