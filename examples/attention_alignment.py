@@ -65,9 +65,12 @@ def main(picture: str | None = None) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     held_out = torch.randint(WORDS, (32, LENGTH), generator=random)
     truth = torch.arange(LENGTH).flip(0).expand(32, LENGTH)
+    traced: list[tuple[Tensor, Tensor]] = []
+    agree: list[float] = []
     for step in range(301):
         if step in (0, 100, 300):
             weights, strongest, share = trace(model, held_out)
+            traced.append((weights, strongest))
             agree = [(a == truth).double().mean().item() for a in (weights.argmax(2), strongest)]
             print(f"step {step:3}: right by attention {agree[0]:4.0%}, by the trace {agree[1]:4.0%};", end=" ")
             print(f"{share:.0%} of what paths carry goes through the weights")
@@ -83,8 +86,9 @@ def main(picture: str | None = None) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3), layout="constrained")
-        traced = nn.functional.one_hot(strongest, LENGTH).double().mean(0)
-        for axes, shown, title in zip(figure.subplots(1, 2), (weights.mean(0), traced),
+        weights, strongest = traced[-1]
+        paths = nn.functional.one_hot(strongest, LENGTH).double().mean(0)
+        for axes, shown, title in zip(figure.subplots(1, 2), (weights.mean(0), paths),
                                       ("attention", "strongest paths"), strict=True):  # fmt: skip
             axes.imshow(shown.detach(), cmap="Blues", vmin=0, vmax=1)
             axes.set(title=title, xlabel="source word", ylabel="target word")

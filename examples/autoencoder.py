@@ -26,7 +26,7 @@ UNITS = 6
 
 def data() -> Tensor:
     """Give 400 digits of 8 × 8 pixels, around their mean."""
-    x = torch.from_numpy(load_digits().data[:400]).double() / 16
+    x = torch.from_numpy(load_digits(return_X_y=True)[0][:400]).double() / 16
     return x - x.mean(0)
 
 

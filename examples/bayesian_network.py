@@ -48,7 +48,7 @@ def calls(leaves: dict[str, Tensor]) -> Tensor:
 
 
 def explanations(leaf: str, names: tuple[str, ...]) -> tuple[list[int], float]:
-    """Give the strongest path from a leaf: the states of the variables that it passes, and its weight times the leaf."""
+    """Give the strongest path from a leaf: the states of the variables on it, and its weight times the leaf."""
     values = {"E": E.clone(), "called": J[:, 1] * M[:, 1], "B": B.clone()}
     values[leaf].requires_grad_()
     with gradtrace.record(names={leaf: values[leaf]}) as tape:
@@ -66,9 +66,9 @@ def most_probable(names: tuple[str, ...]) -> tuple[list[int], float]:
     """Enumerate: maximise over some of burglary, earthquake and alarm, and sum over the others, given both calls."""
     order = ("burglary", "earthquake", "alarm")
     total: dict[tuple[int, ...], float] = {}
-    for states in product((0, 1), repeat=3):
-        key = tuple(states[order.index(name)] for name in names)
-        total[key] = total.get(key, 0.0) + joint(*states, 1, 1)
+    for b, e, a in product((0, 1), repeat=3):
+        key = tuple((b, e, a)[order.index(name)] for name in names)
+        total[key] = total.get(key, 0.0) + joint(b, e, a, 1, 1)
     best = max(total, key=lambda key: total[key])
     return list(best), total[best] / sum(total.values())
 

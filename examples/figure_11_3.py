@@ -14,6 +14,7 @@ import math
 import sys
 from fractions import Fraction
 from functools import reduce
+from itertools import pairwise
 
 import networkx
 import torch
@@ -31,7 +32,7 @@ def graph() -> Graph:
     random = torch.Generator().manual_seed(3)
     g = Graph()
     (at,) = g.inputs(x=torch.randn(SIZES[0], generator=random))
-    for p, (m, n) in enumerate(zip(SIZES, SIZES[1:], strict=False), 1):
+    for p, (m, n) in enumerate(pairwise(SIZES), 1):
         (w,) = g.parameters(**{f"W{p}": torch.randn(n, m, generator=random)})
         last = p == len(SIZES) - 1
         at = g.add("o" if last else f"h{p}", lambda w, h: torch.sigmoid(w @ h), w, at)
@@ -43,7 +44,8 @@ def linear(first: list[list[Fraction]], second: list[list[Fraction]]) -> network
     found = networkx.MultiDiGraph()
     for name, matrix in ((("x", "h"), first), (("h", "o"), second)):
         for i, row in enumerate(matrix):
-            found.add_weighted_edges_from([(f"{name[0]}{j}", f"{name[1]}{i}", w) for j, w in enumerate(row)])
+            for j, weight in enumerate(row):
+                found.add_edge(f"{name[0]}{j}", f"{name[1]}{i}", weight=weight)
     return found
 
 
@@ -81,7 +83,9 @@ def main(picture: str | None = None) -> None:
             assert backpropagate(units, f"o{i}")[f"x{j}"] == entry  # of W2·W1, exactly
     print("without activations, the paths from x_j to o_i add up to the entry (i, j) of W2·W1: one layer")
     if picture:
-        draw(g, picture, path=best_path(g, "x[0]", "o[0]"), notes=by_units, title="Figure 11.3(a), by units")
+        scalars = g.scalars()
+        units = scalars.subgraph([v for v, kind in scalars.nodes(data="kind") if kind != "parameter"]).copy()
+        draw(units, picture, path=best_path(g, "x[0]", "o[0]"), notes=by_units, title="Figure 11.3(a), by its units")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import product
 
 import networkx
 import torch
@@ -24,10 +25,8 @@ from gradtrace.scalar import backpropagate, best_path, draw, from_tape, greedy_p
 def small() -> networkx.MultiDiGraph:
     """Give a graph in which the strongest path hides behind one that it cancels with."""
     graph = networkx.MultiDiGraph()
-    for producer, consumer, weight in [
-        ("θ", "a", 1), ("θ", "b", 1), ("a", "loss", 3), ("b", "c", 5), ("b", "d", -4), ("c", "loss", 1), ("d", "loss", 1)
-    ]:  # fmt: skip
-        graph.add_edge(producer, consumer, weight=weight)
+    graph.add_weighted_edges_from([("θ", "a", 1), ("a", "loss", 3), ("θ", "b", 1)])
+    graph.add_weighted_edges_from([("b", "c", 5), ("c", "loss", 1), ("b", "d", -4), ("d", "loss", 1)])
     return graph
 
 
@@ -71,9 +70,7 @@ def main(picture: str | None = None) -> None:
     assert all(math.isclose(abs(w), strongest[_name(*key)], rel_tol=1e-9) for key, w in theirs.items())
     edges = sum(len(step.edges) for step in steps(graph, end, "max"))
     assert edges == graph.number_of_edges()
-    print(
-        f"one pass over {edges:,} edges has the strongest paths of all; a walk for each would be {len(parameters)} passes"
-    )
+    print(f"one pass over {edges:,} edges has the strongest paths of all; Algorithm 1 walks {len(parameters)} times")
 
 
 def _name(name: str, *index: int) -> str:
@@ -83,11 +80,8 @@ def _name(name: str, *index: int) -> str:
 def _traced(tape: gradtrace.Tape, loss: torch.Tensor, model: nn.Module) -> list[tuple[str, tuple[int, ...], float]]:
     """Give the weights of the strongest paths as the tensor engine finds them."""
     trace = tape.trace(loss)
-    found = []
-    for name, parameter in model.named_parameters():
-        for index in torch.cartesian_prod(*map(torch.arange, parameter.shape)).reshape(parameter.numel(), -1).tolist():
-            found.append((name, tuple(index), trace.paths(name, tuple(index), k=1)[0].weight))
-    return found
+    places = [(name, i) for name, p in model.named_parameters() for i in product(*map(range, p.shape))]
+    return [(name, i, trace.paths(name, i, k=1)[0].weight) for name, i in places]
 
 
 if __name__ == "__main__":

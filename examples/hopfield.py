@@ -13,7 +13,7 @@ through the others cancel, and what is left names the memory.
 from __future__ import annotations
 
 import sys
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from scipy.linalg import hadamard
@@ -71,10 +71,10 @@ def main(picture: str | None = None) -> None:
     runs = []
     for k, pattern in enumerate(PATTERNS):
         start = pattern.clone()
-        start[[0, 7]] *= -1  # two units are wrong
+        start[[k, 3 * k + 7]] *= -1  # two units are wrong
         found, path = recall(weights, start)
         assert torch.equal(found, pattern)
-        assert all(b <= a + 1e-12 for a, b in zip(path, path[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in pairwise(path))
         runs.append(path)
         print(f"pattern {k}: recalled with two units wrong; energy {path[0]:.2f} -> {path[-1]:.2f}, never rising")
     print(

@@ -76,19 +76,19 @@ def main(picture: str | None = None) -> None:
         w = w + (h.T @ x - h.sum(0)[:, None] * w) / h.sum(0).clamp(min=1e-9)[:, None]  # all points at once
         if n % 13 == 0:
             units = unit_counts(x[:20], w, apart, width)
-            print(
-                f"width {width:.2f}: a point's paths go through {units:4.1f} units in effect; {torn(x, w, graph):.0%} torn"
-            )
+            share = torn(x, w, graph)
+            print(f"width {width:.2f}: a point's paths go through {units:4.1f} units in effect; {share:.0%} torn")
     folded = torn(x, w, graph)
-    theirs = KMeans(SIDE * SIDE, init=w.numpy(), n_init=1, tol=0, max_iter=300).fit(x.numpy())
+    kmeans = KMeans(SIDE * SIDE, init=w.numpy(), n_init=1, tol=0, max_iter=300)  # type: ignore[arg-type]
+    theirs = -kmeans.fit(x.numpy()).score(x.numpy())
     for _ in range(300):
         nearest = torch.nn.functional.one_hot(torch.cdist(x, w).argmin(1), SIDE * SIDE).double()
         w = (nearest.T @ x) / nearest.sum(0)[:, None].clamp(min=1)
     ours = torch.cdist(x, w).amin(1).square().sum().item()
-    assert abs(ours - theirs.inertia_) < 1e-9
+    assert abs(ours - theirs) < 1e-9
     anywhere = x[torch.randperm(200, generator=random)[: SIDE * SIDE]]
     assert folded < 0.2 < torn(x, anywhere, graph)
-    print(f"without neighbours it is k-means: error {ours:.4f}, scikit-learn's {theirs.inertia_:.4f}")
+    print(f"without neighbours it is k-means: error {ours:.4f}, scikit-learn's {theirs:.4f}")
     print(f"torn: {folded:.0%} of the points of the map, {torn(x, anywhere, graph):.0%} where units are put at random")
     if picture:
         from matplotlib.figure import Figure

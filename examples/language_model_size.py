@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         """Give the loss of predicting each next word."""
         state, losses = torch.zeros(self.hidden.shape[0]), []
-        for word, following in zip(words[:-1], words[1:], strict=True):
+        for word, following in pairwise(words):
             state = torch.tanh(self.input[word] + (self.hidden * state).sum(1))
             losses.append(functional.cross_entropy((self.output * state).sum(1)[None], following[None]))
         return torch.stack(losses).sum()

@@ -3,8 +3,8 @@
 Six facts, "someone is somewhere", are stored as keys and values; a question addresses the keys by content, as a
 Neural Turing machine reads its tape, and the answer is read from the values. What the trace shows, example by example:
 before training the strongest paths to the facts are spread over them, and after it they lead to the one fact that
-answers the question. Attention says the same here, but says nothing of the other way in: through the addresses, which is
-how looking is learned, and which all but vanishes once the network looks rightly.
+answers the question. Attention says the same here, but says nothing of the other way in: through the addresses, which
+is how looking is learned, and of which less is left once the network looks rightly.
 
     python examples/memory_network.py [PICTURE]
 """
@@ -73,23 +73,21 @@ def main(picture: str | None = None) -> None:
     random = torch.Generator().manual_seed(0)
     model, held_out = MemoryNetwork(), draw_stories(64, random)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    asked, shares = held_out[2], []
+    asked, shares, traced = held_out[2], [], []
     for step in range(401):
         if step in (0, 100, 400):
-            found = ask(model, held_out)
-            match = (found["strongest"] == asked).double().mean()
-            shares.append(match.item())
-            print(
-                f"step {step:3}: {found['right']:4.0%} right; the strongest path leads to the fact asked for in",
-                end=" ",
-            )
-            print(f"{match:4.0%}; {found['addressed']:.0%} of what paths carry goes through the addresses")
+            traced.append(ask(model, held_out))
+            right, share = traced[-1]["right"], traced[-1]["addressed"]
+            shares.append((traced[-1]["strongest"] == asked).double().mean().item())
+            print(f"step {step:3}: {right:4.0%} right; the strongest path leads to the fact asked for in", end=" ")
+            print(f"{shares[-1]:4.0%}; {share:.0%} of what paths carry goes through the addresses")
         people, places, number, where = draw_stories(64, random)
         scores, _ = model(model.embed(people, places), people[torch.arange(64), number])
         loss = nn.functional.cross_entropy(scores, where)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    found = traced[-1]
     assert found["right"] > 0.95
     assert shares[-1] > 0.9 > 0.5 > shares[0]
     assert (found["attended"] == asked).all()

@@ -1,9 +1,9 @@
 """Exercise 3: batches as matrices, and what a batch averages away.
 
 With a column for each training instance, Z' = W·Z is one product of matrices, so is G = Wᵀ·G', and ∂L/∂W = G'·Zᵀ adds
-up the outer products of all instances. What the trace shows: under Count an entry of W has one path for each instance in
-which its hidden unit is on. Under Sum these paths cancel, the more the larger the batch: what is left of all that they
-carry falls about as 1/√B. That is the noise which a batch averages away.
+up the outer products of all instances. What the trace shows: under Count an entry of W has one path for each instance
+in which its hidden unit is on. Under Sum these paths cancel, the more the larger the batch, where nothing is left to
+learn: what is left of all that they carry falls as 1/√B. That is the noise which a batch averages away.
 
     python examples/mini_batches.py [PICTURE]
 """

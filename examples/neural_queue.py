@@ -1,9 +1,9 @@
 """A neural queue and a neural stack: exactly Python's where their controls are 0 or 1, and at a corner there.
 
-Grefenstette and others' memories keep every value ever pushed, with a strength: pushing gives one, popping takes it from
-the front of a queue or the top of a stack, reading averages what the first unit of strength has. With controls of 0 and
-1 they are `collections.deque` and a list. What the trace shows: what is read is owed to the value pushed, however long
-it waited, and to no other. But at 0 and 1 all minima are ties: what comes back to the controls is the slope of
+Grefenstette and others' memories keep every value ever pushed, with a strength: pushing gives one, popping takes it
+from the front of a queue or the top of a stack, reading averages what the first unit of strength has. With controls of
+0 and 1 they are `collections.deque` and a list. What the trace shows: what is read is owed to the value pushed, however
+long it waited, and to no other. But at 0 and 1 all minima are ties: what comes back to the controls is the slope of
 neither side, while at softer controls it is that of both.
 
     python examples/neural_queue.py [PICTURE]

@@ -67,9 +67,7 @@ def main(picture: str | None = None) -> None:
         assert torch.allclose(u[user], torch.from_numpy(theirs), atol=1e-5)
     rms = [((p - ratings)[held_out].square().mean().sqrt()).item() for p in (u @ v.T, ratings[seen].mean())]
     assert rms[0] < rms[1] / 2
-    print(
-        f"each user is a ridge regression on the items; error of ratings held out {rms[0]:.2f}, of their mean {rms[1]:.2f}"
-    )
+    print(f"each user is a ridge regression on the items; ratings held out: error {rms[0]:.2f}, mean's {rms[1]:.2f}")
 
     start = u.clone()
     start[-1] = 0.5  # for the new user, some guess

@@ -47,9 +47,9 @@ class StackRNN(nn.Module):
 
     def forward(self, symbols: list[int], embedded: Tensor | None = None) -> Tensor:
         """Give scores of each next symbol."""
-        embedded = self.input(torch.tensor(symbols)) if embedded is None else embedded
+        inputs = self.input(torch.tensor(symbols)) if embedded is None else embedded
         hidden, stack, scores = torch.zeros(HIDDEN), torch.zeros(DEPTH), []
-        for x in embedded:
+        for x in inputs:
             terms = [x]
             if self.recurrent:
                 with gradtrace.component("recurrence"):
@@ -74,6 +74,7 @@ def loss_of(model: StackRNN, n: int) -> Tensor:
 def train(model: StackRNN, steps: int) -> float:
     """Train on n from 1 to 4; give the mean loss of the last round."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    loss = torch.zeros(())
     for _ in range(steps):
         loss = torch.stack([loss_of(model, n) for n in range(1, 5)]).mean()
         optimizer.zero_grad()

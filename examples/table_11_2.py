@@ -1,10 +1,10 @@
 """Table 11.2 as a program: kinds of computational graphs, and how many paths a gradient has in each.
 
-A row is a model. Of each, a small one is built here, learns by the row's own method, and is looked at: whether its graph
-has cycles, what values its nodes take, whether it computes the same twice. What the trace adds is a column: how many
-paths lead from the weights to what is minimised, by Count. Where the method is gradient descent there are some; a
-Hopfield network's binary units and a Boltzmann machine's samples leave none, and that is why their rules are
-Hebbian. The probability that a machine assigns, summed over its states, has paths again.
+A row is a model. Of each, a small one is built here, learns by the row's own method, and is looked at: whether its
+graph has cycles, what values its nodes take, whether it computes the same twice. What the trace adds is a column: how
+many paths lead from the weights to what is minimised, by Count. Where the method is gradient descent there are some; a
+Hopfield network's binary units and a Boltzmann machine's samples leave none, and that is why their rules are Hebbian.
+The probability that a machine assigns, summed over its states, has paths again.
 
     python examples/table_11_2.py [PICTURE]
 """
@@ -131,7 +131,6 @@ def network(w: Tensor) -> Tensor:
     return torch.tanh(X @ w[:, :3].T) @ w[:, 3]
 
 
-BIPARTITE = networkx.complete_bipartite_graph(2, 2)  # who interacts with whom in a machine of four units
 ROWS = {
     "SVM": Row(layers(3, 1), lambda w: X @ w, lambda w: relu(1 - Y * (X @ w)).mean(), weights(3)),
     "logistic regression": Row(layers(3, 1), lambda w: X @ w, lambda w: softplus(-Y * (X @ w)).mean(), weights(3)),
@@ -139,7 +138,7 @@ ROWS = {
     "SVD": Row(layers(3, 1, 3), lambda w: X @ w, lambda w: (X - (X @ w)[:, None] * w).square().mean(), weights(3)),
     "matrix factorisation": Row(layers(20, 2, 3), lambda w: w[:20], factors, weights(23, 2)),
     "feed-forward network": Row(layers(3, 4, 1), network, lambda w: (network(w) - Y).square().mean(), weights(4, 4)),
-    "Kohonen map": Row(among(networkx.path_graph(4)) | {"1": ["0", "2", "x"]}, lambda w: X @ w.T, kohonen, weights(4, 3)),
+    "Kohonen map": Row(among(networkx.path_graph(4)), lambda w: X @ w.T, kohonen, weights(4, 3)),
     "Hopfield network": Row(
         among(networkx.complete_graph(4)), settled, lambda w: (settled(w) != 2 * BITS - 1).double().mean(),
         torch.zeros(4, 4, dtype=torch.float64), hebb,
@@ -147,10 +146,10 @@ ROWS = {
     "Boltzmann machine": Row(
         among(networkx.complete_graph(4)), sampled, likelihood, torch.zeros(4, 4, dtype=torch.float64), contrast
     ),
-    "graphical model": Row({"cause": [], **{f"bit {i}": ["cause"] for i in range(4)}}, drawn, naive_bayes, weights(2, 5)),
+    "graphical model": Row(layers(1, 4), drawn, naive_bayes, weights(2, 5)),
 }  # fmt: skip
 # the table's columns; of a graphical model the text says "varies", and this one is directed
-EXPECTED = {name: ("no", "continuous", "deterministic") for name in list(ROWS)[:6]} | {
+EXPECTED = dict.fromkeys(list(ROWS)[:6], ("no", "continuous", "deterministic")) | {
     "Kohonen map": ("yes", "continuous", "deterministic"),
     "Hopfield network": ("yes", "discrete", "deterministic"),
     "Boltzmann machine": ("yes", "discrete", "probabilistic"),

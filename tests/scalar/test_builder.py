@@ -179,6 +179,15 @@ def test_whole_numbers_are_exact_among_fractions_and_floats_to_torch():
     assert g.gradient("x")["x"] == 1
 
 
+def test_a_clamp_beyond_its_narrow_bounds_is_kept_on_request():
+    g = Graph()
+    g.parameters(v=[0.7, 0.2])
+    g.add("w", lambda v: v.clamp(0, 0.5), "v")
+    g.add("loss", "sum", "w")
+    assert g.scalars(keep_zero=True)["v[0]"]["w[0]"][0]["weight"] == 0
+    assert not g.scalars(keep_zero=True).has_edge("v[0]", "w[1]")
+
+
 def test_links_and_kinds():
     g = Graph()
     (x,), (w,) = g.inputs(x=2.0), g.parameters(w=3.0)

@@ -143,6 +143,13 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
         draw(Graph())
 
 
+def test_a_long_title_is_in_the_picture():
+    figure = draw(network(), title="a title that is rather longer than the small graph below it is wide " * 2)
+    title = next(t for t in figure.axes[0].texts if t.get_gid() is None)
+    box = title.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_leaves_of_a_tape_have_the_colour_of_parameters():
     w = torch.tensor(2.0, requires_grad=True)
     with record(names={"w": w}) as tape:

@@ -173,6 +173,8 @@ def _fit(
 ) -> None:
     """Make one unit an inch, and the figure as large as what is in it."""
     left, right = (f(x + s * size[v][0] / 2 for v, (x, _) in at.items()) for f, s in ((min, -1), (max, 1)))
+    beyond = max(0.0, LETTER * len(title or "") - (right - left)) / 2  # a title is wider than a small graph
+    left, right = left - beyond, right + beyond
     low, high = (f(y + s * size[v][1] / 2 for v, (_, y) in at.items()) for f, s in ((min, -1), (max, 1)))
     low, high = low - MARGIN, high + MARGIN + (0.3 if title else 0)
     axes.set(xlim=(left - MARGIN, right + MARGIN), ylim=(low, high))
