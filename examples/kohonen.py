@@ -60,9 +60,7 @@ def main(picture: str | None = None) -> None:
     x = torch.rand(200, 2, generator=random, dtype=torch.float64)
     w = 0.5 + 0.01 * torch.randn(SIDE * SIDE, 2, generator=random, dtype=torch.float64)
     graph, apart = lattice()
-    assert networkx.cycle_basis(
-        graph
-    )  # Table 11.2: cycles, which no pass of ours goes around: no value runs along them
+    assert networkx.cycle_basis(graph)  # Table 11.2 says cycles; no value runs around them, and so no path
 
     leaf = w.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(x[:1], leaf, apart, 1.5), leaf)

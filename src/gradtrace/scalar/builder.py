@@ -33,6 +33,7 @@ from ..errors import BadArgument, GradtraceError, UnknownName
 from ..recording.derivatives import dependence, jacobian
 from ..recording.isolation import alone
 from .graph import Number, Vertex, is_symbolic, some_of
+from .tables import written
 
 Function = Callable[..., Any]
 FOLDED: dict[str, Function] = {"+": add, "*": mul, "@": matmul}
@@ -63,7 +64,7 @@ class Node:
     derivatives: Function | None = None
 
     def __repr__(self) -> str:
-        return f"{self.name} = {self.value}"
+        return f"{self.name} = {written(self.value.tolist()) if isinstance(self.value, Tensor) else self.value}"
 
 
 def vertex_of(given: Node | Vertex) -> Vertex:
