@@ -1,8 +1,8 @@
 """Figures 11.4 and 11.6: one path, a product of local derivatives; two paths, a sum of two products.
 
-cos(x²) has one path, and so has the sigmoid of a sigmoid, whose closed form is awkward already (Equation 11.1);
-o = sin(x²) + cos(x²) has two. Under Sum the two paths are the derivative, 2x·cos(x²) - 2x·sin(x²). Where x² = π/4 they cancel: the gradient is 0,
-and yet two paths of weight ±1.25 lead there. Max, AbsSum and the entropy see them; the gradient does not.
+cos(x²) has one path, and so has the sigmoid of a sigmoid, whose closed form is awkward already (Equation 11.1).
+o = sin(x²) + cos(x²) has two: their sum is the derivative, 2x·cos(x²) - 2x·sin(x²). Where x² = π/4 they cancel: the
+gradient is 0, and yet two paths of weight ±1.25 lead there. Max, AbsSum and the entropy see them.
 
     python examples/two_paths.py [PICTURE]
 """

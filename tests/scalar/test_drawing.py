@@ -9,6 +9,7 @@ import networkx
 import pytest
 import torch
 from hypothesis import given, settings
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from test_scalar import built, dags
 
@@ -146,7 +147,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
 def test_a_long_title_is_in_the_picture():
     figure = draw(network(), title="a title that is rather longer than the small graph below it is wide " * 2)
     title = next(t for t in figure.axes[0].texts if t.get_gid() is None)
-    box = title.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
@@ -160,3 +161,9 @@ def test_leaves_of_a_tape_have_the_colour_of_parameters():
 
 def test_a_vector_is_written_as_its_numbers():
     assert texts(network().vectors()).vertices["h"] == ("h  *", "6 0")
+    g = Graph()
+    g.inputs(x=[1.0, 2.0])
+    g.parameters(W=[[0.5, 1.0]] * 7)
+    g.add("y", "@", "W", "x")
+    assert texts(g.vectors(), notes={"W": g["W"].value}).vertices["W"] == ("W", "7×2", "7×2")  # too many to write
+    assert texts(g.vectors()).vertices["y"] == ("y  @", "2.5 2.5 2.5 2.5 2.5 2.5 2.5")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COLUMN_GAP, ROW_GAP, LETTER, LINE, MARGIN = 1.0, 0.22, 0.084, 0.16, 0.2
 LIT, INK, PALE, FILL = "#d95f02", "#333333", "#9a9a9a", {"input": "#e8f1fa", "parameter": "#fdf3dc"}
 STYLES: tuple[dict[str, Any], ...] = ({"weight": "bold"}, {}, {"color": "#1b6ca8", "style": "italic"})  # line by line
+WIDE = 32  # letters that a vector or matrix has, if it is written out
 SAME = (-0.16, 0.16)  # between which parallel edges are bent
 
 
@@ -59,13 +60,13 @@ def texts(graph: networkx.MultiDiGraph, notes: Mapping[Any, Any] | None = None) 
 
 
 def _value(value: Any) -> str:
-    """Write a number, or a vector or matrix of a few."""
+    """Write a number, a vector or matrix of a few, or the shape of a larger one."""
     numbers = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(numbers, list):
         return written(numbers)
-    if isinstance(numbers[0], list):
-        return "; ".join(_value(row) for row in numbers)
-    return " ".join(map(written, numbers))
+    rows = numbers if numbers and isinstance(numbers[0], list) else [numbers]
+    said = "; ".join(" ".join(map(written, row)) for row in rows)
+    return said if len(said) <= WIDE else "×".join(map(str, value.shape))
 
 
 def draw(
