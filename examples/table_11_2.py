@@ -217,7 +217,7 @@ def main(picture: str | None = None) -> None:
         graph.add_weighted_edges_from(
             [(v, u, 1.0) for u, heard in ROWS["feed-forward network"].units.items() for v in heard]
         )
-        draw(graph, picture, title="The row without cycles that most programs are of: a feed-forward network")
+        draw(graph, picture, title="The row of most programs: a feed-forward network")
 
 
 if __name__ == "__main__":

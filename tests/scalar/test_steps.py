@@ -400,6 +400,25 @@ def test_nodes_are_vertices_and_vectors_say_which_they_have():
         best_path(g, w, loss)
 
 
+def test_a_graph_of_vectors_says_where_the_numbers_are():
+    g = Graph()
+    g.inputs(x=[1.0, 2.0])
+    g.add("loss", "sum", "x")
+    with pytest.raises(BadGraph, match=r"edge x -> loss has a Jacobian: ask the `Graph` itself, or its scalars\(\)"):
+        path_table(g.vectors(), "x", "loss")
+
+
+def test_all_passes_take_a_tape():
+    w = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    with record(names={"w": w}) as tape:
+        (w * w).sum()
+    assert backpropagate(tape, "sum#1")["w[1]"] == steps(tape, "sum#1").g["w[1]"] == 6
+    assert path_table(tape, "w[1]", "sum#1").total == pathwise_sum(tape, "w[1]", "sum#1") == 6
+    assert best_path(tape, "w[1]", "sum#1") == greedy_path(tape, "w[1]", "sum#1") == next(paths(tape, "w[1]", "sum#1"))
+    assert '"w[1]" -> "mul#0[1]"' in to_dot(tape)
+    assert set(plain(tape)) == set(backpropagate(tape, "sum#1"))
+
+
 def test_a_relu_that_is_off_has_its_level():
     g = Graph()
     (x,) = g.inputs(x=-1.0)

@@ -17,13 +17,15 @@ import networkx
 from ..errors import BadArgument
 from .graph import BadGraph, Vertex, is_symbolic, refuse_others
 from .layout import Layout, layout
-from .passes import Source, multigraph
+from .passes import multigraph
 from .paths import ScalarPath
 from .tables import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .passes import Source
 
 # in inches
 COLUMN_GAP, ROW_GAP, LETTER, LINE, MARGIN = 1.0, 0.22, 0.084, 0.16, 0.2

@@ -72,6 +72,8 @@ def _weight(v: Vertex, u: Vertex, key: Hashable, data: dict) -> Number:
     weight = data.get("weight")
     if is_symbolic(weight):
         return weight
+    if "jacobian" in data:
+        raise BadGraph(f"edge {v} -> {u} has a Jacobian: ask the `Graph` itself, or its scalars(), for numbers")
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise BadGraph(f"edge {v} -> {u} (key {key}) needs a number as its weight, got {weight!r}")
     if isinstance(weight, Rational):

@@ -34,11 +34,11 @@ from .tapes import from_tape
 if TYPE_CHECKING:
     from ..api import Tape
 
-Source = networkx.MultiDiGraph | Graph
+    Source: TypeAlias = networkx.MultiDiGraph | Graph | Tape
 Asked: TypeAlias = Semiring | Graded | Through | Lengths | str
 
 
-def multigraph(graph: Source | Tape, *, keep_zero: bool = False) -> networkx.MultiDiGraph:
+def multigraph(graph: Source, *, keep_zero: bool = False) -> networkx.MultiDiGraph:
     """Give the scalar graph of a `Graph`, or of all of a tape, whose vertices are then names; other things as they are.
 
     >>> list(multigraph(Graph().inputs(x=2.0)[0].graph))
@@ -171,7 +171,7 @@ def _along(k: Any, edge: ScalarEdge, element: Any) -> Any:
 # ---------------------------------------------------------------- forwards
 
 
-def forward(graph: Source | Tape, source: Node | Vertex, semiring: Arithmetic | str = Sum) -> dict[Vertex, Any]:
+def forward(graph: Source, source: Node | Vertex, semiring: Arithmetic | str = Sum) -> dict[Vertex, Any]:
     """Compute d for every vertex: d_source = 1, d_u = ⊕ over edges (v → u) of d_v ⊗ λ(w).
 
     Under Sum this is forward-mode differentiation: d_u = ∂u/∂source. On a tape, vertices are named: "w[0,1]".
@@ -190,7 +190,7 @@ def _forward_pass(outgoing: Outgoing, producers_first: list[Vertex], source: Ver
     return {v: k.plain(d.get(v, k.zero)) for v in outgoing}
 
 
-def all_pairs(graph: Source | Tape, semiring: Arithmetic | str = Sum) -> dict[Vertex, dict[Vertex, Any]]:
+def all_pairs(graph: Source, semiring: Arithmetic | str = Sum) -> dict[Vertex, dict[Vertex, Any]]:
     """Compute result[source][target] for all pairs of vertices, a forward pass from each: O(V·(V + E))."""
     k = of_numbers(semiring)
     outgoing = read(multigraph(graph), zeros=isinstance(k, Lengths))
@@ -198,7 +198,7 @@ def all_pairs(graph: Source | Tape, semiring: Arithmetic | str = Sum) -> dict[Ve
     return {source: _forward_pass(outgoing, order, source, k) for source in outgoing}
 
 
-def levels(graph: Source | Tape) -> list[list[Vertex]]:
+def levels(graph: Source) -> list[list[Vertex]]:
     """Sort the vertices into levels by Kahn's algorithm: all of one level can be computed at the same time.
 
     A vertex's level is the length of the longest path to it. Edges of weight 0 count: values flow along them.

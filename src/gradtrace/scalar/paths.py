@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx
 
@@ -22,8 +22,11 @@ from ..semirings.wide import Wide, WideMax, WideSum
 from .arithmetic import Arithmetic, Lengths, MaxPlus, MinPlus, fitting, of_numbers
 from .builder import Node, vertex_of
 from .graph import BadGraph, Number, Outgoing, ScalarEdge, TooLarge, Vertex, has_symbols, is_exact, is_symbolic, towards
-from .passes import Source, elements, multigraph
+from .passes import elements, multigraph
 from .tables import table, written
+
+if TYPE_CHECKING:
+    from .passes import Source
 
 magnitude = attrgetter("magnitude")  # of a `Wide`
 
