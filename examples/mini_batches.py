@@ -10,6 +10,7 @@ learn: what is left of all that they carry falls as 1/√B. That is the noise wh
 
 from __future__ import annotations
 
+import math
 import sys
 
 import torch
@@ -69,7 +70,7 @@ def main(picture: str | None = None) -> None:
             shares.append((net[0].abs().sum() / flow[0].sum()).item())
         left.append(sum(shares) / len(shares))
         print(f"batches of {size:3}: {left[-1]:4.0%} of what the paths carry is left in the gradient")
-    assert left[0] == 1  # one instance: one path for each weight
+    assert math.isclose(left[0], 1)  # one instance: one path for each weight
     assert left == sorted(left, reverse=True)
     if picture:
         from matplotlib.figure import Figure

@@ -48,7 +48,7 @@ class StackRNN(nn.Module):
     def forward(self, symbols: list[int], embedded: Tensor | None = None) -> Tensor:
         """Give scores of each next symbol."""
         inputs = self.input(torch.tensor(symbols)) if embedded is None else embedded
-        hidden, stack, scores = torch.zeros(HIDDEN), torch.zeros(DEPTH), []
+        hidden, stack, scores = inputs.new_zeros(HIDDEN), inputs.new_zeros(DEPTH), []
         for x in inputs:
             terms = [x]
             if self.recurrent:
@@ -104,7 +104,7 @@ def main(picture: str | None = None) -> None:
     lengths = {}
     for name, parts in (("both", {}), ("no stack", {"stack": False}), ("no recurrence", {"recurrent": False})):
         torch.manual_seed(1)
-        model = StackRNN(**parts)
+        model = StackRNN(**parts).double()
         loss = train(model, 100)
         lengths[name] = [n for n in range(1, 10) if right(model, n)]
         assert loss < 0.2
@@ -123,7 +123,7 @@ def main(picture: str | None = None) -> None:
             for i, part in enumerate(("stack", "recurrence")):
                 print(f"  the end of n = {n}, through the {part:10}", end=" ")
                 print(f"{strongest[part]:4.0%} of the strongest paths, {carried[i]:4.0%} of what all paths carry")
-            assert carried[0] > 0.02
+            assert carried[0] > max(0.02, strongest["stack"])
     if picture:
         _draw(picture, lengths)
 

@@ -138,6 +138,19 @@ def test_a_printed_path_table():
     ]
 
 
+def test_a_printed_table_of_lengths():
+    graph = built([("a", "b", 3.0), ("b", "c", 4.0), ("a", "d", 8.0), ("d", "c", 0.0)])
+    assert str(path_table(graph, "a", "c", semiring="max-plus")).splitlines() == [
+        "path         lengths  sum",
+        "a -> d -> c  8 + 0    8",
+        "a -> b -> c  3 + 4    7",
+        "2 paths      max      8",
+    ]
+    assert path_table(graph, "a", "c", semiring=MinPlus).total == 7
+    with pytest.raises(BadArgument, match=r"compares lengths \(max-plus, min-plus\): ask pathwise_sum for entropy"):
+        path_table(graph, "a", "c", semiring="entropy")
+
+
 def test_too_many_paths_are_refused():
     graph = built([(i, i + 1, 1.0) for i in range(10) for _ in range(2)])
     with pytest.raises(TooLarge, match=r"max_paths=1,000 paths from 0 to 10.*'count'"):
@@ -176,6 +189,10 @@ def test_the_longest_and_the_shortest_path(dag):
             best = best_path(graph, v, vertices[-1], semiring)
             assert (none if best is None else best.length) == pairs[v][vertices[-1]]
             assert pathwise_sum(graph, v, vertices[-1], semiring) == pairs[v][vertices[-1]]
+            table = path_table(graph, v, vertices[-1], semiring=semiring)
+            expected = sorted(lengths(edges, v, vertices[-1]), reverse=semiring is MaxPlus)
+            assert [path.length for path in table] == expected
+            assert table.total == pairs[v][vertices[-1]]
 
 
 def test_networkx_finds_the_same_lengths():

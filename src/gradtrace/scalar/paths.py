@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -139,29 +140,48 @@ def pathwise_sum(graph: Source, source: Node | Vertex, target: Node | Vertex, se
 
 
 class PathTable(tuple[ScalarPath, ...]):
-    """All paths from one vertex to another, strongest first; printed, with the factors and the weight of each."""
+    """All paths from one vertex to another, strongest first; printed, with the factors and the weight of each.
+
+    Attributes:
+        lengths: `MaxPlus` or `MinPlus` where weights are lengths, which are added along a path; otherwise None.
+    """
+
+    lengths: Lengths | None = None
 
     @property
     def total(self) -> Number:
-        """Add up the weights: the derivative, by the pathwise aggregation lemma."""
+        """Add up the weights: the derivative, by the pathwise aggregation lemma. Of lengths, give the extreme one."""
+        if self.lengths:
+            return reduce(self.lengths.plus, (path.length for path in self), self.lengths.zero)
         return sum(path.weight for path in self)
 
     def __str__(self) -> str:
-        rows = [
-            (" -> ".join(map(written, p.vertices)), " · ".join(map(written, p.weights)) or "1", written(p.weight))
-            for p in self
-        ]
         said = f"{len(self)} path{'' if len(self) == 1 else 's'}"
-        return table(("path", "factors", "weight"), [*rows, (said, "sum", written(self.total))])
+        if self.lengths:
+            rows = [(p.vertices, " + ".join(map(written, p.weights)) or "0", p.length) for p in self]
+            heads, merged = ("path", "lengths", "sum"), self.lengths.name.removesuffix("-plus")
+        else:
+            rows = [(p.vertices, " · ".join(map(written, p.weights)) or "1", p.weight) for p in self]
+            heads, merged = ("path", "factors", "weight"), "sum"
+        lines = [(" -> ".join(map(written, vertices)), factors, written(number)) for vertices, factors, number in rows]
+        return table(heads, [*lines, (said, merged, written(self.total))])
 
 
-def path_table(graph: Source, source: Node | Vertex, target: Node | Vertex, max_paths: int = 10_000) -> PathTable:
+def path_table(
+    graph: Source,
+    source: Node | Vertex,
+    target: Node | Vertex,
+    max_paths: int = 10_000,
+    semiring: Arithmetic | str = Sum,
+) -> PathTable:
     """List every path with its factors and its weight, strongest first, and equals in tie order.
 
-    Paths of symbols are in tie order: which is stronger depends on their values.
+    Paths of symbols are in tie order: which is stronger depends on their values. Under `MaxPlus` and `MinPlus` weights
+    are lengths: the longest path, or the shortest, comes first.
 
     Raises:
         TooLarge: there are more than `max_paths`.
+        BadArgument: of another semiring.
 
     >>> graph = networkx.MultiDiGraph()
     >>> _ = graph.add_edge("x", "y", weight=3.0), graph.add_edge("x", "y", weight=-4.0)
@@ -171,13 +191,22 @@ def path_table(graph: Source, source: Node | Vertex, target: Node | Vertex, max_
     x -> y   3        3
     2 paths  sum      -1
     """
-    found = tuple(islice(paths(graph, source, target), max_paths + 1))
+    k = of_numbers(semiring)
+    if k is not Sum and not isinstance(k, Lengths):
+        raise BadArgument(
+            f"a table adds weights up, or compares lengths (max-plus, min-plus): ask pathwise_sum for {k.name}"
+        )
+    outgoing, source, target = _between(graph, source, target, zeros=isinstance(k, Lengths))
+    found = tuple(islice(_walks(outgoing, source, target), max_paths + 1))
     if len(found) > max_paths:
         raise TooLarge(
-            f"there are more than max_paths={max_paths:,} paths from {vertex_of(source)} to {vertex_of(target)}: "
-            "backpropagate(…, 'count') "
+            f"there are more than max_paths={max_paths:,} paths from {source} to {target}: backpropagate(…, 'count') "
             "counts them, 'topk:10' finds the strongest"
         )
+    if isinstance(k, Lengths):
+        made = PathTable(sorted(found, key=attrgetter("length"), reverse=k is MaxPlus))
+        made.lengths = k
+        return made
     if any(is_symbolic(weight) for path in found for weight in path.weights):
         return PathTable(found)
     return PathTable(sorted(found, key=_size, reverse=True))
