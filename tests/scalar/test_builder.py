@@ -211,7 +211,14 @@ def test_what_is_refused():
         g.add("y", "sin", x, x)
     with pytest.raises(BadArgument, match=r"y = f\(x\) cannot be computed: 'no such key'"):
         g.add("y", lambda x: {}["no such key"], x)
+    for wrong in ("2", None, [[1.0, 2.0], [3.0]], 1 + 2j):
+        for give in (lambda v: g.inputs(u=v), lambda v: g.forward(x=v)):
+            with pytest.raises(BadArgument, match="a value is a number, an exact one, or lists of numbers, not"):
+                give(wrong)
     assert list(g.nodes) == ["x"]  # what failed left nothing behind
+    short = g.add("short", "*", x, x, derivatives=lambda a, b: (b,))
+    with pytest.raises(BadArgument, match="short has 2 inputs, its derivatives gave 1"):
+        g.jacobians(short)
     with pytest.raises(BadArgument, match="node of another graph"):
         Graph().add("y", "sin", x)
     with pytest.raises(BadArgument, match="x has 2 numbers; a loss has one: add its sum"):

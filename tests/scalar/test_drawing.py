@@ -140,6 +140,9 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
         draw(network(), tmp_path / "a.xyz")
     with pytest.raises(BadArgument, match=r"cannot draw to .*: .*No such file or directory"):
         draw(network(), tmp_path / "none" / "a.png")
+    for drawn in (draw, to_dot):
+        with pytest.raises(BadArgument, match="a path is what best_path, greedy_path and paths give, not a tuple"):
+            drawn(network(), path=("x[0]", "loss"))
     with pytest.raises(BadGraph, match="no vertex yet"):
         draw(Graph())
 

@@ -377,6 +377,9 @@ def test_unknown_components_are_listed():
     graph = chain([1.0])
     graph.nodes[0]["components"] = ("left",)
     assert backpropagate(graph, 1, "through")[0] == ((1.0,), (0.0,))
+    assert backpropagate(graph, 1, Through(semiring="max")) == backpropagate(graph, 1, Through(semiring=Max))  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="no vertex None among the 2 of the graph"):
+        backpropagate(graph, None)
     with pytest.raises(UnknownName, match="no vertex is in right; there are left"):
         backpropagate(graph, 1, Through(("right",)))
 

@@ -98,7 +98,12 @@ class Graph:
         return [self._leaf(name, "parameter", value) for name, value in values.items()]
 
     def _leaf(self, name: str, kind: str, value: Any) -> Node:
-        return self._added(Node(self, name, kind, value=_number(value)))
+        try:
+            return self._added(Node(self, name, kind, value=_number(value)))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadArgument(
+                f"{name} needs a number, an exact one, or lists of numbers, not {value!r}: {error}"
+            ) from None
 
     def _added(self, node: Node) -> Node:
         if node.name in self.nodes:
@@ -188,6 +193,8 @@ class Graph:
         if node.derivatives is not None:
             given = node.derivatives(*(source.value for source in node.inputs))
             given = given if isinstance(given, (tuple, list)) else (given,)
+            if len(given) != len(node.inputs):
+                raise BadArgument(f"{node.name} has {len(node.inputs)} inputs, its derivatives gave {len(given)}")
             return [_given(d, node, source) for d, source in zip(given, node.inputs, strict=True)]
         if any(_is_exact(source.value) for source in node.inputs):
             return [[[d]] for d in _symbolic(node)]
@@ -235,7 +242,10 @@ def _number(value: Any) -> Any:
     """Give what a node keeps: an exact or a whole number as it is, another as a float, more as a tensor of float64."""
     if _is_exact(value) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    found = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadArgument(f"a value is a number, an exact one, or lists of numbers, not {value!r}: {error}") from None
     return found.item() if found.dim() == 0 else found
 
 

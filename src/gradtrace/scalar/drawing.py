@@ -92,7 +92,7 @@ def draw(
         the matplotlib figure. Every text in it has the vertex, or edge, as its gid.
 
     Raises:
-        BadArgument: matplotlib is not installed, or cannot write this file.
+        BadArgument: matplotlib is not installed, or cannot write this file; or `path` is none.
         BadGraph: the graph has no vertex, or is none of these.
     """
     try:
@@ -100,6 +100,7 @@ def draw(
     except ImportError:
         raise BadArgument("draw needs matplotlib: pip install 'gradtrace[draw]'; to_dot needs nothing") from None
     graph = _whole(graph)
+    lit = _edges(path)
     said, placed = texts(graph, notes), layout(graph)
     size = {v: (LETTER * max(map(len, t)) + 0.14, LINE * len(t) + 0.1) for v, t in said.vertices.items()}
     across = _across(placed, said, size)
@@ -108,7 +109,6 @@ def draw(
     figure = Figure()
     axes = figure.add_axes((0, 0, 1, 1))
     _fit(figure, axes, at, size, title)
-    lit = set(path.edges) if path else set()
     routes = {pair: [(across[n], -down * y) for n, y in route] for pair, route in placed.routes.items()}
     _draw_edges(axes, graph, said, routes, {v: w for v, (w, _) in size.items()}, lit)
     on_path = set(path.vertices) if path else set()
@@ -127,6 +127,12 @@ def _whole(graph: Source) -> networkx.MultiDiGraph:
     if not found:
         raise BadGraph("the graph has no vertex yet: there is nothing to draw")
     return found
+
+
+def _edges(path: ScalarPath | None) -> set:
+    if path is not None and not isinstance(path, ScalarPath):
+        raise BadArgument(f"a path is what best_path, greedy_path and paths give, not a {type(path).__name__}")
+    return set(path.edges) if path else set()
 
 
 def _across(placed: Layout, said: Text, size: Mapping[Vertex, tuple[float, float]]) -> dict[int, float]:
@@ -267,7 +273,7 @@ def to_dot(graph: Source, *, path: ScalarPath | None = None, notes: Mapping[Any,
     }
     """
     graph = _whole(graph)
-    said, lit = texts(graph, notes), set(path.edges) if path else set()
+    said, lit = texts(graph, notes), _edges(path)
     on_path = set(path.vertices) if path else set()
     lines = ["digraph {", "  rankdir=LR", "  node [shape=box style=rounded]"]
     for v, parts in said.vertices.items():

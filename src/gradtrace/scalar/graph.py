@@ -104,7 +104,8 @@ def read(graph: networkx.MultiDiGraph, *wanted: Vertex, zeros: bool = False) -> 
 
 def _missing(graph: networkx.MultiDiGraph, vertex: Vertex) -> str:
     """Say that there is no such vertex: those of a vector have indices."""
-    inside = [v for v, data in graph.nodes(data=True) if vertex in (data.get("node"), data.get("leaf"))]
+    inside = [v for v, data in graph.nodes(data=True) if vertex in (data.get("node", v), data.get("leaf", v))]
+    inside = [] if vertex is None else inside
     if inside:
         return f"{vertex} is {len(inside)} numbers here, each a vertex of its own: {_some(inside)}"
     return f"no vertex {vertex!r} among the {len(graph)} of the graph: {_some(graph)}"
