@@ -98,12 +98,7 @@ class Graph:
         return [self._leaf(name, "parameter", value) for name, value in values.items()]
 
     def _leaf(self, name: str, kind: str, value: Any) -> Node:
-        try:
-            return self._added(Node(self, name, kind, value=_number(value)))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BadArgument(
-                f"{name} needs a number, an exact one, or lists of numbers, not {value!r}: {error}"
-            ) from None
+        return self._added(Node(self, name, kind, value=_number(value)))
 
     def _added(self, node: Node) -> Node:
         if node.name in self.nodes:
