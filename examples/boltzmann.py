@@ -6,11 +6,12 @@ the Hebbian rule, and unlearning. Both sums are small enough to be written out, 
 tells them apart, and each is checked against expectations by enumeration. Contrastive divergence replaces the free
 phase by one step of sampling.
 
-    python examples/boltzmann.py
+    python examples/boltzmann.py [PICTURE]
 """
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 
 import torch
@@ -64,7 +65,7 @@ def contrastive(w: Tensor, generator: torch.Generator, samples: int) -> Tensor:
     return (v.T @ up - v1.T @ torch.sigmoid(v1 @ w)) / len(v)
 
 
-def main() -> None:
+def main(picture: str | None = None) -> None:
     """Tell the phases apart, learn, and compare with contrastive divergence."""
     generator = torch.Generator().manual_seed(0)
     w = (0.5 * torch.randn(VISIBLE, HIDDEN, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -99,6 +100,16 @@ def main() -> None:
     assert split[0, 0].diagonal().abs().max() == 0  # no unit is connected with itself
     print("full:", said.format(split[0, 0].norm(), split[0, 1].norm(), split[0].sum(0).norm()))
 
+    if picture:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 2.4), layout="constrained")
+        shown = {"clamped": clamped, "free, subtracted": -free, "gradient": clamped - free}
+        for axes, (title, matrix) in zip(figure.subplots(1, 3), shown.items(), strict=True):
+            axes.imshow(matrix, cmap="RdBu", vmin=-0.5, vmax=0.5)
+            axes.set(title=title, xlabel="hidden", ylabel="visible")
+        figure.savefig(picture)
+
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

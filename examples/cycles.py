@@ -1,9 +1,9 @@
 """Section 11.5 and exercise 7: cycles and contradictions, and what is left to do.
 
 Two nodes, each the other plus 1: no values satisfy both, and the dynamic program has no node to begin with, since
-none has all its consumers done. gradtrace says so and shows the cycle. A Hopfield network is such a graph,
-undirected: it is run by updates until nothing changes, with weights from the Hebbian rule. Unrolled in time it is
-acyclic, and can be traced.
+none has all its consumers done. gradtrace says so and shows the cycle. Such a graph has a best fit at most, or is run
+by updates until nothing changes, as a Hopfield network is (`hopfield.py`). Unrolled in time it is acyclic, and can be
+traced: one weight, used at every step.
 
     python examples/cycles.py [PICTURE]
 """
@@ -17,11 +17,9 @@ import torch
 
 from gradtrace.scalar import CycleError, Graph, backpropagate, best_path, draw
 
-PATTERNS = torch.tensor([[1.0, 1, 1, 1, -1, -1, -1, -1], [1, -1, 1, -1, 1, -1, 1, -1]], dtype=torch.float64)
-
 
 def main(picture: str | None = None) -> None:
-    """Meet a contradiction, recall a pattern, and unroll a cycle."""
+    """Meet a contradiction, and unroll a cycle."""
     graph = networkx.MultiDiGraph()
     graph.add_weighted_edges_from([("x", "y", 1.0), ("y", "x", 1.0)])
     try:
@@ -34,19 +32,6 @@ def main(picture: str | None = None) -> None:
     residual = ((x - y - 1) ** 2 + (y - x - 1) ** 2).item()
     assert abs(residual - 2) < 1e-9  # (d - 1)² + (d + 1)² is never below 2
     print(f"x = y + 1 and y = x + 1: the best fit leaves a squared error of {residual:.1f}")
-
-    weights = PATTERNS.T @ PATTERNS / len(PATTERNS)  # the Hebbian rule
-    weights.fill_diagonal_(0)
-    state = PATTERNS[0].clone()
-    state[0] *= -1  # one unit is wrong
-    energies = [(-state @ weights @ state / 2).item()]
-    for _ in range(3):
-        for unit in range(len(state)):
-            state[unit] = 1.0 if weights[unit] @ state >= 0 else -1.0
-            energies.append((-state @ weights @ state / 2).item())
-    assert torch.equal(state, PATTERNS[0])
-    assert energies == sorted(energies, reverse=True)  # the energy never rises
-    print(f"Hopfield: the stored pattern is recalled; energy {energies[0]:.0f} -> {energies[-1]:.0f}, and never rises")
 
     g = Graph()  # the same two-node cycle with a contraction, unrolled
     g.inputs(x0=0.3)

@@ -8,11 +8,12 @@ sequence, and with the loss -log p(x) the absolute weight of that path is the po
     Entropy  is the entropy of the posterior over sequences,
 and nobody wrote a backward algorithm.
 
-    python examples/hmm.py
+    python examples/hmm.py [PICTURE]
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,7 @@ def decode(model: Model, symbols: list[int], k: int = 3) -> Decoded:
     return Decoded(sequences, marginals, best, entropy, int(count))
 
 
-def main() -> None:
+def main(picture: str | None = None) -> None:
     """Decode one sequence."""
     model, symbols = random_model(3, 4), [0, 2, 1, 3, 3, 0, 1, 2, 0, 0]
     found = decode(model, symbols)
@@ -86,6 +87,17 @@ def main() -> None:
     print(f"marginals  {[[round(float(p), 3) for p in row] for row in found.marginals]}")
     print(f"entropy    {found.entropy:.3f} bits over {found.count} sequences")
 
+    if picture:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5, 2.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(found.marginals.T, cmap="Blues", vmin=0, vmax=1)
+        axes.plot(found.sequences[0][0], "o-", color="#d95f02", label="Max: the Viterbi path")
+        axes.set(xlabel="time", ylabel="state", title="Sum: posterior marginals")
+        axes.legend(fontsize=8)
+        figure.savefig(picture)
+
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

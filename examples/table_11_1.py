@@ -10,6 +10,7 @@ ReLU and hard tanh, the text of 11.4.1 and the table differ, and PyTorch takes t
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,8 @@ ROWS: dict[str, tuple[Callable[[Tensor], Tensor], Backward]] = {
     "ReLU": (torch.relu, lambda z, y, g: g * (z > 0)),
     "hard tanh": (torch.nn.functional.hardtanh, lambda z, y, g: g * (z.abs() <= 1)),
     "max": (lambda z: z.max()[None], lambda z, y, g: g * (z == z.max())),
+    "sum": (lambda z: z.sum()[None], lambda z, y, g: g.expand(len(z))),  # Pingali's reduce; his map is the rows above
+    "min": (lambda z: z.min()[None], lambda z, y, g: g * (z == z.min())),
     "arbitrary": (lambda z: torch.stack([z[0] * z[1], z[2].exp()]), lambda z, y, g: jacobian(z).T @ g),
 }
 
@@ -63,6 +66,12 @@ def main(picture: str | None = None) -> None:
         print(f"{name:10} g_i = {[round(v, 4) + 0.0 for v in by_row.tolist()]}")
         if picture and name == "linear":
             draw(graph, picture, notes=by_paths, title="A linear layer: Wᵀg, path by path")
+    for v in (-2.0, 0.3, 1.5):  # Equations 11.12 and 11.13, 11.15 and 11.16: by the input, and by the output
+        s, t, e = 1 / (1 + math.exp(-v)), math.tanh(v), math.exp(2 * v)
+        assert math.isclose(derivative(torch.sigmoid, v), math.exp(-v) / (1 + math.exp(-v)) ** 2)
+        assert math.isclose(derivative(torch.sigmoid, v), s * (1 - s))
+        assert math.isclose(derivative(torch.tanh, v), 4 * e / (e + 1) ** 2)
+        assert math.isclose(derivative(torch.tanh, v), 1 - t * t)
     at_0 = derivative(torch.relu, 0.0)
     at_1 = derivative(torch.nn.functional.hardtanh, 1.0)
     assert (at_0, at_1) == (0.0, 0.0)

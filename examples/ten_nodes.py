@@ -49,6 +49,7 @@ def main(picture: str | None = None) -> None:
     by_w2 = 2 / y["y10"] * y["y7"] * y["y8"] * math.cos(y["y6"]) * y["y2"]  # 11.3.5.1
     found = backpropagate(g, "L")
     assert math.isclose(found["w2"], by_w2)
+    assert math.isclose(found["w2"], found["y6"] * y["y2"])  # Δ(6) · ∂y(6)/∂w2
     assert math.isclose(found["w3"], by_w2 / y["y2"] * y["y3"])
     print(f"∂L/∂w2 = {found['w2']:.6f}, ∂L/∂w3 = {found['w3']:.6f}, as in 11.3.5.1")
     assert math.isclose(forward(g, "y2")["y10"], derivatives[symbols[1]].subs(numbers))  # exercise 14

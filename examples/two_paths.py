@@ -1,7 +1,8 @@
-"""Figure 11.6: o = sin(x²) + cos(x²), the chain rule as a sum over two paths.
+"""Figures 11.4 and 11.6: one path, a product of local derivatives; two paths, a sum of two products.
 
-Under Sum the two paths are the derivative, 2x·cos(x²) - 2x·sin(x²). Where x² = π/4 they cancel: the gradient is 0,
-and yet two paths of weight ±1.25 lead there. Max, AbsSum and the entropy see them; the gradient does not.
+cos(x²) has one path, and so has the sigmoid of a sigmoid, whose closed form is awkward already (Equation 11.1).
+o = sin(x²) + cos(x²) has two: their sum is the derivative, 2x·cos(x²) - 2x·sin(x²). Where x² = π/4 they cancel: the
+gradient is 0, and yet two paths of weight ±1.25 lead there. Max, AbsSum and the entropy see them.
 
     python examples/two_paths.py [PICTURE]
 """
@@ -15,7 +16,16 @@ from gradtrace.scalar import Graph, backpropagate, best_path, draw, path_table
 
 
 def main(picture: str | None = None) -> None:
-    """Follow both paths, at x = 1 and where they cancel."""
+    """Follow one path, and two: at x = 1, and where they cancel."""
+    one = Graph()
+    one.inputs(x=1.0)
+    one.add("cos", "cos", one.add("g", "square", "x"))
+    one.add("f", "sigmoid", one.add("s", "sigmoid", "x"))
+    assert math.isclose(backpropagate(one, "cos")["x"], -2 * math.sin(1))
+    s = 1 / (1 + math.exp(-1))
+    f = 1 / (1 + math.exp(-s))
+    assert math.isclose(backpropagate(one, "f")["x"], f * (1 - f) * s * (1 - s))  # Equation 11.13, twice
+    assert len(path_table(one, "x", "cos")) == len(path_table(one, "x", "f")) == 1
     g = Graph()
     g.inputs(x=1.0)
     g.add("x²", "square", "x")

@@ -155,6 +155,39 @@ def test_forward_computes_again():
         g.forward(y=1.0)
 
 
+def test_a_forward_pass_that_fails_changes_nothing():
+    g = Graph()
+    (x,), (w,) = g.inputs(x=[1.0, 2.0]), g.parameters(w=[[1.0, 2.0]])
+    g.add("y", "@", w, x)
+    with pytest.raises(BadArgument, match=r"y = @\(w, x\) cannot be computed: size mismatch"):
+        g.forward(w=[[1.0]], x=[1.0, 2.0, 3.0])
+    assert (x.value.tolist(), w.value.tolist(), g["y"].value.tolist()) == ([1, 2], [[1, 2]], [5])
+
+
+def test_whole_numbers_are_exact_among_fractions_and_floats_to_torch():
+    g = Graph()
+    g.inputs(a=Fraction(1, 3), b=2)
+    g.add("o", "*", "a", "b", "b")
+    assert g["o"].value == Fraction(4, 3)
+    assert (g.gradient("o"), backpropagate(g, "o")["b"]) == ({"a": 4, "b": Fraction(4, 3), "o": 1}, Fraction(4, 3))
+    assert all(isinstance(d, (int, Fraction)) for d in g.gradient("o").values())
+    g = Graph()
+    g.inputs(x=2)
+    g.add("o", "exp", "x")
+    assert g["x"].value == 2
+    assert g.gradient("o")["x"] == g["o"].value == pytest.approx(7.38905609893065)
+    assert g.gradient("x")["x"] == 1
+
+
+def test_a_clamp_beyond_its_narrow_bounds_is_kept_on_request():
+    g = Graph()
+    g.parameters(v=[0.7, 0.2])
+    g.add("w", lambda v: v.clamp(0, 0.5), "v")
+    g.add("loss", "sum", "w")
+    assert g.scalars(keep_zero=True)["v[0]"]["w[0]"][0]["weight"] == 0
+    assert not g.scalars(keep_zero=True).has_edge("v[0]", "w[1]")
+
+
 def test_links_and_kinds():
     g = Graph()
     (x,), (w,) = g.inputs(x=2.0), g.parameters(w=3.0)
@@ -174,7 +207,18 @@ def test_what_is_refused():
         g.add("y", "sin", "u")
     with pytest.raises(BadArgument, match="no function 'sine'"):
         g.add("y", "sine", x)
+    with pytest.raises(BadArgument, match=r"y = sin\(x, x\) cannot be computed: sin\(\) takes 1 positional"):
+        g.add("y", "sin", x, x)
+    with pytest.raises(BadArgument, match=r"y = f\(x\) cannot be computed: 'no such key'"):
+        g.add("y", lambda x: {}["no such key"], x)
+    for wrong in ("2", None, [[1.0, 2.0], [3.0]], 1 + 2j):
+        for give in (lambda v: g.inputs(u=v), lambda v: g.forward(x=v)):
+            with pytest.raises(BadArgument, match="a value is a number, an exact one, or lists of numbers, not"):
+                give(wrong)
     assert list(g.nodes) == ["x"]  # what failed left nothing behind
+    short = g.add("short", "*", x, x, derivatives=lambda a, b: (b,))
+    with pytest.raises(BadArgument, match="short has 2 inputs, its derivatives gave 1"):
+        g.jacobians(short)
     with pytest.raises(BadArgument, match="node of another graph"):
         Graph().add("y", "sin", x)
     with pytest.raises(BadArgument, match="x has 2 numbers; a loss has one: add its sum"):

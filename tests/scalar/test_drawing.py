@@ -7,12 +7,16 @@ from itertools import combinations
 
 import networkx
 import pytest
+import torch
 from hypothesis import given, settings
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from test_scalar import built, dags
 
-from gradtrace.scalar import Graph, backpropagate, best_path, draw, plain, to_dot
-from gradtrace.scalar.drawing import LIT, texts
+from gradtrace import record
+from gradtrace.errors import BadArgument
+from gradtrace.scalar import BadGraph, Graph, backpropagate, best_path, draw, plain, to_dot
+from gradtrace.scalar.drawing import FILL, LIT, texts
 from gradtrace.scalar.layout import layout
 
 
@@ -131,5 +135,38 @@ def test_networkx_writes_and_reads_what_is_plain(form, tmp_path):
     assert all(read.nodes[v]["value"] == graph.nodes[v]["value"] for v in graph)
 
 
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    with pytest.raises(BadArgument, match=r"cannot draw to .*a\.xyz: Format 'xyz' is not supported"):
+        draw(network(), tmp_path / "a.xyz")
+    with pytest.raises(BadArgument, match=r"cannot draw to .*: .*No such file or directory"):
+        draw(network(), tmp_path / "none" / "a.png")
+    for drawn in (draw, to_dot):
+        with pytest.raises(BadArgument, match="a path is what best_path, greedy_path and paths give, not a tuple"):
+            drawn(network(), path=("x[0]", "loss"))
+    with pytest.raises(BadGraph, match="no vertex yet"):
+        draw(Graph())
+
+
+def test_a_long_title_is_in_the_picture():
+    figure = draw(network(), title="a title that is rather longer than the small graph below it is wide " * 2)
+    title = next(t for t in figure.axes[0].texts if t.get_gid() is None)
+    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_leaves_of_a_tape_have_the_colour_of_parameters():
+    w = torch.tensor(2.0, requires_grad=True)
+    with record(names={"w": w}) as tape:
+        w.exp()
+    boxes = [p for p in draw(tape).axes[0].patches if type(p).__name__ == "FancyBboxPatch"]
+    assert [to_hex(p.get_facecolor()) for p in boxes] == [FILL["parameter"], "#ffffff"]
+
+
 def test_a_vector_is_written_as_its_numbers():
     assert texts(network().vectors()).vertices["h"] == ("h  *", "6 0")
+    g = Graph()
+    g.inputs(x=[1.0, 2.0])
+    g.parameters(W=[[0.5, 1.0]] * 7)
+    g.add("y", "@", "W", "x")
+    assert texts(g.vectors(), notes={"W": g["W"].value}).vertices["W"] == ("W", "7×2", "7×2")  # too many to write
+    assert texts(g.vectors()).vertices["y"] == ("y  @", "2.5 2.5 2.5 2.5 2.5 2.5 2.5")

@@ -9,27 +9,34 @@ from itertools import combinations
 import networkx
 import pytest
 import sympy
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scalar import aggregated, built, chain, dags, numbers, tie_ranks, walks, weight_of
 
+from gradtrace import record
 from gradtrace.errors import BadArgument, UnknownName
 from gradtrace.scalar import (
     BadGraph,
     CycleError,
+    Graph,
     MaxPlus,
     MinPlus,
     TooLarge,
     all_pairs,
     backpropagate,
     best_path,
+    draw,
     forward,
     greedy_path,
     levels,
     path_table,
     paths,
     pathwise_sum,
+    plain,
     steps,
+    to_dot,
+    vertex,
 )
 from gradtrace.semirings import AbsSum, Count, Entropy, Graded, Max, Power, SignedMax, Sum, Through, TopK, make
 
@@ -75,6 +82,7 @@ def test_steps_are_the_backpropagation_that_they_explain(dag, semiring):
             total = semiring.plus(total, product)
         assert step.element == total
         elements[step.vertex] = total
+    assert found.g == {v: g[v] for v in elements}
 
 
 @relaxed
@@ -99,7 +107,7 @@ def test_the_table_of_a_dynamic_program():
         "1     o       1     1",
         "2     y       0.5   0.5·g(o) = 0.5",
         "3     z       0.25  0.25·g(o) = 0.25",
-        "4     x       1     2·g(y) = 1 *, -3·g(z) = -0.75".replace("-0.75", "0.75"),
+        "4     x       1     2·g(y) = 1 *, 3·g(z) = 0.75",
     ]
 
 
@@ -128,6 +136,19 @@ def test_a_printed_path_table():
         "x -> y -> o  3 · 0.5   1.5",
         "2 paths      sum       -0.5",
     ]
+
+
+def test_a_printed_table_of_lengths():
+    graph = built([("a", "b", 3.0), ("b", "c", 4.0), ("a", "d", 8.0), ("d", "c", 0.0)])
+    assert str(path_table(graph, "a", "c", semiring="max-plus")).splitlines() == [
+        "path         lengths  sum",
+        "a -> d -> c  8 + 0    8",
+        "a -> b -> c  3 + 4    7",
+        "2 paths      max      8",
+    ]
+    assert path_table(graph, "a", "c", semiring=MinPlus).total == 7
+    with pytest.raises(BadArgument, match=r"compares lengths \(max-plus, min-plus\): ask pathwise_sum for entropy"):
+        path_table(graph, "a", "c", semiring="entropy")
 
 
 def test_too_many_paths_are_refused():
@@ -168,6 +189,10 @@ def test_the_longest_and_the_shortest_path(dag):
             best = best_path(graph, v, vertices[-1], semiring)
             assert (none if best is None else best.length) == pairs[v][vertices[-1]]
             assert pathwise_sum(graph, v, vertices[-1], semiring) == pairs[v][vertices[-1]]
+            table = path_table(graph, v, vertices[-1], semiring=semiring)
+            expected = sorted(lengths(edges, v, vertices[-1]), reverse=semiring is MaxPlus)
+            assert [path.length for path in table] == expected
+            assert table.total == pairs[v][vertices[-1]]
 
 
 def test_networkx_finds_the_same_lengths():
@@ -306,10 +331,55 @@ def test_graded_and_through_split_by_what_paths_cross(drawn, semiring, most):
         )
 
 
+@relaxed
+@given(components(), st.sampled_from((Sum, AbsSum, Max, Count, Entropy, TopK(2))), st.none() | st.integers(0, 3))
+def test_steps_tell_components_apart_as_backpropagation_does(drawn, semiring, most):
+    vertices, edges, orders, inside = drawn
+    graph, loss = built(edges, orders, vertices), vertices[-1]
+    for v in vertices:
+        graph.nodes[v]["components"] = tuple(sorted(inside[v]))
+    there = tuple(sorted(set().union(*inside.values())))
+    if not there or (graph.out_degree(loss) and not graph.in_degree(loss)):
+        return
+    for asked in (Graded(most, there, semiring), Through(there, semiring)):
+        found, g = steps(graph, loss, asked), backpropagate(graph, loss, asked)
+        assert found.g == {v: g[v] for v in found.g}
+        assert all(is_zero(g[v]) for v in set(g) - set(found.g))
+        for step in found:
+            assert all(crossed >= inside[step.vertex] for crossed in step.element)
+            assert set().union(*step.products) <= set(step.element)
+
+
+def is_zero(g) -> bool:
+    """Whether all that is in nested tuples is 0."""
+    return all(map(is_zero, g)) if isinstance(g, tuple) else g == 0
+
+
+def test_tables_of_other_semirings_say_what_was_multiplied_or_added():
+    graph = built([("x", "y", 3.0), ("x", "y", -4.0), ("y", "o", 2.0)])
+    said = {k: str(steps(graph, "o", k)).splitlines()[1:] for k in ("count", "max-plus")}
+    assert [line.split(maxsplit=2)[2] for line in said["count"]] == [
+        "1  1", "1  1·g(o) = 1", "2  1·g(y) = 1, 1·g(y) = 1",
+    ]  # fmt: skip
+    assert [line.split(maxsplit=2)[2] for line in said["max-plus"]] == [
+        "0  0", "2  2 + g(o) = 2", "5  3 + g(y) = 5 *, -4 + g(y) = -2",
+    ]  # fmt: skip
+    graph.nodes["y"]["components"] = ("relu",)
+    assert str(steps(graph, "o", Through(("relu",)))).splitlines() == [
+        "step  vertex  g           merged from",
+        "1     o       {}: 1       {}: 1",
+        "2     y       {relu}: 2   2·g(o) = {relu}: 2",
+        "3     x       {relu}: -2  3·g(y) = {relu}: 6, -4·g(y) = {relu}: -8",
+    ]
+
+
 def test_unknown_components_are_listed():
     graph = chain([1.0])
     graph.nodes[0]["components"] = ("left",)
     assert backpropagate(graph, 1, "through")[0] == ((1.0,), (0.0,))
+    assert backpropagate(graph, 1, Through(semiring="max")) == backpropagate(graph, 1, Through(semiring=Max))  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="no vertex None among the 2 of the graph"):
+        backpropagate(graph, None)
     with pytest.raises(UnknownName, match="no vertex is in right; there are left"):
         backpropagate(graph, 1, Through(("right",)))
 
@@ -330,5 +400,56 @@ def test_edges_the_wrong_way_round():
 def test_other_graphs_say_how_to_make_one():
     with pytest.raises(BadGraph, match=r"got DiGraph, which has no parallel edges.*networkx.MultiDiGraph\(graph\)"):
         levels(networkx.DiGraph([("a", "b")]))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BadGraph, match="got MultiGraph, which has no directions: add each edge"):
-        backpropagate(networkx.MultiGraph([("a", "b")]), "b")  # pyright: ignore[reportArgumentType]
+    for other in (networkx.MultiGraph([("a", "b")]), networkx.DiGraph([("a", "b")])):
+        for call in (lambda g: backpropagate(g, "b"), draw, to_dot, plain, lambda g: vertex(g, "a")):
+            with pytest.raises(BadGraph, match=r"has no directions: add each edge|networkx.MultiDiGraph\(graph\)"):
+                call(other)
+
+
+def test_nodes_are_vertices_and_vectors_say_which_they_have():
+    g = Graph()
+    (x,), (w,) = g.inputs(x=2.0), g.parameters(W=[[1.0, 2.0]])
+    loss = g.add("loss", lambda w, x: (w * x).sum(), w, x)
+    assert backpropagate(g, loss) == backpropagate(g, "loss") == steps(g, loss).g
+    assert forward(g, x) == forward(g, "x")
+    assert path_table(g, x, loss) == path_table(g, "x", "loss") == tuple(paths(g, x, loss))
+    assert best_path(g, x, loss) == best_path(g, "x", "loss") == greedy_path(g, x, loss)
+    assert pathwise_sum(g, x, loss) == 3
+    assert vertex(g, "W", 0, 1) == "W[0,1]"
+    with pytest.raises(UnknownName, match=r"W is 2 numbers here, each a vertex of its own: 'W\[0,0\]', 'W\[0,1\]'"):
+        best_path(g, w, loss)
+
+
+def test_a_graph_of_vectors_says_where_the_numbers_are():
+    g = Graph()
+    g.inputs(x=[1.0, 2.0])
+    g.add("loss", "sum", "x")
+    with pytest.raises(BadGraph, match=r"edge x -> loss has a Jacobian: ask the `Graph` itself, or its scalars\(\)"):
+        path_table(g.vectors(), "x", "loss")
+
+
+def test_all_passes_take_a_tape():
+    w = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    with record(names={"w": w}) as tape:
+        (w * w).sum()
+    assert backpropagate(tape, "sum#1")["w[1]"] == steps(tape, "sum#1").g["w[1]"] == 6
+    assert path_table(tape, "w[1]", "sum#1").total == pathwise_sum(tape, "w[1]", "sum#1") == 6
+    assert best_path(tape, "w[1]", "sum#1") == greedy_path(tape, "w[1]", "sum#1") == next(paths(tape, "w[1]", "sum#1"))
+    assert '"w[1]" -> "mul#0[1]"' in to_dot(tape)
+    assert set(plain(tape)) == set(backpropagate(tape, "sum#1"))
+
+
+def test_a_relu_that_is_off_has_its_level():
+    g = Graph()
+    (x,) = g.inputs(x=-1.0)
+    g.add("loss", "square", g.add("r", "relu", x))
+    assert levels(g) == [["x"], ["r"], ["loss"]]
+    leaf = torch.tensor(-1.0, requires_grad=True)
+    with record(names={"x": leaf}) as tape:
+        leaf.relu().square()
+    assert levels(tape) == [["x"], ["relu#0"], ["pow#1"]]
+
+
+def test_names_of_lengths_are_listed():
+    with pytest.raises(UnknownName, match=r"topk:K.*; of lengths, max-plus or min-plus"):
+        best_path(chain([1.0]), 0, 1, "longest")

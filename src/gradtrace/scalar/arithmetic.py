@@ -53,12 +53,12 @@ def of_numbers(semiring: Arithmetic | str) -> Arithmetic:
     """Give a semiring itself, or the one of that name.
 
     Raises:
-        UnknownName: there is none, or it tells components apart, which only `backpropagate` does.
+        UnknownName: there is none, or it tells components apart, which only `backpropagate` and `steps` do.
     """
     found = of_graphs(semiring)
     if isinstance(found, (Semiring, Lengths)):
         return found
-    raise UnknownName(f"{found.name!r} tells components apart: only backpropagate does, name another semiring")
+    raise UnknownName(f"{found.name!r} tells components apart: only backpropagate and steps do, name another semiring")
 
 
 def of_graphs(semiring: Family | Lengths | str) -> Family | Lengths:
@@ -67,7 +67,10 @@ def of_graphs(semiring: Family | Lengths | str) -> Family | Lengths:
         return semiring
     if isinstance(semiring, str) and semiring in BY_NAME:
         return BY_NAME[semiring]
-    return named(semiring)
+    try:
+        return named(semiring)
+    except UnknownName as error:
+        raise UnknownName(f"{error.said}; of lengths, {' or '.join(BY_NAME)}") from None
 
 
 def fitting(k: Arithmetic, outgoing: Outgoing) -> Arithmetic:

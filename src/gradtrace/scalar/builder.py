@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadArgument, UnknownName
+from ..errors import BadArgument, GradtraceError, UnknownName
 from ..recording.derivatives import dependence, jacobian
 from ..recording.isolation import alone
-from .graph import Number, is_symbolic, some_of
+from .graph import Number, Vertex, is_symbolic, some_of
+from .tables import written
 
 Function = Callable[..., Any]
 FOLDED: dict[str, Function] = {"+": add, "*": mul, "@": matmul}
@@ -48,7 +49,8 @@ class Node:
         function: what computes its value from those of its inputs; its name, or "f" for a function without one.
         inputs: links to where its arguments come from, in their order; one twice where x·x has two of them.
         consumers: links to what uses its value.
-        value: a float, a tensor of float64, or an exact number; of the last forward pass.
+        value: a float, a tensor of float64, or an exact number; of the last forward pass. Whole numbers that are given
+            stay whole: exact among Fractions and symbols, and floats to PyTorch's functions.
     """
 
     graph: Graph
@@ -62,7 +64,12 @@ class Node:
     derivatives: Function | None = None
 
     def __repr__(self) -> str:
-        return f"{self.name} = {self.value}"
+        return f"{self.name} = {written(self.value.tolist()) if isinstance(self.value, Tensor) else self.value}"
+
+
+def vertex_of(given: Node | Vertex) -> Vertex:
+    """Give the name of a node; a vertex as it is."""
+    return given.name if isinstance(given, Node) else given
 
 
 class Graph:
@@ -131,14 +138,22 @@ class Graph:
     # ------------------------------------------------------------ the forward and the backward pass
 
     def forward(self, **values: Any) -> dict[str, Any]:
-        """Compute every node again, with new values for some inputs and parameters; give all values by name."""
-        for name, value in values.items():
+        """Compute every node again, with new values for some inputs and parameters; give all values by name.
+
+        Raises:
+            BadArgument: a name is that of an operation, or a function cannot take the new values; nothing has changed.
+        """
+        before = {name: node.value for name, node in self.nodes.items()}
+        for name in values:
             if self[name].kind == "operation":
                 raise BadArgument(f"{name} is computed: only inputs and parameters can be set")
-            self[name].value = _number(value)
-        for node in self.nodes.values():
-            if node.kind == "operation":
-                node.value = _value(node)
+        try:
+            for node in self.nodes.values():
+                node.value = _value(node) if node.kind == "operation" else _number(values.get(node.name, node.value))
+        except Exception:
+            for name, value in before.items():
+                self.nodes[name].value = value
+            raise
         return {name: node.value for name, node in self.nodes.items()}
 
     def gradient(self, loss: Node | str) -> dict[str, Any]:
@@ -173,6 +188,8 @@ class Graph:
         if node.derivatives is not None:
             given = node.derivatives(*(source.value for source in node.inputs))
             given = given if isinstance(given, (tuple, list)) else (given,)
+            if len(given) != len(node.inputs):
+                raise BadArgument(f"{node.name} has {len(node.inputs)} inputs, its derivatives gave {len(given)}")
             return [_given(d, node, source) for d, source in zip(given, node.inputs, strict=True)]
         if any(_is_exact(source.value) for source in node.inputs):
             return [[[d]] for d in _symbolic(node)]
@@ -217,10 +234,13 @@ class Graph:
 
 
 def _number(value: Any) -> Any:
-    """Give what a node keeps: an exact number as it is, one number as a float, more as a tensor of float64."""
-    if _is_exact(value):
+    """Give what a node keeps: an exact or a whole number as it is, another as a float, more as a tensor of float64."""
+    if _is_exact(value) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    found = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadArgument(f"a value is a number, an exact one, or lists of numbers, not {value!r}: {error}") from None
     return found.item() if found.dim() == 0 else found
 
 
@@ -247,11 +267,12 @@ def _count(value: Any) -> int:
 
 
 def _zeros(node: Node) -> Any:
-    return 0 if _is_exact(node.value) else torch.zeros(_count(node.value), dtype=torch.float64)
+    exact = isinstance(node.value, int) or _is_exact(node.value)
+    return 0 if exact else torch.zeros(_count(node.value), dtype=torch.float64)
 
 
 def _ones(node: Node) -> Any:
-    return 1 if _is_exact(node.value) else torch.ones(1, dtype=torch.float64)
+    return 1 if isinstance(node.value, int) or _is_exact(node.value) else torch.ones(1, dtype=torch.float64)
 
 
 def _shaped(delta: Any, node: Node) -> Any:
@@ -295,12 +316,19 @@ def _applied(function: str | Function) -> Function:
 def _value(node: Node) -> Any:
     assert node.apply is not None
     values = [source.value for source in node.inputs]
-    if any(map(_is_exact, values)):
-        return node.apply(*values)
-    found = node.apply(*map(_tensor, values))
+    exact = any(map(_is_exact, values))
+    try:
+        found = node.apply(*(values if exact else map(_tensor, values)))
+    except GradtraceError:
+        raise
+    except Exception as error:
+        given = ", ".join(source.name for source in node.inputs)
+        raise BadArgument(f"{node.name} = {node.function}({given}) cannot be computed: {error}") from error
+    if exact:
+        return found
     if not isinstance(found, (Tensor, float, int)):
         raise BadArgument(f"the function of {node.name} gave a {type(found).__name__}, not a number or a tensor")
-    return _number(found)
+    return _number(_tensor(found))
 
 
 @alone()

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import networkx
 
 from ..errors import BadArgument
-from .builder import Graph
-from .graph import Vertex, is_symbolic
+from .graph import BadGraph, Vertex, is_symbolic, refuse_others
 from .layout import Layout, layout
-from .passes import Source, multigraph
+from .passes import multigraph
 from .paths import ScalarPath
 from .tables import written
 
@@ -26,10 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .passes import Source
+
 # in inches
 COLUMN_GAP, ROW_GAP, LETTER, LINE, MARGIN = 1.0, 0.22, 0.084, 0.16, 0.2
 LIT, INK, PALE, FILL = "#d95f02", "#333333", "#9a9a9a", {"input": "#e8f1fa", "parameter": "#fdf3dc"}
 STYLES: tuple[dict[str, Any], ...] = ({"weight": "bold"}, {}, {"color": "#1b6ca8", "style": "italic"})  # line by line
+WIDE = 32  # letters that a vector or matrix has, if it is written out
 SAME = (-0.16, 0.16)  # between which parallel edges are bent
 
 
@@ -60,13 +62,13 @@ def texts(graph: networkx.MultiDiGraph, notes: Mapping[Any, Any] | None = None) 
 
 
 def _value(value: Any) -> str:
-    """Write a number, or a vector or matrix of a few."""
+    """Write a number, a vector or matrix of a few, or the shape of a larger one."""
     numbers = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(numbers, list):
         return written(numbers)
-    if isinstance(numbers[0], list):
-        return "; ".join(_value(row) for row in numbers)
-    return " ".join(map(written, numbers))
+    rows = numbers if numbers and isinstance(numbers[0], list) else [numbers]
+    said = "; ".join(" ".join(map(written, row)) for row in rows)
+    return said if len(said) <= WIDE else "×".join(map(str, value.shape))
 
 
 def draw(
@@ -90,13 +92,15 @@ def draw(
         the matplotlib figure. Every text in it has the vertex, or edge, as its gid.
 
     Raises:
-        BadArgument: matplotlib is not installed.
+        BadArgument: matplotlib is not installed, or cannot write this file; or `path` is none.
+        BadGraph: the graph has no vertex, or is none of these.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise BadArgument("draw needs matplotlib: pip install 'gradtrace[draw]'; to_dot needs nothing") from None
     graph = _whole(graph)
+    lit = _edges(path)
     said, placed = texts(graph, notes), layout(graph)
     size = {v: (LETTER * max(map(len, t)) + 0.14, LINE * len(t) + 0.1) for v, t in said.vertices.items()}
     across = _across(placed, said, size)
@@ -105,12 +109,12 @@ def draw(
     figure = Figure()
     axes = figure.add_axes((0, 0, 1, 1))
     _fit(figure, axes, at, size, title)
-    lit = set(path.edges) if path else set()
     routes = {pair: [(across[n], -down * y) for n, y in route] for pair, route in placed.routes.items()}
     _draw_edges(axes, graph, said, routes, {v: w for v, (w, _) in size.items()}, lit)
     on_path = set(path.vertices) if path else set()
     for v, lines in said.vertices.items():
-        _draw_vertex(axes, v, lines, at[v], size[v], graph.nodes[v].get("kind", ""), lit=v in on_path)
+        kind = graph.nodes[v].get("kind", "parameter" if graph.nodes[v].get("leaf") else "")
+        _draw_vertex(axes, v, lines, at[v], size[v], kind, lit=v in on_path)
     if file is not None:
         save(figure, file)
     return figure
@@ -118,7 +122,17 @@ def draw(
 
 def _whole(graph: Source) -> networkx.MultiDiGraph:
     """Write a `Graph` out, with the edges that have weight 0: where they are missing, something seems unconnected."""
-    return graph.scalars(keep_zero=True) if isinstance(graph, Graph) else multigraph(graph)
+    found = multigraph(graph, keep_zero=True)
+    refuse_others(found)
+    if not found:
+        raise BadGraph("the graph has no vertex yet: there is nothing to draw")
+    return found
+
+
+def _edges(path: ScalarPath | None) -> set:
+    if path is not None and not isinstance(path, ScalarPath):
+        raise BadArgument(f"a path is what best_path, greedy_path and paths give, not a {type(path).__name__}")
+    return set(path.edges) if path else set()
 
 
 def _across(placed: Layout, said: Text, size: Mapping[Vertex, tuple[float, float]]) -> dict[int, float]:
@@ -157,7 +171,10 @@ def save(figure: Figure, file: str | File) -> None:
 
     with rc_context({"svg.hashsalt": "gradtrace"}):
         metadata = {"Date": None} if str(file).endswith(".svg") else None
-        figure.savefig(file, dpi=110, metadata=metadata)
+        try:
+            figure.savefig(file, dpi=110, metadata=metadata)
+        except (OSError, ValueError) as error:
+            raise BadArgument(f"cannot draw to {file}: {error}") from None
 
 
 def _fit(
@@ -165,6 +182,8 @@ def _fit(
 ) -> None:
     """Make one unit an inch, and the figure as large as what is in it."""
     left, right = (f(x + s * size[v][0] / 2 for v, (x, _) in at.items()) for f, s in ((min, -1), (max, 1)))
+    beyond = max(0.0, LETTER * len(title or "") - (right - left)) / 2  # a title is wider than a small graph
+    left, right = left - beyond, right + beyond
     low, high = (f(y + s * size[v][1] / 2 for v, (_, y) in at.items()) for f, s in ((min, -1), (max, 1)))
     low, high = low - MARGIN, high + MARGIN + (0.3 if title else 0)
     axes.set(xlim=(left - MARGIN, right + MARGIN), ylim=(low, high))
@@ -254,7 +273,7 @@ def to_dot(graph: Source, *, path: ScalarPath | None = None, notes: Mapping[Any,
     }
     """
     graph = _whole(graph)
-    said, lit = texts(graph, notes), set(path.edges) if path else set()
+    said, lit = texts(graph, notes), _edges(path)
     on_path = set(path.vertices) if path else set()
     lines = ["digraph {", "  rankdir=LR", "  node [shape=box style=rounded]"]
     for v, parts in said.vertices.items():
@@ -285,6 +304,7 @@ def plain(graph: Source) -> networkx.MultiDiGraph:
     >>> networkx.write_graphml(plain(graph), io.BytesIO())
     """
     graph = multigraph(graph)
+    refuse_others(graph)
     found = networkx.MultiDiGraph()
     for v, data in graph.nodes(data=True):
         found.add_node(str(v), **_plain(data))

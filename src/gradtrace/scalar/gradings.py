@@ -7,59 +7,79 @@ is exponential in their number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import reduce
+from typing import Any, TypeAlias
 
 import networkx
 
 from ..errors import BadArgument, UnknownName
 from ..recording.components import Component, Slice
 from ..semirings import Graded, Through
-from .arithmetic import fitting
-from .graph import Vertex, some_of, towards
+from .arithmetic import Arithmetic, fitting
+from .graph import Outgoing, ScalarEdge, Vertex, some_of
 
-Crossed = frozenset[int]  # which of the components a path crosses, by number
+Crossed: TypeAlias = frozenset[Component]  # which of the components a path crosses
+Parts: TypeAlias = dict[Crossed, Any]  # the element of the paths that cross just these
 
 
-def split(graph: networkx.MultiDiGraph, loss: Vertex, k: Graded | Through) -> dict[Vertex, Any]:
-    """Backpropagate, and keep paths apart by the components that they cross: see `passes.backpropagate`.
+@dataclass(frozen=True)
+class Split:
+    """What is carried back for `Graded` and `Through`: one element for each set of components that paths cross.
 
-    Returns:
-        for each vertex, of `Graded` the elements by degree; of `Through` (through each component, around each).
+    Attributes:
+        asked: what the elements are put together to at the end.
+        base: the semiring of the elements.
+        components: those that are told apart.
+        inside: the components that each vertex is in.
+        one: what the loss starts with.
     """
-    outgoing = towards(graph, loss)
-    base = fitting(k.semiring, outgoing)
-    components = _resolved(graph, k.by if isinstance(k, Graded) else k.components)
-    inside = {v: frozenset(i for i, c in enumerate(components) if _is_in(graph, v, c)) for v in graph}
-    g: dict[Vertex, dict[Crossed, Any]] = {loss: {inside[loss]: base.one}}
-    for v, edges in outgoing.items():  # consumers first
-        parts = g.setdefault(v, {})
-        for edge in edges:
-            for crossed, element in g[edge.consumer].items():
-                product = base.times(base.lift(edge.weight), element)
-                parts[crossed | inside[v]] = base.plus(parts.get(crossed | inside[v], base.zero), product)
 
-    def merged(v: Vertex, wanted: Any) -> Any:
-        total = base.zero
-        for crossed, element in g.get(v, {}).items():
-            total = base.plus(total, element) if wanted(crossed) else total
-        return base.plain(total)
+    asked: Graded | Through
+    base: Arithmetic
+    components: Sequence[Component]
+    inside: Mapping[Vertex, Crossed]
+    one: Parts
 
-    if isinstance(k, Through):
-        numbers = range(len(components))
-        return {
-            v: (
-                tuple(merged(v, lambda crossed, i=i: i in crossed) for i in numbers),
-                tuple(merged(v, lambda crossed, i=i: i not in crossed) for i in numbers),
-            )
-            for v in graph
-        }
-    most = len(components) if k.max_degree is None else k.max_degree
-    return {
-        v: tuple(merged(v, lambda crossed, n=n: min(len(crossed), most + 1) == n) for n in range(most + 2))
-        for v in graph
-    }
+    @property
+    def zero(self) -> Parts:
+        """Give what no path brings."""
+        return {}
+
+    def along(self, edge: ScalarEdge, parts: Parts) -> Parts:
+        """Take parts along an edge, into what its producer is in."""
+        found: Parts = {}
+        for crossed, element in parts.items():
+            term = {crossed | self.inside[edge.producer]: self.base.times(self.base.lift(edge.weight), element)}
+            found = self.plus(found, term)
+        return found
+
+    def plus(self, a: Parts, b: Parts) -> Parts:
+        """Merge parts, those of the same components with each other."""
+        return a | {crossed: self.base.plus(a.get(crossed, self.base.zero), element) for crossed, element in b.items()}
+
+    def plain(self, parts: Parts) -> tuple:
+        """Give of `Graded` the elements by degree; of `Through` (through each component, around each)."""
+        if isinstance(self.asked, Through):
+            through = tuple(self._merged(parts, lambda crossed, c=c: c in crossed) for c in self.components)
+            return through, tuple(self._merged(parts, lambda crossed, c=c: c not in crossed) for c in self.components)
+        most = len(self.components) if self.asked.max_degree is None else self.asked.max_degree
+        degrees = range(most + 2)
+        return tuple(self._merged(parts, lambda crossed, n=n: min(len(crossed), most + 1) == n) for n in degrees)
+
+    def _merged(self, parts: Parts, wanted: Callable[[Crossed], bool]) -> Any:
+        kept = (element for crossed, element in parts.items() if wanted(crossed))
+        return self.base.plain(reduce(self.base.plus, kept, self.base.zero))
+
+
+def split(graph: networkx.MultiDiGraph, loss: Vertex, asked: Graded | Through, outgoing: Outgoing) -> Split:
+    """Say what `Graded` and `Through` carry back on this graph."""
+    components = _resolved(graph, asked.by if isinstance(asked, Graded) else asked.components)
+    inside = {v: frozenset(c for c in components if _is_in(graph, v, c)) for v in graph}
+    base = fitting(asked.semiring, outgoing)
+    return Split(asked, base, components, inside, {inside[loss]: base.one})
 
 
 def _resolved(graph: networkx.MultiDiGraph, asked: Sequence[Component] | None) -> list[Component]:

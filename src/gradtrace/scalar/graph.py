@@ -8,7 +8,7 @@ from __future__ import annotations
 import graphlib
 import math
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -72,6 +72,8 @@ def _weight(v: Vertex, u: Vertex, key: Hashable, data: dict) -> Number:
     weight = data.get("weight")
     if is_symbolic(weight):
         return weight
+    if "jacobian" in data:
+        raise BadGraph(f"edge {v} -> {u} has a Jacobian: ask the `Graph` itself, or its scalars(), for numbers")
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise BadGraph(f"edge {v} -> {u} (key {key}) needs a number as its weight, got {weight!r}")
     if isinstance(weight, Rational):
@@ -95,10 +97,22 @@ def read(graph: networkx.MultiDiGraph, *wanted: Vertex, zeros: bool = False) -> 
     refuse_others(graph)
     for vertex in wanted:
         if vertex not in graph:
-            some = ", ".join(map(repr, islice(graph, 8))) + (", …" if len(graph) > 8 else "")
-            raise UnknownName(f"no vertex {vertex!r} among the {len(graph)} of the graph: {some}")
+            raise UnknownName(_missing(graph, vertex))
     outgoing = {vertex: _edges_from(graph, vertex, zeros) for vertex in graph}
     return outgoing if is_exact(outgoing) else _rounded(outgoing)
+
+
+def _missing(graph: networkx.MultiDiGraph, vertex: Vertex) -> str:
+    """Say that there is no such vertex: those of a vector have indices."""
+    inside = [v for v, data in graph.nodes(data=True) if vertex in (data.get("node", v), data.get("leaf", v))]
+    inside = [] if vertex is None else inside
+    if inside:
+        return f"{vertex} is {len(inside)} numbers here, each a vertex of its own: {_some(inside)}"
+    return f"no vertex {vertex!r} among the {len(graph)} of the graph: {_some(graph)}"
+
+
+def _some(vertices: Collection[Vertex]) -> str:
+    return ", ".join(map(repr, islice(vertices, 8))) + (", …" if len(vertices) > 8 else "")
 
 
 def refuse_others(graph: object) -> None:
@@ -177,6 +191,8 @@ def vertex(graph: networkx.MultiDiGraph, name: str, *index: int) -> Vertex:
     Raises:
         UnknownName: there is none; the message lists some of those that are there.
     """
+    graph = getattr(graph, "scalars", lambda: graph)()  # of a `Graph`
+    refuse_others(graph)
     wanted = f"{name}[{','.join(map(str, index))}]" if index else name
     labels = {data.get("label", v): v for v, data in graph.nodes(data=True)}
     if wanted not in labels:

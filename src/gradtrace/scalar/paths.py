@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx
 
@@ -20,9 +21,13 @@ from ..semirings import Max, Sum
 from ..semirings.base import itself
 from ..semirings.wide import Wide, WideMax, WideSum
 from .arithmetic import Arithmetic, Lengths, MaxPlus, MinPlus, fitting, of_numbers
+from .builder import Node, vertex_of
 from .graph import BadGraph, Number, Outgoing, ScalarEdge, TooLarge, Vertex, has_symbols, is_exact, is_symbolic, towards
-from .passes import Source, elements, multigraph
+from .passes import elements, multigraph
 from .tables import table, written
+
+if TYPE_CHECKING:
+    from .passes import Source
 
 magnitude = attrgetter("magnitude")  # of a `Wide`
 
@@ -79,24 +84,24 @@ def _path(source: Vertex, edges: Sequence[ScalarEdge]) -> ScalarPath:
     )
 
 
-def _between(graph: Source, source: Vertex, target: Vertex, *, zeros: bool = False) -> Outgoing:
+def _between(graph: Source, source: Any, target: Any, *, zeros: bool = False) -> tuple[Outgoing, Vertex, Vertex]:
     """Read what leads to the target; a target from which paths lead to the source is the wrong way round."""
-    found = multigraph(graph)
+    found, source, target = multigraph(graph), vertex_of(source), vertex_of(target)
     outgoing = towards(found, target, source, zeros=zeros)
     if source not in outgoing and networkx.has_path(found, target, source):
         raise BadGraph(
             f"no path leads from {source!r} to {target!r}, but one does the other way: edges run from the producer of "
             "a number to its consumer, so paths end in the loss; swap the two, or turn the edges by graph.reverse()"
         )
-    return outgoing
+    return outgoing, source, target
 
 
 # ---------------------------------------------------------------- all of them
 
 
-def paths(graph: Source, source: Vertex, target: Vertex) -> Iterator[ScalarPath]:
+def paths(graph: Source, source: Node | Vertex, target: Node | Vertex) -> Iterator[ScalarPath]:
     """Enumerate all paths from source to target in tie order. Their number is exponential in the depth."""
-    return _walks(_between(graph, source, target), source, target)
+    return _walks(*_between(graph, source, target))
 
 
 def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[ScalarPath]:
@@ -117,13 +122,13 @@ def _walks(outgoing: Outgoing, source: Vertex, target: Vertex) -> Iterator[Scala
             choices.append(iter(outgoing[edge.consumer]))
 
 
-def pathwise_sum(graph: Source, source: Vertex, target: Vertex, semiring: Arithmetic | str = Sum) -> Any:
+def pathwise_sum(graph: Source, source: Node | Vertex, target: Node | Vertex, semiring: Arithmetic | str = Sum) -> Any:
     """Aggregate over all paths: ⊕ over paths of the ⊗ of their lifted weights. Takes exponential time.
 
     The pathwise aggregation lemma says that this equals what `backpropagate` finds in linear time.
     """
     k = of_numbers(semiring)
-    outgoing = _between(graph, source, target, zeros=isinstance(k, Lengths))
+    outgoing, source, target = _between(graph, source, target, zeros=isinstance(k, Lengths))
     k = fitting(k, outgoing)
     total = k.zero
     for path in _walks(outgoing, source, target):
@@ -135,28 +140,48 @@ def pathwise_sum(graph: Source, source: Vertex, target: Vertex, semiring: Arithm
 
 
 class PathTable(tuple[ScalarPath, ...]):
-    """All paths from one vertex to another, strongest first; printed, with the factors and the weight of each."""
+    """All paths from one vertex to another, strongest first; printed, with the factors and the weight of each.
+
+    Attributes:
+        lengths: `MaxPlus` or `MinPlus` where weights are lengths, which are added along a path; otherwise None.
+    """
+
+    lengths: Lengths | None = None
 
     @property
     def total(self) -> Number:
-        """Add up the weights: the derivative, by the pathwise aggregation lemma."""
+        """Add up the weights: the derivative, by the pathwise aggregation lemma. Of lengths, give the extreme one."""
+        if self.lengths:
+            return reduce(self.lengths.plus, (path.length for path in self), self.lengths.zero)
         return sum(path.weight for path in self)
 
     def __str__(self) -> str:
-        rows = [
-            (" -> ".join(map(written, p.vertices)), " · ".join(map(written, p.weights)) or "1", written(p.weight))
-            for p in self
-        ]
-        return table(("path", "factors", "weight"), [*rows, (f"{len(self)} paths", "sum", written(self.total))])
+        said = f"{len(self)} path{'' if len(self) == 1 else 's'}"
+        if self.lengths:
+            rows = [(p.vertices, " + ".join(map(written, p.weights)) or "0", p.length) for p in self]
+            heads, merged = ("path", "lengths", "sum"), self.lengths.name.removesuffix("-plus")
+        else:
+            rows = [(p.vertices, " · ".join(map(written, p.weights)) or "1", p.weight) for p in self]
+            heads, merged = ("path", "factors", "weight"), "sum"
+        lines = [(" -> ".join(map(written, vertices)), factors, written(number)) for vertices, factors, number in rows]
+        return table(heads, [*lines, (said, merged, written(self.total))])
 
 
-def path_table(graph: Source, source: Vertex, target: Vertex, max_paths: int = 10_000) -> PathTable:
+def path_table(
+    graph: Source,
+    source: Node | Vertex,
+    target: Node | Vertex,
+    max_paths: int = 10_000,
+    semiring: Arithmetic | str = Sum,
+) -> PathTable:
     """List every path with its factors and its weight, strongest first, and equals in tie order.
 
-    Paths of symbols are in tie order: which is stronger depends on their values.
+    Paths of symbols are in tie order: which is stronger depends on their values. Under `MaxPlus` and `MinPlus` weights
+    are lengths: the longest path, or the shortest, comes first.
 
     Raises:
         TooLarge: there are more than `max_paths`.
+        BadArgument: of another semiring.
 
     >>> graph = networkx.MultiDiGraph()
     >>> _ = graph.add_edge("x", "y", weight=3.0), graph.add_edge("x", "y", weight=-4.0)
@@ -166,12 +191,22 @@ def path_table(graph: Source, source: Vertex, target: Vertex, max_paths: int = 1
     x -> y   3        3
     2 paths  sum      -1
     """
-    found = tuple(islice(paths(graph, source, target), max_paths + 1))
+    k = of_numbers(semiring)
+    if k is not Sum and not isinstance(k, Lengths):
+        raise BadArgument(
+            f"a table adds weights up, or compares lengths (max-plus, min-plus): ask pathwise_sum for {k.name}"
+        )
+    outgoing, source, target = _between(graph, source, target, zeros=isinstance(k, Lengths))
+    found = tuple(islice(_walks(outgoing, source, target), max_paths + 1))
     if len(found) > max_paths:
         raise TooLarge(
             f"there are more than max_paths={max_paths:,} paths from {source} to {target}: backpropagate(…, 'count') "
             "counts them, 'topk:10' finds the strongest"
         )
+    if isinstance(k, Lengths):
+        made = PathTable(sorted(found, key=attrgetter("length"), reverse=k is MaxPlus))
+        made.lengths = k
+        return made
     if any(is_symbolic(weight) for path in found for weight in path.weights):
         return PathTable(found)
     return PathTable(sorted(found, key=_size, reverse=True))
@@ -191,7 +226,9 @@ def crossing(path: ScalarPath, component: Container[Vertex]) -> bool:
 # ---------------------------------------------------------------- one of them
 
 
-def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic | str = Max) -> ScalarPath | None:
+def best_path(
+    graph: Source, source: Node | Vertex, loss: Node | Vertex, semiring: Arithmetic | str = Max
+) -> ScalarPath | None:
     """Find the strongest path from source to loss, or None: by g'_v = max |w| g'_u.
 
     Under `MaxPlus` the longest, under `MinPlus` the shortest, edges having their weights as lengths.
@@ -200,7 +237,7 @@ def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic 
         BadArgument: of another semiring; ⊕ has to choose a path.
     """
     k = of_numbers(semiring)
-    outgoing = _between(graph, source, loss, zeros=isinstance(k, Lengths))
+    outgoing, source, loss = _between(graph, source, loss, zeros=isinstance(k, Lengths))
     if k is MaxPlus or k is MinPlus:
         return _follow(outgoing, source, loss, k, itself if k is MaxPlus else lambda length: -length)
     if k is not Max:
@@ -212,12 +249,12 @@ def best_path(graph: Source, source: Vertex, loss: Vertex, semiring: Arithmetic 
     return _follow(outgoing, source, loss, WideMax, magnitude)
 
 
-def greedy_path(graph: Source, source: Vertex, loss: Vertex) -> ScalarPath | None:
+def greedy_path(graph: Source, source: Node | Vertex, loss: Node | Vertex) -> ScalarPath | None:
     """Step from source to argmax over u of |w(u, v) · g_u|, g the ordinary gradient, until the loss.
 
     Algorithm 1 of the gradient-tracing chapter. None where no step has a gradient: where every w · g_u is 0.
     """
-    outgoing = _between(graph, source, loss)
+    outgoing, source, loss = _between(graph, source, loss)
     if has_symbols(outgoing):
         raise BadArgument("which step is the largest depends on the symbols: substitute numbers, or ask path_table")
     if is_exact(outgoing):

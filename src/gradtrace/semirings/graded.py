@@ -249,6 +249,7 @@ class Through:
     semiring: Semiring = Sum
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "semiring", named(self.semiring))
         if self.components is not None:
             object.__setattr__(self, "components", _components(self.components))
 
