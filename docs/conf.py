@@ -1,7 +1,7 @@
 """How `make docs` makes a site of these pages: offline, and with warnings for errors.
 
-The pages are the Markdown files of this folder, as they are read anywhere. What is generated goes to `docs/gallery/` and
-`build/`, and is not kept: a page for each program of the gallery, with what it prints and draws, and the API from docstrings.
+The pages are the Markdown files of this folder, as they are read anywhere. What is generated goes to `docs/gallery/`
+and `build/`, and is not kept: a page for each program of the gallery, with what it prints and draws.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE / "_site"))
 import gradtrace  # noqa: E402
 
 project = "gradtrace"
-author = copyright = "the gradtrace authors"
+author = "the gradtrace authors"
 version = release = gradtrace.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "pages"]

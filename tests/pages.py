@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -25,7 +26,7 @@ MARK = re.compile(r"<!-- (before|raises|not run):\s(.*?)\s*-->", re.DOTALL)
 
 @dataclass
 class Block:
-    """A block of code: its language, the line where it stands, what is said of it in comments, and the text that follows."""
+    """A block of code: its language, its line, what is said of it in comments, and the text that follows."""
 
     language: str
     code: str
@@ -44,7 +45,7 @@ def blocks(path: Path) -> list[Block]:
     marks: dict[str, str] = {}
     for token in tokens(path):
         if token.type == "html_block":
-            marks.update({kind: said for kind, said in MARK.findall(token.content)})
+            marks.update(MARK.findall(token.content))
         elif token.type in ("fence", "code_block"):
             block = Block(token.info if token.type == "fence" else "indented", token.content, token.map[0] + 1, marks)
             marks = {}
@@ -66,7 +67,6 @@ def links(path: Path) -> Iterator[str]:
 
 
 def anchors(path: Path) -> set[str]:
-    """The names of a page's headings, as they are made everywhere: small letters, hyphens for spaces, no other signs."""
-    all_tokens = tokens(path)
-    titles = [b.content for a, b in zip(all_tokens, all_tokens[1:], strict=False) if a.type == "heading_open"]
+    """The names of a page's headings, as they are made everywhere: small letters, hyphens, no other signs."""
+    titles = [text.content for mark, text in pairwise(tokens(path)) if mark.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

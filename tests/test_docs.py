@@ -1,5 +1,4 @@
-"""The documentation does what it says: its blocks run and print what stands below them, its commands exist, its links lead
-somewhere, and its notebooks run."""
+"""The pages do what they say: blocks run and print what stands below them, commands exist, links lead somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site's own part of Sphinx: pages of the gallery, the pages of the repository's root, and links that lead out of here."""
+"""The site's own part of Sphinx: pages of the gallery and of the repository's root, and links that lead out of here."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@
 # %% [markdown]
 # # 1. Backpropagation is a sum over paths
 #
-# This is the first of four notebooks. Each is a Python file: run it as it is, or open it as a notebook with jupytext.
+# This is the first of four notebooks. Each is a Python file: run it as it is, or open it as a notebook with
+# jupytext.
 #
-# A function of several steps is drawn as a graph: a *vertex* for each number, an *edge* from each number to those that are computed from it. Here
-# is $o = \sin(x^2) + \cos(x^2)$ at x = 1.
+# A function of several steps is drawn as a graph: a *vertex* for each number, an *edge* from each number to those
+# that are computed from it. Here is $o = \sin(x^2) + \cos(x^2)$ at x = 1.
 
 # %%
 from gradtrace.scalar import Graph, backpropagate, best_path, draw, path_table, steps
@@ -26,8 +27,9 @@ g.add("o", "+", "sin", "cos")
 figure = draw(g)
 
 # %% [markdown]
-# The number on an edge is its *weight*, the **local derivative**: by how much the number at its end changes when the one at its beginning does. A
-# **path** is a way along edges, here from x to o, and its weight is the product of the weights on it. There are two paths:
+# The number on an edge is its *weight*, the **local derivative**: by how much the number at its end changes when
+# the one at its beginning does. A **path** is a way along edges, here from x to o, and its weight is the product
+# of the weights on it. There are two paths:
 
 # %%
 table = path_table(g, "x", "o")
@@ -47,9 +49,10 @@ table.total, x.grad.item()
 # %% [markdown]
 # ## Why it is fast
 #
-# Two paths can be listed. Now put n such diamonds behind each other: the paths double with each, the edges grow by four. *Backpropagation* never lists
-# them. It goes from o back, and finds at each vertex g, the derivative of o by it: the sum, over the edges that leave the
-# vertex, of weight · g at the edge's end. Here it is step by step:
+# Two paths can be listed. Now put n such diamonds behind each other: the paths double with each, the edges grow
+# by four. *Backpropagation* never lists them. It goes from o back, and finds at each vertex g, the derivative of
+# o by it: the sum, over the edges that leave the vertex, of weight · g at the edge's end. Here it is step by
+# step:
 
 # %%
 steps(g, "o")
@@ -70,8 +73,8 @@ print(f"{count:,.0f} paths, {deep.scalars().number_of_edges()} edges, derivative
 # %% [markdown]
 # ## The strongest path
 #
-# The same pass with *max* for sum, and absolute values for weights, finds the path of largest weight. At each vertex it notes which edge won, a
-# *backpointer*, and following those gives the path. It is Viterbi's algorithm.
+# The same pass with *max* for sum, and absolute values for weights, finds the path of largest weight. At each
+# vertex it notes which edge won, a *backpointer*, and following those gives the path. It is Viterbi's algorithm.
 
 # %%
 print(steps(g, "o", "max"))
@@ -80,7 +83,7 @@ assert path.vertices == ("x", "x²", "cos", "o")
 figure = draw(g, path=path, notes=backpropagate(g, "o"))
 
 # %% [markdown]
-# In orange the strongest path, in blue the gradient of each vertex. That is all the theory there is: what follows does this for
-# the millions of numbers in a network, without drawing the graph.
+# In orange the strongest path, in blue the gradient of each vertex. That is all the theory there is: what follows
+# does this for the millions of numbers in a network, without drawing the graph.
 #
 # Next: [other questions that one pass answers](2_semirings.py). More graphs: [Graphs by hand](../scalar.md).

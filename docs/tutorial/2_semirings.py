@@ -9,8 +9,9 @@
 # %% [markdown]
 # # 2. One pass, many questions
 #
-# Backpropagation merges with + where paths meet, and multiplies along them. Any pair of operations that obeys the same laws can stand for the
-# two; such a pair is called a **semiring**. Each answers another question about the same paths. We ask them of a small network.
+# Backpropagation merges with + where paths meet, and multiplies along them. Any pair of operations that obeys the
+# same laws can stand for the two; such a pair is called a **semiring**. Each answers another question about the
+# same paths. We ask them of a small network.
 
 # %%
 import torch
@@ -34,8 +35,8 @@ assert torch.allclose(gradient, model[0].weight.grad)
 gradient
 
 # %% [markdown]
-# Under *AbsSum* every path counts with its absolute value, so nothing cancels; under *Max* only the strongest counts; *Count* counts
-# them; *Entropy* says in bits how evenly they share.
+# Under *AbsSum* every path counts with its absolute value, so nothing cancels; under *Max* only the strongest
+# counts; *Count* counts them; *Entropy* says in bits how evenly they share.
 
 # %%
 names = ["sum", "abssum", "max", "count", "entropy"]
@@ -47,8 +48,8 @@ assert (gradient.abs() <= total + 1e-12).all()
 assert (strongest <= total + 1e-12).all()
 
 # %% [markdown]
-# In this network a weight of the first layer reaches the loss through one hidden unit, so it has a single path: |gradient|, AbsSum and Max agree, and
-# there is no entropy. An input has a path through each of the four units:
+# In this network a weight of the first layer reaches the loss through one hidden unit, so it has a single path:
+# |gradient|, AbsSum and Max agree, and there is no entropy. An input has a path through each of the four units:
 
 # %%
 x.requires_grad_()
@@ -85,6 +86,7 @@ assert (
 )
 
 # %% [markdown]
-# All of them are described in [Semirings](../semirings.md), and [a semiring of your own](../howto-semiring.md) takes six lines.
+# All of them are described in [Semirings](../semirings.md), and [a semiring of your own](../howto-semiring.md)
+# takes six lines.
 #
 # Next: [where the gradient of a network goes](3_network.py).

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 3. Where the gradient of a network goes
 #
-# Two recurrent layers stand beside each other: a plain RNN and an LSTM read the same word embeddings, and their outputs are added. Through which of them do
-# the embeddings learn?
+# Two recurrent layers stand beside each other: a plain RNN and an LSTM read the same word embeddings, and their
+# outputs are added. Through which of them do the embeddings learn?
 
 # %%
 import torch
@@ -43,9 +43,9 @@ table = trace.influence(["rnn", "lstm"], of="embedding*")
 table
 
 # %% [markdown]
-# For each of the 16 examples and each number of the embedding, the trace is one **path** to that example's loss: the strongest. `share` says how many of
-# those cross the component, `weighted` counts strong paths for more. *Dead* are pairs without a path: an example has
-# six words of twelve at most.
+# For each of the 16 examples and each number of the embedding, the trace is one **path** to that example's loss:
+# the strongest. `share` says how many of those cross the component, `weighted` counts strong paths for more.
+# *Dead* are pairs without a path: an example has six words of twelve at most.
 #
 # `check=True` has compared the tape with autograd first, operator by operator.
 
@@ -56,14 +56,15 @@ assert rows["rnn"].share < 0.5 < rows["rnn"].weighted_share
 print(trace.strongest(1, of="embedding*")[0])
 
 # %% [markdown]
-# By number the two share the paths about equally; by weight most of it is the RNN's, so the strong paths are there. The path above starts at the last word of an
-# example and is short. An untrained LSTM's gates are half open, and each halves what passes. Training changes that, so it takes traces
-# during training to compare the two ([the next notebook](4_training.py)).
+# By number the two share the paths about equally; by weight most of it is the RNN's, so the strong paths are
+# there. The path above starts at the last word of an example and is short. An untrained LSTM's gates are half
+# open, and each halves what passes. Training changes that, so it takes traces during training to compare the two
+# ([the next notebook](4_training.py)).
 #
 # ## Best and greedy
 #
-# The *best* path is the strongest of all. The *greedy* one follows, at every step, the edge with the largest |weight · gradient|: where most of the summed
-# gradient goes. They need not agree:
+# The *best* path is the strongest of all. The *greedy* one follows, at every step, the edge with the largest
+# |weight · gradient|: where most of the summed gradient goes. They need not agree:
 
 # %%
 greedy = trace.influence(["rnn", "lstm"], of="embedding*", kind="greedy")
@@ -84,5 +85,6 @@ assert why.cause == "cut"
 print(why)
 
 # %% [markdown]
-# [Why a parameter gets no gradient](../why.md) lists all causes; [components](../howto-component.md) says what else can stand in place of
-# "rnn" and "lstm"; and `trace.report("report.html")` draws all of it ([Reading a report](../report.md)).
+# [Why a parameter gets no gradient](../why.md) lists all causes; [components](../howto-component.md) says what
+# else can stand in place of "rnn" and "lstm"; and `trace.report("report.html")` draws all of it ([Reading a
+# report](../report.md)).

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # 4. While it trains
 #
-# A single trace is a photograph of one step. A `Monitor` takes one every few steps while a model trains, and changes no bit of the training. The network has a
-# skip connection around its inner layer, and learns a function that a linear map cannot: which of two numbers is larger in size.
+# A single trace is a photograph of one step. A `Monitor` takes one every few steps while a model trains, and
+# changes no bit of the training. The network has a skip connection around its inner layer, and learns a function
+# that a linear map cannot: which of two numbers is larger in size.
 
 # %%
 import tempfile
@@ -52,7 +53,8 @@ monitor.close()
 assert loss.item() < 0.35
 
 # %% [markdown]
-# Each traced step is a line of `history.jsonl`. We draw which share of the first layer's paths goes through the inner layer, and how much of their weight:
+# Each traced step is a line of `history.jsonl`. We draw which share of the first layer's paths goes through the
+# inner layer, and how much of their weight:
 
 # %%
 import json
@@ -72,8 +74,9 @@ plt.plot(at, [t["loss"] for t in traces], color="gray", label="loss")
 plt.xlabel("step"), plt.legend()
 
 # %% [markdown]
-# At first most paths take the way around: the linear part is there from the beginning. As the network learns what a linear map cannot do, its strongest
-# paths move into the inner layer.
+# At first most paths take the way around: the linear part is there from the beginning. As the network learns what
+# a linear map cannot do, its strongest paths move into the inner layer.
 #
-# `monitor.report()` draws all of it as a page ([Reading a report](../report.md)). With `at_most=0.05` a monitor keeps to a share of the training's time;
-# [While a model trains](../monitor.md) has transformers, Lightning and dashboards.
+# `monitor.report()` draws all of it as a page ([Reading a report](../report.md)). With `at_most=0.05` a monitor
+# keeps to a share of the training's time; [While a model trains](../monitor.md) has transformers, Lightning and
+# dashboards.
