@@ -6,11 +6,21 @@ and `build/`, and is not kept: a page for each program of the gallery, with what
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "docs"
 sys.path.insert(0, str(HERE / "_site"))
+os.environ["IPYTHONDIR"] = str(BUILD / "ipython")  # nobody's own profile
+PROFILE = BUILD / "ipython" / "profile_default"
+PROFILE.mkdir(parents=True, exist_ok=True)
+(PROFILE / "ipython_kernel_config.py").write_text(
+    'c.IPKernelApp.log_level = 40  # it warns of talking to this machine\nc.InlineBackend.figure_formats = ["svg"]\n'
+)
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 import gradtrace  # noqa: E402
 
@@ -20,13 +30,11 @@ version = release = gradtrace.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "pages"]
 exclude_patterns = ["conf.py", "_site"]
-suppress_warnings = ["toc.empty_glob"]  # pages that are not there yet
-nitpicky = False
 
 source_suffix = {".md": "myst-nb", ".py": "myst-nb"}
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parent / "build" / "docs" / "notebooks")
+nb_execution_cache_path = str(BUILD / "notebooks")
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 myst_heading_anchors = 4
@@ -43,6 +51,7 @@ html_title = "gradtrace"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses where they are files
 copybutton_exclude = ".linenos, .gp, .go"

@@ -13,9 +13,11 @@
 # jupytext.
 #
 # A function of several steps is drawn as a graph: a *vertex* for each number, an *edge* from each number to those
-# that are computed from it. Here is $o = \sin(x^2) + \cos(x^2)$ at x = 1.
+# that are computed from it. Here is o = sin(x²) + cos(x²) at x = 1.
 
 # %%
+import matplotlib.pyplot  # noqa: F401 -- so that a notebook shows figures
+
 from gradtrace.scalar import Graph, backpropagate, best_path, draw, path_table, steps
 
 g = Graph()
@@ -24,7 +26,7 @@ g.add("x²", "square", "x")
 g.add("sin", "sin", "x²")
 g.add("cos", "cos", "x²")
 g.add("o", "+", "sin", "cos")
-figure = draw(g)
+draw(g)
 
 # %% [markdown]
 # The number on an edge is its *weight*, the **local derivative**: by how much the number at its end changes when
@@ -33,7 +35,7 @@ figure = draw(g)
 
 # %%
 table = path_table(g, "x", "o")
-table
+print(table)
 
 # %% [markdown]
 # **The derivative is the sum over all paths.** That is the whole chain rule. We compare it with PyTorch:
@@ -55,7 +57,7 @@ table.total, x.grad.item()
 # step:
 
 # %%
-steps(g, "o")
+print(steps(g, "o"))
 
 # %%
 deep = Graph()
@@ -80,7 +82,7 @@ print(f"{count:,.0f} paths, {deep.scalars().number_of_edges()} edges, derivative
 print(steps(g, "o", "max"))
 path = best_path(g, "x", "o")
 assert path.vertices == ("x", "x²", "cos", "o")
-figure = draw(g, path=path, notes=backpropagate(g, "o"))
+draw(g, path=path, notes=backpropagate(g, "o"))
 
 # %% [markdown]
 # In orange the strongest path, in blue the gradient of each vertex. That is all the theory there is: what follows
