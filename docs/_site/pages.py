@@ -24,7 +24,9 @@ FROM_ROOT = {"README.md": "readme", "CHANGELOG.md": "changelog", "CONTRIBUTING.m
 def setup(app: Any) -> dict[str, Any]:
     """Tell Sphinx what to call, and when."""
     app.connect("builder-inited", lambda app: generate())
-    app.connect("source-read", lambda app, name, source: source.__setitem__(0, listed(name, inside(source[0]))))
+    app.connect(
+        "source-read", lambda app, name, source: source.__setitem__(0, listed(name, inside(source[0], name.count("/"))))
+    )
     app.connect("autodoc-process-docstring", plain, priority=100)  # before napoleon, which writes markup of its own
     app.connect("build-finished", offline)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
@@ -78,13 +80,14 @@ def after_docstring(source: str) -> str:
     return "\n".join(source.splitlines()[first.end_lineno :]).strip() + "\n"
 
 
-def inside(text: str) -> str:
+def inside(text: str, depth: int) -> str:
     """Lead links that leave the folder to the site's own pages, or, where it has none, nowhere."""
+    out = rf"\((?:\.\./){{{depth + 1}}}"
     for name, page in FROM_ROOT.items():
-        text = re.sub(rf"\]\((?:\.\./)+{name}", f"](/project/{page}.md", text)
-    text = re.sub(r"\]\((?:\.\./)+docs/", "](/", text)
-    text = re.sub(r"\]\((?:\.\./)+examples/(\w+)\.py\)", r"](/gallery/\1.md)", text)
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)]*\)", r"\1", text)
+        text = re.sub(rf"\]{out}{name}", f"](/project/{page}.md", text)
+    text = re.sub(rf"\]{out}docs/", "](/", text)
+    text = re.sub(rf"\]{out}examples/(\w+)\.py\)", r"](/gallery/\1.md)", text)
+    return re.sub(rf"\[([^\]]+)\]{out}[^)]*\)", r"\1", text)
 
 
 def listed(name: str, text: str) -> str:

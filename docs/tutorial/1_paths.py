@@ -16,8 +16,6 @@
 # that are computed from it. Here is o = sin(x²) + cos(x²) at x = 1.
 
 # %%
-import matplotlib.pyplot  # noqa: F401 -- so that a notebook shows figures
-
 from gradtrace.scalar import Graph, backpropagate, best_path, draw, path_table, steps
 
 g = Graph()
@@ -70,7 +68,8 @@ count = backpropagate(deep, "h20", "count")["h0"]
 derivative = backpropagate(deep, "h20")["h0"]
 assert count == 2**20
 assert abs(derivative - 0.9**20) < 1e-12
-print(f"{count:,.0f} paths, {deep.scalars().number_of_edges()} edges, derivative {derivative:.4f} = 0.9^20")
+edges = deep.scalars().number_of_edges()
+print(f"{count:,.0f} paths, {edges} edges, derivative {derivative:.4f} = 0.9^20")
 
 # %% [markdown]
 # ## The strongest path

@@ -25,7 +25,8 @@ class Both(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(12, 8)
-        self.rnn, self.lstm = nn.RNN(8, 8, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+        self.rnn = nn.RNN(8, 8, batch_first=True)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
         self.out = nn.Linear(8, 12)
 
     def forward(self, words):
@@ -51,7 +52,7 @@ table
 
 # %%
 rows = {row.component: row for row in table.rows}
-assert abs(rows["rnn"].share + rows["lstm"].share - 1) < 1e-9  # a path goes through one of the two
+assert abs(rows["rnn"].share + rows["lstm"].share - 1) < 1e-9  # one of the two
 assert rows["rnn"].share < 0.5 < rows["rnn"].weighted_share
 print(trace.strongest(1, of="embedding*")[0])
 
@@ -79,7 +80,8 @@ greedy
 with gradtrace.record(model, examples=words) as tape:
     h = model.embedding(words)
     state = model.rnn(h)[0][:, -1].detach()  # a mistake
-    loss = nn.functional.cross_entropy(model.out(state + model.lstm(h)[0][:, -1]), following)
+    state = state + model.lstm(h)[0][:, -1]
+    loss = nn.functional.cross_entropy(model.out(state), following)
 why = tape.trace(loss).why("rnn.weight_hh_l0")
 assert why.cause == "cut"
 print(why)

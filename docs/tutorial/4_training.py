@@ -61,7 +61,8 @@ import json
 
 import matplotlib.pyplot as plt
 
-lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+text = (folder / "history.jsonl").read_text()
+lines = [json.loads(line) for line in text.splitlines()]
 traces = [line for line in lines if line["kind"] == "trace"]
 rows = [next(r for r in t["influence"] if r["component"] == "inner") for t in traces]
 at = [t["step"] for t in traces]
@@ -71,7 +72,8 @@ plt.figure(figsize=(6, 3))
 plt.plot(at, [r["share"] for r in rows], "o-", label="share of paths through inner")
 plt.plot(at, [r["weighted_share"] for r in rows], "o--", label="weighted")
 plt.plot(at, [t["loss"] for t in traces], color="gray", label="loss")
-plt.xlabel("step"), plt.legend()
+plt.xlabel("step")
+_ = plt.legend()
 
 # %% [markdown]
 # At first most paths take the way around: the linear part is there from the beginning. As the network learns what

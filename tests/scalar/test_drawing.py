@@ -133,3 +133,12 @@ def test_networkx_writes_and_reads_what_is_plain(form, tmp_path):
 
 def test_a_vector_is_written_as_its_numbers():
     assert texts(network().vectors()).vertices["h"] == ("h  *", "6 0")
+
+
+def test_a_notebook_shows_a_drawing_by_itself():
+    g = Graph()
+    g.inputs(x=1.0)
+    g.add("y", "exp", "x")
+    shown = draw(g)._repr_svg_()  # type: ignore[attr-defined]
+    assert shown.lstrip().startswith("<?xml")
+    assert "<!-- y  exp -->" in shown
