@@ -38,7 +38,6 @@ nb_execution_cache_path = str(BUILD / "notebooks")
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 myst_heading_anchors = 4
-myst_enable_extensions = ["deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
