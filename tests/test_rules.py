@@ -180,6 +180,51 @@ def test_an_operator_of_ones_own_takes_the_row(operator, row):
     assert not [name for how, name in found.served if how == "fallback"]
 
 
+def as_function(name: str, function: Callable[..., Any]) -> Any:
+    """Make a custom autograd.Function of a function that autograd knows."""
+
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        args = [t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in ctx.args]
+        with torch.enable_grad():
+            ys = function(*args)
+        pairs = [(y, g) for y, g in zip(ys if isinstance(ys, tuple) else (ys,), grads, strict=True) if y.requires_grad]
+        leaves = [t for t in args if isinstance(t, Tensor)]
+        slopes = iter(torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs]))
+        return tuple(next(slopes) if isinstance(t, Tensor) else None for t in args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        ctx.args = args
+        return function(*args)
+
+    return type(
+        name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    )
+
+
+# what a custom function takes in place of what an operator of a library does
+PLAINER: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any, tuple[Tensor, ...]]] = {
+    "pointwise": (lambda x, y: x.sin() * y, lambda f, x, y: f(x, y), rules.pointwise, (X, 2 * X)),
+    "product": (lambda a, b: a @ b.T, lambda f, a, b: f(a, b), rules.product("ik,jk->ij"), (X, 2 * X)),
+    "nothing": (lambda x: (0 * x).sum(0) + 1, lambda f, x: f(x), rules.nothing, (X,)),
+}
+
+
+@pytest.mark.parametrize("row", {**ROWS, **PLAINER})
+def test_a_custom_function_takes_the_rows_that_the_how_to_offers_it_and_no_other(row):
+    function, program, rule, data = PLAINER[row] if row in PLAINER else ROWS[row][1:]
+    f, found = as_function(f"Row_{row}", function), Found()
+    positional = lambda *args, **named: f.apply(*args, *named.values())  # noqa: E731
+    rules.register(f"autograd.Row_{row}", rule)
+    try:
+        check(lambda *x: program(positional, *x), tuple(t.clone().requires_grad_() for t in data), {}, found, row)
+    finally:
+        del rules.TABLE[f"autograd.Row_{row}"]
+    assert not found.wrong
+    offered = re.search(rf'\| `register\("name", {row}\b.*\|(.*)\|$', HOWTO.read_text(encoding="utf-8"), re.MULTILINE)
+    assert offered is not None
+    assert bool(found.refused) == (offered[1].strip() != "✓")
+
+
 def test_a_row_that_does_not_hold_is_an_error(operator):
     f = operator("(Tensor x, int dim) -> Tensor", lambda x, dim: x.cumsum(dim))
     rules.register(name_of(f), rules.pointwise)

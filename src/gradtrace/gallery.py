@@ -29,6 +29,12 @@ class Program:
         """Give what it is called by."""
         return self.path.stem
 
+    @property
+    def draws(self) -> bool:
+        """Tell whether its `main` takes a picture to draw to."""
+        functions = [n for n in _parsed(self.path).body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+        return any(argument.arg == "picture" for function in functions for argument in function.args.args)
+
 
 def programs() -> Mapping[str, Program]:
     """Find the programs, by name.
@@ -43,7 +49,11 @@ def programs() -> Mapping[str, Program]:
 
 
 def _title(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+    return (ast.get_docstring(_parsed(path)) or "").splitlines()[0]
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def run(name: str, picture: str | None = None) -> None:
@@ -67,6 +77,6 @@ def run(name: str, picture: str | None = None) -> None:
     if picture is None:
         main()
         return
-    if "picture" not in main.__code__.co_varnames[: main.__code__.co_argcount]:
+    if not known[name].draws:
         raise BadArgument(f"{name} draws no picture")
     main(picture)

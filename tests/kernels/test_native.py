@@ -21,8 +21,9 @@ def _planted() -> tuple[Forest, torch.Tensor]:
 
 def test_without_the_compiled_module_a_trace_says_so_once_and_is_right(monkeypatch):
     monkeypatch.setattr(native, "lib", None)
+    monkeypatch.setattr(native, "MISSING", "no such file")
     monkeypatch.setattr(native, "_state", {"on": True, "said": False})
-    with pytest.warns(RuntimeWarning, match="without its compiled kernels"):
+    with pytest.warns(RuntimeWarning, match=r"without its compiled kernels \(no such file\)"):
         forest, strength = _planted()
     assert forest.compact is None
     assert strength.exp2().tolist() == [2.0, 3.0]

@@ -170,3 +170,12 @@ def test_a_vector_is_written_as_its_numbers():
     g.add("y", "@", "W", "x")
     assert texts(g.vectors(), notes={"W": g["W"].value}).vertices["W"] == ("W", "7×2", "7×2")  # too many to write
     assert texts(g.vectors()).vertices["y"] == ("y  @", "2.5 2.5 2.5 2.5 2.5 2.5 2.5")
+
+
+def test_a_notebook_shows_a_drawing_by_itself():
+    g = Graph()
+    g.inputs(x=1.0)
+    g.add("y", "exp", "x")
+    shown = draw(g)._repr_svg_()  # type: ignore[attr-defined]
+    assert shown.lstrip().startswith("<?xml")
+    assert "<!-- y  exp -->" in shown

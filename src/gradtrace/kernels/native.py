@@ -2,8 +2,8 @@
 
 Values are non-negative float32 or float64, winners are int32 (or int16), -1 where the result is 0; of equals the
 smallest index wins. Each function gives its results and a `Range`: what it tells of overflow, underflow and NaN lets
-the engine choose another precision before anything is wrong. Without the compiled module (no compiler when gradtrace
-was installed) `available()` is False, and the reference kernels serve every pass.
+the engine choose another precision before anything is wrong. Without the compiled module (`MISSING` says why: no
+compiler when gradtrace was installed, say) `available()` is False, and the reference kernels serve every pass.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .memory import empty
 
 try:
     lib: Any = import_module("gradtrace._native")
-except ImportError:
-    lib = None
+    MISSING = ""
+except ImportError as error:
+    lib, MISSING = None, str(error)
 
 NAN, LOST = 1, 2
 MAX_DIMS = 8  # of a pointwise kernel's operands
@@ -54,7 +55,7 @@ def available() -> bool:
     if lib is None and _state["on"] and not _state["said"]:
         _state["said"] = True
         warnings.warn(
-            "gradtrace was installed without its compiled kernels (no C++ compiler?): traces are exact, but slow; "
+            f"gradtrace runs without its compiled kernels ({MISSING}): traces are exact, but slow; "
             "set GRADTRACE_KERNELS=reference to silence this",
             RuntimeWarning,
             stacklevel=2,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -117,7 +119,14 @@ def draw(
         _draw_vertex(axes, v, lines, at[v], size[v], kind, lit=v in on_path)
     if file is not None:
         save(figure, file)
+    vars(figure)["_repr_svg_"] = partial(_svg, figure)  # so that a notebook shows it, whatever else it has set up
     return figure
+
+
+def _svg(figure: Figure) -> str:
+    picture = StringIO()
+    figure.savefig(picture, format="svg")
+    return picture.getvalue()
 
 
 def _whole(graph: Source) -> networkx.MultiDiGraph:
