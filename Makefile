@@ -7,6 +7,9 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SANITIZED := build/sanitized
 
+# Files of tests side by side, each on one thread: most of them wait for Python, not for arithmetic.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs wheel zoo web web-check clean
 
 demo: $(INSTALLED)
@@ -14,11 +17,11 @@ demo: $(INSTALLED)
 	$(BIN)/gradtrace compete --out demo
 
 test: $(INSTALLED) browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PARALLEL) $(PYTEST_ARGS)
 
 # Every sample of PyTorch's own test database instead of a few of each operator.
 test-full: $(INSTALLED)
-	$(BIN)/python -m pytest -m full $(PYTEST_ARGS)
+	$(PARALLEL) -m full $(PYTEST_ARGS)
 
 # Every public question × every program, with and without examples, in both modes and precisions: two halves at a time.
 MATRIX := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/matrix -m matrix $(PYTEST_ARGS)
@@ -33,7 +36,7 @@ fuzz: $(INSTALLED)
 REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \
 	test_models test_architectures test_api test_semantics_numbers
 test-reference: $(INSTALLED)
-	GRADTRACE_KERNELS=reference $(BIN)/python -m pytest $(REFERENCE:%=tests/%.py) $(PYTEST_ARGS)
+	GRADTRACE_KERNELS=reference $(PARALLEL) $(REFERENCE:%=tests/%.py) $(PYTEST_ARGS)
 
 # The C++ kernels once more, in a build that stops at the first access out of bounds or undefined operation. Python
 # itself leaks, so leaks aren't looked for; capturing file descriptors would swallow the report.
