@@ -30,7 +30,7 @@ def _said(summary: Summary, kind: str) -> list[str]:
 def test_what_is_bypassed():
     _, summary = _of(Stack(0.1, 0.1, 0.1), 1, 3)
     assert _said(summary, "around") == [
-        "100 % of the paths from first go around inner → output at the 3 additions of layer.*."
+        "100% of the paths from first go around inner → output at the 3 additions of layer.*."
     ]
     assert not _said(summary, "nothing")
 
@@ -38,14 +38,14 @@ def test_what_is_bypassed():
 def test_what_is_taken():
     _, summary = _of(Stack(5.0, 5.0), 1, 3)
     assert _said(summary, "through") == [
-        "100 % of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
+        "100% of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
     ]
 
 
 def test_what_differs_from_its_siblings():
     _, summary = _of(Stack(0.1, 0.1, 0.1, 5.0, 0.1, 0.1), 1, 3)
     assert _said(summary, "odd") == [
-        "layer.3 differs from its siblings: 0 % go around, and 100 % at the median.",
+        "layer.3 differs from its siblings: 0% go around, and 100% at the median.",
     ]
 
 
@@ -76,7 +76,7 @@ def test_nothing_remarkable_is_said_to_be_so():
     tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})
     summary = tape.trace(loss).summary()
     assert [f.kind for f in summary.findings] == ["divided", "nothing"]
-    assert summary.findings[0].text == "The paths from x divide at the addition: around 50 % and mul 50 %."
+    assert summary.findings[0].text == "The paths from x divide at the addition: around 50% and mul 50%."
     assert "Nothing stands out" in str(summary)
 
 

@@ -133,3 +133,12 @@ def test_a_unit_is_the_strongest_path(trace):
         float(trace.strength[n].max()) for n in trace.strength if n[:3] == "rnn"
     )
     assert trace.flow("rnn.*").unit == 0
+
+
+def test_a_result_without_scalars_takes_nobody():
+    shared = nn.Linear(2, 2).double()
+    with record(shared) as tape:
+        loss = (shared(torch.ones(3, 2, **F64)).sum() + shared(torch.ones(0, 2, **F64)).sum()).square()
+    flow = tape.trace(loss).flow()
+    assert flow.total == 6
+    assert {(e.source, e.paths) for e in flow.edges if isinstance(e.source, str)} == {("weight", 4), ("bias", 2)}

@@ -17,9 +17,17 @@ from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
 MOST_CALLS = 250  # read of a branch, from its end
 MOST_NAMED = 3
 AROUND = "around"
-# what a branch that ends in numbers between 0 and 1 is called at a product
-GATES = {"mul": "gate: {}", "addcmul": "gate: {}", "lerp": "gate: {}", "bmm": "attention"}
+LISTS = ("cat", "stack")
 SQUASHING = frozenset(("sigmoid", "hardsigmoid", "_softmax", "_safe_softmax", "softmax", "clamp"))
+# what a branch that ends in numbers between 0 and 1 is called at a product
+GATES = {"mul": "gate", "addcmul": "gate", "lerp": "gate", "bmm": "attention"}
+# branches of the two products of an LSTM's step, which runs through no module: c = f·c + i·g, h = o·tanh(c)
+LSTM = {
+    ("addcmul", "sigmoid → mul"): "cell",
+    ("addcmul", "tanh"): "candidate",
+    ("mul", "sigmoid → … → addcmul"): "cell",
+    ("mul", "sigmoid → mul → addcmul"): "cell",
+}
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,9 @@ class Names:
         computing = [c for calls, _ in stretches for c in calls if _computes(c)]
         home = _common([junction.call.scopes, *(c.scopes for c in computing)])
         shown = _shown(home, [junction.call, *computing])
-        names = self._branches(stretches, home, shown)
-        if junction.call.base in CONTRACTIONS:
-            names = [
-                f"{leaf} here" if (leaf := _leaf_of(e)) else n for e, n in zip(junction.entries, names, strict=True)
-            ]
-        gates = [_gates(calls) for calls, _ in stretches]
-        if not all(gates):
-            said = GATES.get(junction.call.base, "{}")
-            names = [said.format(n) if gate else n for n, gate in zip(names, gates, strict=True)]
-        modules = any(len(c.scopes) > len(home) for c in computing)
-        return Named(shown, tuple(_told_apart(names, _parts(junction))), fork, modules)
+        inside = [any(len(c.scopes) > len(home) for c in calls if _computes(c)) for calls, _ in stretches]
+        names = _of_roles(junction, self._branches(stretches, home, shown), stretches, inside)
+        return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside))
 
     def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
         """Name branches by their modules, but for those that all of them run through, or by their operators."""
@@ -177,20 +177,30 @@ def _leaf_of(entry: Entry) -> str | None:
     return None if value.name is None else value.name.rpartition(".")[2]
 
 
-def _parts(junction: Junction) -> list[str]:
-    """Name what comes in by its place."""
-    if junction.call.base == "bmm":
-        return ["left", "right"]
-    return [f"part {n}" for n in range(len(junction.entries))]
+def _of_roles(
+    junction: Junction, names: Sequence[str], stretches: Sequence[tuple[list[Call], bool]], inside: Sequence[bool]
+) -> list[str]:
+    """Name branches by what they are for at their junction: a weight that is used here, a gate, an LSTM's cell."""
+    base, out = junction.call.base, list(names)
+    if base in CONTRACTIONS:
+        given = map(_leaf_of, junction.entries)
+        out = [f"{leaf} here" if leaf else name for leaf, name in zip(given, out, strict=True)]
+    gates = [_gates(calls) for calls, _ in stretches]
+    said = GATES.get(base)
+    if said and not all(gates):
+        of = [f"{said}: {n}" if through and said == "gate" else said for n, through in zip(out, inside, strict=True)]
+        out = [role if gate else name for role, gate, name in zip(of, gates, out, strict=True)]
+    return [LSTM.get((base, name), name) for name in out]
 
 
-def _told_apart(names: Sequence[str], parts: Sequence[str]) -> Sequence[str]:
+def _told_apart(names: Sequence[str], junction: Junction) -> Sequence[str]:
     """Name branches by their places where several have one name."""
     if len(set(names)) == len(names):
         return names
-    if len(set(names)) == 1:
-        return parts
-    return [name if names.count(name) == 1 else f"{name} ({part})" for name, part in zip(names, parts, strict=True)]
+    sides = ["left", "right"] if junction.call.base == "bmm" else [f"part {n}" for n in range(len(names))]
+    if len(set(names)) == 1 or junction.call.base in LISTS:
+        return sides
+    return [name if names.count(name) == 1 else f"{name} ({side})" for name, side in zip(names, sides, strict=True)]
 
 
 def _name_of(value: Value) -> str:

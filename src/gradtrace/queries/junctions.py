@@ -104,10 +104,12 @@ class _Search:
                 self._from[value.id] = bits
 
     def _goes_on(self, call: Call) -> bool:
-        """Tell whether a call is one junction with the only reader of its result."""
+        """Tell whether a call is one junction with the only reader of its result, which the same module calls."""
         kind, made = TOGETHER.get(call.base), call.outputs[0]
-        readers = self._readers.get(made.id, ()) if made is not None and len(call.outputs) == 1 else ()
-        return kind is not None and len(readers) == 1 and kind == TOGETHER.get(readers[0].base)
+        if kind is None or made is None or len(self._readers.get(made.id, ())) != 1:
+            return False
+        (reader,) = self._readers[made.id]
+        return kind == TOGETHER.get(reader.base) and reader.scopes == call.scopes
 
     def _entries(self, call: Call) -> list[Entry]:
         """Give what comes into a call, and into those that are one with it; each value once."""
