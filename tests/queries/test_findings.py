@@ -29,6 +29,7 @@ def _said(summary: Summary, kind: str) -> list[str]:
 
 def test_what_is_bypassed():
     _, summary = _of(Stack(0.1, 0.1, 0.1), 1, 3)
+    assert "- 100% go around inner" in str(summary)
     assert _said(summary, "around") == [
         "100% of the paths from first go around inner → output at the 3 additions of layer.*."
     ]

@@ -23,7 +23,7 @@ from .units import given_by
 
 NEARLY = 0.8  # from which share on a branch has it all
 COMES = 0.05  # the least share of the paths at joins that are spoken of,
-FEW = 20  # and how many paths of all parameters have to come
+FEW = 10  # and how many paths of all parameters have to come
 APART = 0.2  # how far a layer is from its siblings that differs from them
 IDLE = 0.05  # of an even share, below which a head or an expert carries next to nothing
 MOST = 6
@@ -182,10 +182,11 @@ def _of_joins(grid: Grid, joins: Sequence[Join], asked: Asked) -> Iterator[Findi
         shares = listed([f"{n} {cell(paths[n] / total)}%" for n in ranked if paths[n]], "and")
         text = f"The paths from {group} divide {where}{few}: {shares}."
         yield Finding("divided", text, cells, share, total, strength)
-    yield from _odd(joins, top, asked)
+    if asked.table == "early":
+        yield from _odd(joins, top)
 
 
-def _odd(joins: Sequence[Join], top: str, asked: Asked) -> Iterator[Finding]:
+def _odd(joins: Sequence[Join], top: str) -> Iterator[Finding]:
     """Name the join that differs most from its siblings."""
     shares = [next((b.share for b in j.branches if b.name == top), 0.0) for j in joins]
     if len(joins) < 4:
@@ -227,7 +228,7 @@ def _of_parts(grid: Grid) -> Iterator[Finding]:
     count = sum(len(j.branches) for j in grid.joins)
     where = grid.pattern or "the model"
     if idle:
-        text = f"{len(idle)} of the {count} {one}s in {where} carry next to nothing: {listed(idle, 'and')}."
+        text = f"{len(idle)} of the {count} {one}s in {where} carry next to nothing: {listed(idle, 'and', 3)}."
         yield Finding("idle", text, tuple(cells), len(idle) / count, count, 0.75)
     if grid.operator != "heads" or (len(grid.joins) == 1 and not idle):
         yield from _load(grid, one, numbers)
@@ -252,12 +253,12 @@ def _of_dead(dead: Mapping[str, float]) -> Iterator[Finding]:
     wholly = [name for name, share in dead.items() if share == 1]
     cells = tuple(Cell("dead", name, "", dead[name]) for name in wholly)
     if wholly:
-        named = listed(wholly, "and")
+        named = listed(wholly, "and", 3)
         text = f"No path leads from {len(wholly)} of the {len(dead)} parameters to the loss (dead): {named}."
         yield Finding("dead", text, cells, len(wholly) / len(dead), len(dead), 0.9)
     partly = sorted((n for n, share in dead.items() if DEAD <= share < 1), key=lambda n: -dead[n])
     if partly:
-        shares = listed([f"{n} {cell(dead[n])}%" for n in partly], "and")
+        shares = listed([f"{n} {cell(dead[n])}%" for n in partly], "and", 3)
         cells = tuple(Cell("dead", name, "", dead[name]) for name in partly)
         yield Finding("dead", f"Most scalars have no path (dead) in {shares}.", cells, dead[partly[0]], 0.0, 0.5)
 
@@ -285,4 +286,4 @@ def _spread(joins: Sequence[Join], top: str) -> str:
     if len(joins) < 3 or shares[high] - shares[low] < 0.02:
         return ""
     labels = labels_of(joins)
-    return f", from {cell(shares[low])}% at {labels[low]} to {cell(shares[high])}% at {labels[high]}"
+    return f" ({cell(shares[low])}% at {labels[low]}, {cell(shares[high])}% at {labels[high]})"
