@@ -19,6 +19,7 @@ from .group_names import group_named, listed
 from .join_rows import Grid, Join
 from .join_text import cell, labels_of, stem_of
 from .joins import JoinTable
+from .junctions import CONTRACTIONS
 from .units import given_by
 
 NEARLY = 0.8  # from which share on a branch has it all
@@ -144,7 +145,8 @@ def _come(grid: Grid, share: float) -> Grid:
 
 def _of_grid(grid: Grid, asked: Asked) -> Iterator[Finding]:
     """Say by which branch paths come, at the joins of one kind: those that have the same branches together."""
-    if grid.operator == "heads":
+    of_weights = grid.operator in CONTRACTIONS and not any(j.modules for j in grid.joins)  # which use of many it was
+    if grid.operator == "heads" or of_weights:
         return
     alike: dict[frozenset[str], list[Join]] = {}
     for join in grid.joins:

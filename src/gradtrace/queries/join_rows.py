@@ -12,6 +12,9 @@ import numpy as np
 from .branch_names import AROUND
 
 
+COMMON = frozenset((AROUND, "gate"))  # branches that different joins of a module have
+
+
 @dataclass(frozen=True)
 class Branch:
     """One way into a junction.
@@ -118,7 +121,7 @@ def grids_of(rows: Iterable[Join]) -> list[Grid]:
     grids: list[tuple[str, str, list[Join], set[str]]] = []
     for join in rows:
         pattern, named = pattern_of(join.home), {kind_of(b.name) for b in join.branches}
-        telling = (named - {AROUND}) or named
+        telling = (named - COMMON) or named
         same = (g for g in grids if g[:2] == (pattern, join.operator) and g[3] & telling)
         grid = next(same, None)
         if grid is None:
