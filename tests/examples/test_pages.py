@@ -86,7 +86,7 @@ def test_a_trained_bert_has_its_skips_inside_its_modules_and_idle_heads():
 def test_the_encoder_of_a_translator_comes_by_the_cell_and_mostly_to_the_first_step():
     summary = _summary("seq2seq")
     said = "\n".join(finding.text for finding in summary.findings)
-    assert re.search(r"of the paths from source take cell at the 4 addcmuls of decoder", said)
+    assert re.search(r"of the paths from source take cell at the 4 gated sums of decoder", said)
     assert re.search(r"of the paths from source take part 0 at the stack of decoder", said)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +129,19 @@ def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
     tape, loss = recorded(lambda x: (x + x.sin()).sum(), {"x": drawn(3)})
     with pytest.raises(BadArgument, match=r"pip install 'gradtrace\[draw\]'"):
         tape.trace(loss).joins().plot()
+
+
+def test_the_page_of_the_docs_prints_what_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "joins.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"prints\n\n```\n(.*?)```", text, re.DOTALL)
+    known: dict = {}
+    assert _printed(first, known) == printed.splitlines()
+    assert sum(float(line.rpartition(" ")[2]) for line in _printed(second, known)) == pytest.approx(1, abs=2e-3)
+
+
+def _printed(code: str, known: dict) -> list[str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, known)
+    return [line.rstrip() for line in out.getvalue().splitlines()]

@@ -72,7 +72,7 @@ class Names:
         shown = _shown(home, [junction.call, *computing])
         inside = [any(len(c.scopes) > len(home) for c in calls if _computes(c)) for calls, _ in stretches]
         names = _of_roles(junction, self._branches(stretches, home, shown), stretches, inside)
-        return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside))
+        return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside) or junction.call.base in LISTS)
 
     def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
         """Name branches by their modules, but for those that all of them run through, or by their operators."""

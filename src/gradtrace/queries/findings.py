@@ -29,7 +29,8 @@ APART = 0.2  # how far a layer is from its siblings that differs from them
 IDLE = 0.05  # of an even share, below which a head or an expert carries next to nothing
 MOST = 6
 DEAD = 0.5  # of a parameter's scalars
-OPERATORS = {"add": "addition", "sub": "difference", "cat": "concatenation", "mul": "product", "bmm": "product"}
+OPERATORS = {"sub": "difference", "add": "addition", "cat": "concatenation", "mul": "product", "bmm": "product"}
+OPERATORS["addcmul"] = "gated sum"
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _of_dead(dead: Mapping[str, float]) -> Iterator[Finding]:
     if partly:
         shares = listed([f"{n} {cell(dead[n])}%" for n in partly], "and", 3)
         cells = tuple(Cell("dead", name, "", dead[name]) for name in partly)
-        yield Finding("dead", f"Most scalars have no path (dead) in {shares}.", cells, dead[partly[0]], 0.0, 0.5)
+        yield Finding("dead", f"Most scalars have no path (dead) in {shares}.", cells, dead[partly[0]], 0.0, 0.2)
 
 
 def _nothing(early: JoinTable, group: str, found: Sequence[Finding]) -> Finding:

@@ -11,7 +11,6 @@ import numpy as np
 
 from .branch_names import AROUND
 
-
 COMMON = frozenset((AROUND, "gate"))  # branches that different joins of a module have
 
 
