@@ -213,7 +213,7 @@ def _column(table: str, joins: Sequence[Join], branch: str) -> tuple[Cell, ...]:
 
 def _is_parts(grid: Grid) -> bool:
     """Tell whether branches are numbered ones of one kind: heads, experts."""
-    return grid.operator == "heads" or (len(grid.branches) > 2 and bool(stem_of(grid.branches)[0]))
+    return grid.operator == "heads" or (len(grid.branches) > 2 and stem_of(grid.branches)[0] not in ("", " part"))
 
 
 def _of_parts(grid: Grid) -> Iterator[Finding]:
