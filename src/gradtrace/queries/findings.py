@@ -27,7 +27,7 @@ COMES = 0.05  # the least share of the paths at joins that are spoken of,
 FEW = 10  # and how many paths of all parameters have to come
 APART = 0.2  # how far a layer is from its siblings that differs from them
 IDLE = 0.05  # of an even share, below which a head or an expert carries next to nothing
-MOST = 6
+MOST = 7
 DEAD = 0.5  # of a parameter's scalars
 OPERATORS = {"sub": "difference", "add": "addition", "cat": "concatenation", "mul": "product", "bmm": "product"}
 OPERATORS["addcmul"] = "gated sum"
@@ -128,7 +128,7 @@ def _in_turn(found: Sequence[Finding]) -> list[Finding]:
     keyed = []
     for f in found:
         rank[f.kind] = rank.get(f.kind, 0) + 1
-        keyed.append((rank[f.kind] > 2, f))
+        keyed.append((rank[f.kind] > 3, f))
     return [f for late in (False, True) for was, f in keyed if was == late]
 
 
