@@ -17,6 +17,7 @@ from torch import nn
 from gradtrace import Trace
 from gradtrace.errors import BadArgument
 from gradtrace.queries.summary import Summary
+from gradtrace.report.history import History
 
 
 def _of(model: nn.Module, *shape: int) -> tuple[Trace, Summary]:
@@ -120,6 +121,15 @@ def test_plots_give_their_axes():
     with pytest.raises(BadArgument, match=r"no joins at 'x'; there are 'layer\.\*'"):
         table.plot(pattern="x")
     pyplot.close("all")
+
+
+def test_the_plot_of_a_history_has_a_line_for_each_component():
+    pytest.importorskip("matplotlib.pyplot").close("all")
+    row = {"of": "first*", "kind": "best", "component": "rnn", "share": 0.5}
+    rows = [row, row | {"component": "gru", "share": None}, row | {"kind": "greedy"}]
+    ax = History(traces=[{"step": step, "influence": rows} for step in (0, 100)]).plot()
+    assert [(line.get_label(), [*line.get_xdata()]) for line in ax.get_lines()] == [("rnn", [0, 100])]
+    assert ax.get_ylabel() == "share of the best paths from first*"
 
 
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch):

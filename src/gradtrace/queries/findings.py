@@ -71,12 +71,11 @@ class Finding:
     strength: float = 1.0
 
 
-def earliest(forest: Forest) -> list[str]:
+def earliest(forest: Forest, dead: Mapping[str, float]) -> list[str]:
     """Name the parameters of the module that is used first, of those from which a path leads to the loss."""
     homes: dict[str, list[str]] = {}
     for leaf in _by_first_use(forest.record, forest.loss):
         homes.setdefault(str(leaf.name).rpartition(".")[0], []).append(str(leaf.name))
-    dead = dead_shares(forest)
     living = (names for names in homes.values() if any(dead[n] < 1 for n in names))
     return next(living, list(forest.record.leaves))
 

@@ -56,6 +56,6 @@ def summarise(
         of: the parameters to be spoken of; None for those of the module that is used first.
         found: the junctions, where somebody knows them.
     """
-    early, whole = joins(forest, earliest(forest) if of is None else of, found=found), joins(forest, found=found)
     dead = dead_shares(forest)
+    early, whole = joins(forest, earliest(forest, dead) if of is None else of, found=found), joins(forest, found=found)
     return Summary(findings(early, whole, dead), early, whole, dead, loss)
