@@ -222,6 +222,8 @@ def test_joins_on_screen_are_those_of_the_data(gpt2_report, open_report):
             for j, label in joins
             for branch, numbers in j["branches"].items()
         )
+    wide = report.page.locator("#joins th").evaluate_all("all => all.filter(h => h.scrollWidth > h.clientWidth).length")
+    assert wide == 0  # no name runs into the next
     said = report.page.locator(".headline p").all_text_contents()
     assert said == [f["text"] for f in report.data["snapshots"][-1]["findings"]]
     assert report.page.locator('#joins [data-save="svg"]').count() == 0  # a table has no picture
