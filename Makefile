@@ -34,6 +34,7 @@ fuzz: $(INSTALLED)
 
 # What the answers rest on, with the compiled kernels switched off.
 REFERENCE := test_brute_force backward/test_example_labels queries/test_influence queries/test_forest queries/test_flow \
+	queries/test_joins queries/test_findings \
 	test_models test_architectures test_api test_semantics_numbers
 test-reference: $(INSTALLED)
 	GRADTRACE_KERNELS=reference $(PARALLEL) $(REFERENCE:%=tests/%.py) $(PYTEST_ARGS)

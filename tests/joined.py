@@ -91,10 +91,10 @@ def _assert_figure(finding: Finding, tables: dict[str, JoinTable]) -> None:
     whole = sum(paths for table, call, name in calls for _, paths in _in_table(tables[table], call, name).values())
     if finding.kind in ("around", "through", "divided", "load"):
         assert finding.figure == pytest.approx(told / whole)
-        assert f"{cell(finding.figure)} %" in finding.text
+        assert f"{cell(finding.figure)}%" in finding.text
     elif finding.kind == "odd":
         assert finding.figure in [c.value for c in finding.cells]
-        assert f"{cell(finding.figure)} %" in finding.text
+        assert f"{cell(finding.figure)}%" in finding.text
     elif finding.kind == "idle":
         assert all(c.value < IDLE for c in finding.cells)
         assert finding.text.startswith(f"{len(finding.cells)} of the ")

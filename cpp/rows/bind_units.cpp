@@ -382,7 +382,7 @@ class Units {
                 };
                 for (size_t n = 0; n < w.ways.size(); n++) {
                     const Way &way = w.ways[n];
-                    if (way.straight || !way.strided) continue;
+                    if (way.straight || !way.strided || !way.size) continue;  // nobody goes to a result without scalars
                     base[n] = way.offset + shorter(way.axes.at(x + (way.split ? row * w.numel : 0)));
                     along[n] = way.axes.along();
                 }

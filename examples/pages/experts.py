@@ -58,6 +58,6 @@ def build() -> tuple[nn.Module, list[Tensor], Any]:
     torch.manual_seed(0)
     model = Model()
     with torch.no_grad():
-        model.blocks[0].router.bias[3] = -10.0
+        model.get_parameter("blocks.0.router.bias")[3] = -10.0
     words = torch.randint(30, (4, 8))
     return model, [words], lambda model, words: F.cross_entropy(model(words), words.flatten())

@@ -20,6 +20,7 @@ def build() -> tuple[nn.Module, list[Tensor], Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    size = {"n_layer": 12, "n_head": 4, "n_embd": 64, "n_positions": 32, "vocab_size": 200}
-    model = GPT2LMHeadModel(GPT2Config(**size, attn_implementation="eager")).eval()
+    size: dict[str, Any] = {"n_layer": 12, "n_head": 4, "n_embd": 64, "n_positions": 32, "vocab_size": 200}
+    size["attn_implementation"] = "eager"
+    model = GPT2LMHeadModel(GPT2Config(**size)).eval()
     return model, [torch.randint(200, (4, 16))], lambda model, ids: model(input_ids=ids, labels=ids).loss

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import nn
 from gradtrace import Trace
 from gradtrace.errors import BadArgument
 from gradtrace.queries.summary import Summary
+from gradtrace.report.history import History
 
 
 def _of(model: nn.Module, *shape: int) -> tuple[Trace, Summary]:
@@ -29,8 +33,9 @@ def _said(summary: Summary, kind: str) -> list[str]:
 
 def test_what_is_bypassed():
     _, summary = _of(Stack(0.1, 0.1, 0.1), 1, 3)
+    assert "- 100% go around inner" in str(summary)
     assert _said(summary, "around") == [
-        "100 % of the paths from first go around inner → output at the 3 additions of layer.*."
+        "100% of the paths from first go around inner → output at the 3 additions of layer.*."
     ]
     assert not _said(summary, "nothing")
 
@@ -38,14 +43,14 @@ def test_what_is_bypassed():
 def test_what_is_taken():
     _, summary = _of(Stack(5.0, 5.0), 1, 3)
     assert _said(summary, "through") == [
-        "100 % of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
+        "100% of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
     ]
 
 
 def test_what_differs_from_its_siblings():
     _, summary = _of(Stack(0.1, 0.1, 0.1, 5.0, 0.1, 0.1), 1, 3)
     assert _said(summary, "odd") == [
-        "layer.3 differs from its siblings: 0 % go around, and 100 % at the median.",
+        "layer.3 differs from its siblings: 0% go around, and 100% at the median.",
     ]
 
 
@@ -76,7 +81,7 @@ def test_nothing_remarkable_is_said_to_be_so():
     tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})
     summary = tape.trace(loss).summary()
     assert [f.kind for f in summary.findings] == ["divided", "nothing"]
-    assert summary.findings[0].text == "The paths from x divide at the addition: around 50 % and mul 50 %."
+    assert summary.findings[0].text == "The paths from x divide at the addition: around 50% and mul 50%."
     assert "Nothing stands out" in str(summary)
 
 
@@ -118,6 +123,15 @@ def test_plots_give_their_axes():
     pyplot.close("all")
 
 
+def test_the_plot_of_a_history_has_a_line_for_each_component():
+    pytest.importorskip("matplotlib.pyplot").close("all")
+    row = {"of": "first*", "kind": "best", "component": "rnn", "share": 0.5}
+    rows = [row, row | {"component": "gru", "share": None}, row | {"kind": "greedy"}]
+    ax = History(traces=[{"step": step, "influence": rows} for step in (0, 100)]).plot()
+    assert [(line.get_label(), [*line.get_xdata()]) for line in ax.get_lines()] == [("rnn", [0, 100])]
+    assert ax.get_ylabel() == "share of the best paths from first*"
+
+
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
     import sys
 
@@ -125,3 +139,19 @@ def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
     tape, loss = recorded(lambda x: (x + x.sin()).sum(), {"x": drawn(3)})
     with pytest.raises(BadArgument, match=r"pip install 'gradtrace\[draw\]'"):
         tape.trace(loss).joins().plot()
+
+
+def test_the_page_of_the_docs_prints_what_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "joins.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"prints\n\n```\n(.*?)```", text, re.DOTALL)
+    known: dict = {}
+    assert _printed(first, known) == printed.splitlines()
+    assert sum(float(line.rpartition(" ")[2]) for line in _printed(second, known)) == pytest.approx(1, abs=2e-3)
+
+
+def _printed(code: str, known: dict) -> list[str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, known)
+    return [line.rstrip() for line in out.getvalue().splitlines()]

@@ -142,3 +142,12 @@ def test_a_path_weaker_than_any_float_beside_parameters_without_one():
     forest = tape.trace(loss).forest()
     found = flows(forest, [Asked("*", weighted=True), Asked("a", weighted=True), Asked("b", weighted=True)])
     assert [f.total for f in found] == pytest.approx([2, 2, 0])
+
+
+def test_a_result_without_scalars_takes_nobody():
+    shared = nn.Linear(2, 2).double()
+    with record(shared) as tape:
+        loss = (shared(torch.ones(3, 2, **F64)).sum() + shared(torch.ones(0, 2, **F64)).sum()).square()
+    flow = tape.trace(loss).flow()
+    assert flow.total == 6
+    assert {(e.source, e.paths) for e in flow.edges if isinstance(e.source, str)} == {("weight", 4), ("bias", 2)}

@@ -207,6 +207,29 @@ def test_influence_on_screen_is_that_of_the_data(competition_report, open_report
     assert dead == [percent(next(r for r in rows if r["kind"] == kind)["dead_share"]) for kind in ("best", "greedy")]
 
 
+def test_joins_on_screen_are_those_of_the_data(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    tables = {t["table"]: t for t in report.data["snapshots"][-1]["joins"] if t["kind"] == "best"}
+    for name, field in (("early", "share"), ("all", "weighted_share")):
+        report.page.select_option("#joins-of", name)
+        report.page.select_option("#joins-measure", field)
+        while (more := report.page.locator("#joins .more")).count():
+            more.click()
+        found = report.page.locator("#joins td.share").evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
+        joins = [(j, label) for g in tables[name]["grids"] for j, label in zip(g["joins"], g["labels"], strict=True)]
+        at = ("paths", "share", "weighted_share").index(field)
+        assert sorted(found) == sorted(
+            f"{label}, {branch}: {percent(numbers[at])}"
+            for j, label in joins
+            for branch, numbers in j["branches"].items()
+        )
+    wide = report.page.locator("#joins th").evaluate_all("all => all.filter(h => h.scrollWidth > h.clientWidth).length")
+    assert wide == 0  # no name runs into the next
+    said = report.page.locator(".headline p").all_text_contents()
+    assert said == [f["text"] for f in report.data["snapshots"][-1]["findings"]]
+    assert report.page.locator('#joins [data-save="svg"]').count() == 0  # a table has no picture
+
+
 def test_a_model_without_modules_has_its_operators_and_no_complaint(open_report, tmp_path):
     import torch
 

@@ -17,9 +17,18 @@ from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
 MOST_CALLS = 250  # read of a branch, from its end
 MOST_NAMED = 3
 AROUND = "around"
-# what a branch that ends in numbers between 0 and 1 is called at a product
-GATES = {"mul": "gate: {}", "addcmul": "gate: {}", "lerp": "gate: {}", "bmm": "attention"}
+LISTS = ("cat", "stack")
 SQUASHING = frozenset(("sigmoid", "hardsigmoid", "_softmax", "_safe_softmax", "softmax", "clamp"))
+# what a branch that ends in numbers between 0 and 1 is called at a product
+GATES = {"mul": "gate", "addcmul": "gate", "lerp": "gate", "bmm": "attention"}
+# the two products of an LSTM's step, c = f·c + i·g and h = o·tanh(c): what comes in, by the operators that it ends in
+LSTM = {
+    ("addcmul", "mul"): "cell",
+    ("addcmul", "sigmoid"): "gate",
+    ("addcmul", "tanh"): "candidate",
+    ("mul", "addcmul", "tanh"): "cell",
+    ("mul", "sigmoid"): "gate",
+}
 
 
 @dataclass(frozen=True)
@@ -55,20 +64,15 @@ class Names:
             home = _common([junction.call.scopes])
             return Named(_shown(home, [junction.call]), tuple(f"head {n}" for n in range(junction.heads)), fork, True)
         stretches = [_stretch(junction, entry) for entry in junction.entries]
+        roles = _of_lstm(junction, [calls for calls, _ in stretches])
+        if roles:
+            return Named(_shown(junction.call.scopes, [junction.call]), tuple(_told_apart(roles, junction)), fork, True)
         computing = [c for calls, _ in stretches for c in calls if _computes(c)]
         home = _common([junction.call.scopes, *(c.scopes for c in computing)])
         shown = _shown(home, [junction.call, *computing])
-        names = self._branches(stretches, home, shown)
-        if junction.call.base in CONTRACTIONS:
-            names = [
-                f"{leaf} here" if (leaf := _leaf_of(e)) else n for e, n in zip(junction.entries, names, strict=True)
-            ]
-        gates = [_gates(calls) for calls, _ in stretches]
-        if not all(gates):
-            said = GATES.get(junction.call.base, "{}")
-            names = [said.format(n) if gate else n for n, gate in zip(names, gates, strict=True)]
-        modules = any(len(c.scopes) > len(home) for c in computing)
-        return Named(shown, tuple(_told_apart(names, _parts(junction))), fork, modules)
+        inside = [any(len(c.scopes) > len(home) for c in calls if _computes(c)) for calls, _ in stretches]
+        names = _of_roles(junction, self._branches(stretches, home, shown), stretches, inside)
+        return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside) or junction.call.base in LISTS)
 
     def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
         """Name branches by their modules, but for those that all of them run through, or by their operators."""
@@ -90,36 +94,36 @@ class Names:
 
 
 def _stretch(junction: Junction, entry: Entry) -> tuple[list[Call], bool]:
-    """Give the calls between the fork and what comes in, in order, and whether those are all."""
-    fork = junction.fork
-    start = fork.call.index if fork.call is not None else -1
-    forked = {v.id for v in fork.call.outputs if v is not None} if fork.call is not None else {fork.id}
+    """Give the calls that what comes in descends from, and not all else that comes in, in order; whether all are given.
+
+    Those are left out that descend from nothing that the branches have in common, as weights that are seen transposed.
+    """
     found: dict[int, Call] = {}
-    waiting: list[tuple[int, int]] = []
-    by_number: dict[int, Call] = {}
+    waiting: list[int] = []
 
     def meet(value: Value) -> None:
         call = value.call
-        if call is not None and call.index > start and call.index not in by_number:
-            by_number[call.index] = call
-            heapq.heappush(waiting, (-call.index, call.index))
+        if call is not None and call.index not in found and not junction.common >> call.index & 1:
+            found[call.index] = call
+            heapq.heappush(waiting, -call.index)
 
     meet(entry.value)
-    while waiting and len(found) < MOST_CALLS:
-        _, number = heapq.heappop(waiting)
-        call = found[number] = by_number[number]
-        for given in call.inputs:
+    read = 0
+    while waiting and read < MOST_CALLS:
+        read += 1
+        for given in found[-heapq.heappop(waiting)].inputs:
             if given.value is not None:
                 meet(given.value)
     calls = [found[n] for n in sorted(found)]
     if waiting:
-        return calls, False
-    after, kept = set(forked), []
+        return calls[-MOST_CALLS:], False
+    leaves, kept = junction.leaves | {junction.fork.id}, dict[int, Call]()
     for call in calls:
-        if any(i.value is not None and i.value.id in after for i in call.inputs):
-            after.update(v.id for v in call.outputs if v is not None)
-            kept.append(call)
-    return kept, True
+        for given in (i.value for i in call.inputs if i.value is not None):
+            made = given.call
+            if given.id in leaves or (made is not None and (junction.common >> made.index & 1 or made.index in kept)):
+                kept[call.index] = call
+    return list(kept.values()), True
 
 
 def _computes(call: Call) -> bool:
@@ -166,7 +170,7 @@ def _relative(scope: Scope, above: str) -> str:
 
 def _listed(names: Sequence[str], whole: bool) -> str:
     shown = list(names) if len(names) <= MOST_NAMED else [names[0], "…", names[-1]]
-    return " → ".join(shown if whole else ["…", *shown[-2:]])
+    return " → ".join(shown if whole or len(shown) == 1 else ["…", *shown[-2:]])
 
 
 def _leaf_of(entry: Entry) -> str | None:
@@ -177,20 +181,39 @@ def _leaf_of(entry: Entry) -> str | None:
     return None if value.name is None else value.name.rpartition(".")[2]
 
 
-def _parts(junction: Junction) -> list[str]:
-    """Name what comes in by its place."""
-    if junction.call.base == "bmm":
-        return ["left", "right"]
-    return [f"part {n}" for n in range(len(junction.entries))]
+def _of_roles(
+    junction: Junction, names: Sequence[str], stretches: Sequence[tuple[list[Call], bool]], inside: Sequence[bool]
+) -> list[str]:
+    """Name branches by what they are for at their junction: a weight that is used here, a gate, an LSTM's cell."""
+    base, out = junction.call.base, list(names)
+    if base in CONTRACTIONS:
+        given = map(_leaf_of, junction.entries)
+        out = [f"{leaf} here" if leaf else name for leaf, name in zip(given, out, strict=True)]
+    gates = [_gates(calls) for calls, _ in stretches]
+    said = GATES.get(base)
+    if said and not all(gates):
+        of = [f"{said}: {n}" if through and said == "gate" else said for n, through in zip(out, inside, strict=True)]
+        out = [role if gate else name for role, gate, name in zip(of, gates, out, strict=True)]
+    return out
 
 
-def _told_apart(names: Sequence[str], parts: Sequence[str]) -> Sequence[str]:
+def _of_lstm(junction: Junction, stretches: Sequence[Sequence[Call]]) -> list[str]:
+    """Name what comes into an LSTM's step; nothing for what is none."""
+    base, names = junction.call.base, []
+    for calls in stretches:
+        ends = [c.base for c in calls if _computes(c)]
+        names.append(LSTM.get((base, *ends[-1:])) or LSTM.get((base, *ends[-2:])))
+    return [str(name) for name in names] if "cell" in names and all(names) else []
+
+
+def _told_apart(names: Sequence[str], junction: Junction) -> Sequence[str]:
     """Name branches by their places where several have one name."""
     if len(set(names)) == len(names):
         return names
-    if len(set(names)) == 1:
-        return parts
-    return [name if names.count(name) == 1 else f"{name} ({part})" for name, part in zip(names, parts, strict=True)]
+    sides = ["left", "right"] if junction.call.base == "bmm" else [f"part {n}" for n in range(len(names))]
+    if len(set(names)) == 1 or junction.call.base in LISTS:
+        return sides
+    return [name if names.count(name) == 1 else f"{name} ({side})" for name, side in zip(names, sides, strict=True)]
 
 
 def _name_of(value: Value) -> str:

@@ -8,7 +8,6 @@ at a time, however many blocks there are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ class Counts:
 
 
 def count(forest: Forest, asked: Sequence[Junction], leaves: Sequence[Value], *, by_example: bool = False) -> Counts:
-    """Count the traces of some leaves that come in by each branch; weights are over that of the strongest trace."""
+    """Count the traces of some leaves that come in by each branch; weights are in a unit of their own."""
     return _Pass(forest, asked, by_example).run(leaves)
 
 
@@ -100,8 +99,7 @@ class _Pass:
     def run(self, leaves: Sequence[Value]) -> Counts:
         """Send what the leaves do, and count."""
         given = [(v, f) for v in leaves if v is not self._forest.loss and (f := given_by(self._forest, v))]
-        top = max((f.top() for _, f in given), default=-math.inf)
-        base = float(math.ceil(top)) if math.isfinite(top) else 0.0
+        base = max((f.of for _, f in given), default=0.0)  # weights are compared with each other only
         units = stream(self._forest, kept=self._heads)
         for number, (leaf, found) in enumerate(given):
             self._leave(units, leaf, number - len(given), found, base)

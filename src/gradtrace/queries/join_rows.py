@@ -11,6 +11,8 @@ import numpy as np
 
 from .branch_names import AROUND
 
+COMMON = frozenset((AROUND, "gate"))  # branches that different joins of a module have
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -96,20 +98,29 @@ class Grid:
 
 
 def pattern_of(name: str) -> str:
-    """Put stars for the numbers of layers and calls.
+    """Put stars for the numbers of layers, and leave those of calls out.
 
-    >>> pattern_of("encoder.layer.3.output"), pattern_of("cell:2")
-    ('encoder.layer.*.output', 'cell')
+    >>> pattern_of("encoder.layer.3.output"), pattern_of("layer1.0"), pattern_of("cell:2")
+    ('encoder.layer.*.output', 'layer*.*', 'cell')
     """
-    return re.sub(r"(?<![a-zA-Z_])\d+", "*", re.sub(r":\d+", "", name))
+    return re.sub(r"\d+", "*", re.sub(r":\d+", "", name))
+
+
+def kind_of(branch: str) -> str:
+    """Do so for a branch, whose words may have numbers of their own.
+
+    >>> kind_of("conv1 → conv2"), kind_of("layer.3.conv1")
+    ('conv1 → conv2', 'layer.*.conv1')
+    """
+    return re.sub(r"(?<![a-zA-Z_])\d+", "*", re.sub(r":\d+", "", branch))
 
 
 def grids_of(rows: Iterable[Join]) -> list[Grid]:
     """Put joins together whose homes differ in numbers alone, and that have a branch in common besides "around"."""
     grids: list[tuple[str, str, list[Join], set[str]]] = []
     for join in rows:
-        pattern, named = pattern_of(join.home), {pattern_of(b.name) for b in join.branches}
-        telling = (named - {AROUND}) or named
+        pattern, named = pattern_of(join.home), {kind_of(b.name) for b in join.branches}
+        telling = (named - COMMON) or named
         same = (g for g in grids if g[:2] == (pattern, join.operator) and g[3] & telling)
         grid = next(same, None)
         if grid is None:
@@ -128,7 +139,7 @@ def grids_of(rows: Iterable[Join]) -> list[Grid]:
 
 def _alike(branches: Sequence[Branch]) -> tuple[Branch, ...]:
     """Name branches as those of other layers are, if that tells them apart."""
-    for shorter in (pattern_of, lambda name: re.sub(r":\d+", "", name)):
+    for shorter in (kind_of, lambda name: re.sub(r":\d+", "", name)):
         names = [shorter(b.name) for b in branches]
         if len(set(names)) == len(names):
             return tuple(replace(b, name=name) for b, name in zip(branches, names, strict=True))

@@ -51,6 +51,7 @@ class Junction:
         calls: the numbers of calls, as bits, from which two or more entries can be reached: paths that enter one of
             them first had a choice.
         leaves: ids of leaves that had the choice themselves.
+        common: the numbers of calls, as bits, that all (or else several) of the entries descend from.
         heads: how many heads a batched product keeps apart; 0 where branches are entries.
     """
 
@@ -59,6 +60,7 @@ class Junction:
     fork: Value
     calls: int
     leaves: frozenset[int]
+    common: int = 0
     heads: int = 0
 
     def asks(self, leaf: int, first: int) -> bool:
@@ -104,10 +106,12 @@ class _Search:
                 self._from[value.id] = bits
 
     def _goes_on(self, call: Call) -> bool:
-        """Tell whether a call is one junction with the only reader of its result."""
+        """Tell whether a call is one junction with the only reader of its result, which the same module calls."""
         kind, made = TOGETHER.get(call.base), call.outputs[0]
-        readers = self._readers.get(made.id, ()) if made is not None and len(call.outputs) == 1 else ()
-        return kind is not None and len(readers) == 1 and kind == TOGETHER.get(readers[0].base)
+        if kind is None or made is None or len(self._readers.get(made.id, ())) != 1:
+            return False
+        (reader,) = self._readers[made.id]
+        return kind == TOGETHER.get(reader.base) and reader.scopes == call.scopes
 
     def _entries(self, call: Call) -> list[Entry]:
         """Give what comes into a call, and into those that are one with it; each value once."""
@@ -133,7 +137,8 @@ class _Search:
         leaves, calls = self._forking_leaves(entries), twice >> len(self._leaves)
         if leaves or calls:
             ids = frozenset(v.id for n, v in enumerate(self._leaves) if leaves >> n & 1)
-            yield Junction(call, tuple(entries), self._latest(everywhere or twice), calls, ids)
+            shared = everywhere or twice
+            yield Junction(call, tuple(entries), self._latest(shared), calls, ids, shared >> len(self._leaves))
 
     def _forking_leaves(self, entries: Sequence[Entry]) -> int:
         """Give the leaves that two entries descend from without a call that both descend from."""
@@ -160,7 +165,7 @@ class _Search:
         for value in _projected(call) if count else ():
             before |= self._from[value.id]
         if before >> len(self._leaves):
-            yield Junction(call, (), self._latest(before), before >> len(self._leaves), frozenset(), count)
+            yield Junction(call, (), self._latest(before), before >> len(self._leaves), frozenset(), heads=count)
 
     def _count_of_heads(self, call: Call) -> int:
         """Tell how many parts of a batched product's batch a contraction reads as one row; 0 if it is not so."""

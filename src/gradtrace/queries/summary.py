@@ -38,7 +38,8 @@ class Summary:
         title = f"loss {self.loss:.4g}; {self.early.kind} paths from {group}, {self.early.paths:,.0f} of them:"
         lines = textwrap.wrap(title, WIDTH)
         for finding in self.findings:
-            more = textwrap.wrap(finding.text, WIDTH, initial_indent="- ", subsequent_indent="  ")
+            text = finding.text.replace(f" of the paths from {group}", "").replace(f"he paths from {group}", "hey")
+            more = textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
             if len(lines) + len(more) <= LINES:
                 lines += more
         return "\n".join(lines)
@@ -55,6 +56,6 @@ def summarise(
         of: the parameters to be spoken of; None for those of the module that is used first.
         found: the junctions, where somebody knows them.
     """
-    early, whole = joins(forest, earliest(forest) if of is None else of, found=found), joins(forest, found=found)
     dead = dead_shares(forest)
+    early, whole = joins(forest, earliest(forest, dead) if of is None else of, found=found), joins(forest, found=found)
     return Summary(findings(early, whole, dead), early, whole, dead, loss)

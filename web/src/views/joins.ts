@@ -109,8 +109,11 @@ function cell(grid: JoinGrid, join: JoinRow, label: string, branch: string, meas
   const [paths, share, weighted] = found;
   const value = measure === "share" ? share : weighted;
   const shade = isDark() ? (value ?? 0) : 0.96 - 0.96 * (value ?? 0);
-  const style = value === null || value < 0.0005 ? "" : `background:${cividis(shade)};color:${inkOn(shade)}`;
-  const out = el("td", { class: "share", tabindex: 0, style, "data-branch": branch, "aria-label": `${label}, ${branch}: ${percent(value)}` }, brief(value));
+  const out = el("td", { class: "share", tabindex: 0, "data-branch": branch, "aria-label": `${label}, ${branch}: ${percent(value)}` }, brief(value));
+  if (value !== null && value >= 0.0005) {
+    out.style.background = cividis(shade); // the page's policy allows no style in its text
+    out.style.color = inkOn(shade);
+  }
   explain(out, () => [
     `${label}: ${branch}`,
     `${percent(share)} of the paths that had a choice there: ${paths.toLocaleString("en")}`,
