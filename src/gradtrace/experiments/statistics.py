@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -130,17 +131,18 @@ def of_kind(values: Floats, kinds: NDArray[Any], architecture: NDArray[np.int64]
     rows, first, second = np.nonzero(known)
     np.add.at(wins, (unit[rows], kind[rows, first], kind[rows, second]), (order[rows, first, second] + 1) / 2)
     total, out = wins.sum(0), np.empty(values.shape)
+    near = _strengths(total, np.zeros(len(names)))
     for number, own in enumerate(wins):
-        strength = _strengths(total - own)
+        strength = _strengths(total - own, near)
         for row in np.flatnonzero(unit == number):
             mine = strength[kind[row]]
             out[row] = 0.5 + (1 / (1 + np.exp(mine[None, :] - mine[:, None]))).sum(1)  # its own half makes 1
     return out
 
 
-def _strengths(wins: Floats, ridge: float = 0.5) -> Floats:
-    """Fit log strengths to how often each won over each, by Newton's method; `ridge` keeps them finite."""
-    strength, games = np.zeros(len(wins)), wins + wins.T
+def _strengths(wins: Floats, strength: Floats, ridge: float = 0.5) -> Floats:
+    """Fit log strengths to how often each won over each, by Newton's method from a guess; `ridge` keeps them finite."""
+    games = wins + wins.T
     for _ in range(30):
         p = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
         slope = (wins - games * p).sum(1) - ridge * strength
@@ -191,6 +193,26 @@ def shapley(value: Callable[[int], float], count: int) -> list[float]:
         )
         for player in range(count)
     ]
+
+
+def in_turn(says: Sequence[float], loss: Callable[[int], float]) -> float:
+    """Say how much worse it is to leave out what is said to matter most first, rather than last.
+
+    One component after the other is left out, until one is left; the mean loss on the way, most first less least
+    first, over what the best of all orders would make of it: 1 is the best order, 0 no better than chance, -1 the
+    worst. Of equal ones, all orders are averaged. nan where the order makes no difference.
+    """
+    count = len(says)
+    means = {order: _mean_on_the_way(order, loss, count) for order in permutations(range(count))}
+    gaps = {order: means[order[::-1]] - means[order] for order in means}
+    best = max(gaps.values())
+    told = [gap for order, gap in gaps.items() if all(says[a] <= says[b] for a, b in pairwise(order))]
+    return sum(told) / len(told) / best if told and best > 0 else math.nan
+
+
+def _mean_on_the_way(order: Sequence[int], loss: Callable[[int], float], count: int) -> float:
+    left = accumulate(order[:-1], lambda there, bit: there & ~(1 << bit), initial=2**count - 1)
+    return sum(loss(there) for there in islice(left, 1, None)) / (count - 1)
 
 
 def roc_area(score: Floats, true: NDArray[np.bool_]) -> float:
