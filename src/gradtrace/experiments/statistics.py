@@ -130,24 +130,23 @@ def of_kind(values: Floats, kinds: NDArray[Any], architecture: NDArray[np.int64]
     known = ~np.isnan(order) & ~np.eye(values.shape[1], dtype=bool)
     rows, first, second = np.nonzero(known)
     np.add.at(wins, (unit[rows], kind[rows, first], kind[rows, second]), (order[rows, first, second] + 1) / 2)
-    total, out = wins.sum(0), np.empty(values.shape)
-    near = _strengths(total, np.zeros(len(names)))
-    for number, own in enumerate(wins):
-        strength = _strengths(total - own, near)
-        for row in np.flatnonzero(unit == number):
-            mine = strength[kind[row]]
-            out[row] = 0.5 + (1 / (1 + np.exp(mine[None, :] - mine[:, None]))).sum(1)  # its own half makes 1
-    return out
+    strength = np.take_along_axis(_strengths(wins.sum(0) - wins)[unit], kind, 1)  # units × components
+    behind = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))
+    return np.round(0.5 + behind.sum(2), 6)  # its half against itself makes 1 of it; rounded, so that ties stay ties
 
 
-def _strengths(wins: Floats, strength: Floats, ridge: float = 0.5) -> Floats:
-    """Fit log strengths to how often each won over each, by Newton's method from a guess; `ridge` keeps them finite."""
-    games = wins + wins.T
-    for _ in range(30):
-        p = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
-        slope = (wins - games * p).sum(1) - ridge * strength
+def _strengths(wins: Floats, ridge: float = 0.5) -> Floats:
+    """Fit log strengths to how often each won over each, by Newton's method; `ridge` keeps them finite.
+
+    Several fits at once: fits × kinds × kinds → fits × kinds.
+    """
+    strength, games = np.zeros(wins.shape[:2]), wins + wins.swapaxes(1, 2)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))
+        slope = (wins - games * p).sum(2) - ridge * strength
         curve = games * p * (1 - p)
-        step = np.linalg.solve(np.diag(curve.sum(1) + ridge) - curve, slope)
+        hessian = (curve.sum(2) + ridge)[:, :, None] * np.eye(wins.shape[1]) - curve
+        step = np.linalg.solve(hessian, slope[:, :, None])[:, :, 0]
         strength = strength + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-8:
             break

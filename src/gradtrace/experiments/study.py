@@ -55,7 +55,7 @@ class StudyOptions:
         held_out: examples on which networks are evaluated.
     """
 
-    architectures: int = 6
+    architectures: int = 4
     seeds: int = 2
     components: tuple[str, ...] = tuple(COMPONENTS)
     tasks: tuple[str, ...] = tuple(name for name in TASKS if name != "text")
