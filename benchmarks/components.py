@@ -70,8 +70,8 @@ def solve(name: str, task: Task, seed: int, samples: int) -> dict[str, Any]:
         step += 1
         if step % EVERY == 0:
             best = max(best, task.evaluate(model, held_out).score)
-    beyond = task.evaluate(model, task.held_out(beyond=True)).score if task.beyond else None
-    return {"samples": step * BATCH if best >= task.solved else None, "best": best, "beyond": beyond}
+    solved = best >= task.solved
+    return {"samples": step * BATCH if solved else None, "best": None if solved else math.floor(1000 * best) / 1000}
 
 
 def table(done: dict[str, Any], samples: int) -> str:
@@ -95,7 +95,7 @@ def table(done: dict[str, Any], samples: int) -> str:
 def _cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return "…"
-    return f"({found['best']:.0%})" if found["samples"] is None else f"**{found['samples']:,}**"
+    return f"({found['best']:.1%})" if found["samples"] is None else f"**{found['samples']:,}**"
 
 
 def write(done: dict[str, Any], samples: int) -> None:
