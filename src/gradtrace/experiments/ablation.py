@@ -208,7 +208,7 @@ def said_of(difference: Mapping[str, Any]) -> str:
     """Put the difference between the two orders of leaving out into a sentence, whatever it is."""
     mean, low, high, n = (difference[key] for key in ("mean", "low", "high", "n"))
     lead = (
-        f"Leaving out the most influential first raised the held-out loss by {mean:+.3f} nats more than the least "
+        f"Leaving out the most influential first raised the held-out loss by {mean:.3f} nats more than the least "
         "influential first, on average over training and over the numbers left out"
     )
     if low is None:
@@ -218,6 +218,6 @@ def said_of(difference: Mapping[str, Any]) -> str:
         if low > 0
         else "influence foretold the contrary"
         if high < 0
-        else "which is not told apart from no difference: a null result"
+        else "not told apart from no difference, a null result"
     )
-    return f"{lead} (95 % interval {low:+.3f} to {high:+.3f}, {n} seeds): {verdict}."
+    return f"{lead} (95 % interval {low:.3f} to {high:.3f}, {n} seeds): {verdict}."
