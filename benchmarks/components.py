@@ -106,13 +106,18 @@ def write(done: dict[str, Any], samples: int) -> None:
     PAGE.write_text(f"{before}{START}\n{table(done, samples)}\n{after}", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    add = (options := argparse.ArgumentParser(description=__doc__)).add_argument
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__)
+    add = options.add_argument
     add("--components", default=",".join(COMPONENTS))
     add("--tasks", default=",".join(TASKS))
     add("--samples", type=int, default=40_000)
     add("--seed", type=int, default=1)
-    given = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
     torch.set_num_threads(1)
     done = json.loads(DONE.read_text()) if DONE.exists() else {"seed": given.seed, "proof": {}, "solved": {}}
     names = given.components.split(",")
