@@ -1,4 +1,4 @@
-"""The table of components: certified, tried, what is done is not done again; and the page in the docs is its last one."""
+"""The table of components: certified, tried, what is done is not done again; and the docs have its last one."""
 
 from __future__ import annotations
 
