@@ -72,6 +72,10 @@ def test_every_view_renders(any_report, open_report, scheme):
     if report.data["kind"] == "compete":
         assert page.locator("#training canvas").count() == 2
         assert page.locator("#ablation .point").count() == 3
+        dips = {row["component"]: row["dip"]["mean"] for row in report.data["ablation"]["rows"]}
+        for component, dip in dips.items():
+            shown = page.locator(f"#ablation .dip[data-absent='{component}']").get_attribute("data-dip")
+            assert float(shown) == dip
     else:
         assert "one moment" in page.locator("#training .none").text_content()
         assert "gradtrace compete" in page.locator("#ablation .none").text_content()
