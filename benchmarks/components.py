@@ -70,8 +70,8 @@ def solve(name: str, task: Task, seed: int, samples: int) -> dict[str, Any]:
         step += 1
         if step % EVERY == 0:
             best = max(best, task.evaluate(model, held_out).score)
-    beyond = task.evaluate(model, task.held_out(beyond=True)).score if task.beyond else None
-    return {"samples": step * BATCH if best >= task.solved else None, "best": best, "beyond": beyond}
+    solved = best >= task.solved
+    return {"samples": step * BATCH if solved else None, "best": None if solved else math.floor(1000 * best) / 1000}
 
 
 def table(done: dict[str, Any], samples: int) -> str:
@@ -95,7 +95,7 @@ def table(done: dict[str, Any], samples: int) -> str:
 def _cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return "…"
-    return f"({found['best']:.0%})" if found["samples"] is None else f"**{found['samples']:,}**"
+    return f"({found['best']:.1%})" if found["samples"] is None else f"**{found['samples']:,}**"
 
 
 def write(done: dict[str, Any], samples: int) -> None:
@@ -106,13 +106,18 @@ def write(done: dict[str, Any], samples: int) -> None:
     PAGE.write_text(f"{before}{START}\n{table(done, samples)}\n{after}", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    add = (options := argparse.ArgumentParser(description=__doc__)).add_argument
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__)
+    add = options.add_argument
     add("--components", default=",".join(COMPONENTS))
     add("--tasks", default=",".join(TASKS))
     add("--samples", type=int, default=40_000)
     add("--seed", type=int, default=1)
-    given = options.parse_args(arguments)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
     torch.set_num_threads(1)
     done = json.loads(DONE.read_text()) if DONE.exists() else {"seed": given.seed, "proof": {}, "solved": {}}
     names = given.components.split(",")

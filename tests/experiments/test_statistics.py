@@ -14,6 +14,7 @@ from gradtrace.experiments.statistics import (
     ceiling,
     estimate,
     holm,
+    in_turn,
     of_kind,
     ranks,
     roc_area,
@@ -164,6 +165,20 @@ def test_the_ceiling_is_what_seeds_share():
     _, apart = simulated(0, share=0)
     assert abs(np.nanmean(ceiling(apart, ARCHITECTURE))) < 0.25
     assert np.isnan(ceiling(same[:1], ARCHITECTURE[:1])).all()
+
+
+def test_leaving_out_in_turn_by_hand():
+    # Losses of the sets of a, b, c (bits 1, 2, 4), with all 0: a matters most, c least.
+    loss = {7: 0.0, 6: 3.0, 5: 2.0, 3: 1.0, 1: 3.0, 2: 4.0, 4: 5.0}
+    # a first, then b: (3 + 5) / 2; c first, then b: (1 + 3) / 2. No order has a larger difference.
+    assert in_turn([3, 2, 1], loss.__getitem__) == 1
+    assert in_turn([1, 2, 3], loss.__getitem__) == -1
+    assert in_turn([1, 1, 1], loss.__getitem__) == pytest.approx(0)
+    # b first, then a: (2 + 5) / 2; c first, then a: (1 + 4) / 2
+    assert in_turn([2, 3, 1], loss.__getitem__) == pytest.approx((3.5 - 2.5) / 2)
+    tied = (in_turn([2, 3, 1], loss.__getitem__) + in_turn([3, 2, 1], loss.__getitem__)) / 2
+    assert in_turn([2, 2, 1], loss.__getitem__) == pytest.approx(tied)
+    assert math.isnan(in_turn([1, 2, 3], lambda there: 1.0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=8))

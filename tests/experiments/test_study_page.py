@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradtrace.experiments.study import load_study, read_header, read_units
+from gradtrace.experiments.plugged import draw
+from gradtrace.experiments.study import load_study, read_header, read_units, task_of
 from gradtrace.experiments.study_analysis import MARKS, Analysis, analyse
+from gradtrace.experiments.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks/results/study.jsonl", ROOT / "docs/study.md"
@@ -30,6 +32,16 @@ def test_the_results_are_a_study_as_it_was_designed():
     assert frame[["best", "greedy"]].stack().between(0, 1).all()
     assert np.isfinite(frame[["through", "flow", "area", "shapley_area"]]).all().all()
     assert "/" not in RESULTS.read_text(encoding="utf-8").replace("gradtrace.study/1", "")  # no folders of a machine
+
+
+def test_what_was_run_is_what_would_be_drawn_now():
+    # So that a study goes on with the architectures and tasks that it was begun with.
+    options = read_header(RESULTS)["options"]
+    for unit in read_units(RESULTS):
+        number = unit["architecture"]
+        assert draw(options["seed"], number, options["components"], options["count"]).plain() == unit["plan"]
+        assert unit["task"] == task_of(options["seed"], number, options["tasks"])
+        assert unit["solved"] == TASKS[unit["task"]].solved
 
 
 def test_every_sense_of_random_is_there():

@@ -73,6 +73,10 @@ def test_every_view_renders(any_report, open_report, scheme):
     if report.data["kind"] == "compete":
         assert page.locator("#training canvas").count() == 2
         assert page.locator("#ablation .point").count() == 3
+        dips = {row["component"]: row["dip"]["mean"] for row in report.data["ablation"]["rows"]}
+        for component, dip in dips.items():
+            shown = page.locator(f"#ablation .dip[data-absent='{component}']").get_attribute("data-dip")
+            assert float(shown) == dip
     else:
         assert page.locator("#training, #ablation").count() == 0  # there is nothing to show
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"

@@ -8,6 +8,7 @@ influence: so the two orders of leaving out, least and most influential first, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -60,16 +61,17 @@ def in_order(names: Sequence[str], components: Sequence[str]) -> tuple[str, ...]
 def order_of(full: Run | None, components: Sequence[str]) -> list[str]:
     """Order components by influence, the least influential first; equal ones as they were named."""
     shares = shares_of(full["traces"], *ORDERED_BY) if full else {}
-    return sorted(components, key=lambda name: shares.get(name, 0.0))
+    known = {name: share for name, share in shares.items() if not math.isnan(share)}
+    return sorted(components, key=lambda name: known.get(name, 0.0))
 
 
 def shares_of(traces: Sequence[Mapping[str, Any]], kind: str, measure: str) -> dict[str, float]:
-    """Average each component's influence over traces."""
+    """Average each component's influence over traces; nan where no path leads to the loss."""
     found: dict[str, list[float]] = {}
     for trace in traces:
         for row in trace["influence"]:
             if row["kind"] == kind:
-                found.setdefault(row["component"], []).append(row[measure])
+                found.setdefault(row["component"], []).append(math.nan if row[measure] is None else row[measure])
     return {name: sum(shares) / len(shares) for name, shares in found.items()}
 
 
@@ -78,6 +80,10 @@ class Seed:
     """The runs of one seed.
 
     Attributes:
+        full: of all components.
+        others: by the components that were left out.
+        shares: each component's influence.
+        order: the components, the least influential first.
         reference: the loss to reach; None where a score is to be reached instead.
     """
 
@@ -89,7 +95,11 @@ class Seed:
 
     def influence(self, absent: Sequence[str]) -> float:
         """Sum the influence of some components."""
-        return sum(self.shares.get(name, float("nan")) for name in absent)
+        return sum(self.shares.get(name, math.nan) for name in absent)
+
+    def chain(self, direction: str, size: int) -> tuple[str, ...]:
+        """Name the `size` least or most influential components."""
+        return in_order((self.order if direction == "least" else self.order[::-1])[:size], self.full["components"])
 
     def dip(self, absent: tuple[str, ...]) -> float:
         """Give how much was lost without them: nats, on average over training."""
@@ -178,43 +188,27 @@ def _cost(left_out: Sequence[tuple[Seed, tuple[str, ...]]], solved: float | None
 
 def _cumulative(seeds: Sequence[Seed], components: int, solved: float | None) -> dict[str, Any]:
     """Leave out the least influential first, then the next, and the most influential first beside it."""
-    named = [run_components(seed.full) for seed in seeds]
-    chains = {
-        direction: [
-            [
-                in_order((seed.order if direction == "least" else seed.order[::-1])[:size], names)
-                for size in range(1, components)
-            ]
-            for seed, names in zip(seeds, named, strict=True)
+    table: dict[str, Any] = {"orders": [{"seed": seed.full["seed"], "order": list(seed.order)} for seed in seeds]}
+    for direction in DIRECTIONS:
+        table[direction] = [
+            {"removed": size} | _cost([(seed, seed.chain(direction, size)) for seed in seeds], solved)
+            for size in range(1, components)
         ]
-        for direction in DIRECTIONS
-    }
-    steps = {
-        direction: [
-            {"removed": size + 1} | _cost([(seed, sets[size]) for seed, sets in zip(seeds, chain, strict=True)], solved)
-            for size in range(components - 1)
-        ]
-        for direction, chain in chains.items()
-    }
-    costs = {
-        direction: [sum(map(seed.dip, sets)) / len(sets) for seed, sets in zip(seeds, chain, strict=True)]
-        for direction, chain in chains.items()
-    }
-    difference = interval([most - least for most, least in zip(costs["most"], costs["least"], strict=True)])
-    orders = [{"seed": seed.full["seed"], "order": list(seed.order)} for seed in seeds]
-    return {"orders": orders, "difference": difference, "sentence": said_of(difference)} | steps
+    difference = interval([_extra(seed, range(1, components)) for seed in seeds])
+    return table | {"difference": difference, "sentence": said_of(difference)}
 
 
-def run_components(run: Run) -> Sequence[str]:
-    """Name the components of a run."""
-    return run["components"]
+def _extra(seed: Seed, sizes: range) -> float:
+    """Give how much more it cost to leave out the most influential first, on average over how many were left out."""
+    gaps = [seed.dip(seed.chain("most", size)) - seed.dip(seed.chain("least", size)) for size in sizes]
+    return sum(gaps) / len(gaps)
 
 
 def said_of(difference: Mapping[str, Any]) -> str:
     """Put the difference between the two orders of leaving out into a sentence, whatever it is."""
     mean, low, high, n = (difference[key] for key in ("mean", "low", "high", "n"))
     lead = (
-        f"Leaving out the most influential first raised the held-out loss by {mean:+.3f} nats more than the least "
+        f"Leaving out the most influential first raised the held-out loss by {mean:.3f} nats more than the least "
         "influential first, on average over training and over the numbers left out"
     )
     if low is None:
@@ -224,6 +218,6 @@ def said_of(difference: Mapping[str, Any]) -> str:
         if low > 0
         else "influence foretold the contrary"
         if high < 0
-        else "which is not told apart from no difference: a null result"
+        else "not told apart from no difference, a null result"
     )
-    return f"{lead} (95 % interval {low:+.3f} to {high:+.3f}, {n} seeds): {verdict}."
+    return f"{lead} (95 % interval {low:.3f} to {high:.3f}, {n} seeds): {verdict}."

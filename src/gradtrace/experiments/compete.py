@@ -30,7 +30,7 @@ from .competition import Competition
 from .components import COMPONENTS, check, inner_width, label
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
 from .folder import owned
-from .options import Options, flag, require
+from .options import OF_TEXTS, Options, flag, require
 from .results import KINDS, conclude, new_results
 from .seeds import derived_seed
 from .tasks import TASKS, Streams, Task
@@ -126,7 +126,7 @@ def _task(options: Options, given: Mapping[str, Any]) -> tuple[Task, Corpus | No
         check_length(corpus, options.batch, options.bptt, options.trace_examples)
         size, length = len(corpus.vocabulary), (options.bptt, options.bptt)
         return Streams("the next word", size, size, length, None, math.inf, corpus=corpus), corpus
-    for name in set(given) & {"corpus", "vocabulary", "bptt"}:
+    for name in set(given) & set(OF_TEXTS):
         raise OptionError(f"--{flag(name)} is for --task text, and this is --task {options.task}")
     task = TASKS[options.task]
     most = len(task.held_out())

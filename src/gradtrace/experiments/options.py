@@ -12,6 +12,7 @@ from .components import COMPONENTS, find, label
 from .tasks import TASKS
 
 ABLATIONS = ("each", "cumulative", "all")  # each has all runs of the one before it
+OF_TEXTS = ("corpus", "vocabulary", "bptt")  # what other tasks have not
 RESERVED = ("components", "embedding", "output")  # attributes of a `Competition`
 
 

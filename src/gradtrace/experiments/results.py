@@ -19,7 +19,7 @@ from .agreement import GOAL, Ablation, compare_seeds, sentence
 from .components import label
 from .corpus import Corpus, unigram_perplexity
 from .intervals import SHARE, interval
-from .options import Options
+from .options import OF_TEXTS, Options
 from .tasks import TASKS
 
 KINDS = ("best", "greedy")
@@ -30,6 +30,8 @@ def new_results(options: Options, corpus: Corpus | None) -> dict[str, Any]:
     """Begin the results of a competition."""
     task = TASKS[options.task]
     said = asdict(options) | {"corpus": options.corpus and PurePath(options.corpus).name}
+    for name in OF_TEXTS if corpus is None else ():
+        del said[name]
     begun = {
         "schema": SCHEMA,
         "kind": "compete",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import OptionError
 from .components import first
 from .plugged import Node, Plugged, components_of
 from .tasks import IGNORED, Batch, Task
@@ -33,8 +34,12 @@ def run_copies(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
 
 
 def _mapped(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):  # the fused one would be called copy by copy
-        return vmap(lambda own, row: first(functional_call(module, own, (row,))))(dict(stack), x)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused one would be called copy by copy
+            return vmap(lambda own, row: first(functional_call(module, own, (row,))))(dict(stack), x)
+    except (RuntimeError, ValueError) as error:  # what vmap says of what it cannot do
+        name = type(module).__name__
+        raise OptionError(f"{name} does not run under torch.func.vmap, as a study needs it to: {error}") from error
 
 
 def _looked_up(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:

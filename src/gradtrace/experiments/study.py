@@ -55,7 +55,7 @@ class StudyOptions:
         held_out: examples on which networks are evaluated.
     """
 
-    architectures: int = 6
+    architectures: int = 4
     seeds: int = 2
     components: tuple[str, ...] = tuple(COMPONENTS)
     tasks: tuple[str, ...] = tuple(name for name in TASKS if name != "text")
@@ -259,7 +259,7 @@ def merge(folder: Path, header: Mapping[str, Any]) -> Path:
 def run_unit(options: StudyOptions, number: int, seed: int, watch: Callable[[int], None]) -> dict[str, Any]:
     """Train all sets of components of one architecture under one seed, tracing the full network."""
     root = draw(options.seed, number, options.components, options.count)
-    task_name = random.Random(derived_seed(options.seed, f"task {number}")).choice(options.tasks)
+    task_name = task_of(options.seed, number, options.tasks)
     task = TASKS[task_name]
     model = Plugged(root, task, options.hidden, seed)
     side = SideBySide(model, task, range(1, 2**options.count), options.lr)
@@ -291,6 +291,11 @@ def run_unit(options: StudyOptions, number: int, seed: int, watch: Callable[[int
             for name in taken[0]
         },
     }
+
+
+def task_of(seed: int, number: int, tasks: Sequence[str]) -> str:
+    """Draw an architecture's task."""
+    return random.Random(derived_seed(seed, f"task {number}")).choice(tasks)
 
 
 def _outcomes(curve: Sequence[tuple[Any, ...]], solved: float, batch: int) -> dict[str, list[float | None]]:

@@ -29,6 +29,7 @@ from .statistics import (
     ceiling,
     estimate,
     holm,
+    in_turn,
     of_kind,
     spearman,
     without_kind,
@@ -88,6 +89,7 @@ class Analysis:
             *map(self.everything, self.senses),
             *map(self.differences, self.senses),
             self.rest(),
+            self.in_turn(),
             self.ceilings(),
         ]
 
@@ -156,14 +158,14 @@ class Analysis:
         )
 
     def differences(self, sense: Sense) -> Table:
-        keys = [(p, b, d) for p in PRIMARY for b in (*BASELINES, "kind") for d in PRIMARY_DAMAGES]
+        pairs = [(p, b) for p in PRIMARY for b in ("best", *BASELINES, "kind") if p != b]
+        keys = [(p, b, d) for p, b in pairs for d in PRIMARY_DAMAGES]
         found = [estimate(sense.scores(p, d) - sense.scores(b, d)) for p, b, d in keys]
         corrected = dict(zip(keys, holm([e.p for e in found]), strict=True))
         by_key = dict(zip(keys, found, strict=True))
         rows = tuple(
             (p, b, *(shown(by_key[p, b, d]) + ("*" if corrected[p, b, d] < LEVEL else "") for d in PRIMARY_DAMAGES))
-            for p in PRIMARY
-            for b in (*BASELINES, "kind")
+            for p, b in pairs
         )
         text = (
             "ρ of the trace less ρ of the baseline, on the same architectures; "
@@ -185,6 +187,25 @@ class Analysis:
             ("sense", "predictor", *PRIMARY_DAMAGES),
             rows,
         )
+
+    def in_turn(self) -> Table:
+        """What comes of leaving out one after the other, by each predictor's order, as the chapter proposes."""
+        rows = []
+        for name in (*TRACES, *BASELINES):
+            cells = []
+            for sense in self.senses:
+                each = [
+                    in_turn(says, lambda there, u=u: _number(u["runs"]["area"][there - 1]))
+                    for says, u in zip(sense.predictor[name].tolist(), sense.units, strict=True)
+                ]
+                cells.append(shown(estimate(by_architecture(np.array(each), sense.architecture), RESAMPLES // 5)))
+            rows.append((name, *cells))
+        text = (
+            "Components are left out one after the other until one is left, those first that a predictor says matter "
+            "most, or least; the difference in the mean area, over that of the best order. 1: the best order, 0: no "
+            "better than chance. Exploratory."
+        )
+        return Table("One after the other", text, ("predictor", *(s.name for s in self.senses)), tuple(rows))
 
     def ceilings(self) -> Table:
         rows = []
@@ -223,6 +244,10 @@ def shown(e: Estimate) -> str:
     if math.isnan(e.mean):
         return "–"
     return f"{e.mean:+.2f}" + ("" if math.isnan(e.low) else f" [{e.low:+.2f}, {e.high:+.2f}]")
+
+
+def _number(x: float | None) -> float:
+    return math.nan if x is None else x
 
 
 def _p(p: float) -> str:

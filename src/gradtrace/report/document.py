@@ -79,11 +79,16 @@ def _of_competition(results: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline.of_competition(results),
         "graph": results["graph"],
         "snapshots": traces,
-        "training": [{key: run[key] for key in ("name", "without", "evaluations")} for run in results["runs"]],
+        "training": [{key: run[key] for key in ("name", "without", "evaluations")} for run in _drawn(results["runs"])],
         "influence": results["influence"],
         "ablation": results["ablation"],
         "agreement": results["agreement"],
     }
+
+
+def _drawn(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose the runs whose curves are drawn: the first seed's full model, and those without one component."""
+    return [run for run in runs if run.get("seed") == runs[0].get("seed") and len(run.get("absent", [])) < 2]
 
 
 def _of_subject(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,19 +22,37 @@ export function dips(data: ReportDocument, width: number): SVGSVGElement {
   out.append(svg("line", { x1: left, x2: width - right, y1: y(0), y2: y(0), class: "full" }));
   out.append(svg("text", { x: (left + width - right) / 2, y: height - 10, "text-anchor": "middle", class: "axis" }, "influence: share of paths from the embedding"));
   out.append(svg("text", { transform: `translate(16,${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, "dip: rise of the held-out loss, nats"));
+  const placed: Box[] = [];
   for (const set of known) {
     const { influence, dip } = set;
     const [cx, cy, name] = [x(influence.mean!), y(dip.mean!), set.absent.join(", ")];
     const colour = set.absent.length === 1 ? ofComponent(components, set.absent[0]) : "var(--soft)";
-    const nearEdge = cx > width - right - 90;
     const point = svg("g", { tabindex: 0, role: "img", class: "dip", "data-absent": name, "data-influence": influence.mean, "data-dip": dip.mean, "aria-label": `without ${name}: influence ${spread(influence, percent)}, dip ${spread(dip, short)}` });
     if (dip.low !== null && dip.high !== null) point.append(svg("line", { x1: cx, x2: cx, y1: y(dip.low), y2: y(dip.high), class: "error", stroke: colour }));
     if (influence.low !== null && influence.high !== null) point.append(svg("line", { x1: x(influence.low), x2: x(influence.high), y1: cy, y2: cy, class: "error", stroke: colour }));
-    point.append(svg("circle", { cx, cy, r: 6, fill: colour }), svg("text", { x: cx + (nearEdge ? -10 : 10), y: cy - 6, "text-anchor": nearEdge ? "end" : "start", class: "name" }, name));
+    point.append(svg("circle", { cx, cy, r: 6, fill: colour }));
+    const at = room(placed, [cx, cy], 7.4 * name.length + 4, [left, width]);
+    if (at) point.append(svg("text", { x: at[0], y: at[1], class: "name" }, name));
     explain(point, () => [`without ${name}`, `influence ${spread(influence, percent)}`, `dip ${spread(dip, short)} nats`, `${samples(set)} samples`, `n = ${dip.n} seed${dip.n > 1 ? "s" : ""}`]);
     out.append(point);
   }
   return out;
+}
+
+type Box = [left: number, top: number, right: number, bottom: number];
+
+/** Where a name beside a point meets no other: its left end and baseline; null if nowhere, and then the tooltip has it. */
+function room(placed: Box[], [x, y]: [number, number], width: number, [from, to]: [number, number]): [number, number] | null {
+  for (const dy of [-7, 17, -23, 33, -39, 49]) {
+    for (const dx of [9, -9 - width]) {
+      const box: Box = [x + dx, y + dy - 13, x + dx + width, y + dy + 5];
+      const free = placed.every((b) => box[2] <= b[0] || b[2] <= box[0] || box[3] <= b[1] || b[3] <= box[1]);
+      if (!free || box[0] < from || box[2] > to || box[1] < 0 || box[3] > 290) continue;
+      placed.push(box);
+      return [box[0], y + dy];
+    }
+  }
+  return null;
 }
 
 /** Both orders of leaving out beside each other, by how many are out. */
