@@ -209,7 +209,8 @@ def said_of(difference: Mapping[str, Any]) -> str:
     mean, low, high, n = (difference[key] for key in ("mean", "low", "high", "n"))
     lead = (
         f"Where the most influential were left out first, the dip was {abs(mean):.3f} nats "
-        f"{'smaller' if mean < 0 else 'greater'} than where the least influential were, on average over the numbers left out"
+        f"{'smaller' if mean < 0 else 'greater'} than where the least influential were, on average over the numbers "
+        "left out"
     )
     if low is None:
         return f"{lead} (one seed: nothing is known of its error)."
