@@ -291,7 +291,7 @@ def test_ones_own_takes_part_under_its_own_name(mine, name):
     [
         ("Ahead", "looks ahead"),
         ("Wide", r"must map batch × time × width to the same shape: of \(2, 5, 8\) it makes \(2, 5, 16\)"),
-        ("broken", r"broken raised ValueError: no 8 \(.*mine.py:28\)"),
+        ("broken", r"broken raised ValueError: no 8 \(mine.py:27\)"),
         ("nothing", r"nothing\(8\) must give a torch.nn.Module, not int"),
         ("constant", "has no function or class 'constant'; there are Conv, Ahead, Wide, recurrent, broken, nothing"),
     ],
