@@ -17,7 +17,7 @@ from torch import nn
 
 import gradtrace
 from gradtrace import GradtraceError, Trace
-from gradtrace.errors import BadArgument, NotKept
+from gradtrace.errors import BadArgument, NotKept, StaleTensor
 from gradtrace.kernels import native
 from gradtrace.queries.paths import NoPath
 from gradtrace.report.document import of_trace
@@ -232,6 +232,25 @@ def test_a_step_of_the_optimizer_later_it_is_still_there(tmp_path):
     assert (kept.path("weight", (0, 1)), kept.influence()) == before
 
 
+def test_saved_after_a_step_of_the_optimizer(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(4, 3)
+    traces = []
+    for _ in range(2):
+        with gradtrace.record(model, examples=x) as tape:
+            loss = model(x).square().mean()
+        traces.append(tape.trace(loss))
+    early = traces[0].save(tmp_path / "early").read_bytes()
+    traces[1].compute(kinds=KINDS, per_example=True).compute(kinds=KINDS, per_example=False)
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    with pytest.raises(StaleTensor, match=r"trace\.compute"):
+        traces[0].save(tmp_path / "late")
+    late = gradtrace.load(traces[1].save(tmp_path / "late"))
+    assert late.strongest(5) == gradtrace.load(tmp_path / "early").strongest(5)
+    assert (tmp_path / "early").read_bytes() == early
+
+
 def test_size(tmp_path):
     """Of the batch as a whole, both kinds: a few times the parameters."""
     torch.manual_seed(0)
@@ -241,8 +260,8 @@ def test_size(tmp_path):
     trace = tape.trace(loss)
     parameters = sum(4 * prod(p.shape) for p in model.parameters())
     sizes = [trace.save(tmp_path / "a", kinds=k, per_example=False).stat().st_size for k in ("best", KINDS)]
-    assert sizes[0] < 2.6 * parameters
-    assert sizes[1] < 6.2 * parameters
+    assert sizes[0] < 2 * parameters
+    assert sizes[1] < 5 * parameters
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

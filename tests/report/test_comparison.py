@@ -269,3 +269,14 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert main(["compare", *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", "build.gradtrace", "build.gradtrace", "--most", "0"]) == 2
+
+
+def test_steps_of_a_competition(competition):
+    folder, results = competition
+    first, *_, last = results["runs"][0]["traces"]
+    file = folder / "results.json"
+    found = gradtrace.compare(f"{file}@{first['step']}", file)
+    assert (found.before.step, found.after.step) == (first["step"], last["step"])
+    shares = {(c.kind, c.name): (c.before, c.after) for c in found.of("share")}
+    for row, later in zip(first["influence"], last["influence"], strict=True):
+        assert shares[row["kind"], row["component"]] == (row["share"], later["share"])

@@ -92,7 +92,8 @@ def packed(forest: Forest, row: dict[int, int], pack: Packer) -> dict[str, Any]:
     reached: dict[int, np.ndarray] = {}
     reader, values = Reader(forest), []
     for value in values_in_order(forest, lambda v: v.id in ids):
-        if value.call is None:
+        end = value.call is None or value is forest.loss
+        if end:
             kept = np.flatnonzero(_live(forest, value).numpy())
         else:
             there = reached.pop(value.id, None)
@@ -101,7 +102,7 @@ def packed(forest: Forest, row: dict[int, int], pack: Packer) -> dict[str, Any]:
         if value is not forest.loss:
             about |= _derivatives(forest, reader, value, kept, reached, pack)
             about |= _winners(forest, value, kept, owner, pack)
-        if value.call is None:
+        if end:
             about |= _weights(forest, value, kept, pack)
         values.append(about)
     return {
@@ -237,7 +238,7 @@ def _compact(
             found.winners[n] = kept_winners.unpacked(value, given, kept[n], batch, forest, read)
         if "borrowed" in given:
             borrowed[n] = given["borrowed"]
-        if value.call is None:
+        if value.call is None or value is forest.loss:
             _plane_of_leaf(found, value, given, kept[n], batch, read)
     kept_winners.lend(found.winners, borrowed)
     kept_winners.check_ways(found.winners, lambda n: forest.batch(values[n]), read)
@@ -289,7 +290,7 @@ def _pointed(
                 if item(call.inputs, argument).value is not value:
                     raise ValueError(f"an edge from {value} that there is not")
             winners[n].view(-1)[where] = pointers
-        if value.call is None:
+        if value.call is None or value is forest.loss:
             log2[n] = torch.full(size, -torch.inf, dtype=torch.float64)
             log2[n].view(-1)[where] = torch.from_numpy(read.get(given["log2"], some.count).astype(np.float64))
             if log2[n].isnan().any():
