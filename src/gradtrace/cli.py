@@ -23,6 +23,7 @@ from .experiments.competition import COMPONENTS
 from .experiments.folder import PAGE, owned
 from .experiments.options import OptionError, Options
 from .experiments.user_model import Question, describe, first_trace, load_subject, trace_subject
+from .queries.arguments import file_of
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
@@ -444,6 +445,8 @@ def run_trace(given: argparse.Namespace) -> None:
     """Run `gradtrace trace`."""
     question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
+    if given.save is not None:
+        file_of(given.save)  # or say so before anything is traced
     subject = load_subject(given.target)
     with owned(given.out):
         began = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from .api import Tape, Trace
-from .errors import BadArgument, NotKept, UnknownName
+from .errors import BadArgument, GradtraceError, NotKept, UnknownName
 from .kept.trace import Kept, read
 from .queries.arguments import components_of
 from .queries.forest import KINDS, Forest
@@ -24,7 +24,7 @@ from .recording.components import Component, check, expand, names_listed
 from .recording.record import Record, Value
 from .report.changes import ALL
 from .report.comparison import Comparison, between
-from .report.document import of_trace
+from .report.document import BadResults, of_trace
 from .report.history import read_document
 from .report.snapshot import Question, default_components, default_groups
 
@@ -161,8 +161,13 @@ def compare(
         _opened(given, called) for given, called in zip((before, after), _called(before, after, names), strict=True)
     ]
     known = components_of(components)
-    first, second = (_taken(mine, other, known) for mine, other in (opened, opened[::-1]))
-    return between(first, second)
+    try:
+        first, second = (_taken(mine, other, known) for mine, other in (opened, opened[::-1]))
+        return between(first, second)
+    except GradtraceError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise BadResults(f"one of the two is damaged: {type(error).__name__}: {error}") from error
 
 
 def _called(before: Written, after: Written, names: Sequence[str] | None) -> Sequence[str]:
@@ -188,7 +193,7 @@ def _opened(given: Written, called: str) -> Opened:
         raise BadArgument(f"what is compared is a trace or the name of a file, not {type(given).__name__}")
     file, step = File(given), None
     if not file.exists() and (found := re.fullmatch(r"(.+)@(\d+)", file.name)):
-        file, step, called = file.with_name(found[1]), int(found[2]), called.rpartition("@")[0]
+        file, step, called = file.with_name(found[1]), int(found[2]), called.removesuffix(f"@{found[2]}")
     if file.suffix in JSON:
         return called, read_document(file), step
     if step is not None:
