@@ -176,11 +176,11 @@ def _called(before: Written, after: Written, names: Sequence[str] | None) -> Seq
         if isinstance(names, str) or len(names) != 2:
             raise BadArgument(f"names must be two, not {names!r}")
         return names
-    files = [File(given).parts if isinstance(given, (str, PathLike)) else None for given in (before, after)]
-    if files[0] is None or files[1] is None or files[0] == files[1]:
-        return [side if parts is None else parts[-1] for side, parts in zip(("before", "after"), files, strict=True)]
-    depth = next(n for n in range(1, 1 + max(map(len, files))) if files[0][-n:] != files[1][-n:])
-    return ["/".join(parts[-depth:]) for parts in files]
+    first, second = (File(given).parts if isinstance(given, (str, PathLike)) else () for given in (before, after))
+    depth = 1
+    while first and second and first != second and first[-depth:] == second[-depth:]:
+        depth += 1
+    return ["/".join(parts[-depth:]) or side for side, parts in (("before", first), ("after", second))]
 
 
 Opened: TypeAlias = tuple[str, Trace | dict[str, Any], int | None]  # what it is called, what it is, of which step
@@ -233,7 +233,7 @@ def _question(trace: Trace, other: Opened | None = None, components: Sequence[Co
         groups = [*default_groups(record), *default_groups(content.tape.record)]
         asked = components or [*default_components(trace), *default_components(content)]
     else:
-        rows = _snapshot(*other)["influence"]
+        rows = _snapshot(other[0], content, other[2])["influence"]
         groups, asked = [row["of"] for row in rows], [row["component"] for row in rows]
         kinds = [kind for kind in kinds if any(row["kind"] == kind for row in rows)] or kinds
     members = {name: _members(record, name) for name in dict.fromkeys(groups)}
