@@ -2,8 +2,8 @@
 
 The programs: the zoo's architectures, an input of every module of PyTorch's `module_db`, a seeded sample of the
 operators of its `op_db`, and random programs and networks. Functional ones have one mode. `make test` takes a seeded
-sample of them, `make test-matrix` all: 852 programs in a mode and a precision, each asked 44 questions without examples
-and 51 with them, 73,522 cells in 12 minutes on two cores. Each run prints how many it had and how long they took, and
+sample of them, `make test-matrix` all: 852 programs in a mode and a precision, each asked 43 questions without examples
+and 49 with them, 73,522 cells in 12 minutes on two cores. Each run prints how many it had and how long they took, and
 what was left out and why: questions whose cost is several paths or one object an edge are not put to the largest
 programs.
 """
