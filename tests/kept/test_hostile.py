@@ -286,7 +286,7 @@ def test_other_files_are_refused(file, tmp_path):
     save_file({kind: np.zeros(3, dtype) for kind, dtype in KINDS.items()}, tmp_path / "none", {SCHEMA: ""})
     refused(tmp_path / "none")
     assert "there is no such file" in refused(tmp_path / "nowhere")
-    assert "there is no such file" in refused(tmp_path)
+    assert "Is a directory" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "there is no such file" in refused(tmp_path / "pipe")
 

@@ -262,8 +262,8 @@ class Some:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():  # a folder, a pipe: nothing that is read to its end
-        raise BadTrace(f"cannot read {path}: there is no such file")
+    if not path.is_file():  # nor a pipe, which might never end
+        raise BadTrace(f"cannot read {path}: {'Is a directory' if path.is_dir() else 'there is no such file'}")
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
