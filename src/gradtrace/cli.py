@@ -27,6 +27,7 @@ from .experiments.study_analysis import analyse
 from .experiments.tasks import TASKS
 from .experiments.user_code import describe
 from .experiments.user_model import Question, first_estimate, first_trace, load_subject, trace_subject
+from .queries.arguments import file_of
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
@@ -567,6 +568,8 @@ def run_trace(given: argparse.Namespace) -> None:
     """Run `gradtrace trace`."""
     question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
     console = Console()
+    if given.save is not None:
+        file_of(given.save)  # or say so before anything is traced
     subject = load_subject(given.target)
     if given.estimate:
         plain(console, str(first_estimate(given.target, subject, question)))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from .api import Tape, Trace
-from .errors import BadArgument, NotKept, UnknownName
+from .errors import BadArgument, GradtraceError, NotKept, UnknownName
 from .kept.trace import Kept, read
 from .queries.arguments import components_of
 from .queries.forest import KINDS, Forest
@@ -24,7 +24,7 @@ from .recording.components import Component, check, expand, names_listed
 from .recording.record import Record, Value
 from .report.changes import ALL
 from .report.comparison import Comparison, between
-from .report.document import of_trace
+from .report.document import BadResults, of_trace
 from .report.history import read_document
 from .report.snapshot import Question, default_components, default_groups
 
@@ -161,8 +161,13 @@ def compare(
         _opened(given, called) for given, called in zip((before, after), _called(before, after, names), strict=True)
     ]
     known = components_of(components)
-    first, second = (_taken(mine, other, known) for mine, other in (opened, opened[::-1]))
-    return between(first, second)
+    try:
+        first, second = (_taken(mine, other, known) for mine, other in (opened, opened[::-1]))
+        return between(first, second)
+    except GradtraceError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise BadResults(f"one of the two is damaged: {type(error).__name__}: {error}") from error
 
 
 def _called(before: Written, after: Written, names: Sequence[str] | None) -> Sequence[str]:
@@ -171,11 +176,11 @@ def _called(before: Written, after: Written, names: Sequence[str] | None) -> Seq
         if isinstance(names, str) or len(names) != 2:
             raise BadArgument(f"names must be two, not {names!r}")
         return names
-    files = [File(given).parts if isinstance(given, (str, PathLike)) else None for given in (before, after)]
-    if files[0] is None or files[1] is None or files[0] == files[1]:
-        return [side if parts is None else parts[-1] for side, parts in zip(("before", "after"), files, strict=True)]
-    depth = next(n for n in range(1, 1 + max(map(len, files))) if files[0][-n:] != files[1][-n:])
-    return ["/".join(parts[-depth:]) for parts in files]
+    first, second = (File(given).parts if isinstance(given, (str, PathLike)) else () for given in (before, after))
+    depth = 1
+    while first and second and first != second and first[-depth:] == second[-depth:]:
+        depth += 1
+    return ["/".join(parts[-depth:]) or side for side, parts in (("before", first), ("after", second))]
 
 
 Opened: TypeAlias = tuple[str, Trace | dict[str, Any], int | None]  # what it is called, what it is, of which step
@@ -188,7 +193,7 @@ def _opened(given: Written, called: str) -> Opened:
         raise BadArgument(f"what is compared is a trace or the name of a file, not {type(given).__name__}")
     file, step = File(given), None
     if not file.exists() and (found := re.fullmatch(r"(.+)@(\d+)", file.name)):
-        file, step, called = file.with_name(found[1]), int(found[2]), called.rpartition("@")[0]
+        file, step, called = file.with_name(found[1]), int(found[2]), called.removesuffix(f"@{found[2]}")
     if file.suffix in JSON:
         return called, read_document(file), step
     if step is not None:
@@ -228,7 +233,7 @@ def _question(trace: Trace, other: Opened | None = None, components: Sequence[Co
         groups = [*default_groups(record), *default_groups(content.tape.record)]
         asked = components or [*default_components(trace), *default_components(content)]
     else:
-        rows = _snapshot(*other)["influence"]
+        rows = _snapshot(other[0], content, other[2])["influence"]
         groups, asked = [row["of"] for row in rows], [row["component"] for row in rows]
         kinds = [kind for kind in kinds if any(row["kind"] == kind for row in rows)] or kinds
     members = {name: _members(record, name) for name in dict.fromkeys(groups)}

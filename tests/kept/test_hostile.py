@@ -65,7 +65,7 @@ def contents(file: Path) -> tuple[dict[str, np.ndarray], Any]:
 def forged(path: Path, arrays: dict[str, np.ndarray], about: Any, schema: str = SCHEMA) -> Path:
     """Write a file whose sum is right, whatever is in it."""
     arrays = arrays | {ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8).copy()}
-    save_file(arrays, path, metadata={"schema": schema, "sum": _sum(arrays)})
+    save_file(arrays, path, metadata={schema: _sum(arrays)})
     return path
 
 
@@ -113,8 +113,8 @@ def test_flipped_bytes_are_refused(file, examples):
             damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
         path = file.with_name("flipped")
         path.write_bytes(damaged)
-        if damaged != whole:
-            refused(path)
+        if one_line(lambda: gradtrace.load(path)) is not None:  # one blank in the header for another
+            assert repr(contents(path)) == repr(contents(file))
 
     check()
 
@@ -281,12 +281,12 @@ def test_other_files_are_refused(file, tmp_path):
         assert "is not a saved trace" in refused(tmp_path / name)
     save_file({"weight": np.zeros(3)}, tmp_path / "weights")
     assert "is not a saved trace" in refused(tmp_path / "weights")
-    save_file({ABOUT: np.zeros(3, np.float32)}, tmp_path / "dtype", metadata={"schema": SCHEMA})
+    save_file({ABOUT: np.zeros(3, np.float32)}, tmp_path / "dtype", metadata={SCHEMA: ""})
     assert "holds float32" in refused(tmp_path / "dtype")
-    save_file({kind: np.zeros(3, dtype) for kind, dtype in KINDS.items()}, tmp_path / "none", {"schema": SCHEMA})
+    save_file({kind: np.zeros(3, dtype) for kind, dtype in KINDS.items()}, tmp_path / "none", {SCHEMA: ""})
     refused(tmp_path / "none")
     assert "there is no such file" in refused(tmp_path / "nowhere")
-    assert "there is no such file" in refused(tmp_path)
+    assert "Is a directory" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "there is no such file" in refused(tmp_path / "pipe")
 
@@ -295,5 +295,5 @@ def test_text_nested_too_deeply_is_refused(file):
     arrays, _ = contents(file)
     arrays[ABOUT] = np.frombuffer(b"[" * 200_000, np.uint8).copy()
     path = file.with_name("deep")
-    save_file(arrays, path, metadata={"schema": SCHEMA, "sum": _sum(arrays)})
+    save_file(arrays, path, metadata={SCHEMA: _sum(arrays)})
     refused(path)

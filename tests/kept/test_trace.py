@@ -17,7 +17,7 @@ from torch import nn
 
 import gradtrace
 from gradtrace import GradtraceError, Trace
-from gradtrace.errors import BadArgument, NotKept
+from gradtrace.errors import BadArgument, NotKept, StaleTensor
 from gradtrace.kernels import native
 from gradtrace.queries.paths import NoPath
 from gradtrace.report.document import of_trace
@@ -232,6 +232,25 @@ def test_a_step_of_the_optimizer_later_it_is_still_there(tmp_path):
     assert (kept.path("weight", (0, 1)), kept.influence()) == before
 
 
+def test_saved_after_a_step_of_the_optimizer(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(4, 3)
+    traces = []
+    for _ in range(2):
+        with gradtrace.record(model, examples=x) as tape:
+            loss = model(x).square().mean()
+        traces.append(tape.trace(loss))
+    early = traces[0].save(tmp_path / "early").read_bytes()
+    traces[1].compute(kinds=KINDS, per_example=True).compute(kinds=KINDS, per_example=False)
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    with pytest.raises(StaleTensor, match=r"trace\.compute"):
+        traces[0].save(tmp_path / "late")
+    late = gradtrace.load(traces[1].save(tmp_path / "late"))
+    assert late.strongest(5) == gradtrace.load(tmp_path / "early").strongest(5)
+    assert (tmp_path / "early").read_bytes() == early
+
+
 def test_size(tmp_path):
     """Of the batch as a whole, both kinds: a few times the parameters."""
     torch.manual_seed(0)
@@ -241,8 +260,8 @@ def test_size(tmp_path):
     trace = tape.trace(loss)
     parameters = sum(4 * prod(p.shape) for p in model.parameters())
     sizes = [trace.save(tmp_path / "a", kinds=k, per_example=False).stat().st_size for k in ("best", KINDS)]
-    assert sizes[0] < 2.6 * parameters
-    assert sizes[1] < 6.2 * parameters
+    assert sizes[0] < 2 * parameters
+    assert sizes[1] < 5 * parameters
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -260,3 +279,77 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         trace.save(file, kinds="best")
     assert file.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["trace"]
+
+
+def _leaf(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, dtype=kind).requires_grad_()
+
+
+def inputs_that_are_leaves() -> tuple[dict, Any, Any]:
+    x, w = _leaf(3, 4), _leaf(4)
+    return {"x": x, "w": w}, x, lambda: ((x * w).tanh().sum(1) ** 2).sum()
+
+
+def a_number_and_nothing() -> tuple[dict, Any, Any]:
+    a, none = _leaf(), _leaf(0, 3)
+    return {"a": a, "none": none}, None, lambda: a.sin() * a + none.sum()
+
+
+def the_loss_itself() -> tuple[dict, Any, Any]:
+    a = _leaf()
+    return {"a": a}, None, lambda: a
+
+
+def complex_numbers() -> tuple[dict, Any, Any]:
+    z, w = _leaf(3, kind=torch.complex64), _leaf(3)
+    return {"w": w}, None, lambda: (torch.fft.fft(w * 2) * z.detach()).abs().sum()
+
+
+def halves() -> tuple[dict, Any, Any]:
+    w, x = _leaf(6, 4, kind=torch.bfloat16), torch.randn(3, 4, dtype=torch.bfloat16)
+    return {"w": w}, x, lambda: (x @ w.t()).relu().float().square().mean()
+
+
+def far_apart() -> tuple[dict, Any, Any]:
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    far = torch.tensor([1.0, 1e-200], dtype=torch.float64)
+    return {"w": w}, None, lambda: (w * far * far * far).sum()  # more than one exponent can span
+
+
+def an_operator_of_ones_own() -> tuple[dict, Any, Any]:
+    w = _leaf(2, 2)
+    return {"w": w}, None, lambda: torch.linalg.matrix_exp(w).sum()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(inputs_that_are_leaves, a_number_and_nothing, the_loss_itself, complex_numbers, halves, far_apart),
+        an_operator_of_ones_own,
+    ],
+)
+def test_odd_programs(make, tmp_path):
+    torch.manual_seed(0)
+    names, x, run_ = make()
+    with gradtrace.record(names=names, examples=x) as tape:
+        loss = run_()
+    assert_alike(*both(tape.trace(loss), tmp_path))
+
+
+def test_tied_and_frozen_parameters(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(4, 3)
+    model[1].weight = model[0].weight
+    model[1].bias.requires_grad_(False)
+    with gradtrace.record(model, examples=x) as tape:
+        loss = model(x).square().mean()
+    live, kept = both(tape.trace(loss), tmp_path)
+    assert_alike(live, kept)
+    assert kept.path("1.weight", (0, 0)) == live.path("0.weight", (0, 0))
+    for name in ("1.bias", "nothing"):
+        said = []
+        for trace in (live, kept):
+            with pytest.raises(GradtraceError) as error:
+                trace.path(name, 0)
+            said.append(str(error.value))
+        assert said[0] == said[1]

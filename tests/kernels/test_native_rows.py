@@ -517,3 +517,14 @@ def test_a_result_that_underflows_is_reported() -> None:
         )[2]
         == LOST
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tally_does_not_depend_on_the_sets_of_scalars_without_a_trace(dtype):
+    torch.manual_seed(0)
+    weight = torch.rand(5000, dtype=dtype) * (torch.rand(5000) > 0.4)
+    bits = torch.randint(4, (5000,)).sort().values
+    other = torch.where(weight > 0, bits, torch.randint(1000, (5000,)))
+    double = dtype is torch.float64
+    found = [native.tally(double, b.data_ptr(), weight.data_ptr(), len(weight), 1) for b in (bits, other)]
+    assert found[0] == found[1]  # to the last bit, in the same order

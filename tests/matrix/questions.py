@@ -26,10 +26,11 @@ from gradtrace import (
     Through,
     TopK,
     Trace,
+    load,
     scalar,
 )
 from gradtrace.backward.walk import EDGE_BITS
-from gradtrace.queries.forest import Forest
+from gradtrace.queries.forest import KINDS, Forest
 from gradtrace.queries.summaries import answers
 from gradtrace.recording.components import heads
 from gradtrace.recording.record import Record, Value
@@ -208,6 +209,22 @@ def _compute(a: Asked) -> Any:
     return a.trace.compute(kinds=("best", "greedy"), per_example=False) is a.trace
 
 
+def _saved(apart: bool) -> Callable[[Asked], Any]:
+    """Ask a saved trace what the live one is asked, and see that it says the same."""
+
+    def ask(a: Asked) -> Any:
+        kept = load(a.trace.save(a.folder / "saved.gradtrace", per_example=apart))
+        said: list[list[Any]] = []
+        for trace in (a.trace, kept):
+            tables = [trace.influence(per_example=apart, kind=kind) for kind in KINDS]
+            flows = [trace.flow(kind=kind, weighted=True) for kind in KINDS]
+            said.append([tables, trace.strongest(4), [trace.strength[name] for name in a.leaves], repr(trace), flows])
+        assert same(*said), "a saved trace says something else"
+        return said[1][:3]
+
+    return ask
+
+
 def _strength(a: Asked) -> Any:
     return [a.trace.strength[name] for name in a.leaves], len(a.trace.strength)
 
@@ -249,6 +266,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("forest best", ("Trace.forest",), _forest("best", False)),
     Question("forest greedy", ("Trace.forest",), _forest("greedy", False)),
     Question("compute", ("Trace.compute",), _compute),
+    Question("saved", ("Trace.save", "Trace.origin"), _saved(False), most=MEDIUM),
     Question("path best", ("Trace.path",), _path("best")),
     Question("path greedy", ("Trace.path",), _path("greedy")),
     Question("strongest", ("Trace.strongest",), lambda a: a.trace.strongest(4)),
@@ -271,6 +289,7 @@ QUESTIONS: tuple[Question, ...] = (
 )
 
 BY_EXAMPLE: tuple[Question, ...] = (
+    Question("saved by example", ("Trace.save",), _saved(True), False, MEDIUM),
     Question("forest best by example", ("Trace.forest",), _forest("best", True), of_batch=False),
     Question("forest greedy by example", ("Trace.forest",), _forest("greedy", True), of_batch=False),
     Question("influence best by example", ("Trace.influence",), _influence("best", None), of_batch=False),

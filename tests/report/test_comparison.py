@@ -185,6 +185,7 @@ def test_steps_of_a_history(tmp_path):
     for c in found.of("share"):
         before, after = (next(r for r in rs if (r["kind"], r["component"]) == (c.kind, c.name)) for rs in (first, last))
         assert (c.before, c.after) == (before["share"], after["share"])
+    assert gradtrace.compare(f"{file}@0", file, names=("a", "b")).before.name == "a"
     # a trace is asked what the history says
     mixed = gradtrace.compare(f"{file}@1", trace(change=shrink))
     assert {(c.of, c.name) for c in mixed.of("share")} == {("encoder*", "encoder"), ("encoder*", "head")}
@@ -265,7 +266,29 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert "Paths that cross a component" in out
         assert max(map(len, out.splitlines())) <= 80
         assert Path("page.html").exists()
-    for wrong in (["build.gradtrace", "none"], ["build.gradtrace", "model.py"], ["a.jsonl", "build.gradtrace"]):
+    assert main(["trace", "model.py:build", "--out", "none", "--save", "nowhere/a.gradtrace"]) == 2
+    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert not Path("none").exists()
+    results = json.loads(Path("build/results.json").read_text())
+    del results["snapshot"]["influence"][0]["share"]
+    Path("damaged.json").write_text(json.dumps(results))
+    for wrong in (
+        ["build.gradtrace", "none"],
+        ["damaged.json", "build/results.json"],
+        ["build.gradtrace", "model.py"],
+        ["a.jsonl", "build.gradtrace"],
+    ):
         assert main(["compare", *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", "build.gradtrace", "build.gradtrace", "--most", "0"]) == 2
+
+
+def test_steps_of_a_competition(competition):
+    folder, results = competition
+    first, *_, last = results["runs"][0]["traces"]
+    file = folder / "results.json"
+    found = gradtrace.compare(f"{file}@{first['step']}", file)
+    assert (found.before.step, found.after.step) == (first["step"], last["step"])
+    shares = {(c.kind, c.name): (c.before, c.after) for c in found.of("share")}
+    for row, later in zip(first["influence"], last["influence"], strict=True):
+        assert shares[row["kind"], row["component"]] == (row["share"], later["share"])

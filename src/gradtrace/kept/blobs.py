@@ -20,7 +20,8 @@ import torch
 
 from ..errors import BadArgument, BadTrace
 
-SCHEMA = "gradtrace.trace/1"
+FAMILY = "gradtrace.trace/"
+SCHEMA = f"{FAMILY}1"
 ABOUT = "about"
 KINDS = {"u1": np.uint8, "i2": np.int16, "i4": np.int32, "i8": np.int64, "f4": np.float32, "f8": np.float64}
 SAME = "="  # instead of a kind: one number, and how many of it there are
@@ -92,7 +93,7 @@ class Packer:
         text = json.dumps(about, separators=(",", ":")).encode()
         arrays = {ABOUT: np.frombuffer(text, np.uint8)}
         arrays |= {kind: np.concatenate(parts) for kind, parts in self._parts.items() if parts}
-        header = {"schema": SCHEMA, "sum": _sum(arrays)}
+        header = {SCHEMA: _sum(arrays)}  # one entry: safetensors writes several in any order
 
         def save(beside: Path) -> None:
             try:
@@ -147,12 +148,12 @@ class Unpacker:
         """
         self.path = path
         self._arrays, header = _read(path)
-        said = header.get("schema")
+        said = next((key for key in header if key.startswith(FAMILY)), None)
         if said is None:
             raise BadTrace(f"{path} is not a saved trace")
         if said != SCHEMA:
             raise BadTrace(f"{path} is of schema {said!r}, and this version reads {SCHEMA!r} only")
-        if header.get("sum") != _sum(self._arrays):
+        if header[SCHEMA] != _sum(self._arrays):
             raise BadTrace(f"{path} is damaged: its sum is another than when it was written")
         try:
             self.about = json.loads(self._arrays.pop(ABOUT).tobytes())
@@ -261,8 +262,8 @@ class Some:
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():  # a folder, a pipe: nothing that is read to its end
-        raise BadTrace(f"cannot read {path}: there is no such file")
+    if not path.is_file():  # nor a pipe, which might never end
+        raise BadTrace(f"cannot read {path}: {'Is a directory' if path.is_dir() else 'there is no such file'}")
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}

@@ -92,7 +92,8 @@ def packed(forest: Forest, row: dict[int, int], pack: Packer) -> dict[str, Any]:
     reached: dict[int, np.ndarray] = {}
     reader, values = Reader(forest), []
     for value in values_in_order(forest, lambda v: v.id in ids):
-        if value.call is None:
+        end = value.call is None or value is forest.loss
+        if end:
             kept = np.flatnonzero(_live(forest, value).numpy())
         else:
             there = reached.pop(value.id, None)
@@ -101,7 +102,7 @@ def packed(forest: Forest, row: dict[int, int], pack: Packer) -> dict[str, Any]:
         if value is not forest.loss:
             about |= _derivatives(forest, reader, value, kept, reached, pack)
             about |= _winners(forest, value, kept, owner, pack)
-        if value.call is None:
+        if end:
             about |= _weights(forest, value, kept, pack)
         values.append(about)
     return {
@@ -193,19 +194,18 @@ def unpacked(about: dict[str, Any], record: Record, root: Value, values: Sequenc
     labels = None if about["labels"] is None else _unpacked_labels(about["labels"], record, values, read)
     forest = Forest(record, root, kind, labels, Edges.of(record))
     seconds = {text(name): float(s) for name, s in about["seconds"].items()}
-    entries = {item(values, given["value"]).id: given for given in about["values"]}
+    abouts = {item(values, given["value"]).id: given for given in about["values"]}
     kept = {
-        n: read.some(given["kept"], read.fits(forest.batch(values[n]) * values[n].numel))
-        for n, given in entries.items()
+        n: read.some(given["kept"], read.fits(forest.batch(values[n]) * values[n].numel)) for n, given in abouts.items()
     }
     known = forest.derivatives = Derivatives()
-    for n, given in entries.items():
+    for n, given in abouts.items():
         if "structures" in given:
             known.structures[n] = kept_structures.unpacked(given["structures"], values[n], read, _target_in(record))
         elif values[n] is not root:
             known.add(values[n], kept[n], _finite(read.get(given["derivative"], kept[n].count)))
     fill = _compact if about["compact"] else _pointed
-    fill(forest, entries, kept, values, read)
+    fill(forest, abouts, kept, values, read)
     forest.seconds = seconds
     _follow_all(forest, kept, known)
     return forest
@@ -228,17 +228,17 @@ def _finite(numbers: np.ndarray) -> np.ndarray:
 
 
 def _compact(
-    forest: Forest, entries: dict[int, Any], kept: dict[int, Some], values: Sequence[Value], read: Unpacker
+    forest: Forest, abouts: dict[int, Any], kept: dict[int, Some], values: Sequence[Value], read: Unpacker
 ) -> None:
     found = Best(gradients={} if forest.kind == "greedy" else None)
     borrowed = {}
-    for n, given in entries.items():
+    for n, given in abouts.items():
         value, batch = values[n], forest.batch(values[n])
         if value is not forest.loss:
             found.winners[n] = kept_winners.unpacked(value, given, kept[n], batch, forest, read)
         if "borrowed" in given:
             borrowed[n] = given["borrowed"]
-        if value.call is None:
+        if value.call is None or value is forest.loss:
             _plane_of_leaf(found, value, given, kept[n], batch, read)
     kept_winners.lend(found.winners, borrowed)
     kept_winners.check_ways(found.winners, lambda n: forest.batch(values[n]), read)
@@ -275,10 +275,10 @@ def _again(*args: Any, **kwargs: Any) -> Best:
 
 
 def _pointed(
-    forest: Forest, entries: dict[int, Any], kept: dict[int, Some], values: Sequence[Value], read: Unpacker
+    forest: Forest, abouts: dict[int, Any], kept: dict[int, Some], values: Sequence[Value], read: Unpacker
 ) -> None:
     winners, log2 = {}, {}
-    for n, given in entries.items():
+    for n, given in abouts.items():
         value, some = values[n], kept[n]
         size, where = (forest.batch(value), *value.shape), torch.from_numpy(some.positions().astype(np.int64))
         winners[n] = torch.full((read.room(some.total),), NONE).reshape(size)
@@ -290,7 +290,7 @@ def _pointed(
                 if item(call.inputs, argument).value is not value:
                     raise ValueError(f"an edge from {value} that there is not")
             winners[n].view(-1)[where] = pointers
-        if value.call is None:
+        if value.call is None or value is forest.loss:
             log2[n] = torch.full(size, -torch.inf, dtype=torch.float64)
             log2[n].view(-1)[where] = torch.from_numpy(read.get(given["log2"], some.count).astype(np.float64))
             if log2[n].isnan().any():

@@ -25,10 +25,8 @@ def weight_of(structure: Structure) -> torch.Tensor | None:
     """Give the numbers that a structure would be kept by; None where it is not kept."""
     if isinstance(structure, Convolved):
         return structure.other()
-    plain = isinstance(structure, Contraction) and structure.weight is not None
-    if not plain or isinstance(structure.weight, Closed) or hasattr(structure.weight, "row"):
-        return None
-    return structure.weight()
+    weight = structure.weight if isinstance(structure, Contraction) else None
+    return None if weight is None or isinstance(weight, Closed) or hasattr(weight, "row") else weight()
 
 
 def packed(structures: dict[Step, Structure], most: int, pack: Packer) -> list[Any] | None:
@@ -94,7 +92,8 @@ def _contraction(y: Any, x: Any, y_shape: Any, x_shape: Any, w: Any) -> tuple[Co
 
 def _convolved(to_input: Any, *rest: Any) -> tuple[Convolved, int]:
     *axes, groups, transposed = rest
-    sizes = Sliding(*(shape(axis) for axis in axes), count(groups), bool(transposed))
+    given, kernel, output, stride, padding, dilation = map(shape, axes)
+    sizes = Sliding(given, kernel, output, stride, padding, dilation, count(groups), bool(transposed))
     dims = len(sizes.input) - 2
     fits = dims >= 1 and len(sizes.kernel) == len(sizes.output) == dims + 2
     if not fits or any(len(axis) != dims for axis in (sizes.stride, sizes.padding, sizes.dilation)):
