@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas
 
 SMALL = 2**26  # bytes that nobody is asked about
-OFTEN = 1.5  # times too much that an estimate may say: what is refused does not fit if it needs that much less
+OFTEN = 2.0  # times too much that an estimate may say: what is refused does not fit if it needs that much less
 QUESTIONS = (
     "trace",
     "check",
