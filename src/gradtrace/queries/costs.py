@@ -1,32 +1,32 @@
 """By how much what a question needs grows with what there is: constants that `benchmarks/estimate.py --fit` prints.
 
-SECONDS: a hundred calls, calls, multiplications in products and in convolutions, numbers of rows, of other calls,
-of leaves, of each example's leaves, and of those at each use. BYTES: 1 MiB, 1 KiB a call, numbers of each example's
-leaves, of leaves, of results, of stored winners, of what is carried at one time, of a convolution's patches, of the
-largest leaf or result. See `estimate.done` and `estimate.held`.
+SECONDS: a hundred calls (of a report), calls, multiplications in products and in convolutions, numbers of rows, of other
+calls, of leaves, of each example's leaves, and of those at each use. BYTES: 1 MiB, 1 KiB a call, numbers of each
+example's leaves, of leaves, of results, of stored winners, of what is carried at one time, of a convolution's patches,
+of the largest leaf or result. See `estimate.done` and `estimate.held`.
 """
 
 SECONDS = {
-    "trace": (4.51, 0, 0, 1.68, 18, 0, 18.5, 0, 0),
-    "check": (6.2, 0, 2.8, 4.29, 0, 50.3, 0, 0, 0),
-    "greedy": (6.79, 0, 1.63, 4.59, 81.7, 0, 37.1, 0, 0),
-    "each example": (5.41, 0, 0, 3.56, 34.8, 0, 31, 0, 0.803),
-    "greedy, each example": (8.87, 0, 5.75, 3, 207, 0, 0, 0, 7.78),
-    "influence": (0.323, 0.715, 0, 0, 0, 0.0938, 2.01, 0, 0),
-    "influence, each example": (0, 7.06, 0, 0, 43.8, 4.31, 0, 0, 3.62),
+    "trace": (0, 6.74, 0.397, 2.4, 13.5, 0, 0, 0, 0),
+    "check": (0, 9.46, 3.04, 4.11, 24.1, 40.5, 0, 0, 0),
+    "greedy": (0, 10.1, 2.49, 5.58, 76.8, 0, 0, 0, 0),
+    "each example": (0, 8.14, 0.478, 4.34, 31.5, 0, 0, 0, 0.701),
+    "greedy, each example": (0, 9.81, 5.44, 3.57, 207, 0, 0, 0, 7.43),
+    "influence": (0, 1.16, 0, 0.0047, 0, 0, 2.23, 0, 0),
+    "influence, each example": (0, 7.06, 0, 0, 43.8, 4.31, 0, 0, 3.65),
     "influence, greedy, each example": (0, 13.9, 4.02, 0, 43.2, 39.8, 72.5, 0, 0),
-    "flow": (1.4, 0.396, 0.174, 0.0846, 0, 2.51, 0, 0, 0),
+    "flow": (0, 1.53, 0.187, 0.17, 0, 2.08, 0, 0, 0),
     "report": (49.3, 0, 83.5, 7.86, 281, 0, 0, 0, 0),
-    "sum": (3.43, 0, 0.191, 0.727, 1.33, 2.92, 7.3, 0, 0),
-    "abssum": (7.21, 0, 0.729, 2.76, 25.8, 0, 0, 0, 0),
-    "power": (4.59, 4.89, 0.901, 1.77, 17.5, 0, 0, 0, 0),
-    "max": (5.87, 0, 0.363, 1.5, 19.3, 0, 8.56, 0, 0),
-    "count": (4.28, 0, 0.37, 4.92, 33.9, 0, 0, 0, 0),
-    "entropy": (7.03, 4.22, 2.27, 19.6, 40.9, 0, 0, 0, 0),
-    "topk": (13.8, 0, 0.787, 4.13, 0, 3.34, 3.78, 0, 0),
-    "signedmax": (6.31, 2.92, 3.26, 11, 53.8, 0, 0, 0, 0),
-    "through": (11.9, 4.62, 0.334, 0.0473, 0.696, 0, 0, 0, 0),
-    "graded": (6.4, 4.97, 0.174, 0.0847, 0.738, 0.397, 0, 0, 0),
+    "sum": (0, 4.76, 0.435, 0.871, 7.39, 0, 0, 0, 0),
+    "abssum": (0, 5.9, 0.732, 3.33, 23.8, 0, 0, 0, 0),
+    "power": (0, 8.47, 0.875, 2.06, 16.9, 0, 0, 0, 0),
+    "max": (0, 6.38, 0.643, 2.19, 15.7, 0, 0, 0, 0),
+    "count": (0, 5.32, 0.365, 5.61, 28.7, 0, 0, 0, 0),
+    "entropy": (0, 13.3, 2.35, 21.1, 30, 0, 0, 0, 0),
+    "topk": (0, 22.8, 0.963, 4.43, 0, 2.14, 0, 0, 0),
+    "signedmax": (0, 6.97, 3.22, 11.8, 50.9, 0, 0, 0, 0),
+    "through": (0, 16.6, 0.15, 0.112, 0, 0, 2.36, 0, 0),
+    "graded": (0, 12.7, 0.157, 0.143, 1.03, 0, 0, 0, 0),
 }
 BYTES = {
     "trace": (0.833, 23, 0, 1, 0.828, 0.402, 0, 0.462, 0),
