@@ -1,7 +1,7 @@
 """By how much what a question needs grows with what there is: constants that `benchmarks/estimate.py --fit` prints.
 
-SECONDS: a hundred calls (of a report), calls, multiplications in products and in convolutions, numbers of rows, of other
-calls, of leaves, of each example's leaves, and of those at each use. BYTES: 1 MiB, 1 KiB a call, numbers of each
+SECONDS: a hundred calls (of a report), calls, multiplications in products and in convolutions, numbers of rows, of
+other calls, of leaves, of each example's leaves, and of those at each use. BYTES: 1 MiB, 1 KiB a call, numbers of each
 example's leaves, of leaves, of results, of stored winners, of what is carried at one time, of a convolution's patches,
 of the largest leaf or result. See `estimate.done` and `estimate.held`.
 """
