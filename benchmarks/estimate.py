@@ -137,7 +137,7 @@ def fitted(known: Mapping[str, Any], speed: Speed) -> str:
         ("BYTES", held, "bytes"),
     ):
         out.append(f"{title} = {{")
-        floor = LITTLE if measured == "bytes" else 0.0
+        floor = 2.0**20 if measured == "bytes" else 0.0
         for question in ASKED:
             rows = [w for w in known.values() if question in w["questions"]]
             keys = [key(question, w) for w in rows]
@@ -162,7 +162,7 @@ def _least_errors(x: Any, y: Any, least: Any) -> Any:
     known = relative @ least
     start = nnls(relative / size, np.maximum(1 - known, 0.1))[0]
     found = least_squares(
-        lambda c: np.log(known + np.maximum(relative / size @ c, 1e-9)) ** 3,
+        lambda c: np.log(known + np.maximum(relative / size @ c, 1e-9)) ** 5,
         start + 1e-4, bounds=(0, np.inf), max_nfev=5000,
     )  # fmt: skip
     return least + found.x / size

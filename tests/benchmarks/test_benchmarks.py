@@ -111,6 +111,27 @@ def test_what_cannot_be_asked_and_what_takes_long_is_said(questions, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_estimate(tmp_path):
+    done = start("estimate", "--repeats", "1", "--workloads", "tiny MLP", "--out", str(tmp_path))
+    assert not done.returncode, done.stderr
+    (found,) = results(tmp_path, "estimate")["workloads"].values()
+    assert {"trace", "report", "grad, topk:8"} < set(found["questions"])
+    again = start("estimate", "--workloads", "tiny MLP", "--out", str(tmp_path))  # which has nothing left to measure
+    assert "| trace | " in again.stdout
+    assert results(tmp_path, "estimate")["workloads"]["tiny MLP"] == found
+
+
+def test_monitor(tmp_path):
+    done = start("monitor", "--models", "GRU", "--scale", "0.02", "--out", str(tmp_path))
+    assert not done.returncode, done.stderr
+    every, budget = results(tmp_path, "monitor")["rows"]
+    assert every["traces"] == every["steps"] == 3
+    assert 0 < every["stated"] < 1
+    assert budget["options"]["at_most"] == 0.05
+    assert budget["traces"] >= 1
+    assert not every["failures"]
+
+
 def test_gpu_says_that_there_is_no_gpu(tmp_path):
     done = start("gpu", "--out", str(tmp_path))
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr

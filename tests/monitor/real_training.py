@@ -91,7 +91,7 @@ def fine_tune(folder: Path, at: int | None) -> None:
         ),
         train_dataset=rows,
     )  # fmt: skip
-    parts = [f"encoder.encoder.layer.{i}.{part}" for i in range(6) for part in ("attention", "intermediate")]
+    parts = [f"encoder.encoder.layer.{i}.{part}" for i in range(6) for part in ("attention.self", "intermediate")]
     trainer.add_callback(TraceCallback(trainer, every=EVERY, of="*embeddings.word*", components=[*parts, "head"]))
     trainer.add_callback(Kill())
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)

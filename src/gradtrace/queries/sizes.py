@@ -117,7 +117,7 @@ def _add_work(found: Sizes, call: Call, made: float) -> None:
     elif base in CONVOLUTIONS:
         weight = call.inputs[1].shape
         found.convolutions += made * prod(weight[1:])
-        found.patches = max(found.patches, made / weight[0] * prod(weight[1:]))
+        found.patches = max(found.patches, made / max(1, weight[0]) * prod(weight[1:]))
     else:
         read = max(made, *[prod(i.shape) for i in call.inputs[:1]], 0.0)
         if base in ROWS:
