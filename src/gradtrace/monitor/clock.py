@@ -85,7 +85,8 @@ class Clock:
         """
         cost = max(self._costs, default=0.0)
         missing = (self.tracing + cost) / at_most - cost - self.training
-        each = (self.training - self.tracing) / done if done else self._recorded[-1] / 2
+        first = self._recorded[-1] / 2 if self._recorded else 0.0
+        each = (self.training - self.tracing) / done if done else first
         return max(0, math.ceil(missing / each)) if each > 0 else 0
 
     def affords(self, at_most: float) -> bool:
