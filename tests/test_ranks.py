@@ -187,7 +187,7 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)["killed"]
         assert found["steps"] == 6
         assert found["traces"] == [0]
-        who = "rank 2 did not answer" if rank == 0 else "a rank did not answer, and rank 0 says which"
+        who = "rank 2 did not answer" if rank == 0 else "rank 0, or one that it names, did not answer"
         assert found["said"] == [f"{who}: it has ended, or took longer than 20 s"]
         assert found["seconds"] < 40
         assert found["reduced"].startswith("RankFailed: the ranks did not meet within 3 s")

@@ -132,7 +132,7 @@ class Room:
         """Say which ranks a barrier missed, if this one is told: the first one is."""
         found = re.search(r"Ranks ([\d, ]+) failed to pass", str(lost))
         if found is None:
-            return f"a rank did not answer, and rank {self._ranks[0]} says which"
+            return f"rank {self._ranks[0]}, or one that it names, did not answer"
         missed = ", ".join(str(self._ranks[int(n)]) for n in found[1].split(","))
         return f"rank {missed} did not answer"
 
