@@ -154,9 +154,10 @@ def assert_refused(found: dict[str, Any]) -> None:
         assert "Trace the model as it was before it was split" in text
     assert len(found["tensor parallel"]) == 1
     assert found["same gradients"]
+    for text in (found["sent"], *found["pipeline"]):
+        assert "as a stage of a pipeline does" in text
     assert len(found["pipeline"]) == 1
     assert found["pipeline trained"]
-    assert "as a stage of a pipeline does" in found["sent"]
     assert "check=True" in found["check"]
     assert "its successor, torch.distributed.fsdp.fully_shard" in found["flat"]
     assert "adds up influence tables and flows" in found["unlike"]

@@ -282,9 +282,10 @@ def refused(rank: int, ranks: int) -> dict[str, Any]:
 
     out: dict[str, Any] = {}
     x = torch.ones(4, 4)
+    net = tensor_parallel()
     try:
-        with gradtrace.record(tensor_parallel(), examples=x):
-            tensor_parallel()(x).sum()
+        with gradtrace.record(net, examples=x):
+            net(x).sum()
     except gradtrace.GradtraceError as error:
         out["tensor parallel, recorded"] = str(error)
     grads = []
@@ -316,7 +317,10 @@ def refused(rank: int, ranks: int) -> dict[str, Any]:
     out["sent"] = told(lambda: tape.trace(loss))
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    out["flat"] = told(lambda: Tape(FullyShardedDataParallel(nn.Linear(4, 2)), (), {}))
+    flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # its own __init__ asks for a GPU
+    nn.Module.__init__(flat)
+    flat._fsdp_wrapped_module = nn.Linear(4, 2)
+    out["flat"] = told(lambda: Tape(flat, (), {}))
     proved = WRAPPED["fsdp"]()
     words, targets = part(rank, ranks)
     with gradtrace.record(proved, examples=words) as tape:
