@@ -167,7 +167,8 @@ def assert_budget(found: dict[str, Any], first: dict[str, Any]) -> None:
     """Every rank traced the same steps, though their clocks differ, and fewer than there were."""
     assert not found["failures"]
     assert found["steps"] == first["steps"]
-    assert found["steps"][0] == 0
+    assert found["steps"][0] == 8
+    assert found["steps"][-1] >= 28
     assert 1 < len(found["steps"]) < 40
 
 
