@@ -200,7 +200,7 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
 def test_transformers_trainer_and_lightning_on_two_ranks(tmp_path):
     pytest.importorskip("transformers", reason="needs gradtrace[transformers]")
     pytest.importorskip("lightning", reason="needs gradtrace[lightning]")
-    found = [rank["trainers"] for rank in launch(2, ["trainers"], tmp_path)]
+    found = launch(2, ["trainer", "lightning"], tmp_path)
     for name, batch_size in (("trainer", 4), ("lightning", 6)):
         for rank in found:
             assert rank[name]["same"]

@@ -389,22 +389,27 @@ def left(rank: int, ranks: int) -> dict[str, Any]:
     return {"said": list(monitor.failures), "traces": [t["step"] for t in monitor.history().traces]}
 
 
-def trainers(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
-    """Train under transformers' Trainer and under Lightning, with and without the callback."""
-    from monitor import test_lightning, test_trainer
+def host(module: Any, name: str, rank: int, folder: Path, **given: Any) -> dict[str, Any]:
+    """Train as a test of a trainer's callback does, with and without it."""
+    plain, _ = module.trained(folder / f"{name} {rank}", None, max_steps=9, **given)
+    watched, made = module.trained(folder / name, 4, max_steps=9, **given)
+    called = made.callbacks if name == "lightning" else made.callback_handler.callbacks
+    monitor = next(c for c in called if isinstance(c, module.TraceCallback)).monitor
+    same = len(plain) == len(watched) and all(map(torch.equal, plain, watched))
+    log = [] if name == "lightning" else made.state.log_history
+    return {"same": same, "failures": monitor.failures, "traces": monitor.history().traces, "log": log}
 
-    out: dict[str, Any] = {}
-    given: dict[str, dict[str, Any]] = {"trainer": {"max_steps": 9, "ddp_backend": "gloo"}}
-    given["lightning"] = {"max_steps": 9, "devices": ranks, "strategy": "ddp"}
-    for name, module in (("trainer", test_trainer), ("lightning", test_lightning)):
-        plain, _ = module.trained(folder / f"{name} {rank}", None, **given[name])
-        watched, made = module.trained(folder / name, 4, **given[name])
-        called = made.callbacks if name == "lightning" else made.callback_handler.callbacks
-        monitor = next(c for c in called if isinstance(c, module.TraceCallback)).monitor
-        same = len(plain) == len(watched) and all(map(torch.equal, plain, watched))
-        out[name] = {"same": same, "failures": monitor.failures, "traces": monitor.history().traces}
-        out[name]["log"] = [] if name == "lightning" else made.state.log_history
-    return out
+
+def trainer(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    from monitor import test_trainer
+
+    return host(test_trainer, "trainer", rank, folder, ddp_backend="gloo")
+
+
+def lightning(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    from monitor import test_lightning
+
+    return host(test_lightning, "lightning", rank, folder, devices=ranks, strategy="ddp")
 
 
 CHECKS: dict[str, Callable[[int, int, Path], Any]] = {
@@ -414,7 +419,8 @@ CHECKS: dict[str, Callable[[int, int, Path], Any]] = {
     "collectives": lambda rank, ranks, folder: collectives(rank, ranks),
     "refused": lambda rank, ranks, folder: refused(rank, ranks),
     "left": lambda rank, ranks, folder: left(rank, ranks),
-    "trainers": trainers,
+    "trainer": trainer,
+    "lightning": lightning,
     "killed": lambda rank, ranks, folder: killed(rank, ranks),
 }
 
