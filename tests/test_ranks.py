@@ -119,8 +119,9 @@ def assert_same_history(found: dict[str, Any], ranks: int) -> None:
             assert row | {"weighted_share": 0} == other | {"weighted_share": 0}
             assert row["weighted_share"] == pytest.approx(other["weighted_share"], rel=1e-6)
         for flow, other in zip(mine["flows"], wanted["flows"], strict=True):
-            assert (flow["total"], flow["source"], flow["target"]) == (other["total"], other["source"], other["target"])
-            assert flow["paths"] == other["paths"]
+            assert flow["total"] == other["total"]
+            edges = [zip(f["source"], f["target"], f["paths"], strict=True) for f in (flow, other)]
+            assert set(edges[0]) == set(edges[1])
         if ranks > 1:
             there = sum(size > 0 for size in SIZES[ranks])
             assert mine["ranks"] == {"all": ranks, "with_examples": there, "in_flows": there}
