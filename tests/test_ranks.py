@@ -119,8 +119,9 @@ def assert_same_history(found: dict[str, Any], ranks: int) -> None:
             assert row | {"weighted_share": 0} == other | {"weighted_share": 0}
             assert row["weighted_share"] == pytest.approx(other["weighted_share"], rel=1e-6)
         for flow, other in zip(mine["flows"], wanted["flows"], strict=True):
-            assert (flow["total"], flow["source"], flow["target"]) == (other["total"], other["source"], other["target"])
-            assert flow["paths"] == other["paths"]
+            assert flow["total"] == other["total"]
+            edges = [zip(f["source"], f["target"], f["paths"], strict=True) for f in (flow, other)]
+            assert set(edges[0]) == set(edges[1])
         if ranks > 1:
             there = sum(size > 0 for size in SIZES[ranks])
             assert mine["ranks"] == {"all": ranks, "with_examples": there, "in_flows": there}
@@ -154,9 +155,10 @@ def assert_refused(found: dict[str, Any]) -> None:
         assert "Trace the model as it was before it was split" in text
     assert len(found["tensor parallel"]) == 1
     assert found["same gradients"]
+    for text in (found["sent"], *found["pipeline"]):
+        assert "as a stage of a pipeline does" in text
     assert len(found["pipeline"]) == 1
     assert found["pipeline trained"]
-    assert "as a stage of a pipeline does" in found["sent"]
     assert "check=True" in found["check"]
     assert "its successor, torch.distributed.fsdp.fully_shard" in found["flat"]
     assert "adds up influence tables and flows" in found["unlike"]
@@ -166,7 +168,8 @@ def assert_budget(found: dict[str, Any], first: dict[str, Any]) -> None:
     """Every rank traced the same steps, though their clocks differ, and fewer than there were."""
     assert not found["failures"]
     assert found["steps"] == first["steps"]
-    assert found["steps"][0] == 0
+    assert found["steps"][0] == 8
+    assert found["steps"][-1] >= 28
     assert 1 < len(found["steps"]) < 40
 
 
@@ -187,8 +190,8 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)["killed"]
         assert found["steps"] == 6
         assert found["traces"] == [0]
-        assert len(found["said"]) == 1
-        assert "not all ranks answered within 20 s" in found["said"][0]
+        who = "rank 2 did not answer" if rank == 0 else "rank 0, or one that it names, did not answer"
+        assert found["said"] == [f"{who}: it has ended, or took longer than 20 s"]
         assert found["seconds"] < 40
         assert found["reduced"].startswith("RankFailed: the ranks did not meet within 3 s")
         assert found["seconds of reduced"] < 20
@@ -198,7 +201,7 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
 def test_transformers_trainer_and_lightning_on_two_ranks(tmp_path):
     pytest.importorskip("transformers", reason="needs gradtrace[transformers]")
     pytest.importorskip("lightning", reason="needs gradtrace[lightning]")
-    found = [rank["trainers"] for rank in launch(2, ["trainers"], tmp_path)]
+    found = launch(2, ["trainer", "lightning"], tmp_path)
     for name, batch_size in (("trainer", 4), ("lightning", 6)):
         for rank in found:
             assert rank[name]["same"]

@@ -7,6 +7,7 @@ they can be added: counts exactly, weights up to rounding, each against the loss
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -99,7 +100,7 @@ class Room:
                 self._ranks, timeout=self._wait, backend="gloo", use_local_synchronization=True
             )
         except Exception as error:
-            raise RankFailed(f"the ranks did not meet within {timeout:g} s: {said_of(error)}") from None
+            raise RankFailed(f"the ranks did not meet within {timeout:g} s ({type(error).__name__})") from None
 
     def gather(self, own: Any, error: Exception | None = None) -> list[Any]:
         """Give what all ranks give, in their order.
@@ -120,12 +121,20 @@ class Room:
             distributed.monitored_barrier(self._group, self._wait, wait_all_ranks=True)
             distributed.all_gather_object(answers, (own, reason), self._group)
         except RuntimeError as lost:
-            self._broken = f"not all ranks answered within {self._wait.total_seconds():g} s: {said_of(lost)}"
+            self._broken = f"{self._who(lost)}: it has ended, or took longer than {self._wait.total_seconds():g} s"
             raise RankFailed(self._broken) from None
         failed = self.named([why for _, why in answers])
         if failed and error is None:
             raise RankFailed(failed)
         return [given for given, _ in answers]
+
+    def _who(self, lost: RuntimeError) -> str:
+        """Say which ranks a barrier missed, if this one is told: the first one is."""
+        found = re.search(r"Ranks ([\d, ]+) failed to pass", str(lost))
+        if found is None:
+            return f"rank {self._ranks[0]}, or one that it names, did not answer"
+        missed = ", ".join(str(self._ranks[int(n)]) for n in found[1].split(","))
+        return f"rank {missed} did not answer"
 
     def named(self, reasons: Sequence[str | None]) -> str:
         """Say which of the other ranks failed, and why."""

@@ -95,3 +95,25 @@ def test_a_budget_is_used_not_only_kept():
             traced += 1
     assert 0.095 <= clock.share <= 0.1
     assert traced == pytest.approx(2000 / 18, rel=0.05)
+
+
+def test_steps_that_are_counted_beforehand_keep_the_budget_as_well():
+    """Steps of 1 s, the first of them slower, and traces of 2 s under 10 %: each says when the next one is due."""
+    time = Time()
+    clock = Clock(time)
+    due, traced = 8, 0
+    for number in range(2000):
+        clock.start()
+        time.seconds += 1.0 if number else 30.0
+        if number >= due:
+            time.seconds += 2.0
+            clock.traced(1.0, 2.0)
+            due = number + 1 + clock.steps_until(0.1)
+            traced += 1
+            assert clock.share <= 0.1 or traced == 1
+    assert 0.09 <= clock.share <= 0.1
+    assert traced == pytest.approx(2000 / 18, rel=0.1)
+
+
+def test_before_anything_was_recorded_no_steps_are_waited_for():
+    assert Clock(Time()).steps_until(0.1) == 0

@@ -30,12 +30,18 @@ class Clock:
         self._traced = 0.0
         self._recorded: list[float] = []
         self._plain: deque[float] = deque(maxlen=WINDOW)
+        self._steps: deque[float] = deque(maxlen=WINDOW)  # from the beginning of one to that of the next
+        self._last = 0.0
         self._costs: deque[float] = deque(maxlen=COSTS)
 
     def start(self) -> None:
-        """Note that the training goes on; it began when this was called first."""
+        """Note that a step begins; the training began when this was called first."""
+        now = self.now()
         if self._began is None:
-            self._began = self.now()
+            self._began = now
+        else:
+            self._steps.append(now - self._last)
+        self._last = now
 
     def resume(self, tracing: float, training: float) -> None:
         """Go on from the times of a process that has ended."""
@@ -76,17 +82,12 @@ class Clock:
         """Tracing's part of the training's time; 0 before anything was measured."""
         return self.tracing / self.training if self.training else 0.0
 
-    def steps_until(self, at_most: float, done: int) -> int:
-        """Give after how many more steps another trace leaves tracing's share at `at_most`, at the pace so far.
-
-        Args:
-            done: how many steps there were; before the first one has ended, it is taken to be half as long as its
-                recorded forward pass, which is less than it will be.
-        """
+    def steps_until(self, at_most: float) -> int:
+        """Give after how many more steps another trace leaves tracing's share at `at_most`, at the pace of the last."""
         cost = max(self._costs, default=0.0)
         missing = (self.tracing + cost) / at_most - cost - self.training
-        each = (self.training - self.tracing) / done if done else self._recorded[-1] / 2
-        return max(0, math.ceil(missing / each)) if each > 0 else 0
+        pace = median(self._steps) if self._steps else 0.0
+        return max(0, math.ceil(missing / pace)) if pace > 0 else 0
 
     def affords(self, at_most: float) -> bool:
         """Tell whether another trace leaves tracing's share at `at_most`; the first one is made to learn its cost."""

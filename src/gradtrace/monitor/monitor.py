@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 JOINS = 60  # noted of each trace
 LOG = logging.getLogger("gradtrace.monitor")
+PACED = 8  # steps by which several ranks, who agree beforehand when the next trace is due, know how fast they come
 
 
 class Monitor:
@@ -160,14 +161,16 @@ class Monitor:
         """
         self._meet()
         this = self._next if number is None else number
+        if this != self._next - 1:  # of several forward passes of one step, the first begins it
+            self.clock.start()
         self._next = this + 1
-        self.clock.start()
         return Step(self, this, examples, traced=self.wants(this))
 
     def _meet(self) -> None:
         """Let ranks agree where they are, once, and after a checkpoint was loaded: the first one has the history."""
         try:
-            self._next, self._due = self._ranks.meet((self._next, self._due))
+            paced = self._due if self.at_most is None else max(self._due, self._next + PACED)
+            self._next, self._due = self._ranks.meet((self._next, self._due), (self._next, paced))
         except RankFailed as error:
             self.fail(self._next, error)
 
@@ -210,7 +213,7 @@ class Monitor:
         """Put together what the ranks have found, and note it; they do this at the same step, whatever happened."""
         self._due = number + self.every
         if self.at_most is not None and self._ranks.several:
-            self._due = max(self._due, number + 1 + self.clock.steps_until(self.at_most, number))
+            self._due = max(self._due, number + 1 + self.clock.steps_until(self.at_most))
         try:
             parts, self._due, reason = self._ranks.gather(part, self._due, failed)
             if failed is not None:

@@ -13,6 +13,7 @@ from ..api import Tape, Trace
 from ..errors import NotOnTape
 from ..queries.influence import connections
 from ..queries.summaries import answers
+from ..recording.ranks import refuse_pipeline
 from ..report.snapshot import Question, Taken, graph_of, take
 from ..semirings import Family
 
@@ -55,11 +56,12 @@ def part_of(trace: Trace, asked: Question, semirings: Sequence[Family], known: C
 
 
 def recorded(taped: Tape | Exception) -> Tape:
-    """Give a recording, or raise why there is none."""
+    """Give a recording, or raise why there is none to be traced."""
     refused = taped if isinstance(taped, Exception) else taped.refused
     if refused is not None:
         raise refused
     assert isinstance(taped, Tape)
+    refuse_pipeline(taped.record)  # many of its ranks have no loss, which is not what is to be said of them
     return taped
 
 

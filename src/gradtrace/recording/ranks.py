@@ -28,7 +28,7 @@ HANDING_ON |= {
 }
 # parts of torch that exchange for the program's sake, and not as a part of its computation
 _KEEPERS = ("/distributed/fsdp/", "/nn/parallel/distributed.py", "/distributed/utils.py")
-FROM_ONE = {"send", "recv_", "recv_any_source_"}  # between two ranks: a pipeline
+FROM_ONE = {"send", "recv", "recv_any_source"}  # between two ranks: a pipeline
 INSIDE_DTENSOR = (
     "belongs to a model that is split over ranks by tensors (DTensor: parallelize_module, distribute_tensor): this "
     "rank has a part of every path only. Trace the model as it was before it was split, with the weights that "
