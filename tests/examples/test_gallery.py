@@ -22,7 +22,7 @@ def test_a_program_runs_and_draws(name, tmp_path, capsys):
     module.main(*([str(picture)] if draws else []))
     assert len(capsys.readouterr().out.splitlines()) > 2
     assert picture.exists() == draws
-    assert "assert " in Path(module.__file__).read_text(encoding="utf-8") or name == "hmm"  # whose test has its numbers
+    assert "assert " in Path(module.__file__).read_text(encoding="utf-8")
 
 
 def test_the_command_lists_and_runs_them(capsys, tmp_path):
