@@ -90,7 +90,7 @@ def main(picture: str | None = None) -> None:
         paths = nn.functional.one_hot(strongest, LENGTH).double().mean(0)
         for axes, shown, title in zip(figure.subplots(1, 2), (weights.mean(0), paths),
                                       ("attention", "strongest paths"), strict=True):  # fmt: skip
-            axes.imshow(shown.detach(), cmap="Blues", vmin=0, vmax=1)
+            axes.imshow(shown.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set(title=title, xlabel="source word", ylabel="target word")
         figure.savefig(picture)
 

@@ -96,7 +96,7 @@ def main(picture: str | None = None) -> None:
 
         figure = Figure(figsize=(6.4, 1.5), layout="constrained")
         for k, axes in enumerate(figure.subplots(1, UNITS)):
-            axes.imshow(relu.detach()[:, k].reshape(8, 8), cmap="RdBu")
+            axes.imshow(relu.detach()[:, k].reshape(8, 8).numpy(), cmap="RdBu")
             axes.set(title="dead" if k in dead else f"unit {k}", xticks=[], yticks=[])
         figure.savefig(picture)
 

@@ -106,7 +106,7 @@ def main(picture: str | None = None) -> None:
         figure = Figure(figsize=(6, 2.4), layout="constrained")
         shown = {"clamped": clamped, "free, subtracted": -free, "gradient": clamped - free}
         for axes, (title, matrix) in zip(figure.subplots(1, 3), shown.items(), strict=True):
-            axes.imshow(matrix, cmap="RdBu", vmin=-0.5, vmax=0.5)
+            axes.imshow(matrix.numpy(), cmap="RdBu", vmin=-0.5, vmax=0.5)
             axes.set(title=title, xlabel="hidden", ylabel="visible")
         figure.savefig(picture)
 

@@ -81,6 +81,13 @@ def main(picture: str | None = None) -> None:
     """Decode one sequence."""
     model, symbols = random_model(3, 4), [0, 2, 1, 3, 3, 0, 1, 2, 0, 0]
     found = decode(model, symbols)
+    best = total = model.initial * model.emission[:, symbols[0]]
+    for symbol in symbols[1:]:  # Viterbi's and the forward algorithm, as textbooks have them
+        best = (best[:, None] * model.transition).amax(0) * model.emission[:, symbol]
+        total = total @ model.transition * model.emission[:, symbol]
+    assert torch.isclose(best.max() / total.sum(), torch.tensor(found.viterbi, dtype=torch.float64))
+    assert abs(found.sequences[0][1] - found.viterbi) < 1e-12
+    assert torch.allclose(found.marginals.sum(1), torch.ones(len(symbols), dtype=torch.float64))
     print(f"symbols    {symbols}")
     for states, probability in found.sequences:
         print(f"states     {states}  p(z | x) = {probability:.4f}")
@@ -92,7 +99,7 @@ def main(picture: str | None = None) -> None:
 
         figure = Figure(figsize=(5, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(found.marginals.T, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(found.marginals.T.numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.plot(found.sequences[0][0], "o-", color="#d95f02", label="Max: the Viterbi path")
         axes.set(xlabel="time", ylabel="state", title="Sum: posterior marginals")
         axes.legend(fontsize=8)

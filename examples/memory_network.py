@@ -96,7 +96,7 @@ def main(picture: str | None = None) -> None:
 
         figure = Figure(figsize=(6, 2.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow((found["by_fact"] / found["by_fact"].amax(1, keepdim=True))[:24].T, cmap="Blues")
+        axes.imshow((found["by_fact"] / found["by_fact"].amax(1, keepdim=True))[:24].T.numpy(), cmap="Blues")
         axes.plot(range(24), asked[:24], "o", mfc="none", color="#d95f02", label="the fact asked for")
         axes.set(xlabel="story", ylabel="fact", title="The strongest path to each fact, after training")
         axes.legend(fontsize=8, loc="upper right")

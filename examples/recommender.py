@@ -96,7 +96,7 @@ def main(picture: str | None = None) -> None:
             ("rated", "predicted"),
             strict=True,
         ):
-            axes.imshow(shown.T, cmap="RdBu", vmin=-3, vmax=3)
+            axes.imshow(shown.T.numpy(), cmap="RdBu", vmin=-3, vmax=3)
             axes.set(title=title, xlabel="user", ylabel="item")
         figure.savefig(picture)
 

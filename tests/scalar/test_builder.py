@@ -198,6 +198,22 @@ def test_links_and_kinds():
     assert g.scalars().nodes["w"] == {"value": 3.0, "kind": "parameter", "function": "", "node": "w"}
 
 
+def test_a_graph_is_printed_as_its_nodes():
+    g = Graph()
+    g.inputs(x=[1, 0.5])
+    g.parameters(w=Fraction(1, 3))
+    g.add("h", "sigmoid", "x")
+    g.add("L", lambda h: h.sum(), "h")
+    assert str(g).splitlines() == [
+        "node  function   of  value",
+        "x     input          [1, 0.5]",
+        "w     parameter      1/3",
+        "h     sigmoid    x   [0.7311, 0.6225]",
+        "L     f          h   1.354",
+    ]
+    assert repr(g["h"]) == "h = [0.7311, 0.6225]"
+
+
 def test_what_is_refused():
     g = Graph()
     (x,) = g.inputs(x=[1.0, 2.0])

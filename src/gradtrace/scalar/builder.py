@@ -33,7 +33,7 @@ from ..errors import BadArgument, GradtraceError, UnknownName
 from ..recording.derivatives import dependence, jacobian
 from ..recording.isolation import alone
 from .graph import Number, Vertex, is_symbolic, some_of
-from .tables import written
+from .tables import table, written
 
 Function = Callable[..., Any]
 FOLDED: dict[str, Function] = {"+": add, "*": mul, "@": matmul}
@@ -64,7 +64,7 @@ class Node:
     derivatives: Function | None = None
 
     def __repr__(self) -> str:
-        return f"{self.name} = {written(self.value.tolist()) if isinstance(self.value, Tensor) else self.value}"
+        return f"{self.name} = {_printed(self.value) if isinstance(self.value, Tensor) else self.value}"
 
 
 def vertex_of(given: Node | Vertex) -> Vertex:
@@ -73,7 +73,7 @@ def vertex_of(given: Node | Vertex) -> Vertex:
 
 
 class Graph:
-    """A graph of node functions, computed as it is built.
+    """A graph of node functions, computed as it is built; printed, a table of its nodes.
 
     Attributes:
         nodes: by name, producers first.
@@ -81,6 +81,13 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+
+    def __str__(self) -> str:
+        rows = [
+            (n.name, n.function or n.kind, ", ".join(source.name for source in n.inputs), _printed(n.value))
+            for n in self.nodes.values()
+        ]
+        return table(("node", "function", "of", "value"), rows)
 
     def __getitem__(self, name: str) -> Node:
         if name not in self.nodes:
@@ -242,6 +249,10 @@ def _number(value: Any) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadArgument(f"a value is a number, an exact one, or lists of numbers, not {value!r}: {error}") from None
     return found.item() if found.dim() == 0 else found
+
+
+def _printed(value: Any) -> str:
+    return written(value.tolist() if isinstance(value, Tensor) else value)
 
 
 def _is_exact(value: Any) -> bool:
