@@ -56,7 +56,7 @@ lint: $(INSTALLED)
 
 # The documentation as a site, for build/docs/html/index.html: the tutorial and the gallery are run for it.
 docs: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j auto -d build/docs/doctrees docs build/docs/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d build/docs/doctrees docs build/docs/html
 	@echo "build/docs/html/index.html"
 
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
