@@ -5,7 +5,7 @@ The share that is true cannot be read off one training. Two are made in turn, a 
 other, with the same batches: with a monitor and without. What the first takes more, of all that it takes, is the share;
 their parts are compared in pairs, so that what slows the machine down falls on both.
 
-    python benchmarks/monitor.py                  # the table in results/
+    python benchmarks/overhead.py                  # the table in results/
 """
 
 from __future__ import annotations
