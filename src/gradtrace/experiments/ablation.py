@@ -208,8 +208,9 @@ def said_of(difference: Mapping[str, Any]) -> str:
     """Put the difference between the two orders of leaving out into a sentence, whatever it is."""
     mean, low, high, n = (difference[key] for key in ("mean", "low", "high", "n"))
     lead = (
-        f"Leaving out the most influential first raised the held-out loss by {mean:.3f} nats more than the least "
-        "influential first, on average over training and over the numbers left out"
+        f"Where the most influential were left out first, the dip was {abs(mean):.3f} nats "
+        f"{'smaller' if mean < 0 else 'greater'} than where the least influential were, on average over the numbers "
+        "left out"
     )
     if low is None:
         return f"{lead} (one seed: nothing is known of its error)."
@@ -220,4 +221,4 @@ def said_of(difference: Mapping[str, Any]) -> str:
         if high < 0
         else "not told apart from no difference, a null result"
     )
-    return f"{lead} (95 % interval {low:.3f} to {high:.3f}, {n} seeds): {verdict}."
+    return f"{lead} (95 % interval of the difference {low:+.3f} to {high:+.3f}, {n} seeds): {verdict}."
