@@ -104,12 +104,36 @@ def notebook_in_calls(size: int, folder: Path) -> Ask:
     return _chain(size)._repr_html_
 
 
+def joins_in_blocks(size: int, folder: Path) -> Ask:
+    del folder
+    return _chain(size).joins
+
+
+def joins_in_steps(size: int, folder: Path) -> Ask:
+    del folder
+    cell, x = nn.LSTMCell(4, 4), torch.randn(2, 4)
+    with record(cell) as tape:
+        state = x, x
+        for _ in range(size):
+            state = cell(x, state)
+        loss = state[0].sum()
+    return tape.trace(loss).joins
+
+
+def modules_in_calls(size: int, folder: Path) -> Ask:
+    del folder
+    return _chain(size).layers
+
+
 ROWS = [
     Row("influence in layers", influence_in_layers, 50),
     Row("influence in layers, reference kernels", influence_in_layers, 50, "reference"),
     Row("influence by example in layers", influence_by_example_in_layers, 50),
     Row("flow in calls", flow_in_calls, 50),
     Row("flow in calls, reference kernels", flow_in_calls, 50, "reference"),
+    Row("joins in blocks", joins_in_blocks, 100),
+    Row("joins in steps", joins_in_steps, 100),
+    Row("layers in calls", modules_in_calls, 25),
     Row("a path in its length", path_in_its_length, 100),
     Row("strongest paths in parameters", strongest_in_parameters, 1 << 16),
     Row("a report in calls", report_in_calls, 25),

@@ -37,6 +37,28 @@ def count(forest: Forest, asked: Sequence[Junction], leaves: Sequence[Value], *,
     return _Pass(forest, asked, by_example).run(leaves)
 
 
+class _Askers:
+    """Which junctions ask a path, as bits: `Junction.asks` for all of them at once, since a long loop has thousands."""
+
+    def __init__(self, asked: Sequence[Junction]) -> None:
+        size = max([j.calls.bit_length() for j in asked], default=0) // 8 + 1
+        rows = b"".join(j.calls.to_bytes(size, "little") for j in asked)
+        # eight calls × junctions
+        self._of_calls = np.ascontiguousarray(np.frombuffer(rows, np.uint8).reshape(len(asked), size).T)
+        self._of_leaves: dict[int, int] = {}
+        for number, junction in enumerate(asked):
+            for leaf in junction.leaves:
+                self._of_leaves[leaf] = self._of_leaves.get(leaf, 0) | 1 << number
+
+    def of(self, leaf: int, first: int) -> int:
+        """Give those that ask a path, by the id of its leaf and the number of the call that it enters first."""
+        own = self._of_leaves.get(leaf, 0)
+        if first >> 3 >= len(self._of_calls):
+            return own
+        bits = np.packbits(self._of_calls[first >> 3] >> (first & 7) & 1, bitorder="little")
+        return own | int.from_bytes(bits.tobytes(), "little")
+
+
 class _Pass:
     """Units on their way, in groups (example, junctions ahead at which they are not asked)."""
 
@@ -54,6 +76,7 @@ class _Pass:
                     edge = forest.edges.first[call] + position
                     self._branch_of.setdefault(edge, []).append((number, branch))
         self._ahead, self._ahead_of_calls = self._look_ahead()
+        self._askers = _Askers(asked)
         self._came = [np.zeros((self._examples, j.heads or len(j.entries), 2)) for j in asked]
         self._total = np.zeros((self._examples, 2))
 
@@ -88,12 +111,7 @@ class _Pass:
 
     def _group_of(self, leaf: Value, row: int, first: int) -> int:
         """Give the group of what a leaf sends into a call."""
-        unasked, ahead = 0, self._ahead_of_calls.get(first, 0)
-        while ahead:
-            lowest = ahead & -ahead
-            ahead ^= lowest
-            if not self._asked[lowest.bit_length() - 1].asks(leaf.id, first):
-                unasked |= lowest
+        unasked = self._ahead_of_calls.get(first, 0) & ~self._askers.of(leaf.id, first)
         return self._group(row if self._examples > 1 else 0, unasked)
 
     def run(self, leaves: Sequence[Value]) -> Counts:
