@@ -176,7 +176,7 @@ def draw(spectrum: Spectrum) -> str:
     return "\n".join(out) + "\n"
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(picture: str | None = None) -> None:
     """Train, measure, print, and draw where a file is named."""
     torch.manual_seed(0)
     model, (x, y) = Residual(), digits()
@@ -189,9 +189,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{n:6}  {row[0]:9.3g}  {row[1]:11.3g}  {row[2]:6.3f}  {row[3]:9.3g}")
     by_norm, by_way = mean_length(spectrum.exact), mean_length(spectrum.ways)
     print(f"mean length: {by_norm:.2f} by ‖c‖, {by_way:.2f} by single ways; of all ways {BLOCKS / 2}")
-    if arguments:
-        Path(arguments[0]).write_text(draw(spectrum), encoding="utf-8")
+    if picture:
+        Path(picture).write_text(draw(spectrum), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:2])

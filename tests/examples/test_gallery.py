@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +24,11 @@ def test_a_program_runs_and_draws(name, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 2
     assert len(list(ElementTree.parse(picture).iter())) > 30
     assert "assert " in Path(module.__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_may_be_left_out(name):
+    inspect.signature(example(name).main).bind()
 
 
 def test_the_command_lists_and_runs_them(capsys, tmp_path):
