@@ -83,7 +83,8 @@ def estimate(values: Floats, resamples: int = RESAMPLES) -> Estimate:
         return Estimate(mean, math.nan, math.nan, math.nan, 0)
     if np.ptp(values) < 1e-12:  # scipy would not have it
         p = 2.0 ** (1 - len(values)) if abs(mean) > 1e-12 else 1.0
-        return Estimate(mean, *([mean if len(values) >= FEWEST else math.nan] * 2), p, len(values))
+        end = mean if len(values) >= FEWEST else math.nan
+        return Estimate(mean, end, end, p, len(values))
     found = bootstrap(
         (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(SEED), batch=1000
     ).confidence_interval
