@@ -26,7 +26,7 @@ from workloads import Subject, gpt2, gru
 from gradtrace.monitor import Monitor
 from gradtrace.monitor.clock import Clock
 
-NAME = "monitor"
+NAME = "overhead"
 
 
 def small_gpt2() -> Subject:

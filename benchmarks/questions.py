@@ -176,6 +176,11 @@ def _report(trace: Trace) -> Any:
         return trace.report(Path(folder) / "report.html")
 
 
+def _save(trace: Trace) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return trace.save(Path(folder) / "trace.gradtrace"), trace.origin
+
+
 def _look_up(s: Step) -> Any:
     return s.tape.value_of(s.recorded), [s.tape.find(name) for name in s.tape.leaves]
 
@@ -243,6 +248,10 @@ ROWS: tuple[Row, ...] = (
     ),
     _of_trace("why one parameter, unused", lambda t: (t.why(next(iter(t.tape.leaves))), t.unused()), "why", "unused"),
     _of_trace("layers", lambda t: t.layers(), "layers"),
+    _of_trace("joins", lambda t: t.joins(), "joins"),
+    _of_trace("joins, signed", lambda t: t.joins(signed=True), "joins"),
+    _of_trace("summary", lambda t: str(t.summary()), "summary"),
+    _of_trace("save", _save, "save", "origin"),
     Row(
         "calls, leaves, record, losses, refused",
         ("Tape.calls", "Tape.leaves", "Tape.record", "Tape.losses", "Tape.refused"),

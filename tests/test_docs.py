@@ -17,7 +17,7 @@ from gradtrace import cli
 
 OWN_TESTS = {"errors.md", "scalar.md", "howto-semiring.md"}  # tests/test_errors.py, scalar/ and semirings/test_docs.py
 LANGUAGES = {"python", "text", "sh", "indented", "{toctree}", "{eval-rst}"}
-PROGRAMS = {"gradtrace", "make", "pip", "python"}
+PROGRAMS = {"gradtrace", "make", "pip", "python", "torchrun"}
 NOTEBOOKS = sorted((DOCS / "tutorial").glob("*.py"))
 
 
@@ -75,7 +75,7 @@ def test_every_block_says_what_it_is_and_few_do_not_run():
     for name, block in every:
         assert block.language in LANGUAGES, f"{name}:{block.line} {block.language!r}"
     left_out = [f"{name}:{block.line}" for name, block in every if "not run" in block.marks]
-    assert len(left_out) <= 4, left_out
+    assert len(left_out) <= 9, left_out  # trainings of several processes, trainers, paths of the repository
 
 
 def commands() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradtrace import Sum, Tape, record
 
-ALLOWED, REPEATS, LONG = 8.0, 4, 1.0
+ALLOWED, REPEATS, LONG, ATTEMPTS = 8.0, 4, 1.0, 3  # a neighbour may take the caches once, what grows does so always
 Program = tuple[nn.Module, Callable[[], Tensor]]
 
 
@@ -99,9 +99,12 @@ ROWS = {
 @pytest.mark.parametrize("row", ROWS)
 def test_four_times_as_much_takes_about_four_times_as_long(row):
     question, make, size = ROWS[row]
-    taken = []
-    for n in (size, 4 * size):
-        torch.manual_seed(0)
-        taken.append(least(question(make(n))))
-    small, large = taken
+    for _ in range(ATTEMPTS):
+        taken = []
+        for n in (size, 4 * size):
+            torch.manual_seed(0)
+            taken.append(least(question(make(n))))
+        small, large = taken
+        if large < ALLOWED * small:
+            return
     assert large < ALLOWED * small, f"{row}: {size} take {small:.3f} s, {4 * size} take {large:.3f} s"

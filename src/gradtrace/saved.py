@@ -73,6 +73,10 @@ class LoadedTape(Tape):
         del tensor
         raise NotKept("a saved trace knows parameters by their names, and no tensors")
 
+    def _afford(self, question: str, loss: Value, leaves: Sequence[Value] | None = None, *, lanes: int = 1) -> None:
+        """Let every question pass: what takes memory was done before saving."""
+
+    estimate = _live("estimate(…)", "reads the sizes of numbers")
     losses = _live("losses()", "looks for tensors")
     grad = _live("grad(…)", "walks the tape")
     jacobian = _live("jacobian(…)", "runs an operator")

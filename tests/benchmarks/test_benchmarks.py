@@ -122,9 +122,9 @@ def test_estimate(tmp_path):
 
 
 def test_monitor(tmp_path):
-    done = start("monitor", "--models", "GRU", "--scale", "0.02", "--out", str(tmp_path))
+    done = start("overhead", "--models", "GRU", "--scale", "0.02", "--out", str(tmp_path))
     assert not done.returncode, done.stderr
-    every, budget = results(tmp_path, "monitor")["rows"]
+    every, budget = results(tmp_path, "overhead")["rows"]
     assert every["traces"] == every["steps"] == 3
     assert 0 < every["stated"] < 1
     assert budget["options"]["at_most"] == 0.05

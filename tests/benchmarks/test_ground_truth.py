@@ -79,7 +79,7 @@ def test_areas_and_their_table(tracr):
     assert all(j.area["best"] == 1 for j in found if j.rotation is None)
     assert np.mean([j.area["best"] for j in found if j.rotation]) < 0.9
     text = truth.tables(found)
-    assert "| best | 1.00 [1.00, 1.00] |" in text
+    assert "| best | 1.00 [" in text
     assert text.startswith("2 pairs of programs, each read both ways, 1 rotations")
 
 

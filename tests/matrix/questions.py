@@ -209,6 +209,11 @@ def _compute(a: Asked) -> Any:
     return a.trace.compute(kinds=("best", "greedy"), per_example=False) is a.trace
 
 
+def _join(row: Any) -> Any:
+    assert sum(b.paths for b in row.branches) == row.paths, "branches do not add up to their join"
+    return row.paths, [(b.name, b.paths, b.share) for b in row.branches]
+
+
 def _saved(apart: bool) -> Callable[[Asked], Any]:
     """Ask a saved trace what the live one is asked, and see that it says the same."""
 
@@ -252,6 +257,9 @@ QUESTIONS: tuple[Question, ...] = (
         "estimate", ("Tape.estimate",), lambda a: [r.question for r in a.tape.estimate(a.loss).rows], of_batch=False
     ),
     Question("layers", ("Trace.layers",), lambda a: a.trace.layers().rows),
+    Question("joins", ("Trace.joins",), lambda a: [_join(row) for row in a.trace.joins(per_example=False).rows]),
+    Question("joins greedy", ("Trace.joins",), lambda a: str(a.trace.joins(kind="greedy", per_example=False))),
+    Question("summary", ("Trace.summary",), lambda a: str(a.trace.summary()), most=MEDIUM),
     Question("why", ("Trace.why",), lambda a: [str(a.trace.why(name)) for name in a.leaves], most=MEDIUM),
     Question("unused", ("Trace.unused",), lambda a: a.trace.unused(), most=MEDIUM),
     Question("find", ("Tape.find",), lambda a: [str(a.tape.find(name)) for name in a.leaves]),
