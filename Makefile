@@ -10,7 +10,7 @@ SANITIZED := build/sanitized
 # Files of tests side by side, each on one thread: most of them wait for Python, not for arithmetic.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs wheel zoo web web-check clean
+.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs pages wheel zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -58,6 +58,11 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d build/docs/doctrees docs build/docs/html
 	@echo "build/docs/html/index.html"
+
+# The pages of seven models whose answer an expert knows: build/pages/NAME/report.html.
+PAGES := $(basename $(notdir $(wildcard examples/pages/*.py)))
+pages: $(INSTALLED)
+	for name in $(PAGES); do $(BIN)/gradtrace trace examples/pages/$$name.py:build --out build/pages/$$name || exit 1; done
 
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
 wheel: $(INSTALLED)

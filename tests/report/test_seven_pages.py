@@ -1,0 +1,47 @@
+"""The pages of seven models in a browser: what they say first, how fast they open, and that nothing lies on another."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from loading import EXAMPLES
+
+from gradtrace.cli import main
+
+NAMES = sorted(path.stem for path in (EXAMPLES / "pages").glob("*.py"))
+WIDTHS = (390, 800, 1280)
+LARGEST, SLOWEST = 5_000_000, 1.0  # bytes, seconds
+TEXTS = ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row", "#joins th, #joins td")
+BOXES = "all => all.map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_says_it_at_once_and_nothing_overlaps(name, open_report, tmp_path):
+    if name in ("bert", "gpt2"):
+        pytest.importorskip("transformers")
+    assert main(["trace", f"{EXAMPLES / 'pages' / name}.py:build", "--out", str(tmp_path)]) == 0
+    page = Path(tmp_path / "report.html")
+    assert page.stat().st_size < LARGEST
+    opened = []
+    for _ in range(3):  # the fastest: others run beside it
+        began = time.monotonic()
+        report = open_report(page)
+        opened.append(min(time.monotonic() - began, report.page.evaluate("performance.now()") / 1000))
+    assert min(opened) < SLOWEST
+    headline = report.page.locator(".headline p").first
+    assert headline.text_content().rstrip(".") in "".join(f["text"] for f in report.data["snapshots"][0]["findings"])
+    assert headline.bounding_box()["y"] < 300
+    assert report.page.locator("#joins table").count() >= 1
+    for width in WIDTHS:
+        report.page.set_viewport_size({"width": width, "height": 900})
+        report.page.wait_for_timeout(100)
+        assert report.page.evaluate("document.documentElement.scrollWidth") <= width
+        for texts in TEXTS:
+            boxes = report.page.locator(texts).evaluate_all(BOXES)
+            for i, a in enumerate(boxes):
+                for b in boxes[:i]:
+                    apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
+                    assert apart, (width, texts, a, b)
