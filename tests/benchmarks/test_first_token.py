@@ -53,7 +53,7 @@ def test_the_measure_is_what_the_strongest_paths_say():
     assert sum(v > 0 for v in sums.values()) > 1  # not one branch alone
 
 
-@pytest.mark.full
+@pytest.mark.skipif("GRADTRACE_RECOMPUTE" not in os.environ, reason="trains anew, and rounds as its machine does")
 def test_the_page_has_these_numbers():
     page = ROOT / "docs/study.md"
     assert first_token.between(page, first_token.table(), first_token.MARKS) == page.read_text(encoding="utf-8")

@@ -83,7 +83,7 @@ def test_areas_and_their_table(tracr):
     assert text.startswith("2 pairs of programs, each read both ways, 1 rotations")
 
 
-@pytest.mark.full
+@pytest.mark.skipif("GRADTRACE_RECOMPUTE" not in os.environ, reason="trains anew, and rounds as its machine does")
 def test_the_page_has_these_numbers():
     page = ROOT / "docs/study.md"
     text = truth.tables(truth.judge_all())

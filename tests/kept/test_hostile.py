@@ -102,7 +102,7 @@ def one_line(ask: Callable[[], Any]) -> Any:
     return None
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(3000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [100, pytest.param(600, marks=pytest.mark.full)])
 def test_flipped_bytes_are_refused(file, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.data())
@@ -119,7 +119,7 @@ def test_flipped_bytes_are_refused(file, examples):
     check()
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(500, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [20, pytest.param(100, marks=pytest.mark.full)])
 def test_files_that_are_cut_off_or_go_on_are_refused(file, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.data())
@@ -147,7 +147,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [p for key, value in inner for p in ((*path, key), *places(value, (*path, key)))]
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(4000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [60, pytest.param(400, marks=pytest.mark.full)])
 def test_something_else_anywhere_in_the_text(file, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.data())
@@ -168,7 +168,7 @@ def test_something_else_anywhere_in_the_text(file, examples):
     check()
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(4000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [60, pytest.param(400, marks=pytest.mark.full)])
 def test_other_numbers_anywhere_in_the_arrays(file, examples):
     @settings(max_examples=examples, deadline=None)
     @given(st.data())

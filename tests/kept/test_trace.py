@@ -93,7 +93,7 @@ def traced(program: Program) -> Trace | None:
 
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("examples", [12, pytest.param(400, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [12, pytest.param(60, marks=pytest.mark.full)])
 def test_programs(examples, exact, kernels, tmp_path):
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(programs(exact))
