@@ -1,5 +1,6 @@
 """The first experiment of Du et al.: its data, and its measure against paths searched for one by one."""
 
+import os
 import sys
 from pathlib import Path
 

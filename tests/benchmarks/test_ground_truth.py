@@ -1,5 +1,6 @@
 """Networks compiled from programs compute these programs, in any basis; and what of a trace depends on the basis."""
 
+import os
 import sys
 from pathlib import Path
 
