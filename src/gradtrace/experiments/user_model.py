@@ -207,7 +207,7 @@ def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
 
 def take_down(trace: Trace, question: Question, components: Sequence[Component]) -> dict[str, Any]:
     """Take down what a report of one batch shows."""
-    groups = {question.of: question.of}
+    groups = None if question.of == Question.of else {question.of: question.of}  # else some that suit
     asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), only=(question.of,))
     certificate = trace.certificate
     return {
