@@ -61,6 +61,7 @@ from .report.document import here, of_trace
 from .report.frames import dataframe, dot
 from .report.page import frame, render
 from .report.snapshot import Question, question_of
+from .report.words import counted
 from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
@@ -775,9 +776,9 @@ class Trace(_NotSaved):
         return dot(self.flow(of, kind=kind))
 
     def __repr__(self) -> str:
-        leaves, calls = len(self.tape.leaves), len(self.tape.calls)
+        leaves, calls = counted(len(self.tape.leaves), "leaf", "leaves"), counted(len(self.tape.calls), "operator call")
         done = "" if self.certificate is None else f", certified to {self.certificate.difference:.1e}"
-        return f"Trace({leaves} leaves, {calls} operator calls{done}{self._slow()})"
+        return f"Trace({leaves}, {calls}{done}{self._slow()})"
 
     def _slow(self) -> str:
         """Say which operators the fallback served, and how much of the passes' time they took."""

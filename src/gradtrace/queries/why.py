@@ -164,7 +164,8 @@ def why(reasons: Reasons, name: str) -> Why:
         return _vanished(reasons, value)
     size = reasons.sizes.get(name, -math.inf)
     share = float((reasons.forest.log2[value.id].amax(0) == -torch.inf).double().mean())
-    return Why(name, "healthy", f"its largest gradient is 2^{size:.1f}; {share:.1%} of its scalars have no path")
+    dead = f"{share:.1%}" if share else "none"
+    return Why(name, "healthy", f"its largest gradient is 2^{size:.1f}; {dead} of its scalars have no path")
 
 
 Found: TypeAlias = tuple[str, str, tuple[str, ...]]

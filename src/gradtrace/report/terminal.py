@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .words import percent
 
+ALL = "all parameters"
 MEASURE_NAMES = {"share": "plain", "weighted_share": "weighted"}
 
 
@@ -198,7 +199,10 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_trace(results: Mapping[str, Any], console: Console) -> None:
     """Print the components of a user's model by influence, then its strongest paths."""
-    plain(console, f"Influence on {results['options']['of']}, {results['options']['kind']} traces")
+    plain(
+        console,
+        f"Influence on {ALL if results['options']['of'] == '*' else results['options']['of']}, {results['options']['kind']} traces",
+    )
     table = Table()
     table.add_column("component")
     for heading in ("share", "weighted", "dead", "examples"):
