@@ -199,10 +199,8 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_trace(results: Mapping[str, Any], console: Console) -> None:
     """Print the components of a user's model by influence, then its strongest paths."""
-    plain(
-        console,
-        f"Influence on {ALL if results['options']['of'] == '*' else results['options']['of']}, {results['options']['kind']} traces",
-    )
+    of = results["options"]["of"]
+    plain(console, f"Influence on {ALL if of == '*' else of}, {results['options']['kind']} traces")
     table = Table()
     table.add_column("component")
     for heading in ("share", "weighted", "dead", "examples"):
