@@ -144,7 +144,7 @@ def test_plots_without_matplotlib_say_what_to_install(monkeypatch):
 def test_the_page_of_the_docs_prints_what_it_says():
     text = (Path(__file__).parents[2] / "docs" / "joins.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (printed,) = re.findall(r"prints\n\n```\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"prints\n\n```text\n(.*?)```", text, re.DOTALL)
     known: dict = {}
     assert _printed(first, known) == printed.splitlines()
     assert sum(float(line.rpartition(" ")[2]) for line in _printed(second, known)) == pytest.approx(1, abs=2e-3)
