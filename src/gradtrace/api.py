@@ -336,7 +336,7 @@ class Tape(_NotSaved):
             CertificateError: `check` found a difference that rounding does not explain.
             NotANumber: a forward value is NaN, or the loss is infinite; names the parameter, or the operator and
                 the module.
-            TooLarge: it surely does not fit into memory; so says every other question.
+            NotEnoughMemory: it surely does not fit into memory; so says every other question.
         """
         refuse_pipeline(self._record)
         value = self._loss(loss)

@@ -76,7 +76,7 @@ class BadArgument(GradtraceError):
     """An argument of the wrong kind, or out of range: the message says what is allowed."""
 
 
-class TooLarge(GradtraceError):
+class NotEnoughMemory(GradtraceError):
     """A question that surely does not fit into the memory that there is: the message says what would."""
 
 

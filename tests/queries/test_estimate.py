@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gradtrace
 from gradtrace import Entropy, Graded, Power, Sum, Through, TopK
 from gradtrace.cli import main
-from gradtrace.errors import TooLarge
+from gradtrace.errors import NotEnoughMemory
 from gradtrace.kernels import available as memory
 from gradtrace.queries import estimate as estimates
 from gradtrace.queries.costs import BYTES, SECONDS
@@ -161,21 +161,21 @@ def test_what_cannot_fit_is_refused_before_it_starts(monkeypatch):
         lambda: tape.grad(loss, ["w"]),
         lambda: tape.grad(loss, ["w"], "entropy"),
     ):
-        with pytest.raises(TooLarge, match=r"of memory, and 8\.0 GiB can be had"):
+        with pytest.raises(NotEnoughMemory, match=r"of memory, and 8\.0 GiB can be had"):
             ask()
     assert time.process_time() - began < 1.0
     assert not tape.estimate(loss)["trace"].fits
 
 
-def refusal(question: str, of: Sizes) -> TooLarge | None:
+def refusal(question: str, of: Sizes) -> NotEnoughMemory | None:
     try:
         estimates.refuse(question, of)
-    except TooLarge as error:
+    except NotEnoughMemory as error:
         return error
     return None
 
 
-def offered(error: TooLarge) -> tuple[int, int]:
+def offered(error: NotEnoughMemory) -> tuple[int, int]:
     """How many examples would fit, and of how many, by the message."""
     found = re.findall(r"(\d+) of its (\d+) examples would fit", str(error))
     return (int(found[0][0]), int(found[0][1])) if found else (0, 0)
@@ -188,7 +188,7 @@ def test_it_says_how_many_examples_and_which_group_would_fit(monkeypatch):
     need = bytes_of("each example", tape._size(trace.root))
     monkeypatch.setattr(estimates, "SMALL", 0)
     room(monkeypatch, int(need / 3))
-    with pytest.raises(TooLarge) as told:
+    with pytest.raises(NotEnoughMemory) as told:
         trace.influence(per_example=True)
     examples, _ = offered(told.value)
     (scalars,) = re.findall(r"at most ([\d,]+) of its 525,312 parameter scalars", str(told.value))
@@ -198,7 +198,7 @@ def test_it_says_how_many_examples_and_which_group_would_fit(monkeypatch):
     small.trace(fits).influence(per_example=True)
     room(monkeypatch, int(need / 4))
     assert trace.influence(of="0.bias", per_example=True).rows
-    with pytest.raises(TooLarge):
+    with pytest.raises(NotEnoughMemory):
         trace.report("never.html")
 
 
@@ -235,7 +235,7 @@ except gradtrace.GradtraceError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
-@pytest.mark.parametrize(("examples", "said"), [(300, "TooLarge"), (8, "done")])
+@pytest.mark.parametrize(("examples", "said"), [(300, "NotEnoughMemory"), (8, "done")])
 def test_under_a_real_limit_of_the_process(examples, said):
     """Of 768 MiB, 300 examples of two million parameters, four bytes each, take thrice as much; eight do not."""
     run = subprocess.run(

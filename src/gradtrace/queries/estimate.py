@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import TooLarge
+from ..errors import NotEnoughMemory
 from ..kernels.available import available
 from ..recording.dispatch import Capture
 from ..recording.record import Record
@@ -251,14 +251,14 @@ def refuse(question: str, of: Sizes, lanes: int = 1) -> None:
     """Refuse a question for which there surely is too little memory.
 
     Raises:
-        TooLarge: says what would fit.
+        NotEnoughMemory: says what would fit.
     """
     need = bytes_of(question, of, lanes)
     room = available() if need > SMALL else None
     if room is None or need <= OFTEN * room:
         return
     said = f"{question} would take about {amount(need)} of memory, and {amount(room)} can be had"
-    raise TooLarge(f"{said}; {_instead(question, of, lanes, room)}")
+    raise NotEnoughMemory(f"{said}; {_instead(question, of, lanes, room)}")
 
 
 def _instead(question: str, of: Sizes, lanes: int, room: int) -> str:
