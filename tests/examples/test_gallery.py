@@ -14,7 +14,7 @@ from gradtrace import cli, gallery
 
 DOCS = EXAMPLES.parent / "docs"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-TRAINED = {"residual_spectrum"}  # takes minutes; its own test trains a smaller one
+TRAINED = {"residual_spectrum"}  # takes a quarter of a minute to a whole one; its own test trains a smaller one
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
