@@ -37,8 +37,7 @@ from .queries.estimate import Estimate, estimate, key_of, refuse
 from .queries.flow import Flow, flow
 from .queries.forest import KINDS, Forest, check_loss, check_numbers, plant
 from .queries.influence import influence
-from .queries.joins import JoinTable, joins
-from .queries.junctions import Junction, junctions
+from .queries.joins import JoinTable, Places, joins
 from .queries.k_best import Ranking
 from .queries.layers import LayerTable, layers
 from .queries.paths import NoPath, Path, follow, follow_all
@@ -688,7 +687,7 @@ class Trace(_NotSaved):
         """
         apart = self.tape.record.examples is not None if per_example is None else bool(per_example)
         forest = self._forest(kind_of(kind), per_example=apart or bool(by_example))
-        return joins(forest, of, by_example=bool(by_example), signed=bool(signed), found=self._junctions)
+        return joins(forest, of, by_example=bool(by_example), signed=bool(signed), places=self._places)
 
     @lazily()
     def summary(self, of: str | Sequence[str] | None = None, *, kind: str = "best") -> Summary:
@@ -698,11 +697,11 @@ class Trace(_NotSaved):
             of: a glob over parameter names, or several; by default the parameters of the module that is used first.
             kind: "best" or "greedy".
         """
-        return summarise(self._forest(kind_of(kind), per_example=False), self.loss, of, self._junctions)
+        return summarise(self._forest(kind_of(kind), per_example=False), self.loss, of, self._places)
 
     @cached_property
-    def _junctions(self) -> list[Junction]:
-        return junctions(self.tape.record, self.root)
+    def _places(self) -> Places:
+        return Places(self.tape.record, self.root)
 
     @property
     def fallbacks(self) -> dict[str, int]:

@@ -12,12 +12,14 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import BadArgument
 from ..recording.components import select_leaves
+from ..recording.record import Record, Value
 from .branch_names import Names
 from .forest import Forest
 from .group_names import group_named
@@ -25,7 +27,7 @@ from .join_counts import count
 from .join_parts import parts
 from .join_rows import Branch, Grid, Join, grids_of
 from .join_text import WIDTH, html_of, labels_of, text_of
-from .junctions import Junction, junctions
+from .junctions import junctions
 from .plots import draw_grid
 
 if TYPE_CHECKING:
@@ -97,13 +99,21 @@ class JoinTable:
         return html_of(f"{self.kind} joins of {group_named(self.of, self.of_all)}", self.grids())
 
 
+class Places:
+    """The junctions on the way to a loss, each of which is named once, however many tables it stands in."""
+
+    def __init__(self, record: Record, loss: Value) -> None:
+        self.all = junctions(record, loss)
+        self.named = cache(Names(record).of)
+
+
 def joins(
     forest: Forest,
     of: str | Sequence[str] = "*",
     *,
     by_example: bool = False,
     signed: bool = False,
-    found: Sequence[Junction] | None = None,
+    places: Places | None = None,
 ) -> JoinTable:
     """Tabulate the junctions at which traces of a group of parameters had a choice.
 
@@ -111,16 +121,16 @@ def joins(
         of: a glob over parameter names, or several.
         by_example: count each example's traces apart, too; of a forest that tells them apart.
         signed: give the norm of each branch's part of the gradient, too; a walk or two for each join.
-        found: the junctions, where somebody knows them.
+        places: the junctions, where somebody knows them.
     """
     leaves = select_leaves(forest.record, of)
-    asked = list(junctions(forest.record, forest.loss) if found is None else found)
-    counts = count(forest, asked, leaves, by_example=by_example)
-    names, total = Names(forest.record), float(counts.total[:, 0].sum())
-    rows, met = [], [(j, came) for j, came in zip(asked, counts.came, strict=True) if came[:, :, 0].any()]
+    places = places or Places(forest.record, forest.loss)
+    counts = count(forest, places.all, leaves, by_example=by_example)
+    total = float(counts.total[:, 0].sum())
+    rows, met = [], [(j, came) for j, came in zip(places.all, counts.came, strict=True) if came[:, :, 0].any()]
     measured = parts(forest.record, forest.loss, [j for j, _ in met], leaves) if signed else [None] * len(met)
     for (junction, came), of_branches in zip(met, measured, strict=True):
-        named = names.of(junction)
+        named = places.named(junction)
         each = tuple(_branches(named.branches, one) for one in came) if by_example else ()
         whole, call = _branches(named.branches, came.sum(0)), junction.call
         if of_branches is not None:

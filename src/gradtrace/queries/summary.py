@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from .findings import Finding, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
-from .joins import JoinTable, joins
-from .junctions import Junction
+from .joins import JoinTable, Places, joins
 
 LINES, WIDTH = 10, 80
 
@@ -48,14 +47,15 @@ class Summary:
 
 
 def summarise(
-    forest: Forest, loss: float, of: str | Sequence[str] | None = None, found: Sequence[Junction] | None = None
+    forest: Forest, loss: float, of: str | Sequence[str] | None = None, places: Places | None = None
 ) -> Summary:
     """Read findings off a forest.
 
     Args:
         of: the parameters to be spoken of; None for those of the module that is used first.
-        found: the junctions, where somebody knows them.
+        places: the junctions, where somebody knows them.
     """
-    dead = dead_shares(forest)
-    early, whole = joins(forest, earliest(forest, dead) if of is None else of, found=found), joins(forest, found=found)
+    dead, places = dead_shares(forest), places or Places(forest.record, forest.loss)
+    early = joins(forest, earliest(forest, dead) if of is None else of, places=places)
+    whole = joins(forest, places=places)
     return Summary(findings(early, whole, dead), early, whole, dead, loss)

@@ -23,8 +23,7 @@ from ..queries.flow import merged as merged_flows
 from ..queries.forest import Forest
 from ..queries.influence import influences
 from ..queries.join_text import labels_of
-from ..queries.joins import JoinTable
-from ..queries.junctions import junctions
+from ..queries.joins import JoinTable, Places
 from ..queries.strongest import strongest
 from ..queries.summaries import Answerable
 from ..queries.summary import Summary, summarise
@@ -259,8 +258,8 @@ def _joined(
     """Give what stands out, by the first kind of trace, and the joins that it is read off."""
     whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
     of = None if whole else groups[0]  # what is said of all parameters is said from the earliest on
-    found = junctions(trace.tape.record, trace.root)
-    said = {kind: summarise(forest, trace.loss, of, found) for kind, forest in forests.items()}
+    places = Places(trace.tape.record, trace.root)
+    said = {kind: summarise(forest, trace.loss, of, places) for kind, forest in forests.items()}
     return {
         "findings": [_finding(f) for f in next(iter(said.values())).findings],
         "joins": [table for kind, summary in said.items() for table in _joins(kind, summary, most)],
@@ -281,6 +280,7 @@ def _joins(kind: str, summary: Summary, most: int) -> list[dict[str, Any]]:
 def _grids(table: JoinTable, most: int) -> dict[str, Any]:
     kept = {id(join) for join in sorted(table.rows, key=lambda join: -join.paths)[:most]}
     shown = replace(table, rows=tuple(join for join in table.rows if id(join) in kept))
+    sources = {source: short_source(source) for source in {join.source for join in shown.rows}}
     return {
         "paths": table.paths,
         "left_out": len(table.rows) - len(shown.rows),
@@ -295,7 +295,7 @@ def _grids(table: JoinTable, most: int) -> dict[str, Any]:
                     {
                         "call": join.call,
                         "fork": join.fork,
-                        "source": short_source(join.source),
+                        "source": sources[join.source],
                         "paths": join.paths,
                         "share": join.share,
                         "branches": {b.name: [b.paths, b.share, b.weighted_share] for b in join.branches},
