@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gradtrace
+from gradtrace.experiments.study_analysis import between, write_text
 
 RESULTS = Path("benchmarks/results")
 
@@ -48,6 +50,23 @@ def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
             run()
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def show(what: str | None, marks: tuple[str, str], make: Callable[[], str], arguments: Sequence[str] | None) -> None:
+    """Print a table, or put it between its marks in the page that the command line names; on one thread.
+
+    Args:
+        what: the script's docstring, for --help.
+    """
+    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, nargs="?")
+    page = parser.parse_args(arguments).page
+    torch.set_num_threads(1)
+    text = make()
+    if page is None:
+        print(text)
+    else:
+        write_text(page, between(page, text, marks))
 
 
 def save(folder: Path, name: str, table: str, content: Mapping[str, Any]) -> None:

@@ -16,19 +16,17 @@ operator for them would have it: other operators, other paths.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from common import show
 from torch import Tensor, nn
 
 from gradtrace import record
-from gradtrace.experiments.study_analysis import between, write_text
 from gradtrace.semirings import Max, SignedMax
 
 MARKS = ("<!-- first-token:begin -->", "<!-- first-token:end -->")
@@ -158,15 +156,7 @@ def _row(name: str, accuracy: str, means: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or put it into a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, nargs="?")
-    page = parser.parse_args(arguments).page
-    torch.set_num_threads(1)
-    text = table()
-    if page is None:
-        print(text)
-    else:
-        write_text(page, between(page, text, MARKS))
+    show(__doc__, MARKS, table, arguments)
 
 
 if __name__ == "__main__":

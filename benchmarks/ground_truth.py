@@ -12,7 +12,6 @@ Compiled weights are no trained ones: few directions, large numbers, no noise. W
 
 from __future__ import annotations
 
-import argparse
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -26,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import show
 from torch import Tensor, nn
 
 from gradtrace.experiments.predictors import BASELINES, TRACES, predictors
 from gradtrace.experiments.statistics import estimate, roc_area
-from gradtrace.experiments.study_analysis import between, write_text
 from gradtrace.experiments.tasks import IGNORED, Batch, Task
 
 MARKS = ("<!-- truth:begin -->", "<!-- truth:end -->")
@@ -336,15 +335,7 @@ def tables(found: Sequence[Judged]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, or put them into a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path, nargs="?")
-    page = parser.parse_args(arguments).page
-    torch.set_num_threads(1)
-    text = tables(judge_all())
-    if page is None:
-        print(text)
-    else:
-        write_text(page, between(page, text, MARKS))
+    show(__doc__, MARKS, lambda: tables(judge_all()), arguments)
 
 
 if __name__ == "__main__":

@@ -484,7 +484,7 @@ class Trace(_NotSaved):
         Raises:
             StaleTensor: the step has been made already.
         """
-        apart = self.tape.record.examples is not None if per_example is None else per_example
+        apart = self._apart(per_example)
         for kind in kinds_of(kinds):
             self.forest(kind, per_example=apart)
         keep_leaves(self.tape.record)
@@ -600,7 +600,7 @@ class Trace(_NotSaved):
             per_example: trace each example on its own; by default if the recording knows the examples.
             kind: "best" or "greedy".
         """
-        apart = self.tape.record.examples is not None if per_example is None else per_example
+        apart = self._apart(per_example)
         parts = components_of(components)
         leaves = select_leaves(self.tape.record, of) if apart else None  # a group is a small part of what there is
         if leaves is not None and len(leaves) == len(self.tape.leaves):
@@ -685,8 +685,7 @@ class Trace(_NotSaved):
             signed: give the norm of the part of the gradient that comes in by each branch, too, and how far it goes
                 along the whole: a change of basis moves neither, as it does shares. Takes a walk or more for each join.
         """
-        apart = self.tape.record.examples is not None if per_example is None else bool(per_example)
-        forest = self._forest(kind_of(kind), per_example=apart or bool(by_example))
+        forest = self._forest(kind_of(kind), per_example=self._apart(per_example) or bool(by_example))
         return joins(forest, of, by_example=bool(by_example), signed=bool(signed), places=self._places)
 
     @lazily()
@@ -698,6 +697,10 @@ class Trace(_NotSaved):
             kind: "best" or "greedy".
         """
         return summarise(self._forest(kind_of(kind), per_example=False), self.loss, of, self._places)
+
+    def _apart(self, per_example: bool | None) -> bool:
+        """Tell whether examples are traced on their own, by default if the recording knows them."""
+        return self.tape.record.examples is not None if per_example is None else bool(per_example)
 
     @cached_property
     def _places(self) -> Places:
@@ -752,8 +755,7 @@ class Trace(_NotSaved):
             BadArgument: the file cannot be written.
         """
         file, record = file_of(path), self.tape.record
-        apart = record.examples is not None if per_example is None else per_example
-        asked = [(kind, each) for each in (False, True)[: 1 + bool(apart)] for kind in kinds_of(kinds)]
+        asked = [(kind, each) for each in (False, True)[: 1 + self._apart(per_example)] for kind in kinds_of(kinds)]
         forests = tuple(self.forest(kind, per_example=each) for kind, each in asked)
         origin = self.origin or here()
         write(file, Kept(record, self.root, self.loss, self.certificate, self.fallbacks, origin, forests))

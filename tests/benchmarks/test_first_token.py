@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import first_token  # noqa: E402
 
 from gradtrace import record  # noqa: E402
+from gradtrace.experiments.study_analysis import between  # noqa: E402
 
 pytest.importorskip("transformers")
 
@@ -57,4 +58,4 @@ def test_the_measure_is_what_the_strongest_paths_say():
 @pytest.mark.skipif("GRADTRACE_RECOMPUTE" not in os.environ, reason="trains anew, and rounds as its machine does")
 def test_the_page_has_these_numbers():
     page = ROOT / "docs/study.md"
-    assert first_token.between(page, first_token.table(), first_token.MARKS) == page.read_text(encoding="utf-8")
+    assert between(page, first_token.table(), first_token.MARKS) == page.read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ground_truth as truth  # noqa: E402
 
+from gradtrace.experiments.study_analysis import between  # noqa: E402
+
 pytest.importorskip("tracr", reason="pip install --no-deps tracr-pypi")
 
 
@@ -88,4 +90,4 @@ def test_areas_and_their_table(tracr):
 def test_the_page_has_these_numbers():
     page = ROOT / "docs/study.md"
     text = truth.tables(truth.judge_all())
-    assert truth.between(page, text, truth.MARKS) == page.read_text(encoding="utf-8")
+    assert between(page, text, truth.MARKS) == page.read_text(encoding="utf-8")

@@ -70,6 +70,16 @@ class Opened:
         flows = self.data["snapshots"][snapshot]["flows"]
         return next(f for f in flows if f["kind"] == kind and of in (None, f["of"]))
 
+    def assert_apart(self, selector: str) -> None:
+        """No two of some texts lie on one another, but for a pixel or two of their boxes."""
+        boxes = self.page.locator(selector).evaluate_all(
+            "all => all.map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
+        )
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
+                assert apart, (selector, self.page.viewport_size, a, b)
+
     def assert_quiet(self) -> None:
         """Nothing was said on the console, and nothing was fetched but the file itself."""
         assert self.complaints == []

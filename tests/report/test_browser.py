@@ -459,13 +459,7 @@ def test_nothing_sticks_out_on_a_narrow_screen(any_report, open_report):
 def test_labels_do_not_overlap(competition_report, open_report):
     report = open_report(competition_report)
     for selector in ("#flow .part .name", "#influence .heat text", "#ablation .scatter .name", ".legend text"):
-        boxes = report.page.locator(selector).evaluate_all(
-            "all => all.map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
-        )
-        for i, a in enumerate(boxes):
-            for b in boxes[:i]:
-                apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
-                assert apart, (selector, a, b)
+        report.assert_apart(selector)
 
 
 def test_a_notebook_shows_it_in_a_frame(browser):

@@ -14,7 +14,6 @@ NAMES = sorted(path.stem for path in (EXAMPLES / "pages").glob("*.py"))
 WIDTHS = (390, 800, 1280)
 LARGEST, SLOWEST = 5_000_000, 1.0  # bytes, seconds
 TEXTS = ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row", "#joins th, #joins td")
-BOXES = "all => all.map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
 
 
 @pytest.mark.full
@@ -40,8 +39,4 @@ def test_a_page_says_it_at_once_and_nothing_overlaps(name, open_report, tmp_path
         report.page.wait_for_timeout(100)
         assert report.page.evaluate("document.documentElement.scrollWidth") <= width
         for texts in TEXTS:
-            boxes = report.page.locator(texts).evaluate_all(BOXES)
-            for i, a in enumerate(boxes):
-                for b in boxes[:i]:
-                    apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
-                    assert apart, (width, texts, a, b)
+            report.assert_apart(texts)

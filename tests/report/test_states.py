@@ -150,13 +150,7 @@ def test_no_name_lies_on_another(any_report, open_report, width):
     report.page.wait_for_timeout(100)
     assert report.page.evaluate("document.documentElement.scrollWidth") <= width
     for texts in ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row"):
-        boxes = report.page.locator(texts).evaluate_all(
-            "all => all.map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
-        )
-        for i, a in enumerate(boxes):
-            for b in boxes[:i]:
-                apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 2 or b[3] <= a[1] + 2
-                assert apart, (texts, a, b)
+        report.assert_apart(texts)
 
 
 def test_the_steps_stay_in_reach_on_a_phone(competition_report, open_report):

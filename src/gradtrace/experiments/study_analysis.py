@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
+from ..queries.group_names import listed
 from .checkpoint import write_whole
 from .plugged import SENSES
 from .predictors import BASELINES, TRACES
@@ -228,15 +229,10 @@ class Analysis:
             of = [r for r in rows if r[1] == predictor]
             yes = [f"{r[2]} ({r[0]}, {r[3]})" for r in of if r[-1] == "yes"]
             no = [f"{r[2]} ({r[0]}, {r[3]})" for r in of if r[-1] == "no"]
-            found = [f"it correlates significantly with {listed(yes)}"] if yes else []
-            found += [f"no significant correlation was found with {listed(no)}"] if no else []
+            found = [f"it correlates significantly with {listed(yes, most=len(yes))}"] if yes else []
+            found += [f"no significant correlation was found with {listed(no, most=len(no))}"] if no else []
             said.append(f"- **{predictor}**: {'; '.join(found)}.")
         return "\n".join(said)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names as prose does."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def shown(e: Estimate) -> str:

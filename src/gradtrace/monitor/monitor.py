@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..api import Tape
 from ..errors import BadArgument, GradtraceError, NotOnTape, RankFailed, UnknownName
 from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, whole
-from ..ranks import PATIENCE
+from ..ranks import PATIENCE, said_of
 from ..recording.components import Component, names_listed
 from ..recording.ranks import unwrapped
 from ..report.document import versions
@@ -263,8 +263,7 @@ class Monitor:
 
     def fail(self, number: int, error: Exception) -> None:
         """Note that a step could not be traced; the same reason is logged once."""
-        said = error.said if isinstance(error, GradtraceError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(said.split())
+        reason = said_of(error)
         self._due = max(self._due, number + self.every)
         if reason not in self.failures:
             LOG.warning("step %d could not be traced, and training goes on: %s", number, reason)

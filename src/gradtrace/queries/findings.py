@@ -181,7 +181,7 @@ def _of_joins(grid: Grid, joins: Sequence[Join], asked: Asked) -> Iterator[Findi
         yield Finding("through", text, cells, share, total, strength)
     else:
         ranked = sorted(paths, key=lambda name: -paths[name])
-        shares = listed([f"{n} {cell(paths[n] / total)}%" for n in ranked if paths[n]], "and")
+        shares = listed([f"{n} {cell(paths[n] / total)}%" for n in ranked if paths[n]], most=5)
         text = f"The paths from {group} divide {where}{few}: {shares}."
         yield Finding("divided", text, cells, share, total, strength)
     if asked.table == "early":
@@ -241,7 +241,7 @@ def _load(grid: Grid, one: str, numbers: Sequence[str]) -> Iterator[Finding]:
     paths = {name: sum(b.paths for j in grid.joins for b in j.branches if b.name == name) for name in grid.branches}
     total = sum(paths.values())
     ranked = sorted(zip(paths, numbers, strict=True), key=lambda pair: -paths[pair[0]])
-    shares = listed([f"{number} ({cell(paths[name] / total)}%)" for name, number in ranked], "and")
+    shares = listed([f"{number} ({cell(paths[name] / total)}%)" for name, number in ranked], most=5)
     top = ranked[0][0]
     cells = tuple(
         Cell("all", j.call, b.name, b.share, b.paths) for j in grid.joins for b in j.branches if b.name == top

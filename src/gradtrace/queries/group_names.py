@@ -29,11 +29,11 @@ def group_named(names: Sequence[str], of_all: int = 0, *, shorten: bool = False)
     return f"{len(names)} parameters, {names[0]} to {names[-1]}"
 
 
-def listed(names: Sequence[str], word: str, most: int = 5) -> str:
+def listed(names: Sequence[str], word: str = "and", most: int = 4) -> str:
     """Write a list in words, the first of many.
 
-    >>> listed(["a", "b", "c"], "or"), listed(list("abcdefg"), "and", 3)
-    ('a, b or c', 'a, b, c and 4 more')
+    >>> listed(["rnn", "lstm", "gru"]), listed(["a", "b", "c"], "or"), listed(list("abcdefg"), most=3)
+    ('rnn, lstm and gru', 'a, b or c', 'a, b, c and 4 more')
     """
     shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most + 1 else list(names)
     joint = word if len(shown) == len(names) else "and"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side
-from .page import bundle, digest
+from .page import bundle, digest, shell
 
 MOST = 200  # rows of a table
 SIZE = 220.0  # of a drawing
@@ -50,23 +50,12 @@ def render(
     said = "".join(f"<p>{_text(sentence)}</p>" for sentence in sentences)
     ends = "".join(f"<span>{n}</span><b>{_text(s)}</b>" for n, s in zip(("from", "to"), sides, strict=True))
     parts = [_section(name, key, [c for c in changes if c.measure == key]) for key, name in MEASURES.items()]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_text(title)}</title>
-<style>{style}</style>
-</head>
-<body>
+    body = f"""\
 <div id="app">
 <header><h1>{_text(title)}</h1><div class="headline">{said}</div><div class="sides">{ends}</div></header>
 {"".join(parts)}{_unmatched(unmatched)}</div>
-</body>
-</html>
 """
+    return shell(title, policy, style, body)
 
 
 def _text(given: object) -> str:

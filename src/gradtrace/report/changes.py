@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from .words import percent
 
 ALL = "all parameters"
+
+
+def group_of(glob: str) -> str:
+    """Name a group of parameters that was asked for by a glob."""
+    return ALL if glob == "*" else glob
+
+
 MEASURES = {
     "share": "Paths that cross a component",
     "weighted_share": "The same, by the weight of the paths",

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..queries.arguments import file_of
+from ..queries.group_names import listed
 from .beside import render
-from .changes import ALL, COLUMNS, HEADINGS, MEASURES, Change, Side
+from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side, group_of
 from .page import frame
 from .terminal import plain
-from .words import listed
 
 if TYPE_CHECKING:
     import pandas
@@ -206,7 +206,7 @@ def _side(name: str, document: Mapping[str, Any], snapshot: Mapping[str, Any]) -
 def _numbers(document: Mapping[str, Any], snapshot: Mapping[str, Any], whole: bool) -> Iterator[tuple[Key, float]]:
     """Give the numbers of a snapshot: (measure, kind, parameters, name), and the number."""
     for row in snapshot["influence"]:
-        kind, of = row["kind"], ALL if row["of"] == "*" else row["of"]
+        kind, of = row["kind"], group_of(row["of"])
         for measure in ("share", "weighted_share"):
             if row[measure] is not None:
                 yield (measure, kind, of, row["component"]), row[measure]

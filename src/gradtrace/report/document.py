@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from ..errors import GradtraceError
+from ..queries.group_names import listed
 from ..queries.summaries import answers
 from ..semirings import named
 from . import headline
 from .snapshot import Question, Traced, graph_of, is_apart, snapshot
-from .words import listed
 
 SCHEMA = "gradtrace.report/1"
 SCHEMA_OF_RESULTS = "gradtrace.results/1"

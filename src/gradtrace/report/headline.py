@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .words import listed, percent
+from ..queries.group_names import listed
+from .words import percent
 
 
 def of_competition(results: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,17 @@ def render(document: Mapping[str, Any]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in document["headline"])
+    body = f"""\
+<noscript>{said}<p>The pictures need JavaScript; nothing is fetched.</p></noscript>
+<div id="app"></div>
+<script type="application/json" id="data">{encode(document)}</script>
+<script>{script}</script>
+"""
+    return shell(document["title"], policy, style, body)
+
+
+def shell(title: str, policy: str, style: str, body: str) -> str:
+    """Write what stands around a page's body: its title, and what its policy allows."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -37,15 +48,11 @@ def render(document: Mapping[str, Any]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{html.escape(document["title"])}</title>
+<title>{html.escape(title)}</title>
 <style>{style}</style>
 </head>
 <body>
-<noscript>{said}<p>The pictures need JavaScript; nothing is fetched.</p></noscript>
-<div id="app"></div>
-<script type="application/json" id="data">{encode(document)}</script>
-<script>{script}</script>
-</body>
+{body}</body>
 </html>
 """
 

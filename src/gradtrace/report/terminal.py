@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .changes import group_of
 from .words import percent
 
-ALL = "all parameters"
 MEASURE_NAMES = {"share": "plain", "weighted_share": "weighted"}
 
 
@@ -199,8 +199,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_trace(results: Mapping[str, Any], console: Console) -> None:
     """Print the components of a user's model by influence, then its strongest paths."""
-    of = results["options"]["of"]
-    plain(console, f"Influence on {ALL if of == '*' else of}, {results['options']['kind']} traces")
+    plain(console, f"Influence on {group_of(results['options']['of'])}, {results['options']['kind']} traces")
     table = Table()
     table.add_column("component")
     for heading in ("share", "weighted", "dead", "examples"):
