@@ -326,13 +326,16 @@ SMALL = (
 )
 
 
+LONG = ["--hidden", "128", "--steps", "500", "--trace-every", "500"]  # two seconds or so, of which tenths say enough
+
+
 def text(folder):
     (folder / "text.txt").write_text("to be or not to be that is the question " * 40)
 
 
 def test_a_competition_says_what_share_of_its_time_tracing_took(folder, capsys):
     text(folder)
-    code, out, _ = run(capsys, *SMALL.split())
+    code, out, _ = run(capsys, *SMALL.split(), *LONG)
     said = re.search(r"2 traces, best and greedy, took (\d+)% of \d+ s\.", out)
     assert (code, said is not None) == (0, True)
     measured = json.loads((folder / "run" / "measured.json").read_text())
