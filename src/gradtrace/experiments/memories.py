@@ -8,10 +8,14 @@ over the batch, and a step takes as few operator calls as it can: there are many
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+State = tuple[Tensor, ...] | None  # each batch × …; None: nothing is there yet
+Map = Callable[[Tensor], Tensor]
 
 
 class Memory(nn.Module):
@@ -32,17 +36,26 @@ class Memory(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Read step by step: x and the result are batch × time × hidden."""
-        entered = self.enter(x).unbind(1)
-        state, both, seen = None, x.new_zeros(len(x), 2 * self.hidden), []
-        for step in entered:
-            h = torch.tanh(step + self.again(both))
-            read, state = self.turn(self.orders(h), state)
+        learned = {name: p.expand(len(x), *p.shape) for name, p in self.named_parameters(recurse=False)}
+        return self.read(x, (self.enter, self.again, self.orders, self.out), learned)
+
+    def read(self, x: Tensor, maps: tuple[Map, Map, Map, Map], learned: dict[str, Tensor]) -> Tensor:
+        """Do so with these maps, and with what the memory holds at first where that is learned: batch × …"""
+        enter, again, orders, out = maps
+        state, both, seen = self.begin(**learned), x.new_zeros(len(x), 2 * self.hidden), []
+        for step in enter(x).unbind(1):
+            h = torch.tanh(step + again(both))
+            read, state = self.turn(orders(h), state)
             both = torch.cat((h, read), 1)
             seen.append(both)
-        return self.out(torch.stack(seen, 1))
+        return out(torch.stack(seen, 1))
+
+    def begin(self) -> State:
+        """Give the state before the first step."""
+        return None
 
     @abstractmethod
-    def turn(self, orders: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
         """Carry out orders, batch × (orders + hidden); give what is then read, batch × hidden, and the new state."""
 
 
@@ -56,7 +69,7 @@ class StackRNN(Memory):
     def __init__(self, hidden: int) -> None:
         super().__init__(hidden, 3)
 
-    def turn(self, orders: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
         push, stay, pop = orders[:, :3].softmax(1)[:, :, None, None].unbind(1)  # each batch × 1 × 1
         value = torch.sigmoid(orders[:, None, 3:])
         if state is None:
@@ -85,7 +98,7 @@ class NeuralList(Memory):
         with torch.no_grad():
             self.orders.bias[1] = -1  # as they do: who pops all at first never learns what was pushed
 
-    def turn(self, orders: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
         push, pop = torch.sigmoid(orders[:, :2]).split(1, 1)  # each batch × 1
         strength, values = push, torch.tanh(orders[:, None, 2:])
         if state is not None:
@@ -118,13 +131,16 @@ class TuringMachine(Memory):
         super().__init__(hidden, sum(self.sizes) - hidden)
         self.slots = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
 
-    def turn(self, orders: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        batch, (slots, _) = len(orders), self.slots.shape
-        keys, beta, gate, gamma, shift, erase, add = orders.split(self.sizes, 1)
-        if state is None:
-            start = F.one_hot(torch.zeros(batch, 2, dtype=torch.long), slots).to(orders.dtype)
-            state = self.slots.expand(batch, -1, -1), start
+    def begin(self, slots: Tensor) -> State:
+        """Hold what is learned, both heads at the first slot."""
+        start = F.one_hot(torch.zeros(len(slots), 2, dtype=torch.long), slots.shape[1])
+        return slots, start.to(slots.dtype)
+
+    def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
+        assert state is not None
         memory, weight = state  # batch × slots × hidden; batch × heads × slots
+        batch = len(orders)
+        keys, beta, gate, gamma, shift, erase, add = orders.split(self.sizes, 1)
         keys = F.normalize(keys.reshape(batch, 2, -1), dim=2)
         alike = keys @ F.normalize(memory, dim=2).transpose(1, 2)
         content = (F.softplus(beta)[:, :, None] * alike).softmax(2)

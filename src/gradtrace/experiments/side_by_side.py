@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import OptionError
 from .components import first
+from .memories import Memory, NeuralList, StackRNN, TuringMachine
 from .plugged import Node, Plugged, components_of
 from .tasks import IGNORED, Batch, Task
 from .training import MAX_NORM
@@ -45,6 +46,26 @@ def _mapped(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
 def _looked_up(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
     table = stack["weight"]  # copies × words × width
     return F.embedding(x + torch.arange(len(x)).view(-1, 1, 1) * table.shape[1], table.flatten(0, 1))
+
+
+def _memory(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
+    """Run copies of a memory: its turns know nothing but rows, so only its maps are each copy's own."""
+    assert isinstance(module, Memory)
+    copies, batch = x.shape[:2]
+
+    def own(name: str) -> Callable[[Tensor], Tensor]:
+        weight, bias = stack[f"{name}.weight"].mT, stack.get(f"{name}.bias")
+
+        def run(x: Tensor) -> Tensor:
+            rows = x.reshape(copies, -1, x.shape[-1])
+            y = rows @ weight if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+            return y.view(*x.shape[:-1], -1)
+
+        return run
+
+    maps = own("enter"), own("again"), own("orders"), own("out")
+    learned = {key: stack[key].repeat_interleave(batch, 0) for key, _ in module.named_parameters(recurse=False)}
+    return module.read(x.flatten(0, 1), maps, learned).unflatten(0, (copies, batch))
 
 
 def _recurrent(step: Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]], states: int) -> Run:
@@ -87,6 +108,9 @@ BY_HAND: dict[type[nn.Module], Run] = {
     nn.RNN: _recurrent(_rnn_step, 1),
     nn.GRU: _recurrent(_gru_step, 1),
     nn.LSTM: _recurrent(_lstm_step, 2),
+    StackRNN: _memory,
+    NeuralList: _memory,
+    TuringMachine: _memory,
 }
 
 
