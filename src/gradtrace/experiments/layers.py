@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,12 +20,16 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend: x and the result are batch × time × hidden."""
+        return self.attend(x, self.qkv, self.out)
+
+    def attend(self, x: Tensor, qkv: Callable[[Tensor], Tensor], out: Callable[[Tensor], Tensor]) -> Tensor:
+        """Do so with these maps."""
         batch, time, hidden = x.shape
-        mixed = self.qkv(x + positions(time, hidden))
+        mixed = qkv(x + positions(time, hidden))
         # batch × time × (3 · heads · width) → three of batch × heads × time × width
         q, k, v = mixed.reshape(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(attended.transpose(1, 2).reshape(batch, time, hidden))
+        return out(attended.transpose(1, 2).reshape(batch, time, hidden))
 
 
 def positions(time: int, hidden: int) -> Tensor:
@@ -36,9 +42,9 @@ def positions(time: int, hidden: int) -> Tensor:
 class SkippedAttention(CausalAttention):
     """The same, with a connection that skips it: x + attention(x)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend and add: x and the result are batch × time × hidden."""
-        return x + super().forward(x)
+    def attend(self, x: Tensor, qkv: Callable[[Tensor], Tensor], out: Callable[[Tensor], Tensor]) -> Tensor:
+        """Attend and add."""
+        return x + super().attend(x, qkv, out)
 
 
 class CausalConvolution(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import OptionError
 from .components import first
+from .layers import CausalAttention, SkippedAttention
 from .memories import Memory, NeuralList, StackRNN, TuringMachine
 from .plugged import Node, Plugged, components_of
 from .tasks import IGNORED, Batch, Task
@@ -48,24 +49,31 @@ def _looked_up(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
     return F.embedding(x + torch.arange(len(x)).view(-1, 1, 1) * table.shape[1], table.flatten(0, 1))
 
 
+def _map(stack: Stack, name: str) -> Callable[[Tensor], Tensor]:
+    """Give copies of a linear layer, each of which maps its own rows: (copies · batch) × … × width."""
+    weight, bias = stack[f"{name}.weight"].mT, stack.get(f"{name}.bias")
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.reshape(len(weight), -1, x.shape[-1])
+        y = rows @ weight if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        return y.view(*x.shape[:-1], -1)
+
+    return run
+
+
+# An example knows nothing of the others, so all copies' examples are one long batch for a module whose maps are given.
+
+
 def _memory(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
-    """Run copies of a memory: its turns know nothing but rows, so only its maps are each copy's own."""
     assert isinstance(module, Memory)
-    copies, batch = x.shape[:2]
+    enter, again, orders, out = (_map(stack, name) for name in ("enter", "again", "orders", "out"))
+    learned = {key: stack[key].repeat_interleave(x.shape[1], 0) for key, _ in module.named_parameters(recurse=False)}
+    return module.read(x.flatten(0, 1), (enter, again, orders, out), learned).view_as(x)
 
-    def own(name: str) -> Callable[[Tensor], Tensor]:
-        weight, bias = stack[f"{name}.weight"].mT, stack.get(f"{name}.bias")
 
-        def run(x: Tensor) -> Tensor:
-            rows = x.reshape(copies, -1, x.shape[-1])
-            y = rows @ weight if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
-            return y.view(*x.shape[:-1], -1)
-
-        return run
-
-    maps = own("enter"), own("again"), own("orders"), own("out")
-    learned = {key: stack[key].repeat_interleave(batch, 0) for key, _ in module.named_parameters(recurse=False)}
-    return module.read(x.flatten(0, 1), maps, learned).unflatten(0, (copies, batch))
+def _attention(module: nn.Module, stack: Stack, x: Tensor) -> Tensor:
+    assert isinstance(module, CausalAttention)
+    return module.attend(x.flatten(0, 1), _map(stack, "qkv"), _map(stack, "out")).view_as(x)
 
 
 def _recurrent(step: Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]], states: int) -> Run:
@@ -111,6 +119,8 @@ BY_HAND: dict[type[nn.Module], Run] = {
     StackRNN: _memory,
     NeuralList: _memory,
     TuringMachine: _memory,
+    CausalAttention: _attention,
+    SkippedAttention: _attention,
 }
 
 
