@@ -14,10 +14,9 @@ from gradtrace import cli, gallery
 
 DOCS = EXAMPLES.parent / "docs"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-TRAINED = {"residual_spectrum"}  # takes a quarter of a minute to a whole one; its own test trains a smaller one
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_program_runs_and_draws(name, tmp_path, capsys):
     module, picture = example(name), tmp_path / "picture.svg"
     module.main(str(picture))
