@@ -359,6 +359,7 @@ def _add_study(commands: Any) -> None:
         field = name.replace("-", "_")
         add(f"--{name}", dest=field, type=int, metavar="N", help=f"{text} (default {getattr(default, field)})")
     add("--lr", type=float, metavar="X", help=f"Adam's learning rate (default {default.lr})")
+    add("--compile", action="store_true", default=None, help="train faster with torch.compile; needs a C++ compiler")
     add("--share", metavar="I/N", help="do the I-th of N shares (default: by torchrun's rank, or all)")
     add("--out", type=Path, metavar="DIR", default=Path("gradtrace-study"), help="folder (default %(default)s)")
     add("--analyse", type=Path, metavar="FILE", help="train nothing: tables and figures from study.jsonl, or a folder")

@@ -138,9 +138,14 @@ class TuringMachine(Memory):
 
     def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
         assert state is not None
-        memory, weight = state  # batch × slots × hidden; batch × heads × slots
+        read, *state = self.step(self.sizes, orders, *state)
+        return read, tuple(state)
+
+    @staticmethod
+    def step(sizes: tuple[int, ...], orders: Tensor, memory: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Move both heads, write, and read: memory is batch × slots × hidden, weight batch × heads × slots."""
         batch = len(orders)
-        keys, beta, gate, gamma, shift, erase, add = orders.split(self.sizes, 1)
+        keys, beta, gate, gamma, shift, erase, add = orders.split(sizes, 1)
         keys = F.normalize(keys.reshape(batch, 2, -1), dim=2)
         alike = keys @ F.normalize(memory, dim=2).transpose(1, 2)
         content = (F.softplus(beta)[:, :, None] * alike).softmax(2)
@@ -152,4 +157,4 @@ class TuringMachine(Memory):
         write, read = weight.split(1, 1)  # each batch × 1 × slots
         write = write.transpose(1, 2)
         memory = memory * (1 - write * torch.sigmoid(erase)[:, None]) + write * torch.tanh(add)[:, None]
-        return torch.bmm(read, memory)[:, 0], (memory, weight)
+        return torch.bmm(read, memory)[:, 0], memory, weight

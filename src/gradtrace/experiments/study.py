@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ from ..report.document import versions
 from .checkpoint import write_whole
 from .components import COMPONENTS
 from .folder import prepare_folder
+from .memories import TuringMachine
 from .options import check_components, require
 from .plugged import SENSES, Plugged, draw
 from .predictors import predictors
@@ -38,7 +42,7 @@ SCHEMA = "gradtrace.study/1"
 MERGED = "study.jsonl"
 MEASURES = ("area", "samples", "final", "score")
 DAMAGES = ("area", "samples", "final", "shapley_area", "shapley_samples", "shapley_final")
-HOW_MANY = ("architectures", "seeds")  # options that say how far to go, and change no unit
+HOW_FAR = ("architectures", "seeds", "compile")  # and how fast: options that change no unit, but for rounding
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class StudyOptions:
         count: components in an architecture; 2^count - 1 networks are trained.
         traces: how often the full network is traced, evenly spaced, the first time before the first step.
         held_out: examples on which networks are evaluated.
+        compile: whether `torch.compile` makes one call of the steps of the component that has most of them.
     """
 
     architectures: int = 4
@@ -69,6 +74,7 @@ class StudyOptions:
     traces: int = 5
     trace_examples: int = 8
     seed: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_components(self.components)
@@ -82,11 +88,13 @@ class StudyOptions:
         require(self.count <= listed, "count", f"at most the {listed} components there are", self.count)
         require(0 < self.lr <= 1, "lr", "above 0 and at most 1", self.lr)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        there = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+        require(there or not self.compile, "compile", "left out where there is no C++ compiler", "given")
 
     @property
     def header(self) -> dict[str, Any]:
         """Give the first line of a file of results."""
-        said = {name: value for name, value in asdict(self).items() if name not in HOW_MANY}
+        said = {name: value for name, value in asdict(self).items() if name not in HOW_FAR}
         return {"schema": SCHEMA, "versions": versions(), "options": json.loads(json.dumps(said))}
 
 
@@ -262,7 +270,7 @@ def run_unit(options: StudyOptions, number: int, seed: int, watch: Callable[[int
     task_name = task_of(options.seed, number, options.tasks)
     task = TASKS[task_name]
     model = Plugged(root, task, options.hidden, seed)
-    side = SideBySide(model, task, range(1, 2**options.count), options.lr)
+    side = SideBySide(_compiled(model) if options.compile else model, task, range(1, 2**options.count), options.lr)
     held_out = task.held_out()[: options.held_out]
     traced = task.held_out()[: options.trace_examples]
     at = {round(n * options.steps / max(options.traces - 1, 1)) for n in range(options.traces)}
@@ -291,6 +299,20 @@ def run_unit(options: StudyOptions, number: int, seed: int, watch: Callable[[int
             for name in taken[0]
         },
     }
+
+
+def _compiled(model: Plugged) -> Plugged:
+    """Copy a network, to be trained with compiled steps; the one that is traced keeps its own."""
+    copy = deepcopy(model)
+    for module in copy.modules():
+        if isinstance(module, TuringMachine):
+            module.step = _compiled_step()  # type: ignore[method-assign]
+    return copy
+
+
+@cache
+def _compiled_step() -> Any:
+    return torch.compile(TuringMachine.step, dynamic=False)
 
 
 def task_of(seed: int, number: int, tasks: Sequence[str]) -> str:
