@@ -240,6 +240,24 @@ def test_the_command_says_in_one_line_what_is_wrong(arguments, said, tmp_path, c
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.full  # a minute of compiling
+def test_compiled_steps_give_the_same_but_for_rounding():
+    options = TINY | {"components": ("ntm", "mlp"), "count": 2, "tasks": ("parity",)}
+    given, compiled = (
+        run_unit(StudyOptions(**options, compile=compile), 0, 1, lambda step: None) for compile in (False, True)
+    )
+    for kind in ("runs", "predictors"):
+        for name, values in given[kind].items():
+            numbers = [[float("nan") if x is None else x for x in unit[kind][name]] for unit in (given, compiled)]
+            np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-6, equal_nan=True, err_msg=name)
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(OptionError, match="--compile must be left out where there is no C\\+\\+ compiler"):
+        StudyOptions(**TINY, compile=True)
+
+
 def test_two_processes_do_not_do_one_share(whole, tmp_path):
     with _own(tmp_path / Share().file), pytest.raises(OptionError, match="another gradtrace is writing"):
         study(StudyOptions(**TINY), tmp_path)

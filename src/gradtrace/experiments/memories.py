@@ -40,7 +40,7 @@ class Memory(nn.Module):
         return self.read(x, (self.enter, self.again, self.orders, self.out), learned)
 
     def read(self, x: Tensor, maps: tuple[Map, Map, Map, Map], learned: dict[str, Tensor]) -> Tensor:
-        """Do so with these maps, and with what the memory holds at first where that is learned: batch × …"""
+        """Do so with these maps, and with what the memory holds at first where that is learned (batch × …)."""
         enter, again, orders, out = maps
         state, both, seen = self.begin(**learned), x.new_zeros(len(x), 2 * self.hidden), []
         for step in enter(x).unbind(1):
