@@ -241,7 +241,7 @@ def test_the_command_says_in_one_line_what_is_wrong(arguments, said, tmp_path, c
 
 
 @pytest.mark.full  # a minute of compiling
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
 def test_compiled_steps_give_the_same_but_for_rounding():
     options = TINY | {"components": ("ntm", "mlp"), "count": 2, "tasks": ("parity",)}
     given, compiled = (
