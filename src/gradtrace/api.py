@@ -35,7 +35,7 @@ from .queries.arguments import (
 from .queries.bounds import Bound, Bounding
 from .queries.estimate import Estimate, estimate, key_of, refuse
 from .queries.flow import Flow, flow
-from .queries.forest import KINDS, Forest, check_loss, check_numbers, plant
+from .queries.forest import FIRST, KINDS, Forest, check_loss, check_numbers, plant
 from .queries.influence import influence
 from .queries.joins import JoinTable, Places, joins
 from .queries.k_best import Ranking
@@ -689,7 +689,7 @@ class Trace(_NotSaved):
         return joins(forest, of, by_example=bool(by_example), signed=bool(signed), places=self._places)
 
     @lazily()
-    def summary(self, of: str | Sequence[str] | None = None, *, kind: str = "best") -> Summary:
+    def summary(self, of: str | Sequence[str] | None = None, *, kind: str = FIRST) -> Summary:
         """Say in ten lines what stands out: what paths do where they have a choice, what is idle, what is dead.
 
         Args:

@@ -28,6 +28,7 @@ from .experiments.tasks import TASKS
 from .experiments.user_code import describe
 from .experiments.user_model import Question, first_estimate, first_trace, load_subject, trace_subject
 from .queries.arguments import file_of
+from .queries.forest import FIRST, KINDS
 from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
@@ -374,8 +375,8 @@ def _add_trace(commands: Any) -> None:
     add("--of", default="*", metavar="GLOB", help="the parameters whose paths are traced (default: all)")
     add("--components", type=names_of, metavar="A,B,…", help="module names, globs or call instances such as rnn:2 "
         "(default: the outermost modules)")  # fmt: skip
-    add("--kind", choices=("best", "greedy"), default="best", help="strongest path, or argmax of weight times "
-        "gradient at each step (default %(default)s)")  # fmt: skip
+    add("--kind", choices=KINDS, default=FIRST, help="argmax of weight times gradient at each step, or strongest "
+        "path (default %(default)s)")  # fmt: skip
     add("--batches", type=int, default=1, metavar="N", help="how many batches to trace (default %(default)s)")
     add(
         "--paths",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gradtrace.experiments.ablation import ablation_table, mean_loss, planned_runs, said_of, samples_of
+from gradtrace.queries.forest import FIRST
 
 NAMES = ("a", "b", "c", "d")
 SHARES = {1: {"a": 0.1, "b": 0.4, "c": 0.3, "d": 0.2}, 2: {"a": 0.5, "b": 0.1, "c": 0.15, "d": 0.25}}
@@ -17,7 +18,7 @@ def run(seed, absent=(), losses=(3.0, 2.0, 1.0), scores=None):
         {"step": 10 * i, "samples": 80 * i, "loss": x, "perplexity": np.exp(x), "score": s}
         for i, (x, s) in enumerate(zip(losses, scores, strict=True))
     ]
-    rows = [{"kind": "best", "component": n, "share": SHARES[seed][n], "weighted_share": 0.0} for n in NAMES]
+    rows = [{"kind": FIRST, "component": n, "share": SHARES[seed][n], "weighted_share": 0.0} for n in NAMES]
     kept = [n for n in NAMES if n not in absent]
     said = {"seed": seed, "absent": list(absent), "components": kept, "parameters": 10 * len(kept)}
     return said | {"evaluations": evaluations, "traces": [] if absent else [{"step": 0, "influence": rows}]}

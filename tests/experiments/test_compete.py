@@ -16,6 +16,7 @@ from gradtrace.experiments.compete import compete
 from gradtrace.experiments.components import COMPONENTS
 from gradtrace.experiments.results import conclude, versions
 from gradtrace.experiments.tasks import Evaluation
+from gradtrace.queries.forest import FIRST
 from gradtrace.report.document import command_of
 
 TINY = {
@@ -91,7 +92,7 @@ def test_conclusions_follow_from_the_runs(whole):
         assert row["final_perplexity"] == run["evaluations"][-1]["perplexity"]
     means = {(r["kind"], r["component"]): r["share"] for r in results["influence"]}
     shares = [r["share"] for t in results["runs"][0]["traces"] for r in t["influence"][:1]]
-    assert means["best", "rnn"] == pytest.approx(sum(shares) / 4)
+    assert means[FIRST, "rnn"] == pytest.approx(sum(shares) / 4)
     assert len(results["agreement"]["rows"]) == 4
     assert results["agreement"]["sentence"].startswith("The order of influence (")
 
@@ -153,7 +154,7 @@ def test_the_order_of_leaving_out_is_that_of_the_traces(task):
         shares = dict.fromkeys(TASK["components"], 0.0)
         for trace in full["traces"]:
             for row in trace["influence"]:
-                shares[row["component"]] += row["share"] if row["kind"] == "best" else 0.0
+                shares[row["component"]] += row["share"] if row["kind"] == FIRST else 0.0
         assert said["order"] == sorted(shares, key=lambda name: shares[name])
         left_out = {tuple(run["absent"]) for run in results["runs"] if run["seed"] == seed and len(run["absent"]) == 2}
         assert {frozenset(absent) for absent in left_out} == {

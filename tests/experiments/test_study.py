@@ -245,10 +245,10 @@ def test_the_command_says_in_one_line_what_is_wrong(arguments, said, tmp_path, c
 def test_compiled_steps_give_the_same_but_for_rounding():
     options = TINY | {"components": ("ntm", "mlp"), "count": 2, "tasks": ("parity",)}
     given, compiled = (
-        run_unit(StudyOptions(**options, compile=compile), 0, 1, lambda step: None) for compile in (False, True)
+        run_unit(StudyOptions(**options, compile=fast), 0, 1, lambda step: None) for fast in (False, True)
     )
     for kind in ("runs", "predictors"):
-        for name, values in given[kind].items():
+        for name in given[kind]:
             numbers = [[float("nan") if x is None else x for x in unit[kind][name]] for unit in (given, compiled)]
             np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-6, equal_nan=True, err_msg=name)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import gradtrace
 from gradtrace.cli import main
+from gradtrace.queries.forest import FIRST
 from gradtrace.report import headline
 from gradtrace.report.document import BadResults, of_results
 from gradtrace.report.show import show, sparkline
@@ -24,14 +25,14 @@ def agreement(verdict: str, influence: str, damage: str, spearman: float | None)
 
 def results(verdict="disagree", influence="a > b > c", damage="b > a > c", spearman: float | None = 0.5, complete=True):
     shares = {"a": 0.6, "b": 0.3, "c": 0.1}
-    rows = [{"kind": "best", "component": c, "share": s, "traces": 9} for c, s in shares.items()]
+    rows = [{"kind": FIRST, "component": c, "share": s, "traces": 9} for c, s in shares.items()]
     return {"influence": rows, "complete": complete, "agreement": agreement(verdict, influence, damage, spearman)}
 
 
 def test_headlines_say_what_the_data_say():
     first, second, third = headline.of_competition(results())
     assert first == (
-        "a carries most: 60.0% of the strongest paths from the shared embedding cross it "
+        "a carries most: 60.0% of the greedy paths from the shared embedding cross it "
         "(b 30.0%, c 10.0%; average of 9 traces during training)."
     )
     assert "did not agree" in second

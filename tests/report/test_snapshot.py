@@ -119,7 +119,7 @@ def test_tokens_stand_at_their_positions(taken, gpt2):
 def test_tokens_must_be_as_long_as_each_other():
     with pytest.raises(GradtraceError, match="equal length"):
         Question(tokens=[["a"], ["b", "c"]])
-    with pytest.raises(GradtraceError, match="best, greedy"):
+    with pytest.raises(GradtraceError, match="greedy, best"):
         Question(kinds=("signed",))
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
+from ..queries.forest import FIRST
 from .intervals import SHARE, interval
 
-ORDERED_BY = ("best", "share")  # the influence by which components are left out one after the other
+ORDERED_BY = (FIRST, "share")  # the influence by which components are left out one after the other
 DIRECTIONS = ("least", "most")
 Run = Mapping[str, Any]
 

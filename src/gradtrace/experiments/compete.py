@@ -22,6 +22,7 @@ from torch import nn
 
 from ..api import Trace, record
 from ..errors import OptionError
+from ..queries.forest import FIRST, KINDS
 from ..report.document import EMBEDDING, read_results, versions
 from ..report.snapshot import Question, graph_of, snapshot
 from .ablation import Planned, planned_runs
@@ -31,7 +32,7 @@ from .components import COMPONENTS, check, inner_width, label
 from .corpus import Corpus, check_length, default_text, make_corpus, read_text
 from .folder import owned
 from .options import OF_TEXTS, Options, flag, require
-from .results import KINDS, conclude, new_results
+from .results import conclude, new_results
 from .seeds import derived_seed
 from .tasks import TASKS, Streams, Task
 from .training import perplexity, training_step
@@ -352,4 +353,4 @@ def trace_held_out(plan: Plan, model: Competition, *, check: bool = False) -> tu
 
 
 def _shares(rows: list[dict[str, Any]]) -> str:
-    return "influence " + ", ".join(f"{r['component']} {r['share']:.0%}" for r in rows if r["kind"] == "best")
+    return "influence " + ", ".join(f"{r['component']} {r['share']:.0%}" for r in rows if r["kind"] == FIRST)

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
+from ..queries.forest import KINDS
 from ..report.document import SCHEMA_OF_RESULTS as SCHEMA
 from ..report.document import versions
 from .ablation import ORDERED_BY as HEADLINE
@@ -22,7 +23,6 @@ from .intervals import SHARE, interval
 from .options import OF_TEXTS, Options
 from .tasks import TASKS
 
-KINDS = ("best", "greedy")
 MEASURES = ("share", "weighted_share")
 
 

@@ -21,6 +21,7 @@ from ..api import Tape, Trace, record
 from ..errors import GradtraceError, OptionError
 from ..queries.arguments import batch_tensors
 from ..queries.estimate import Estimate
+from ..queries.forest import FIRST
 from ..queries.paths import Path
 from ..queries.summaries import answers
 from ..queries.tables import InfluenceRow, InfluenceTable
@@ -57,7 +58,7 @@ class Question:
 
     components: tuple[str, ...] | None = None
     of: str = "*"
-    kind: str = "best"
+    kind: str = FIRST
     batches: int = 1
     paths: int = 3
     check: bool = False

@@ -34,7 +34,8 @@ from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
 
 NONE = -1  # in `winners`: no path
-KINDS = ("best", "greedy")
+KINDS = ("greedy", "best")  # as they are shown: greedy influence foretells better what ablation does (docs/study.md)
+FIRST = KINDS[0]
 
 
 class Known(Protocol):

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..queries.forest import FIRST
 from ..queries.group_names import listed
 from .words import percent
 
 
 def of_competition(results: Mapping[str, Any]) -> list[str]:
     """Say who carries most of the embedding's gradient, and whether ablation agreed."""
-    rows = [r for r in results["influence"] if r["kind"] == "best" and known(r["share"])]
+    rows = [r for r in results["influence"] if r["kind"] == FIRST and known(r["share"])]
     if not rows:
         return ["Nothing has been traced yet, or no path reached the embedding."]
     rows.sort(key=lambda r: -r["share"])
@@ -22,7 +23,7 @@ def of_competition(results: Mapping[str, Any]) -> list[str]:
     times += f" of {seeds} seeds" if seeds > 1 else ""
     last = _at_last(results, rows[0]["component"]) if seeds == 1 else ""
     said = [
-        f"{rows[0]['component']} carries most: {percent(rows[0]['share'])} of the strongest paths from the shared "
+        f"{rows[0]['component']} carries most: {percent(rows[0]['share'])} of the greedy paths from the shared "
         f"embedding cross it ({'; '.join(part for part in (others, times, last) if part)})."
     ]
     if not results["complete"]:
@@ -38,7 +39,7 @@ def _at_last(results: Mapping[str, Any], component: str) -> str:
     traces = results["runs"][0]["traces"] if results.get("runs") else []
     if len(traces) < 2:
         return ""
-    rows = [r for r in traces[-1]["influence"] if (r["kind"], r["component"]) == ("best", component)]
+    rows = [r for r in traces[-1]["influence"] if (r["kind"], r["component"]) == (FIRST, component)]
     return f"{percent(rows[0]['share'])} in the last one"
 
 

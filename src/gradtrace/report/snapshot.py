@@ -20,7 +20,7 @@ from ..queries.arguments import components_of, kinds_of, whole
 from ..queries.findings import Finding
 from ..queries.flow import Asked, Flow, flows
 from ..queries.flow import merged as merged_flows
-from ..queries.forest import Forest
+from ..queries.forest import KINDS, Forest
 from ..queries.influence import influences
 from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable, Places
@@ -36,7 +36,6 @@ from .branches import Branches
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree
 
-KINDS = ("best", "greedy")
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
@@ -345,7 +344,7 @@ def _rounded(number: float) -> float:
 def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) -> dict[str, Any]:
     """Give the paths of the strongest scalars; for every kind those of the same scalars."""
     leaves = select_leaves(forest.record, question.only)
-    guide = forests[question.kinds[0]]
+    guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
     chosen = [(n, flat) for _, n, flat in strongest(guide, leaves, question.paths)]
     chosen += [(n, flat) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
     tokens = None if question.tokens is None else Tokens(question.tokens)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..queries.forest import KINDS
 from .changes import group_of
 from .words import percent
 
@@ -70,7 +71,7 @@ def plain(console: Console, text: str) -> None:
 def show_competition(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished competition and its conclusion."""
     plain(console, f"\n{_learned(results)}\n")
-    for kind in ("best", "greedy"):
+    for kind in KINDS:
         plain(console, f"Influence on the shared embedding, {kind} traces: plain (weighted)")
         console.print(_influence_over_training(results, kind))
     ablation = results["ablation"]
