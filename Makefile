@@ -99,13 +99,15 @@ web-check: web
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --silent --no-audit --no-fund
 
-# The report's browser tests need Chromium: installed where that can be done without asking, else they say so.
+# The report's browser tests need Chromium and Firefox: installed where that can be done without asking, else they say so.
 .PHONY: browser
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
-	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }; } || \
-	  echo "Chromium is missing (apt-get install chromium): the report's browser tests cannot run"
+	@found() { command -v $$1 || command -v $$2; } >/dev/null; missing=; \
+	found chromium chromium-browser || missing="chromium"; \
+	found firefox-esr firefox || missing="$$missing firefox-esr"; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } || \
+	  echo "missing: $$missing (apt-get install $$missing): the report's browser tests cannot run"
 
 clean:
 	rm -rf $(VENV) $(ZOO) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis
