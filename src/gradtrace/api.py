@@ -65,6 +65,7 @@ from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
 if TYPE_CHECKING:
+    import anywidget
     import pandas
 
 
@@ -732,6 +733,25 @@ class Trace(_NotSaved):
         document = of_trace(self, question_of(question), title)
         file.write_text(render(document), encoding="utf-8")
         return file
+
+    @lazily()
+    def widget(self, **question: Any) -> anywidget.AnyWidget:
+        """Give a notebook's widget: the report, and above it a form whose questions this trace answers.
+
+        Other parameters and components make another page; one scalar gives the steps of its path. Takes
+        `pip install 'gradtrace[widget]'`, and the trace stays in memory as long as the widget.
+
+        Args:
+            question: as for `report`.
+
+        Raises:
+            BadArgument: anywidget is not installed.
+        """
+        try:
+            from .report.widget import TraceWidget
+        except ModuleNotFoundError:
+            raise BadArgument("a widget needs anywidget: pip install 'gradtrace[widget]'") from None
+        return TraceWidget(self, question_of(question), repr(self))
 
     @lazily()
     def save(
