@@ -10,7 +10,7 @@ SANITIZED := build/sanitized
 # Files of tests side by side, each on one thread: most of them wait for Python, not for arithmetic.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs pages wheel zoo web web-check clean
+.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs pages pictures wheel zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -63,6 +63,10 @@ docs: $(INSTALLED)
 PAGES := $(basename $(notdir $(wildcard examples/pages/*.py)))
 pages: $(INSTALLED)
 	for name in $(PAGES); do $(BIN)/gradtrace trace examples/pages/$$name.py:build --out build/pages/$$name || exit 1; done
+
+# Their pictures and first sentences, for docs/seven-models.md.
+pictures: pages browser
+	$(BIN)/python docs/_site/pictures.py
 
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
 wheel: $(INSTALLED)

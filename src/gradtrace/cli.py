@@ -554,7 +554,7 @@ def run_why(given: argparse.Namespace) -> None:
         found = [trace.why(name) for name in screen.track("reasons", names)]
     shown = [why for why in found if given.names or why.cause != "healthy"]
     for why in shown:
-        said(Console(), str(why))
+        said(Console(), str(why), hang=4)
     if not shown:
         plain(Console(), f"all {len(found)} parameters get a gradient")
 

@@ -107,9 +107,14 @@ def plain(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def said(console: Console, text: str, begin: str = "") -> None:
-    """Print sentences, whole words to a line."""
-    indent = {"initial_indent": begin, "subsequent_indent": " " * len(begin)}
+def said(console: Console, text: str, begin: str = "", hang: int = 0) -> None:
+    """Print sentences, whole words to a line.
+
+    Args:
+        begin: what stands before the first line, below which the others begin.
+        hang: or how far in they begin.
+    """
+    indent = {"initial_indent": begin, "subsequent_indent": " " * (hang or len(begin))}
     for line in text.split("\n"):
         plain(console, "\n".join(textwrap.wrap(line, max(console.width, 20), **indent, **WHOLE_WORDS)))
 
