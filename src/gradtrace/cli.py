@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from . import __version__, gallery
+from .api import Trace
 from .errors import GradtraceError, OptionError
 from .experiments.checkpoint import CHECKPOINT, RESULTS, write_json, write_whole
 from .experiments.compete import CHECKPOINT_EVERY, Event, compete
@@ -33,10 +34,12 @@ from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
 from .report.show import show
-from .report.terminal import Screen, plain, show_competition, show_findings, show_trace
+from .report.terminal import Screen, plain, said, show_answer, show_competition, show_findings, show_trace
 from .saved import compare as compare_files
 from .saved import document_of
 from .semirings import FORMS
+
+MOST_ROWS = 12  # of a table that says what a semiring says
 
 TOP = """\
 Where does the gradient go? gradtrace runs backpropagation under the (max, ×) semiring:
@@ -68,11 +71,11 @@ examples:
 
 SHOW = """\
 Print the results of gradtrace compete or gradtrace trace, the history of a monitor, or a saved trace
-as tables, and what changed as sparklines.
+as tables, and what changed as sparklines: what two screens hold, what was found last.
 
 examples:
   gradtrace show gradtrace-compete/results.json
-  gradtrace show run/results.json | less
+  gradtrace show run/results.json --all | less
   gradtrace show gradtrace-monitor/history.jsonl
   gradtrace show step200.gradtrace
 """
@@ -423,6 +426,7 @@ def _add_report(commands: Any) -> None:
 def _add_show(commands: Any) -> None:
     command = _command(commands, "show", "results, or a saved trace, in the terminal", SHOW)
     command.add_argument("results", type=Path, metavar="FILE")
+    command.add_argument("--all", action="store_true", help="all that the page shows, not two screens of it")
     command.set_defaults(run=run_show, stopped=lambda given: "stopped")
 
 
@@ -454,8 +458,12 @@ def run_compete(given: argparse.Namespace) -> None:
     console = Console()
     began, traces = time.monotonic(), []
     with Screen(console) as screen:
+        screen.doing("reading the text" if given.task in (None, "text") else "preparing the task")
 
         def watch(event: Event) -> None:
+            screen.doing("tracing held-out examples" if event.kind == "tracing" and console.is_terminal else None)
+            if event.kind == "tracing":
+                return
             screen.show(event.run, event.step, event.steps, event.text)
             if event.kind == "traced":
                 traces.append(event.seconds)
@@ -517,7 +525,7 @@ def run_report(given: argparse.Namespace) -> None:
 
 def run_show(given: argparse.Namespace) -> None:
     """Run `gradtrace show`."""
-    show(document_of(given.results), Console())
+    show(document_of(given.results), Console(), whole=given.all)
 
 
 def run_compare(given: argparse.Namespace) -> None:
@@ -538,24 +546,35 @@ def run_gallery(given: argparse.Namespace) -> None:
         return
     console = Console()
     for program in gallery.programs().values():
-        plain(console, f"{program.name:22}{program.title}")
+        said(console, program.title, f"{program.name:22}")
 
 
 def run_why(given: argparse.Namespace) -> None:
     """Run `gradtrace why`."""
-    trace = first_trace(given.target, load_subject(given.target))
-    names = given.names or [*trace.tape.leaves, *sorted(trace.tape.record.frozen)]
-    found = [trace.why(name) for name in names]
+    with Screen(Console(stderr=True), lines=False) as screen:
+        trace = _traced(given.target, screen)
+        names = given.names or [*trace.tape.leaves, *sorted(trace.tape.record.frozen)]
+        found = [trace.why(name) for name in screen.track("reasons", names)]
     shown = [why for why in found if given.names or why.cause != "healthy"]
     for why in shown:
-        plain(Console(), str(why))
+        said(Console(), str(why), hang=4)
     if not shown:
         plain(Console(), f"all {len(found)} parameters get a gradient")
 
 
 def run_layers(given: argparse.Namespace) -> None:
     """Run `gradtrace layers`."""
-    plain(Console(), str(first_trace(given.target, load_subject(given.target)).layers()))
+    with Screen(Console(stderr=True), lines=False) as screen:
+        trace = _traced(given.target, screen)
+        screen.doing("gradients, entropy, dead units")
+        table = trace.layers()
+    plain(Console(), str(table))
+
+
+def _traced(target: str, screen: Screen) -> Trace:
+    """Trace a model of the user's own, and say meanwhile what is done."""
+    screen.doing(f"reading {target}")
+    return first_trace(target, load_subject(target), screen.doing, screen.track)
 
 
 def how_to_resume(given: argparse.Namespace) -> str:
@@ -572,20 +591,22 @@ def run_trace(given: argparse.Namespace) -> None:
     console = Console()
     if given.save is not None:
         file_of(given.save)  # or say so before anything is traced
-    subject = load_subject(given.target)
     if given.estimate:
-        plain(console, str(first_estimate(given.target, subject, question)))
+        with Screen(Console(stderr=True), lines=False) as screen:
+            screen.doing(f"reading {given.target}")
+            found = first_estimate(given.target, load_subject(given.target), question)
+        plain(console, str(found))
         return
+    with Screen(console) as screen:
+        screen.doing(f"reading {given.target}")
+        subject = load_subject(given.target)
     with owned(given.out):
         began = time.monotonic()
         with Screen(console) as screen:
-            results = trace_subject(
-                given.target, subject, question, lambda done: screen.show("batches", done, given.batches), given.save
-            )
+            results = trace_subject(given.target, subject, question, screen.doing, given.save, screen.track)
         write_json(given.out / RESULTS, results)
         show_trace(results, console)
         for answer in results["semirings"]:
-            for line in lines(answer):
-                plain(console, line)
+            show_answer(answer, console, MOST_ROWS, batches=given.batches)
         show_findings(results, console)  # last, so that it stays on the screen
         _finish(given.out, results, {"seconds": round(time.monotonic() - began, 1)}, console)

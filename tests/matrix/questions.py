@@ -293,6 +293,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("summaries", ("summaries.answers",), _summaries, most=MEDIUM),
     Question("scalar graph", ("scalar.from_tape",), _scalar_graph, most=SMALL),
     Question("report", ("Trace.report",), _report, of_batch=False, most=MEDIUM),
+    Question("widget", ("Trace.widget",), lambda a: len(a.trace.widget().page) > 1000, False, MEDIUM),
     Question("notebook", ("Trace._repr_html_",), lambda a: len(a.trace._repr_html_()) > 1000, False, MEDIUM),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import html
 import io
 import re
 from pathlib import Path
@@ -111,7 +113,7 @@ def test_plots_give_their_axes():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     trace = traced(Stack(0.1, 5.0), torch.ones(1, 3, **F64))
     table = trace.joins("first*")
-    drawings: list = [table, trace.influence(["layer.0.inner", "first"]), trace.flow("first*")]
+    drawings: list = [table, trace.influence(["layer.0.inner", "first"]), trace.flow("first*"), trace.layers()]
     for drawing in drawings:
         fresh, (_, own) = drawing.plot(), pyplot.subplots()
         assert drawing.plot(ax=own) is own
@@ -121,6 +123,35 @@ def test_plots_give_their_axes():
     with pytest.raises(BadArgument, match=r"no joins at 'x'; there are 'layer\.\*'"):
         table.plot(pattern="x")
     pyplot.close("all")
+
+
+def test_the_plot_of_layers_has_their_numbers():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    layers = traced(Stack(0.1, 5.0), torch.ones(1, 3, **F64)).layers()
+    ax = layers.plot()
+    own = {row.module: row for row in layers.rows if row.module and row.parameters}
+    assert [t.get_text() for t in ax.get_yticklabels()] == [*own]
+    for line, column in zip(ax.get_lines(), ("log2_gradient", "log2_strongest"), strict=True):
+        assert [*line.get_xdata()] == pytest.approx([getattr(row, column) for row in own.values()])
+    pyplot.close("all")
+
+
+def test_notebooks_show_tables_in_which_names_are_text():
+    trace = traced(Stack(0.1, 5.0), torch.ones(1, 3, **F64))
+    table, flow, summary = trace.influence(["layer.0.inner"], of="*"), trace.flow(), trace.summary()
+    assert f"on all {len(trace.tape.leaves)} parameters</p>" in table._repr_html_()
+    assert f"<td style='text-align:right'>{table.rows[0].share:.1%}</td>" in table._repr_html_()
+    assert flow._repr_html_().count("<tr>") == 1 + min(20, len(flow.links))
+    assert all(html.escape(finding.text) in summary._repr_html_() for finding in summary.findings)
+    row = dataclasses.replace(table.rows[0], component="<b>", inside=False, seen=False)
+    odd = dataclasses.replace(table, rows=(row,))
+    assert "&lt;b&gt; (not seen)" in odd._repr_html_()
+    row = {"of": "first*", "kind": "best", "component": "<rnn>", "share": 0.5}
+    steps = [{"step": 0, "influence": [row]}, {"step": 100, "influence": [row | {"share": None}]}]
+    shown = History(traces=steps)._repr_html_()
+    assert "2 traces, steps 0 to 100" in shown
+    assert "&lt;rnn&gt;</td><td style='text-align:right'>50.0%</td><td style='text-align:right'>–</td>" in shown
+    assert "0 traces" in History()._repr_html_()
 
 
 def test_the_plot_of_a_history_has_a_line_for_each_component():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradtrace import component, record
-from gradtrace.queries.summaries import answers, lines
+from gradtrace.queries.summaries import answers
 from gradtrace.semirings import named
 
 
@@ -131,8 +131,3 @@ def test_what_is_graded_by_is_said():
     (outermost,) = said(trace, "graded:2:max", by=None).values()
     assert (outermost["base"], outermost["by"]) == ("max", [*BRANCHES, "unused"])
     assert len(outermost["layers"][0]["strongest"]) == 4
-
-
-def test_lines_of_what_no_float_holds():
-    answer = {"semiring": "graded", "rows": [{"parameter": "w", "spectrum": [1.0, None]}]}
-    assert lines(answer) == ["graded:", "  w  0:– 1:–"]

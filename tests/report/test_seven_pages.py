@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browsers import in_both
 from loading import EXAMPLES
 
 from gradtrace.cli import main
@@ -16,13 +17,19 @@ LARGEST, SLOWEST = 5_000_000, 1.0  # bytes, seconds
 TEXTS = ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row", "#joins th, #joins td")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", NAMES)
-def test_a_page_says_it_at_once_and_nothing_overlaps(name, open_report, tmp_path):
-    if name in ("bert", "gpt2"):
+@pytest.fixture(scope="module", params=NAMES)
+def page(request, tmp_path_factory) -> Path:
+    """One of the pages, built."""
+    if request.param in ("bert", "gpt2"):
         pytest.importorskip("transformers")
-    assert main(["trace", f"{EXAMPLES / 'pages' / name}.py:build", "--out", str(tmp_path)]) == 0
-    page = Path(tmp_path / "report.html")
+    folder = tmp_path_factory.mktemp(request.param)
+    assert main(["trace", f"{EXAMPLES / 'pages' / request.param}.py:build", "--out", str(folder)]) == 0
+    return folder / "report.html"
+
+
+@pytest.mark.full
+@in_both
+def test_a_page_says_it_at_once_and_nothing_overlaps(page, open_report):
     assert page.stat().st_size < LARGEST
     opened = []
     for _ in range(3):  # the fastest: others run beside it

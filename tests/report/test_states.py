@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
+from browsers import in_both
 from torch import Tensor, nn
 
 from gradtrace import record
@@ -54,6 +55,7 @@ def now(report) -> dict[str, Any]:
     }
 
 
+@in_both
 def test_it_opens_where_paths_part_and_from_the_earliest_parameters(blocks_report, open_report):
     report = open_report(blocks_report)
     tree = report.data["graph"]["modules"]
@@ -95,6 +97,7 @@ def test_steps_that_change_nothing_are_folded(gpt2_report, open_report):
     assert rows.evaluate_all("all => all.filter(r => r.hidden).length") < sum(hidden for hidden, _ in plain)
 
 
+@in_both
 def test_every_state_has_an_address(gpt2_report, open_report):
     report = open_report(gpt2_report)
     page = report.page
@@ -129,6 +132,7 @@ def test_a_colour_means_the_same_at_every_step_and_for_every_group(competition_r
     assert len(seen) == 1
 
 
+@in_both
 def test_words_are_explained(blocks_report, open_report):
     report = open_report(blocks_report)
     word = report.page.locator("#influence dfn", has_text="Dead")
@@ -136,6 +140,7 @@ def test_words_are_explained(blocks_report, open_report):
     assert "nothing trains it" in report.page.locator(".tip").text_content()
 
 
+@in_both
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(any_report, open_report, scheme):
     report = open_report(any_report, color_scheme=scheme, bypass_csp=True)
@@ -143,16 +148,18 @@ def test_axe_finds_nothing(any_report, open_report, scheme):
     assert not found, [(v["id"], v["nodes"][0]["target"], v["nodes"][0]["failureSummary"]) for v in found]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_name_lies_on_another(any_report, open_report, width):
+@in_both
+def test_no_name_lies_on_another(any_report, open_report):
     report = open_report(any_report)
-    report.page.set_viewport_size({"width": width, "height": 900})
-    report.page.wait_for_timeout(100)
-    assert report.page.evaluate("document.documentElement.scrollWidth") <= width
-    for texts in ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row"):
-        report.assert_apart(texts)
+    for width in WIDTHS:
+        report.page.set_viewport_size({"width": width, "height": 900})
+        report.page.wait_for_timeout(100)
+        assert report.page.evaluate("document.documentElement.scrollWidth") <= width
+        for texts in ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row"):
+            report.assert_apart(texts)
 
 
+@in_both
 def test_the_steps_stay_in_reach_on_a_phone(competition_report, open_report):
     report = open_report(competition_report)
     report.page.set_viewport_size({"width": 390, "height": 800})

@@ -1,11 +1,35 @@
 """What a person reads, in a terminal and in a file."""
 
 import io
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+from fcntl import ioctl
+from subprocess import Popen
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from gradtrace.experiments.results import conclude
-from gradtrace.report.terminal import Screen, percent, show_competition, show_findings, show_trace
+from gradtrace.report.document import of_results, of_trace
+from gradtrace.report.show import LINES, show
+from gradtrace.report.snapshot import Question
+from gradtrace.report.tables import fitted, put
+from gradtrace.report.terminal import (
+    Screen,
+    figures_of,
+    narrowed,
+    percent,
+    show_answer,
+    show_competition,
+    show_findings,
+    show_trace,
+)
 
 
 def console(*, terminal):
@@ -50,6 +74,7 @@ def test_competition_tables():
     shown = console(terminal=False)
     show_competition(RESULTS, shown)
     text = text_of(shown)
+    assert max(map(len, text.splitlines())) <= 100
     assert "[bold]text: 5,000 words, 300 in the vocabulary, 12.5% of the held-out words unknown" in text
     assert text.count("70.0% (35.0%)") == 4  # one trace and the mean, best and greedy
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
@@ -60,7 +85,7 @@ def test_competition_tables():
     assert [cell.strip() for cell in lines["without gru"].split("│")[2:-1]] == [
         *("30.0%", "1,234", "8", "15.0", "24.0", "-0.275")
     ]
-    assert "(rnn > gru) agreed with the order of ablation damage (rnn > gru)" in text
+    assert "(rnn > gru) agreed with the order of ablation damage (rnn > gru)" in " ".join(text.split())
 
 
 def test_trace_tables():
@@ -113,3 +138,141 @@ def test_bars_end_with_an_exception():
     except KeyboardInterrupt:
         pass
     assert screen.bars.finished or not screen.bars.live.is_started
+
+
+def test_what_is_being_done_stands_there_until_something_else_is():
+    shown = console(terminal=True)
+    with Screen(shown) as screen:
+        screen.doing("reading train.py")
+        screen.bars.refresh()
+        assert "reading train.py" in text_of(shown)
+        screen.doing("the strongest paths")
+        assert [task.description for task in screen.bars.tasks] == ["the strongest paths"]
+        seen = [screen.bars.tasks[-1].completed for _ in screen.track("best paths", range(1000))]
+        assert len(seen) == 1000
+        assert len(set(seen)) > 100  # the bar moved
+    assert not screen.bars.tasks
+    for lines in (True, False):
+        quiet = console(terminal=False)
+        with Screen(quiet, lines=lines) as screen:
+            screen.doing("reading train.py")
+            assert [*screen.track("best paths", [1, 2])] == [1, 2]
+        assert text_of(quiet) == "reading train.py\n" * lines
+
+
+WORDS = st.text("abc.%0", min_size=1, max_size=9)
+CELLS = st.lists(WORDS, min_size=1, max_size=4).map(" ".join)
+
+
+@given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(CELLS, min_size=n, max_size=n), min_size=2, max_size=4)))
+def test_no_word_of_a_table_is_broken(rows):
+    columns = [*zip(*rows, strict=True)]
+    least = [max(len(word) for cell in column for word in cell.split()) for column in columns]
+    room = sum(least) + 3
+    widths, found = fitted(columns, room)
+    assert sum(widths) <= room
+    assert all(map(int.__ge__, widths, least))
+    assert found == columns  # and no name is cut
+    shown = Console(file=io.StringIO(), width=room + 3 * len(columns) + 1)
+    put(shown, rows[0], rows[1:])
+    lines = text_of(shown).splitlines()
+    assert max(map(len, lines)) <= shown.width
+    printed = [word for line in lines for word in re.split(r"[┃│\s]+", line) if word]
+    assert sorted(w for w in printed if not set(w) & set("━─┏┡└┓┩┘")) == sorted(" ".join(map(" ".join, rows)).split())
+
+
+def test_names_that_do_not_fit_keep_their_ends():
+    rows = [["encoder.layers.11.self_attn.in_proj_weight", "decoder.layers.0.linear1", "100.0%"]]
+    shown = Console(file=io.StringIO(), width=50)
+    put(shown, ["from", "to", "share"], rows, text=2)
+    text = text_of(shown)
+    assert max(map(len, text.splitlines())) <= 50
+    assert re.search(r"│ …[\w.]+_weight\s+│ …[\w.]+linear1 │ 100.0% │", text)
+
+
+def test_a_path_leaves_out_what_there_is_no_room_for():
+    path = (
+        "best path from w[0]: |weight| = 2^-1.00, 1 steps\n  layer  mul.Tensor[0]  ×0.5         2^-1.00     train.py:12"
+    )
+    assert narrowed(path, 80) == path
+    assert narrowed(path, 50).splitlines() == [path.splitlines()[0], "  layer  mul.Tensor[0]  ×0.5         2^-1.00"]
+
+
+def test_figures_that_no_float_holds():
+    assert figures_of({"parameter": "w", "spectrum": [1.0, None]}) == {"0": "–", "1": "–"}
+
+
+def test_semirings_are_tables(residual):
+    for answer in residual[1]["semirings"]:
+        shown = Console(file=io.StringIO(), width=80)
+        show_answer(answer, shown, 4, batches=2)
+        lines = text_of(shown).splitlines()
+        assert lines[1].startswith(answer["semiring"])
+        assert lines[1].endswith(f"batch {answer['batch']}")
+        assert sum(line.startswith("│") for line in lines) >= min(4, len(answer["rows"]))
+        assert max(map(len, lines)) <= 80
+    entropy = next(a for a in residual[1]["semirings"] if a["semiring"] == "entropy")
+    shown = Console(file=io.StringIO(), width=80)
+    show_answer(entropy, shown, 99)
+    for row in entropy["layers"]:
+        mean = f"{row['mean']:.4g}" if row["live"] else "–"
+        assert re.search(rf"│ {re.escape(row['layer'])}\s+│\s+{re.escape(mean)} │", text_of(shown))
+
+
+@pytest.fixture(params=["competition", "residual", "gpt2"])
+def document(request):
+    made = request.getfixturevalue(request.param)
+    if request.param == "gpt2":
+        return of_trace(made[0], Question(kinds=("best",), paths=5, each=1, per_example=False))
+    return of_results(made[1])
+
+
+def test_what_is_shown_fits_two_screens_and_ends_with_what_was_found(document):
+    shown = Console(file=io.StringIO(), width=80)
+    show(document, shown)
+    lines = text_of(shown).splitlines()
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("┏") for line in lines) >= 2  # tables
+    text = " ".join(" ".join(lines).split())
+    *_, verdict = text.partition("What was found")
+    assert all(sentence in verdict.replace(" - ", " ") for sentence in document["headline"])
+    assert verdict.endswith(("as well, and longer tables", "--all shows longer tables"))
+    whole = Console(file=io.StringIO(), width=80)
+    show(document, whole, whole=True)
+    for row in document["snapshots"][-1]["influence"]:
+        assert percent(row["share"]) in text_of(whole)
+    assert "Provenance" in text_of(whole)
+
+
+def test_a_terminal_of_80_columns_sees_what_is_done_and_the_verdict_last(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)\n"
+        "    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))\n"
+        "    return model, [torch.randn(3, 5, 4)], lambda m, x: m(x).square().mean()\n"
+    )
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "gradtrace", "trace", "model.py:build", "--semiring", "entropy,graded"]
+    known = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "CI", "NO_COLOR")} | {"TERM": "xterm"}
+    with Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=known) as made:
+        os.close(theirs)
+        read = b""
+        while True:
+            try:
+                more = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            read += more
+        assert made.wait() == 0
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read.decode()).replace("\r\n", "\n")
+    assert text.lstrip().startswith("reading model.py:build")
+    assert "the forward pass" in text
+    assert "best paths" in text
+    lines = [line.rpartition("\r")[2] for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    at = next(n for n, line in enumerate(lines) if line == "What stands out:")
+    assert all(not line.startswith("┏") for line in lines[at:])
+    assert lines[-1] == "Report: gradtrace-trace/report.html"

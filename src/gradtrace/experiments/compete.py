@@ -43,7 +43,7 @@ PATHS = 20  # of each kind, at each traced step
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: `kind` is "step", "evaluated", "traced" or "resumed"; `seconds` is what a trace took."""
+    """Something to show: `kind` is "step", "evaluated", "tracing", "traced" or "resumed"; a trace took `seconds`."""
 
     kind: str
     run: str
@@ -285,6 +285,7 @@ def _measure(plan: Plan, results: dict[str, Any], model: Competition, step: int)
         run["evaluations"].append(_evaluate(plan, model, step))
         news["evaluated"] = _said(run["evaluations"][-1])
     if traced:
+        plan.watch(Event("tracing", run["name"], step, options.steps))
         began = time.monotonic()
         _trace(plan, results, model, step)
         gc.collect()  # a tape's calls and values hold each other, and gigabytes

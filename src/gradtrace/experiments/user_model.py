@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..api import Tape, Trace, record
+from ..api import Progress, Tape, Trace, record
 from ..errors import GradtraceError, OptionError
 from ..queries.arguments import batch_tensors
 from ..queries.estimate import Estimate
@@ -123,15 +123,17 @@ def trace_subject(
     target: str,
     subject: Subject,
     question: Question,
-    watch: Callable[[int], None] = lambda done: None,
+    watch: Callable[[str], None] = lambda doing: None,
     save: File | None = None,
+    progress: bool | Progress = False,
 ) -> dict[str, Any]:
     """Trace the first batches; give what results.json will say.
 
     Args:
         target: what the results call it.
-        watch: called with the number of batches done.
+        watch: called with what is being done.
         save: where the first batch's trace is saved.
+        progress: as for `Tape.trace`.
 
     Raises:
         OptionError: the batches or the loss function do not work.
@@ -143,7 +145,9 @@ def trace_subject(
     paths: list[tuple[int, Path]] = []
     said: list[dict[str, Any]] = []
     for batch in islice(_user_batches(subject.batches), question.batches):
-        trace = _trace_batch(subject, question, batch)
+        which = f"batch {len(tables) + 1} of {question.batches}: "
+        trace = _trace_batch(subject, question, batch, lambda doing, which=which: watch(which + doing), progress)
+        watch(f"{which}joins, flow and influence")
         if not tables:
             components = components_of(trace, question, subject.model)
             taken = take_down(trace, question, components)
@@ -156,7 +160,6 @@ def trace_subject(
         paths = sorted([*paths, *found], key=lambda p: -p[1].log2_weight)[: question.paths]
         tables.append(table)
         gc.collect()  # a tape's calls and values hold each other, and perhaps gigabytes
-        watch(len(tables))
     if not tables:
         raise OptionError(f"{target} returned no batches")
     rows = [_merge([t.rows[i] for t in tables]) for i in range(len(tables[0].rows))]
@@ -175,14 +178,22 @@ def trace_subject(
     } | taken
 
 
-def first_trace(target: str, subject: Subject) -> Trace:
+def first_trace(
+    target: str,
+    subject: Subject,
+    watch: Callable[[str], None] = lambda doing: None,
+    progress: bool | Progress = False,
+) -> Trace:
     """Trace the first batch.
+
+    Args:
+        watch, progress: as for `trace_subject`.
 
     Raises:
         OptionError, GradtraceError: as `trace_subject`.
     """
     for batch in _user_batches(subject.batches):
-        return _trace_batch(subject, Question(), batch)
+        return _trace_batch(subject, Question(), batch, watch, progress)
     raise OptionError(f"{target} returned no batches")
 
 
@@ -219,9 +230,13 @@ def take_down(trace: Trace, question: Question, components: Sequence[Component])
     }
 
 
-def _trace_batch(subject: Subject, question: Question, batch: Any) -> Trace:
+def _trace_batch(
+    subject: Subject, question: Question, batch: Any, watch: Callable[[str], None], progress: bool | Progress
+) -> Trace:
+    watch("the forward pass")
     tape, loss = _record_batch(subject, batch)
-    return tape.trace(loss, check=question.check)
+    watch("a proof against autograd, and the strongest paths" if question.check else "the strongest paths")
+    return tape.trace(loss, check=question.check, progress=progress)
 
 
 def _record_batch(subject: Subject, batch: Any) -> tuple[Tape, Tensor]:

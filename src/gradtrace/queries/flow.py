@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import BadArgument
 from ..recording.components import select_leaves
 from .forest import Forest
+from .markup import table_of
 from .plots import draw_bars
 from .units import Hop, Went, given_by, stream
 
@@ -102,6 +103,12 @@ class Flow:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        most = sorted(self.links, key=lambda k: -k.paths)[:20]
+        rows = [[k.source or "(top)", k.target or "(top)", f"{k.paths / (self.total or 1):.1%}"] for k in most]
+        title = f"{self.kind} flow: {self.total:g} paths; most used links between modules"
+        return table_of(title, ["from", "to", "share"], rows, text=2)
 
 
 @dataclass(frozen=True)

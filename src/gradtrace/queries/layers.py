@@ -28,9 +28,11 @@ from ..recording.isolation import uncollected
 from ..recording.record import Call, Record, Value
 from ..semirings import Entropy
 from ..semirings.base import Carrier, Max, Semiring, Sum
+from .plots import draw_dots
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 NARROW = 26  # powers of 2 that gradients keep from the end of their precision, or they have an exponent each
 WIDTH = 22  # of the column of names
@@ -89,6 +91,12 @@ class LayerTable:
         import pandas
 
         return pandas.DataFrame([asdict(r) for r in self.rows], columns=[f.name for f in fields(LayerRow)])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw gradients and strongest paths of modules' parameters, on these axes or new ones (matplotlib)."""
+        own = [row for row in self.rows if row.module and row.parameters]
+        found = {"gradient": [r.log2_gradient for r in own], "strongest path": [r.log2_strongest for r in own]}
+        return draw_dots([row.module for row in own], found, "log2", ax)
 
     def __str__(self) -> str:
         sides = f"{'':<{WIDTH - 3}}{' parameters ':-^36}  {' units ':-^23}"

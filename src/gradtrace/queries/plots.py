@@ -68,6 +68,19 @@ def draw_grid(
     return ax
 
 
+def draw_dots(names: Sequence[str], found: Mapping[str, Sequence[float]], label: str, ax: Axes | None = None) -> Axes:
+    """Draw numbers beside their names, the first at the top, in a colour for each kind, where they are finite."""
+    ax = axes(ax, 6.4, 0.8 + 0.22 * len(names))
+    at = range(len(names))[::-1]
+    for colour, (kind, numbers) in zip((WEIGHT, PATHS), found.items(), strict=False):
+        ax.plot([n if math.isfinite(n) else math.nan for n in numbers], at, "o", label=kind, color=colour)
+    ax.set_yticks(at, names)
+    ax.set_xlabel(label)
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend()
+    return ax
+
+
 def draw_lines(lines: Mapping[str, Iterable[tuple[Any, float]]], label: str, ax: Axes | None = None) -> Axes:
     """Draw shares over steps, a line for each name."""
     ax = axes(ax, 6.4, 4.0)

@@ -6,7 +6,6 @@ its *live* scalars, those that have a path to the loss.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
@@ -184,22 +183,3 @@ def _through(semiring: Through, parts: Tensor) -> list[Row]:
         {"component": name, "through": a, "around": b, "share": a / (a + b) if a + b else None}
         for name, a, b in zip(names, through, around, strict=True)
     ]
-
-
-def lines(answer: Row) -> list[str]:
-    """Write an answer for the terminal, a line for each row."""
-    return [f"{answer['semiring']}:", *(f"  {_line(row)}" for row in answer["rows"])]
-
-
-def _line(row: Row) -> str:
-    cells = [str(row["parameter"]) + ("" if "index" not in row else str(row["index"]))]
-    for key, value in row.items():
-        if isinstance(value, float):
-            cells.append(f"{key} {value:.4g}")
-        elif key == "spectrum":
-            known = [math.nan if part is None else part for part in value]  # None is how JSON has what no float holds
-            total = sum(known) or 1.0
-            cells.append(" ".join(f"{n}:{part / total:.1%}" for n, part in enumerate(known)).replace("nan%", "–"))
-        elif key == "components" and value and isinstance(value[0], dict):
-            cells.append(", ".join(f"{c['component']} {c['share'] or 0:.1%}" for c in value))
-    return "  ".join(cells)

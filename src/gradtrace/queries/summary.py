@@ -10,6 +10,7 @@ from .findings import Finding, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
 from .joins import JoinTable, Places, joins
+from .markup import list_of
 
 LINES, WIDTH = 10, 80
 
@@ -44,6 +45,9 @@ class Summary:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return list_of(str(self).partition(":\n")[0], [finding.text for finding in self.findings])
 
 
 def summarise(

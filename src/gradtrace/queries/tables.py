@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadArgument
 from ..recording.components import UNSEEN
 from .group_names import group_named
+from .markup import table_of
 from .plots import draw_bars
 
 if TYPE_CHECKING:
@@ -114,6 +115,18 @@ class InfluenceTable:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                r.component + (" (parameters inside)" if r.inside else "") + ("" if r.seen else " (not seen)"),
+                *map(_percent, (r.share, r.weighted_share, r.dead_share)),
+                str(r.examples),
+            ]
+            for r in sorted(self.rows, key=lambda r: -r.share if r.share == r.share else 1)
+        ]
+        title = f"{self.kind} influence on {group_named(self.of, self.of_all)}"
+        return table_of(title, ["component", "share", "weighted", "dead", "examples"], rows)
 
 
 def _percent(share: float) -> str:

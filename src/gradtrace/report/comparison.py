@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..queries.arguments import file_of
 from ..queries.group_names import listed
 from .beside import render
 from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side, group_of
 from .page import frame
-from .terminal import plain
+from .tables import put
+from .terminal import plain, said
 
 if TYPE_CHECKING:
     import pandas
@@ -79,24 +78,24 @@ class Comparison:
         return self.before, self.after
 
     def show(self, console: Console, most: int = 12) -> None:
-        """Print what moved, the largest change first.
+        """Print what moved, the largest change first, and what to make of it last, so that it stays on the screen.
 
         Args:
             most: rows of a table.
         """
-        plain(console, f"from  {self.before}\nto    {self.after}\n")
-        for sentence in self.sentences():
-            console.print(Text(sentence))
+        plain(console, f"from  {self.before}\nto    {self.after}")
         for measure, title in MEASURES.items():
             moved = [c for c in self.of(measure) if c.moved]
             still = len(self.of(measure)) - len(moved)
             if moved:
-                console.print()
-                console.print(Text(title))
-                console.print(_table(moved[:most]))
+                plain(console, f"\n{title}")
+                put(console, *_table(moved[:most]))
                 rest = [f"{n} more {what}" for n, what in ((len(moved[most:]), "moved"), (still, "did not move")) if n]
                 if rest:
                     plain(console, "; ".join(rest))
+        plain(console, "")
+        for sentence in self.sentences():
+            said(console, sentence, "- ")
 
     def report(self, path: str | PathLike[str]) -> Path:
         """Write a page, one HTML file that needs nothing else.
@@ -148,16 +147,11 @@ def _said(c: Change) -> str:
     return f"{what}; it was {before} ({change})."
 
 
-def _table(changes: Sequence[Change]) -> Table:
+def _table(changes: Sequence[Change]) -> tuple[list[str], list[list[str]], int]:
     keys = COLUMNS[changes[0].measure]
-    table = Table()
-    for key in keys:
-        table.add_column(HEADINGS[key], overflow="fold")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for c in changes:
-        table.add_row(*(Text(getattr(c, key)) for key in keys), *map(Text, c.written()))
-    return table
+    headings = [HEADINGS[key] for key in keys]
+    rows = [[*(getattr(c, key) for key in keys), *c.written()] for c in changes]
+    return [*headings, "before", "after", "change"], rows, len(keys)
 
 
 # ------------------------------------------------------------- from documents

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..queries.markup import table_of
 from ..queries.plots import draw_lines
 from . import headline
 from .document import SCHEMA, BadResults, finite, model_of, of_results, read_results, rows_of, served_by_fallback
+from .words import counted, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +46,18 @@ class History:
             if (row["of"], row["kind"]) == (of, kind) and row["share"] is not None:
                 lines.setdefault(row["component"], []).append((step, row["share"]))
         return draw_lines(lines, f"share of the {kind} paths from {of}", ax)
+
+    def _repr_html_(self) -> str:
+        """Show the first and the last share of every component."""
+        ends = [{self._key(r): r["share"] for r in trace["influence"]} for trace in self.traces[:1] + self.traces[-1:]]
+        rows = [[*key, percent(ends[0].get(key)), percent(share)] for key, share in (ends[-1] if ends else {}).items()]
+        steps = [str(trace["step"]) for trace in self.traces]
+        title = f"{counted(len(steps), 'trace')}" + (f", steps {steps[0]} to {steps[-1]}" if steps else "")
+        return table_of(title, ["parameters", "traces", "component", "first", "last"], rows, text=3)
+
+    @staticmethod
+    def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+        return row["of"], row["kind"], row["component"]
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take a line.
