@@ -30,7 +30,6 @@ from .experiments.user_code import describe
 from .experiments.user_model import Question, first_estimate, first_trace, load_subject, trace_subject
 from .queries.arguments import file_of
 from .queries.forest import FIRST, KINDS
-from .queries.summaries import lines
 from .report.document import MEASURED, of_results, peak_memory
 from .report.page import render
 from .report.show import show
