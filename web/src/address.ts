@@ -29,6 +29,7 @@ export function read(data: ReportDocument, hash: string): Partial<State> {
     measure: one("count", among(["share", "weighted_share"])),
     open: one("open", nodes(data.graph.modules.parent.length)),
     openGroups: one("groups", nodes(data.graph.groups.parent.length)),
+    unfolded: one("runs", nodes(data.graph.modules.parent.length)),
     path: one("path", (text) => pathOf(data, text)),
   };
   for (const [key, value] of Object.entries(values)) if (value !== undefined) Object.assign(out, { [key]: value });
@@ -50,6 +51,7 @@ function written(data: ReportDocument, now: State, first: State): string {
     ["count", now.measure, now.measure, first.measure],
     ["open", numbers(now.open), numbers(now.open), numbers(first.open)],
     ["groups", numbers(now.openGroups), numbers(now.openGroups), numbers(first.openGroups)],
+    ["runs", numbers(now.unfolded), numbers(now.unfolded), numbers(first.unfolded)],
     ["path", now.path ? [now.path.leaf, ...now.path.index.split(", ")].join(".") : "", JSON.stringify(now.path), JSON.stringify(first.path)],
   ];
   return new URLSearchParams(said.filter(([, , a, b]) => a !== b).map(([key, value]) => [key, value])).toString();
@@ -67,6 +69,6 @@ export function follow(data: ReportDocument, store: Store): void {
       // a frame of a notebook has no address
     }
   };
-  store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "path"], tell);
+  store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
   addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

@@ -15,6 +15,7 @@ export interface Graph {
   parameters: { name: string[]; shape: number[][] };
   modules: TreeColumns;
   groups: TreeColumns;
+  links?: { source: number[]; target: number[] }; // between calls; absent in older results
 }
 
 export interface InfluenceRow {

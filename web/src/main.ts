@@ -7,6 +7,7 @@ import { openWherePathsPart } from "./cut";
 import { load, type FlowColumns, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
+import { callsOf, joinsOf } from "./lanes";
 import { Store, type State } from "./state";
 import { leavesOf } from "./walk";
 import { ablationView } from "./views/ablation";
@@ -29,8 +30,9 @@ function begin(data: ReportDocument): Store {
     group: flow?.of ?? "",
     weighted: false,
     measure: "share",
-    open: openWherePathsPart(data.graph, flow),
+    open: openWherePathsPart(data.graph, flow, callsOf(joinsOf(data, last, flow))),
     openGroups: new Set(data.graph.groups.open),
+    unfolded: new Set<number>(),
     path: strongestOf(data, last, flow),
   });
 }

@@ -8,6 +8,7 @@ export interface State {
   measure: "share" | "weighted_share";
   open: Set<number>;
   openGroups: Set<number>;
+  unfolded: Set<number>; // runs, by the number of their first part
   path: { leaf: number; index: string } | null;
 }
 

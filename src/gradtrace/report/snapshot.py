@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
-from ..queries.findings import Finding
+from ..queries.findings import Finding, dead_shares, earliest
 from ..queries.flow import Asked, Flow, flows
 from ..queries.flow import merged as merged_flows
 from ..queries.forest import Forest
+from ..queries.group_names import group_named
 from ..queries.influence import influences
 from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable, Places
@@ -127,7 +128,8 @@ def graph_of(trace: Traced) -> dict[str, Any]:
     """Describe the recording: operator calls that lead to the loss, parameters, and how both fold."""
     record = trace.tape.record
     calls, leaves = record.before(trace.root), list(record.leaves.values())
-    tree = call_tree(calls, links_between(calls))
+    links = [*dict.fromkeys(links_between(calls))]
+    tree = call_tree(calls, links)
     shown = {source: short_source(source) for source in {c.source for c in calls}}
     return {
         "calls": {
@@ -139,6 +141,7 @@ def graph_of(trace: Traced) -> dict[str, Any]:
         "parameters": {"name": [str(v.name) for v in leaves], "shape": [list(v.shape) for v in leaves]},
         "modules": tree.columns(),
         "groups": parameter_tree(leaves).columns(),
+        "links": {"source": [a for a, _ in links], "target": [b for _, b in links]},
     }
 
 
@@ -197,7 +200,7 @@ def take(trace: Traced, question: Question) -> Taken:
     """Ask for flows, influence and paths of a trace."""
     record = trace.tape.record
     apart = is_apart(record, question)
-    groups = question.groups or default_groups(record)
+    groups = question.groups or _from_the_earliest(trace.forest(question.kinds[0], per_example=apart))
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
     return Taken(
@@ -378,6 +381,15 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
             groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
     everything = {"all parameters": "*"}
     return groups | everything if any(tree.nodes[n].kind == "parameters" for n in shown) else everything | groups
+
+
+def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
+    """Put in front of the groups the parameters of which the headline speaks, by the name that they have there."""
+    names, groups = earliest(forest, dead_shares(forest)), default_groups(forest.record)
+    members = {name: {str(v.name) for v in select_leaves(forest.record, of)} for name, of in groups.items()}
+    same = next((name for name, of in members.items() if of == set(names)), None)
+    first = {group_named(names, len(forest.record.leaves), shorten=True): names} if same is None else {same: groups[same]}
+    return first | groups
 
 
 def default_components(trace: Traced) -> list[str]:
