@@ -20,9 +20,13 @@ export function read(data: ReportDocument, hash: string): Partial<State> {
     const found = setOf(text);
     return [...found].every((n) => Number.isInteger(n) && n >= 0 && n < count) ? found : undefined;
   };
-  const snapshot = data.snapshots.findIndex((s) => String(s.step) === said.get("step"));
+  const moment = (text: string) => {
+    const found = data.snapshots.findIndex((s) => (s.name ?? String(s.step)) === text);
+    return found < 0 ? undefined : found;
+  };
   const values: Partial<Record<keyof State, unknown>> = {
-    snapshot: snapshot < 0 ? undefined : snapshot,
+    snapshot: one("step", moment),
+    against: one("less", (text) => (text ? moment(text) : null)),
     kind: one("kind", among(flows.map((f) => f.kind))),
     group: one("of", among(flows.map((f) => f.of))),
     weighted: one("width", (text) => text === "weights"),
@@ -43,8 +47,10 @@ function pathOf(data: ReportDocument, text: string): State["path"] | undefined {
 }
 
 function written(data: ReportDocument, now: State, first: State): string {
+  const moment = (at: number | null) => (at === null ? "" : (data.snapshots[at].name ?? String(data.snapshots[at].step)));
   const said: [string, string, unknown, unknown][] = [
-    ["step", String(data.snapshots[now.snapshot].step), now.snapshot, first.snapshot],
+    ["step", moment(now.snapshot), now.snapshot, first.snapshot],
+    ["less", moment(now.against), now.against, first.against],
     ["kind", now.kind, now.kind, first.kind],
     ["of", now.group, now.group, first.group],
     ["width", now.weighted ? "weights" : "paths", now.weighted, first.weighted],
@@ -69,6 +75,6 @@ export function follow(data: ReportDocument, store: Store): void {
       // a frame of a notebook has no address
     }
   };
-  store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
+  store.watch(["snapshot", "against", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
   addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

@@ -32,3 +32,9 @@ export function strength(t: number): string {
 export function ofComponent(names: string[], name: string): string {
   return COMPONENTS[Math.max(0, names.indexOf(name)) % COMPONENTS.length];
 }
+
+/** A difference of shares: how strongly it is coloured, so that small ones are seen. */
+export function moved(difference: number): { look: "more" | "fewer" | "same"; strength: number } {
+  const look = Math.abs(difference) < 0.0005 ? "same" : difference > 0 ? "more" : "fewer";
+  return { look, strength: look === "same" ? 0 : 0.1 + 0.35 * Math.sqrt(Math.min(1, Math.abs(difference))) };
+}

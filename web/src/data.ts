@@ -83,6 +83,7 @@ export interface JoinTable {
 
 export interface Snapshot {
   step: number | null;
+  name?: string; // of one of two results
   loss: number | null;
   influence: InfluenceRow[];
   flows: FlowColumns[];
@@ -173,9 +174,19 @@ export interface Answer {
   layers?: AnswerRow[];
 }
 
+/** What moved between two results: names, where it was and where it is, and both in words with the change. */
+export interface ChangeTable {
+  title: string;
+  how: string;
+  columns: string[];
+  rows: [names: string[], before: number | null, after: number | null, words: [string, string, string]][];
+  still: number;
+  left_out: number;
+}
+
 export interface ReportDocument {
   schema: string;
-  kind: "trace" | "compete" | "history";
+  kind: "trace" | "compete" | "history" | "compare";
   title: string;
   headline: string[];
   graph: Graph;
@@ -192,6 +203,8 @@ export interface ReportDocument {
   } | null;
   agreement?: { sentence: string; rows: AgreementRow[] } | null;
   semirings?: Answer[];
+  changes?: ChangeTable[];
+  unmatched?: [what: string, why: string, names: string[]][];
   provenance: [string, [string, string][]][];
 }
 

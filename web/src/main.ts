@@ -10,7 +10,9 @@ import { button, el, menu } from "./dom";
 import { callsOf, joinsOf } from "./lanes";
 import { Store, type State } from "./state";
 import { leavesOf } from "./walk";
+import { againstMenu, nameOf } from "./against";
 import { ablationView } from "./views/ablation";
+import { changesView } from "./views/changes";
 import { entropyView } from "./views/entropy";
 import { firstFlow, flowView } from "./views/flow";
 import { gapView } from "./views/gap";
@@ -26,6 +28,7 @@ function begin(data: ReportDocument): Store {
   const flow = firstFlow(data);
   return new Store({
     snapshot: last,
+    against: data.kind === "compare" ? 0 : null,
     kind: flow?.kind ?? "best",
     group: flow?.of ?? "",
     weighted: false,
@@ -48,6 +51,10 @@ function strongestOf(data: ReportDocument, last: number, flow: FlowColumns | und
 function slider(data: ReportDocument, store: Store): HTMLElement | null {
   const steps = data.snapshots.map((s) => s.step);
   if (steps.length < 2) return null;
+  if (data.kind === "compare") {
+    const options = data.snapshots.map((s, i): [string, string] => [String(i), nameOf(s)]);
+    return menu("Result", options, String(store.now.snapshot), (i) => store.set({ snapshot: Number(i) }), "step");
+  }
   const input = el("input", { type: "range", id: "step", min: 0, max: steps.length - 1, step: 1 });
   const shown = el("output", { for: "step" });
   input.addEventListener("input", () => store.set({ snapshot: Number(input.value) }));
@@ -73,6 +80,7 @@ function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElem
     "div",
     { class: "choices" },
     slider(data, store),
+    againstMenu(data, store),
     menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind"),
     theme,
   );
@@ -96,7 +104,7 @@ function main(): void {
   const app = document.getElementById("app")!;
   const store = begin(data);
   follow(data, store);
-  const makers = [joinsView, flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
+  const makers = [joinsView, flowView, influenceView, changesView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
   const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
   const content = el("main", {});
   app.append(head, content);

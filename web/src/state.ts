@@ -2,6 +2,7 @@
 
 export interface State {
   snapshot: number;
+  against: number | null; // the moment that is subtracted
   kind: string;
   group: string;
   weighted: boolean;

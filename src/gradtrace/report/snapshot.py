@@ -388,8 +388,8 @@ def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
     names, groups = earliest(forest, dead_shares(forest)), default_groups(forest.record)
     members = {name: {str(v.name) for v in select_leaves(forest.record, of)} for name, of in groups.items()}
     same = next((name for name, of in members.items() if of == set(names)), None)
-    first = {group_named(names, len(forest.record.leaves), shorten=True): names} if same is None else {same: groups[same]}
-    return first | groups
+    name = group_named(names, len(forest.record.leaves), shorten=True) if same is None else same
+    return {name: names if same is None else groups[same]} | groups
 
 
 def default_components(trace: Traced) -> list[str]:

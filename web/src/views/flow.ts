@@ -1,9 +1,10 @@
 // Where the paths run, from the parameters on the left to the loss on the right.
 
 import { scaleLinear } from "d3-scale";
-import { strength } from "../colours";
+import { flowIn, legendOf, linesBefore, other } from "../against";
+import { moved, strength } from "../colours";
 import { aboveOf, childrenOf, cutAt, flowOf, foldRuns, rangeOf, shownFor, skipsOf, type Cut, type Folded, type CutLink, type CutNode } from "../cut";
-import type { FlowColumns, ReportDocument } from "../data";
+import type { FlowColumns, ReportDocument, Snapshot } from "../data";
 import { button, count, el, explain, fit, fitTo, hideTip, menu, percent, power, svg, table } from "../dom";
 import { callsOf, joinsOf, labelsOf, lanesOf, type Lane } from "../lanes";
 import { layerAlone, openLayer, repeatedLayers } from "../layers";
@@ -54,7 +55,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     if (!flow) {
       totals.textContent = "";
       details.replaceChildren(el("summary", {}, "Ribbons as a table"));
-      holder.replaceChildren(el("p", { class: "none" }, "At this step the program ran other operators than at the last one, whose picture this is."));
+      holder.replaceChildren(el("p", { class: "none" }, "Here the program ran other operators than in the last one, whose picture this is."));
       drawn = null;
       rows = [];
       return;
@@ -77,12 +78,13 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
       drawn = null;
       return;
     }
-    drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100);
+    const before = other(data, store);
+    drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100, before);
     drawn.dataset.open = [...store.now.open].join(" ");
-    holder.replaceChildren(drawn);
+    holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
     if (focus) partNow(data, holder, focus)?.focus();
   };
-  store.watch(["snapshot", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
+  store.watch(["snapshot", "against", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
@@ -234,7 +236,7 @@ function toggle(data: ReportDocument, store: Store, node: CutNode): void {
   store.set({ [key]: new Set([...store.now[key], node.number]) });
 }
 
-function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number): SVGSVGElement {
+function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number, before?: Snapshot): SVGSVGElement {
   const weigh = (l: CutLink) => (store.now.weighted ? l.weights : l.paths);
   const placed = place(cut, weigh, room);
   const [low, high] = range;
@@ -246,8 +248,8 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
   const skips = skipsOf(cut);
   const lanes = lanesIn(data, store, cut, flow);
   out.append(
-    ribbons(placed, cut, flow, scale, skips), lit(data, store, placed), names(placed, cut, flow, skips),
-    parts(data, store, placed, flow, lanes), legend(placed, low, high),
+    ribbons(placed, cut, flow, scale, skips, before && { before, shares: sharesIn(data, store, cut, flow, before) }), lit(data, store, placed), names(placed, cut, flow, skips),
+    parts(data, store, placed, flow, lanes), legend(placed, low, high, before === undefined),
   );
   return out;
 }
@@ -299,20 +301,44 @@ function names(placed: Placed, cut: Cut, flow: FlowColumns, skips: Skips): SVGGE
   return group;
 }
 
-function ribbons(placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips): SVGGElement {
+type Shares = Map<string, [number, number]>; // of paths and of their weight, by the ends of a ribbon
+
+/** How wide the same ribbons are at another moment. */
+function sharesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, before: Snapshot): Shares | undefined {
+  const then = flowIn(before, flow);
+  if (!then?.total) return undefined;
+  const home = new Map(cut.nodes.flatMap((node) => (node.members ?? []).map((m) => [m.id, node.id] as const)));
+  const out: Shares = new Map();
+  for (const link of cutAt(data.graph, then, store.now.open, store.now.openGroups).links) {
+    const key = `${home.get(link.source) ?? link.source} ${home.get(link.target) ?? link.target}`;
+    const [paths, weights] = out.get(key) ?? [0, 0];
+    out.set(key, [paths + link.paths / then.total, weights + link.weights / then.weight]);
+  }
+  return out;
+}
+
+function ribbons(
+  placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips, then?: { before: Snapshot; shares: Shares | undefined },
+): SVGGElement {
   const group = svg("g", { class: "ribbons" });
-  for (const link of placed.links.filter((l) => !l.paths)) group.append(svg("path", { d: link.d, class: "idle" }));
-  for (const link of [...placed.links].filter((l) => l.paths).sort((a, b) => b.width - a.width)) {
+  for (const link of [...placed.links].sort((a, b) => Number(a.paths > 0) - Number(b.paths > 0) || b.width - a.width)) {
     const log2 = meanLog2(flow, link);
+    const share = link.paths / flow.total;
+    const was = then?.shares && (then.shares.get(`${link.source} ${link.target}`)?.[0] ?? 0);
+    const tint = moved(was === undefined ? 0 : share - was);
     const path = svg("path", {
-      d: link.d, "stroke-width": link.width, stroke: strength(log2 === null ? 0 : scale(log2)),
-      "data-source": link.source, "data-target": link.target, "data-paths": link.paths,
+      d: link.d, "stroke-width": link.width, "data-source": link.source, "data-target": link.target,
+      class: [link.paths ? "" : "idle", then ? tint.look : ""].filter(Boolean).join(" ") || null,
+      stroke: then || !link.paths ? null : strength(log2 === null ? 0 : scale(log2)),
+      style: then ? `stroke-opacity: ${0.25 + 1.6 * tint.strength}` : null,
+      "data-paths": link.paths, "data-difference": was === undefined ? null : share - was,
     });
     explain(path, () => [
       [`${nameOf(cut, link.source)} → ${nameOf(cut, link.target)}`, around(skips, cut, link)].filter(Boolean).join(", "),
-      `${count(link.paths)} of ${count(flow.total)} paths: ${percent(link.paths / flow.total)}`,
+      `${count(link.paths)} of ${count(flow.total)} paths: ${percent(share)}`,
       `${percent(link.weights / flow.weight)} of their weight`,
       `mean strength ${power(log2)}`,
+      ...linesBefore(then?.before, was, share),
     ]);
     group.append(path);
   }
@@ -411,17 +437,17 @@ function operatorsIn(data: ReportDocument, number: number): string[] {
   return [`${operator[at]}, call ${inside[0]}`, source[at]].filter(Boolean);
 }
 
-function legend(placed: Placed, low: number, high: number): SVGGElement {
+function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGElement {
   const group = svg("g", { class: "legend", transform: `translate(4,${placed.height + 14})` });
   const [width, parts] = [180, 30];
-  for (let i = 0; i < parts; i++) {
+  for (let i = 0; ramp && i < parts; i++) {
     group.append(svg("rect", { x: (i * width) / parts, width: width / parts + 0.5, height: 8, fill: strength(i / (parts - 1)) }));
   }
   for (const [i, [kind, text]] of [["groups", "parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
-    const x = [560, 660, 810][i];
+    const x = [560, 660, 810][i] - (ramp ? 0 : 560);
     group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
   }
-  if (!Number.isFinite(low)) return group;
+  if (!ramp || !Number.isFinite(low)) return group;
   group.append(
     svg("text", { y: 22 }, power(low)),
     svg("text", { x: width, y: 22, "text-anchor": "end" }, power(high)),

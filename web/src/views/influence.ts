@@ -1,7 +1,8 @@
 // Which components the paths of which parameters cross, as a heat map.
 
-import { cividis, inkOn, isDark } from "../colours";
-import type { InfluenceRow, ReportDocument } from "../data";
+import { influenceIn, legendOf, linesBefore, other, points } from "../against";
+import { cividis, inkOn, isDark, moved } from "../colours";
+import type { InfluenceRow, ReportDocument, Snapshot } from "../data";
 import { el, explain, fit, menu, percent, svg } from "../dom";
 import { section } from "../section";
 import type { Store } from "../state";
@@ -44,10 +45,11 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
     return root;
   }
   const draw = () => {
-    drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100);
-    holder.replaceChildren(drawn);
+    const before = other(data, store);
+    drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100, before);
+    holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
   };
-  store.watch(["snapshot", "measure", "kind"], draw);
+  store.watch(["snapshot", "against", "measure", "kind"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
@@ -61,7 +63,7 @@ function rowsNow(data: ReportDocument, store: Store): InfluenceRow[] {
   return kinds.flatMap((kind) => shown.filter((r) => r.kind === kind));
 }
 
-function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number): SVGSVGElement {
+function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number, before: Snapshot | undefined): SVGSVGElement {
   const components = [...new Set(rows.map((r) => r.component))];
   const lines = [...new Map(rows.map((r) => [`${r.kind}\n${r.of}`, r])).values()];
   const left = Math.min(250, 20 + 7 * Math.max(...lines.map((l) => fit(l.of, 27).length + l.kind.length + 3)));
@@ -79,7 +81,7 @@ function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room
     out.append(svg("text", { x: left - 8, y: y + cell.h / 2 + 4, "text-anchor": "end", class: "row" }, `${fit(line.of, 27)} · ${line.kind}`));
     for (const row of rows) {
       if (row.kind !== line.kind || row.of !== line.of) continue;
-      out.append(crossing(row, measure, left + components.indexOf(row.component) * cell.w, y, cell));
+      out.append(crossing(row, measure, left + components.indexOf(row.component) * cell.w, y, cell, before));
     }
     out.append(dead(line, left + components.length * cell.w + 14, y, cell));
   });
@@ -93,21 +95,25 @@ function heading(name: string, x: number, y: number, width: number, flat: boolea
   return svg("text", { ...at, class: "column" }, fit(name, 28), svg("title", {}, name));
 }
 
-function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: number, y: number, cell: { w: number; h: number }): SVGGElement {
+function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: number, y: number, cell: { w: number; h: number }, before: Snapshot | undefined): SVGGElement {
   const share = row[measure];
+  const was = influenceIn(before, row)?.[measure];
+  const difference = share === null || was === null || was === undefined ? null : share - was;
+  const tint = moved(difference ?? 0);
   const shade = isDark() ? (share ?? 0) : 0.96 - 0.96 * (share ?? 0);
   const group = svg(
     "g",
-    { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${percent(share)}` },
-    svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : share < 0.0005 ? "zero" : "" }),
-    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: share === null || share < 0.0005 ? "currentColor" : inkOn(shade) }, cell.w < 56 ? whole(share) : percent(share)),
-    row.inside ? svg("circle", { cx: x + cell.w - 7, cy: y + 7, r: 2.5, fill: "none", stroke: share === null ? "currentColor" : inkOn(shade) }) : null,
+    { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${before ? points(difference) : percent(share)}` },
+    before ? svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, class: tint.look, "fill-opacity": tint.strength || 1 }) : svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : share < 0.0005 ? "zero" : "" }),
+    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: before || share === null || share < 0.0005 ? "currentColor" : inkOn(shade) }, before ? points(difference) : cell.w < 56 ? whole(share) : percent(share)),
+    row.inside ? svg("circle", { cx: x + cell.w - 7, cy: y + 7, r: 2.5, fill: "none", stroke: before || share === null ? "currentColor" : inkOn(shade) }) : null,
   );
   explain(group, () => [
     `${row.of} → ${row.component}, ${row.kind}`,
     ...(row.seen === false
       ? ["none of its calls was seen, so nobody can tell"]
       : [`${percent(row.share)} of paths cross it`, `${percent(row.weighted_share)} of their weight`]),
+    ...linesBefore(before, was, share),
     `${percent(row.dead_share)} of pairs have no path; ${row.examples} example${row.examples === 1 ? "" : "s"}`,
     ...(row.inside ? ["some of these parameters live inside"] : []),
   ]);
