@@ -391,6 +391,48 @@ def test_search_finds_a_path_and_shows_its_steps(gpt2_report, gpt2, open_report)
     assert report.page.locator("#flow .lit path").count() > 2
 
 
+def test_an_example_shows_its_own_shares_and_paths(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    page, snapshot = report.page, report.data["snapshots"][-1]
+    options = page.locator("#example option").all_text_contents()
+    assert options[0] == "all 2"
+    assert options[2].startswith("1: word")
+    page.select_option("#example", "1")
+    own = snapshot["examples"][1]
+    for row, (share, *_) in list(zip(snapshot["influence"], own["influence"], strict=True))[:40:5]:
+        cell = page.locator(f'#influence .cell[data-of="{row["of"]}"][data-component="{row["component"]}"]')
+        if row["kind"] == "best":
+            assert cell.get_attribute("aria-label").endswith(f": {percent(share)}")
+    at = next(n for n, t in enumerate(snapshot["joins"]) if (t["table"], t["kind"]) == ("early", "best"))
+    table, numbers = snapshot["joins"][at], own["joins"][at]
+    wanted = [
+        f"{label}, {branch}: {percent(values[1])}"
+        for grid, rows in zip(table["grids"], numbers, strict=True)
+        for join, label, row in zip(grid["joins"], grid["labels"], rows, strict=True)
+        for branch, values in zip([b for b in grid["branches"] if b in join["branches"]], row, strict=True)
+    ]
+    while (more := page.locator("#joins .more")).count():
+        more.click()
+    found = page.locator("#joins td.share").evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
+    assert sorted(found) == sorted(wanted)
+    assert "Of example 1 alone: word" in page.locator("#joins .whose").inner_text()
+    starts = snapshot["paths"]["best"]["starts"]
+    first = page.locator("#paths .pathlist button").first
+    first.click()
+    assert "example 1." in page.locator("#paths .weight").text_content()
+    page.fill("#search-parameter", "transformer")
+    said = page.locator("#paths .found").text_content()
+    names = report.data["graph"]["parameters"]["name"]
+    hits = sum(e == 1 and "transformer" in names[n] for e, n in zip(starts["example"], starts["leaf"], strict=True))
+    assert said.startswith(f"{hits} of {len(starts['leaf'])} paths in this file, of example 1")
+    assert page.locator("#paths .pathlist q").count() > 5  # words in lists, too
+    again = open_report(gpt2_report)
+    again.requests.clear()
+    again.page.goto(page.url)
+    assert again.page.locator("#example").input_value() == "1"
+    again.requests[:] = [gpt2_report.as_uri()]
+
+
 def test_a_search_without_a_hit_says_what_to_do(gpt2_report, open_report):
     report = open_report(gpt2_report)
     report.page.fill("#search-parameter", "transformer.wpe.weight")

@@ -1,6 +1,7 @@
 // An address for every state: what is chosen stands behind the #, so that a link shows what its sender saw.
 
 import type { ReportDocument } from "./data";
+import { examplesOf } from "./examples";
 import type { State, Store } from "./state";
 
 const numbers = (set: Set<number>) => [...set].sort((a, b) => a - b).join(".");
@@ -27,6 +28,7 @@ export function read(data: ReportDocument, hash: string): Partial<State> {
   const values: Partial<Record<keyof State, unknown>> = {
     snapshot: one("step", moment),
     against: one("less", (text) => (text ? moment(text) : null)),
+    example: one("example", (text) => (/^\d+$/.test(text) && Number(text) < examplesOf(data).length ? Number(text) : undefined)),
     kind: one("kind", among(flows.map((f) => f.kind))),
     group: one("of", among(flows.map((f) => f.of))),
     weighted: one("width", (text) => text === "weights"),
@@ -51,6 +53,7 @@ function written(data: ReportDocument, now: State, first: State): string {
   const said: [string, string, unknown, unknown][] = [
     ["step", moment(now.snapshot), now.snapshot, first.snapshot],
     ["less", moment(now.against), now.against, first.against],
+    ["example", String(now.example ?? ""), now.example, first.example],
     ["kind", now.kind, now.kind, first.kind],
     ["of", now.group, now.group, first.group],
     ["width", now.weighted ? "weights" : "paths", now.weighted, first.weighted],
@@ -75,6 +78,6 @@ export function follow(data: ReportDocument, store: Store): void {
       // a frame of a notebook has no address
     }
   };
-  store.watch(["snapshot", "against", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
+  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
   addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

@@ -2,6 +2,7 @@
 
 import type { FlowColumns, InfluenceRow, JoinTable, ReportDocument, Snapshot } from "./data";
 import { el, menu } from "./dom";
+import { momentOf } from "./examples";
 import type { Store } from "./state";
 
 /** What a moment is called: by its step, or by the name of its result. */
@@ -12,7 +13,7 @@ export function nameOf(snapshot: Snapshot): string {
 /** What is subtracted from the moment that shows; nothing, if nothing is chosen or it is the same. */
 export function other(data: ReportDocument, store: Store): Snapshot | undefined {
   const { against, snapshot } = store.now;
-  return against === null || against === snapshot ? undefined : data.snapshots[against];
+  return against === null || against === snapshot ? undefined : momentOf(data.snapshots[against], store.now.example);
 }
 
 /** A menu of moments to subtract, where there are several. */

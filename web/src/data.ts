@@ -58,7 +58,7 @@ export interface JoinRow {
   fork: string;
   source: string;
   paths: number;
-  share: number;
+  share: number | null; // of one example it is not told
   branches: Record<string, [paths: number, share: number | null, weighted: number | null]>;
 }
 
@@ -81,6 +81,13 @@ export interface JoinTable {
   grids: JoinGrid[];
 }
 
+/** What is said of one example, in the order in which all is: shares of influence, and by table, grid and join of branches. */
+export interface Example {
+  tokens: string[] | null;
+  influence: [share: number | null, weighted: number | null, dead: number | null][];
+  joins: [paths: number, share: number | null, weighted: number | null][][][][];
+}
+
 export interface Snapshot {
   step: number | null;
   name?: string; // of one of two results
@@ -89,6 +96,7 @@ export interface Snapshot {
   flows: FlowColumns[];
   paths: Record<string, PathTable>;
   joins?: JoinTable[]; // absent in older results
+  examples?: Example[];
 }
 
 export interface Evaluation {

@@ -7,6 +7,7 @@ import { openWherePathsPart } from "./cut";
 import { load, type FlowColumns, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
+import { exampleMenu } from "./examples";
 import { callsOf, joinsOf } from "./lanes";
 import { Store, type State } from "./state";
 import { leavesOf } from "./walk";
@@ -29,6 +30,7 @@ function begin(data: ReportDocument): Store {
   return new Store({
     snapshot: last,
     against: data.kind === "compare" ? 0 : null,
+    example: null,
     kind: flow?.kind ?? "best",
     group: flow?.of ?? "",
     weighted: false,
@@ -81,7 +83,8 @@ function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElem
     { class: "choices" },
     slider(data, store),
     againstMenu(data, store),
-    menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind"),
+    exampleMenu(data, store),
+    ...(kinds.length > 1 ? [menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind")] : []),
     theme,
   );
   return el("nav", { "aria-label": "Views" }, el("div", { class: "links" }, ...links), choices);

@@ -3,6 +3,7 @@
 export interface State {
   snapshot: number;
   against: number | null; // the moment that is subtracted
+  example: number | null; // null: all of them
   kind: string;
   group: string;
   weighted: boolean;

@@ -15,12 +15,15 @@ export function tableOf(data: ReportDocument, snapshot: number, kind: string): P
   return data.snapshots[snapshot].paths[kind] ?? Object.values(data.snapshots[snapshot].paths)[0];
 }
 
-export function startOf(table: PathTable, chosen: { leaf: number; index: string }): number {
-  return (table.starts.leaf ?? []).findIndex((leaf, i) => leaf === chosen.leaf && table.starts.index![i].join(", ") === chosen.index);
+/** Where a scalar's path begins: in the example that is looked at, if the file has that one, else in the one where it is strongest. */
+export function startOf(table: PathTable, chosen: { leaf: number; index: string }, example: number | null): number {
+  const leaves = table.starts.leaf ?? [];
+  const found = leaves.flatMap((leaf, i) => (leaf === chosen.leaf && table.starts.index![i].join(", ") === chosen.index ? [i] : []));
+  return found.find((i) => table.starts.example?.[i] === example) ?? found[0] ?? -1;
 }
 
-export function stepsOf(table: PathTable, chosen: { leaf: number; index: string }): Step[] {
-  const start = startOf(table, chosen);
+export function stepsOf(table: PathTable, chosen: { leaf: number; index: string }, example: number | null): Step[] {
+  const start = startOf(table, chosen, example);
   const out: Step[] = [];
   let running = 0;
   for (let at = start < 0 ? -1 : table.starts.first![start]; at >= 0; at = table.steps.next[at]) {

@@ -64,7 +64,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     nameMeetings(data, cut, flow, store);
     const taken = cut.links.filter((l) => l.paths > 0);
     showOpen(opened, data, store, cut.runs);
-    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step);
+    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step, store.now.example === null);
     rows = [
       ["from", "to", "paths", "share", "weight", "share of weight", "log2 of mean weight"],
       ...taken.map((l) => [
@@ -84,7 +84,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
     if (focus) partNow(data, holder, focus)?.focus();
   };
-  store.watch(["snapshot", "against", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
+  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
@@ -166,8 +166,8 @@ function layersField(data: ReportDocument, store: Store): HTMLElement[] {
   return [el("label", { class: "field", for: "layer" }, el("span", {}, `Open one of ${layers.pattern}`), input, shown)];
 }
 
-function totalsOf(flow: FlowColumns, step: number | null): string {
-  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}.`;
+function totalsOf(flow: FlowColumns, step: number | null, all: boolean): string {
+  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}${all ? "" : ", those of all examples"}.`;
 }
 
 function nameOf(cut: Cut, id: string): string {
@@ -461,7 +461,7 @@ function lit(data: ReportDocument, store: Store, placed: Placed): SVGGElement {
   const group = svg("g", { class: "lit", "aria-hidden": "true" });
   const chosen = store.now.path;
   const paths = tableOf(data, store.now.snapshot, store.now.kind);
-  const steps = chosen && paths ? stepsOf(paths, chosen) : [];
+  const steps = chosen && paths ? stepsOf(paths, chosen, store.now.example) : [];
   if (!chosen || !steps.length) return group;
   const modules = shownFor(data.graph.modules, store.now.open);
   const groups = shownFor(data.graph.groups, store.now.openGroups);

@@ -4,6 +4,7 @@ import { influenceIn, legendOf, linesBefore, other, points } from "../against";
 import { cividis, inkOn, isDark, moved } from "../colours";
 import type { InfluenceRow, ReportDocument, Snapshot } from "../data";
 import { el, explain, fit, menu, percent, svg } from "../dom";
+import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
 
@@ -47,16 +48,16 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
   const draw = () => {
     const before = other(data, store);
     drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100, before);
-    holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
+    holder.replaceChildren(...[whoseLine(data, store), legendOf(before), drawn].filter((part) => part !== null));
   };
-  store.watch(["snapshot", "against", "measure", "kind"], draw);
+  store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
 function rowsNow(data: ReportDocument, store: Store): InfluenceRow[] {
-  const rows = data.snapshots[store.now.snapshot].influence;
+  const rows = momentNow(data, store).influence;
   const many = new Set(rows.map((r) => r.of)).size > FEW_GROUPS;
   const kinds = [...new Set(rows.map((r) => r.kind))];
   const shown = rows.filter((r) => !many || r.kind === store.now.kind || kinds.length === 1);

@@ -3,7 +3,8 @@
 import { joinsIn, keyOf, legendOf, linesBefore, other, points } from "../against";
 import { cividis, inkOn, isDark, moved } from "../colours";
 import type { JoinGrid, JoinTable, ReportDocument, Snapshot } from "../data";
-import { el, explain, menu, percent } from "../dom";
+import { count, el, explain, menu, percent } from "../dom";
+import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
 
@@ -45,8 +46,8 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const more = grids.length - shown.length;
     const before = other(data, store);
     holder.replaceChildren(
-      ...[legendOf(before)].filter((l) => l !== null),
-      el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${found.paths.toLocaleString("en")}` : ""),
+      ...[whoseLine(data, store), legendOf(before)].filter((l) => l !== null),
+      el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${count(found.paths)}${store.now.example === null ? "" : ", of all examples"}` : ""),
       ...(grids.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
       ...(found ? shown.map((grid) => gridTable(grid, store.now.measure, before, joinsIn(before, found))) : []),
     );
@@ -68,13 +69,13 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     ),
   );
   body.append(holder);
-  store.watch(["snapshot", "against", "measure", "kind"], draw);
+  store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
 function tables(data: ReportDocument, store: Store): JoinTable[] {
-  const found = data.snapshots[store.now.snapshot].joins ?? [];
+  const found = momentNow(data, store).joins ?? [];
   const own = found.filter((t) => t.kind === store.now.kind);
   return own.length ? own : found;
 }
@@ -86,7 +87,7 @@ function group(table: JoinTable): string {
 
 /** What comes first: grids of modules' branches that many paths come to. */
 function weight(grid: JoinGrid): number {
-  return Math.max(...grid.joins.map((j) => j.share)) * Math.sqrt(grid.joins.length) * (grid.modules ? 1 : 0.1);
+  return Math.max(...grid.joins.map((j) => j.share ?? j.paths)) * Math.sqrt(grid.joins.length) * (grid.modules ? 1 : 0.1);
 }
 
 type Before = ReturnType<typeof joinsIn>;
@@ -98,7 +99,7 @@ function gridTable(grid: JoinGrid, measure: "share" | "weighted_share", before: 
       "tr",
       {},
       el("th", { scope: "row", title: join.source }, grid.labels[n]),
-      el("td", {}, percent(join.share)),
+      el("td", {}, join.share === null ? count(join.paths) : percent(join.share)),
       ...grid.branches.map((b) => cell(grid, n, b, measure, before, was)),
     ),
   );
