@@ -24,6 +24,11 @@ export function inkOn(t: number): string {
   return t < 0.52 ? "#ffffff" : "#111418";
 }
 
+/** The colour of a share in a cell, as a place in the scale. */
+export function placeOf(share: number): number {
+  return isDark() ? share : 0.96 - 0.96 * share;
+}
+
 /** Strength: strong is what stands out, dark on light paper and light on a dark screen. */
 export function strength(t: number): string {
   return cividis(isDark() ? 0.18 + 0.82 * t : 0.92 - 0.92 * t);

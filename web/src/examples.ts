@@ -2,7 +2,9 @@
 
 import type { Example, JoinGrid, JoinTable, ReportDocument, Snapshot } from "./data";
 import { el, fit, menu } from "./dom";
+import { flowOf } from "./cut";
 import type { Store } from "./state";
+import { strongestOf } from "./walk";
 
 /** What the views show: a moment, of all examples or of the chosen one. */
 export function momentNow(data: ReportDocument, store: Store): Snapshot {
@@ -47,7 +49,12 @@ export function exampleMenu(data: ReportDocument, store: Store): HTMLElement | n
   if (!examples.length) return null;
   const options = examples.map((example, i): [string, string] => [String(i), fit(titleOf(example, i), 40)]);
   const now = () => String(store.now.example ?? "");
-  const out = menu("Example", [["", `all ${examples.length}`], ...options], now(), (i) => store.set({ example: i ? Number(i) : null }), "example");
+  const choose = (text: string) => {
+    const example = text ? Number(text) : null;
+    const { snapshot, group, kind } = store.now;
+    store.set({ example, path: strongestOf(data, snapshot, flowOf(data.snapshots[snapshot].flows, group, kind), example) ?? store.now.path });
+  };
+  const out = menu("Example", [["", `all ${examples.length}`], ...options], now(), choose, "example");
   const select = out.querySelector("select")!;
   store.watch(["example"], () => (select.value = now()));
   return out;

@@ -4,13 +4,13 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { follow } from "./address";
 import { openWherePathsPart } from "./cut";
-import { load, type FlowColumns, type ReportDocument } from "./data";
+import { load, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
 import { exampleMenu } from "./examples";
 import { callsOf, joinsOf } from "./lanes";
-import { Store, type State } from "./state";
-import { leavesOf } from "./walk";
+import { Store } from "./state";
+import { strongestOf } from "./walk";
 import { againstMenu, nameOf } from "./against";
 import { ablationView } from "./views/ablation";
 import { changesView } from "./views/changes";
@@ -38,16 +38,8 @@ function begin(data: ReportDocument): Store {
     open: openWherePathsPart(data.graph, flow, callsOf(joinsOf(data, last, flow))),
     openGroups: new Set(data.graph.groups.open),
     unfolded: new Set<number>(),
-    path: strongestOf(data, last, flow),
+    path: strongestOf(data, last, flow, null),
   });
-}
-
-/** The strongest path of a flow's own parameters. */
-function strongestOf(data: ReportDocument, last: number, flow: FlowColumns | undefined): State["path"] {
-  const starts = Object.values(data.snapshots[last].paths)[0]?.starts;
-  const own = leavesOf(flow);
-  const at = starts?.leaf?.findIndex((leaf) => own.has(leaf)) ?? -1;
-  return at < 0 ? null : { leaf: starts!.leaf![at], index: starts!.index![at].join(", ") };
 }
 
 function slider(data: ReportDocument, store: Store): HTMLElement | null {
@@ -90,6 +82,24 @@ function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElem
   return el("nav", { "aria-label": "Views" }, el("div", { class: "links" }, ...links), choices);
 }
 
+/** Say which moment the headline speaks of, where the views show another. */
+function momentOfHeadline(data: ReportDocument, store: Store): HTMLElement {
+  const line = el("p", { class: "moment", role: "status" });
+  const last = data.snapshots[store.first.snapshot];
+  const of = [data.kind === "compare" || last.step === null ? "" : `of step ${last.step}`, "of all examples", `of ${store.first.kind} paths`];
+  store.watch(["snapshot", "example", "kind"], () => {
+    const { now, first } = store;
+    const shown = [
+      now.snapshot === first.snapshot ? "" : nameOf(data.snapshots[now.snapshot]),
+      now.example === first.example ? "" : `example ${now.example}`,
+      now.kind === first.kind ? "" : `${now.kind} paths`,
+    ].filter(Boolean);
+    line.hidden = !shown.length;
+    line.textContent = shown.length ? `The views below show ${shown.join(", ")}. These sentences are ${of.filter(Boolean).join(", ")}.` : "";
+  });
+  return line;
+}
+
 function printLight(): void {
   let before: string | undefined;
   addEventListener("beforeprint", () => {
@@ -108,7 +118,7 @@ function main(): void {
   const store = begin(data);
   follow(data, store);
   const makers = [joinsView, flowView, influenceView, changesView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
-  const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
+  const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))), momentOfHeadline(data, store));
   const content = el("main", {});
   app.append(head, content);
   const views: HTMLElement[] = [];

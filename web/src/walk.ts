@@ -1,6 +1,7 @@
 // Read paths out of the table of steps that they share.
 
 import type { FlowColumns, PathTable, ReportDocument } from "./data";
+import type { State } from "./state";
 
 export interface Step {
   call: number;
@@ -37,4 +38,12 @@ export function stepsOf(table: PathTable, chosen: { leaf: number; index: string 
 /** The parameters that a flow starts from. */
 export function leavesOf(flow: FlowColumns | undefined): Set<number> {
   return new Set((flow?.source ?? []).filter((source) => source < 0).map((source) => -1 - source));
+}
+
+/** The strongest path of a flow's own parameters: of all examples, or of one. */
+export function strongestOf(data: ReportDocument, snapshot: number, flow: FlowColumns | undefined, example: number | null): State["path"] {
+  const starts = tableOf(data, snapshot, flow?.kind ?? "")?.starts;
+  const own = leavesOf(flow);
+  const at = starts?.leaf?.findIndex((leaf, i) => own.has(leaf) && (example === null || starts.example?.[i] === example)) ?? -1;
+  return at < 0 ? null : { leaf: starts!.leaf![at], index: starts!.index![at].join(", ") };
 }

@@ -16,7 +16,8 @@ import { stepsOf, tableOf } from "../walk";
 const NAMED = 0.02; // of the paths, from which on a skip has its name beside it
 const CONDENSED = "condensed";
 
-export function flowView(data: ReportDocument, store: Store): HTMLElement {
+export function flowView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => s.flows.length)) return null;
   let drawn: SVGSVGElement | null = null;
   let rows: (string | number)[][] = [];
   const { root, controls, body } = section(

@@ -1,9 +1,9 @@
 // Which components the paths of which parameters cross, as a heat map.
 
 import { influenceIn, legendOf, linesBefore, other, points } from "../against";
-import { cividis, inkOn, isDark, moved } from "../colours";
+import { cividis, inkOn, moved, placeOf } from "../colours";
 import type { InfluenceRow, ReportDocument, Snapshot } from "../data";
-import { el, explain, fit, menu, percent, svg } from "../dom";
+import { el, explain, fit, menu, percent, scaleOfShares, svg } from "../dom";
 import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
@@ -11,7 +11,8 @@ import type { Store } from "../state";
 const FEW_GROUPS = 4; // up to which both kinds of trace show at once
 const NAMES = { share: "share of paths", weighted_share: "paths by their weight" };
 
-export function influenceView(data: ReportDocument, store: Store): HTMLElement {
+export function influenceView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => s.influence.length)) return null;
   let drawn: SVGSVGElement | null = null;
   const { root, controls, body } = section(
     "influence",
@@ -41,14 +42,10 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
   );
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Influence heat map" });
   body.append(holder);
-  if (!data.snapshots[0].influence.length) {
-    holder.replaceChildren(el("p", { class: "none" }, "Nothing to cross: no component was asked about."));
-    return root;
-  }
   const draw = () => {
     const before = other(data, store);
     drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100, before);
-    holder.replaceChildren(...[whoseLine(data, store), legendOf(before), drawn].filter((part) => part !== null));
+    holder.replaceChildren(...[whoseLine(data, store), legendOf(before) ?? scaleOfShares(true), drawn].filter((part) => part !== null));
   };
   store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   addEventListener("resize", draw);
@@ -101,7 +98,7 @@ function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: num
   const was = influenceIn(before, row)?.[measure];
   const difference = share === null || was === null || was === undefined ? null : share - was;
   const tint = moved(difference ?? 0);
-  const shade = isDark() ? (share ?? 0) : 0.96 - 0.96 * (share ?? 0);
+  const shade = placeOf(share ?? 0);
   const group = svg(
     "g",
     { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${before ? points(difference) : percent(share)}` },

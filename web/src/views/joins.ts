@@ -1,9 +1,9 @@
 // By which branch paths come where branches meet again: layers down, branches across.
 
 import { joinsIn, keyOf, legendOf, linesBefore, other, points } from "../against";
-import { cividis, inkOn, isDark, moved } from "../colours";
+import { cividis, inkOn, moved, placeOf } from "../colours";
 import type { JoinGrid, JoinTable, ReportDocument, Snapshot } from "../data";
-import { count, el, explain, menu, percent } from "../dom";
+import { count, el, explain, menu, percent, scaleOfShares } from "../dom";
 import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
@@ -46,7 +46,7 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const more = grids.length - shown.length;
     const before = other(data, store);
     holder.replaceChildren(
-      ...[whoseLine(data, store), legendOf(before)].filter((l) => l !== null),
+      ...[whoseLine(data, store), legendOf(before) ?? scaleOfShares()].filter((l) => l !== null),
       el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${count(found.paths)}${store.now.example === null ? "" : ", of all examples"}` : ""),
       ...(grids.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
       ...(found ? shown.map((grid) => gridTable(grid, store.now.measure, before, joinsIn(before, found))) : []),
@@ -133,7 +133,7 @@ function cell(grid: JoinGrid, n: number, branch: string, measure: "share" | "wei
 
 /** The page's policy allows no style in its text. */
 function shade(out: HTMLElement, value: number): void {
-  const at = isDark() ? value : 0.96 - 0.96 * value;
+  const at = placeOf(value);
   out.style.background = cividis(at);
   out.style.color = inkOn(at);
 }

@@ -10,7 +10,8 @@ import { leavesOf, startOf, stepsOf, tableOf, type Step } from "../walk";
 
 const MOST = 200;
 
-export function pathsView(data: ReportDocument, store: Store): HTMLElement {
+export function pathsView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => Object.values(s.paths).some((table) => table.starts.leaf?.length))) return null;
   const search = { parameter: "", index: "" };
   const { root, controls, body } = section(
     "paths",
