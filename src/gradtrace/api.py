@@ -795,7 +795,7 @@ class Trace(_NotSaved):
 
     @lazily()
     def _repr_html_(self) -> str:
-        few = Question({"all parameters": "*"}, kinds=("best",), paths=10, each=0, per_example=False)
+        few = Question({"all parameters": "*"}, kinds=("best",), paths=10, each=0, cover=0, per_example=False)
         return frame(render(of_trace(self, few, repr(self))))
 
     @lazily()

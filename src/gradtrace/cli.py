@@ -168,6 +168,8 @@ FUNCTION takes no arguments and returns (model, batches, loss function):
   batches        an iterable of batches: a tensor, or tensors in a tuple, list or dict;
                  those whose first dimension is that of the first tensor hold the examples
   loss function  called as loss(model, batch): runs the model, gives a scalar tensor
+and, if there are words, as a fourth a function that is called as words(batch) and gives
+a list of words for each example, all equally long, for the report.
 
   # train.py
   import torch

@@ -152,6 +152,28 @@ def gpt2_report(gpt2, tmp_path_factory) -> Path:
     return trace.report(tmp_path_factory.mktemp("gpt2") / "report.html", title="GPT-2, twelve layers", tokens=tokens)
 
 
+@pytest.fixture(scope="session")
+def idle_report(tmp_path_factory) -> Path:
+    """A stem, and a block whose inner part is so weak that no strongest path takes it."""
+    torch.manual_seed(0)
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + 1e-3 * self.inner(x)
+
+    parts = {"stem": torch.nn.Linear(3, 4), "block": Block(), "head": torch.nn.Linear(4, 1)}
+    model, x = torch.nn.Sequential(), torch.randn(5, 3)
+    for name, part in parts.items():
+        model.add_module(name, part)
+    with record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    return tape.trace(loss).report(tmp_path_factory.mktemp("idle") / "report.html", title="idle")
+
+
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from browsers import in_both
 
-from gradtrace.report.fold import label_of, links_at
+from gradtrace.report.fold import label_of, links_at, shown_for
 from gradtrace.report.words import percent
 
 VIEWS = ("flow", "influence", "paths", "training", "ablation", "provenance")
@@ -31,7 +31,7 @@ def any_report(request):
 
 
 def ribbons(report) -> dict[tuple[str, str], float]:
-    rows = report.page.locator("#flow .ribbons path").evaluate_all(
+    rows = report.page.locator("#flow .ribbons path:not(.idle)").evaluate_all(
         "all => all.map(p => [p.dataset.source, p.dataset.target, Number(p.dataset.paths)])"
     )
     return {(source, target): paths for source, target, paths in rows}
@@ -41,8 +41,28 @@ def opened(report) -> list[int]:
     return [int(n) for n in report.page.locator("#flow svg.flow").get_attribute("data-open").split()]
 
 
+def homes(report) -> dict[str, str]:
+    """The runs on the screen, by the parts that each stands for."""
+    runs = report.page.locator("#flow .part[data-members]").evaluate_all(
+        "all => all.map(p => [p.dataset.id, p.dataset.members.split(' ')])"
+    )
+    return {member: run for run, members in runs for member in members}
+
+
+def part_name(report, end: str) -> str:
+    if end[0] == "r":  # a run is called by its ends
+        return report.page.locator(f'#flow .part[data-id="{end}"]').get_attribute("data-name")
+    return label_of(report.data["graph"], end)
+
+
 def expected(report, flow: dict[str, Any]) -> dict[tuple[str, str], float]:
-    return {ends: paths for ends, (paths, _) in links_at(report.data["graph"], flow, opened(report)).items()}
+    home = homes(report)
+    out: dict[tuple[str, str], float] = defaultdict(float)
+    for ends, (paths, _) in links_at(report.data["graph"], flow, opened(report)).items():
+        source, target = (home.get(end, end) for end in ends)
+        if source != target:
+            out[source, target] += paths
+    return dict(out)
 
 
 def assert_conserves(found: dict[tuple[str, str], float], total: float) -> None:
@@ -69,7 +89,7 @@ def test_every_view_renders(any_report, open_report, scheme):
         assert len(section.locator(".how").text_content()) > 80  # how to read it,
         assert section.locator(".how em").text_content()  # and what it does not mean
         assert section.locator(".body").bounding_box()["height"] > 20
-    assert page.locator("#flow .part").count() > 5
+    assert page.locator("#flow .part").count() > 3
     assert page.locator("#influence .cell").count() >= 6
     assert page.locator("#paths tbody tr").count() > 3
     assert page.locator("#provenance dt").count() > 5
@@ -118,7 +138,6 @@ def test_the_headline_says_who_carries_most_and_whether_ablation_agreed(competit
 
 def test_flow_on_screen_is_that_of_the_data(any_report, open_report):
     report = open_report(any_report)
-    graph = report.data["graph"]
     for of in dict.fromkeys(f["of"] for f in report.data["snapshots"][-1]["flows"][:6]):
         for kind in ("best", "greedy"):
             report.page.select_option("#group", of)
@@ -126,9 +145,8 @@ def test_flow_on_screen_is_that_of_the_data(any_report, open_report):
             flow = report.flow(-1, of, kind)
             assert ribbons(report) == pytest.approx(expected(report, flow))
             for (source, target), paths in expected(report, flow).items():
-                row = report.page.locator("#flow details tbody tr", has_text=label_of(graph, source)).filter(
-                    has_text=label_of(graph, target)
-                )
+                names = [part_name(report, end) for end in (source, target)]
+                row = report.page.locator("#flow details tbody tr", has_text=names[0]).filter(has_text=names[1])
                 assert percent(paths / flow["total"]) in " ".join(row.all_text_contents())
     assert f"{flow['total']:,.0f} {kind} paths" in report.page.locator("#flow .totals").text_content()
 
@@ -146,23 +164,111 @@ def test_pointing_at_a_part_gives_raw_figures(competition_report, open_report):
 def test_opening_and_closing_conserves_the_totals(any_report, open_report):
     report = open_report(any_report)
     flow = report.flow()
-    before, at_first = ribbons(report), len(opened(report))
+    before = ribbons(report)
     assert_conserves(before, flow["total"])
-    closed = []
     for _ in range(4):
         parts = report.page.locator("#flow .part.opens.modules")
-        closed.append(parts.nth(parts.count() // 2).get_attribute("data-id"))
-        parts.nth(parts.count() // 2).locator("rect").click(force=True)
+        parts.nth(parts.count() // 2).dispatch_event("click")
         found = ribbons(report)
         assert found == pytest.approx(expected(report, flow))
         assert_conserves(found, flow["total"])
-    assert len(opened(report)) >= 5
-    while (chips := report.page.locator("#flow .chip", has_not_text="parameters")).count() and len(
-        opened(report)
-    ) > at_first:
+    report.page.locator("#flow .opened summary").click()
+    chips = report.page.locator("#flow .chip", has_not_text="parameters")
+    for _ in range(3):
         chips.last.click()
         assert_conserves(ribbons(report), flow["total"])
+    report.page.get_by_text("Fold as at first").click()
     assert ribbons(report) == before
+
+
+def assert_folded(report, flow: dict[str, Any]) -> None:
+    """Runs are chains with one way in and one way out, those that paths do not take too; nothing is left to fold."""
+    graph, home = report.data["graph"], homes(report)
+    shown, of_call = shown_for(graph["modules"], opened(report)), {c: n for n, c in enumerate(graph["modules"]["item"])}
+    ends = ((of_call[a], of_call[b]) for a, b in zip(graph["links"]["source"], graph["links"]["target"], strict=True))
+    ways = {(f"m{shown[a]}", f"m{shown[b]}") for a, b in ends if shown[a] != shown[b]}
+    ways |= set(links_at(graph, flow, opened(report)))
+    there = set(report.page.locator("#flow .part").evaluate_all("all => all.map(p => p.dataset.id)")) | set(home)
+    ways = {way for way in ways if there >= set(way)}
+    out, into = defaultdict(set), defaultdict(set)
+    for source, target in ways:
+        out[source].add(target)
+        into[target].add(source)
+    for source, target in ways:
+        alone = len(out[source]) == len(into[target]) == 1 and source[0] == "m" and target != "loss"
+        assert alone == (source in home and home[source] == home.get(target)), (source, target)
+
+
+def test_what_everything_crosses_is_one_node(any_report, open_report):
+    report = open_report(any_report)
+    for of in dict.fromkeys(f["of"] for f in report.data["snapshots"][-1]["flows"][:6]):
+        report.page.select_option("#group", of)
+        assert_folded(report, report.flow(of=of))
+
+
+def test_a_run_unfolds_by_keyboard_and_has_an_address(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    run = report.page.locator("#flow .part.run").first
+    members = run.get_attribute("data-members").split()
+    assert "unfolds" in run.get_attribute("aria-label")
+    run.focus()
+    assert f"{len(members)} parts, one after the other" in report.page.locator(".tip").text_content()
+    report.page.keyboard.press("Enter")
+    for member in members:
+        assert report.page.locator(f'#flow .part[data-id="{member}"]').count() == 1
+    assert report.page.evaluate("document.activeElement.dataset.id") == members[0]
+    assert "runs=" in report.page.url
+
+
+def test_one_layer_at_a_time(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    names, flow = report.data["graph"]["modules"]["name"], report.flow()
+    layer = report.page.locator("#layer")
+    layer.focus()
+    for _ in range(4):
+        report.page.keyboard.press("ArrowRight")
+    assert layer.get_attribute("aria-valuetext") == "transformer.h.3"
+    is_open = {names[n] for n in opened(report)}
+    assert [n for n in is_open if n.startswith("transformer.h.")]
+    assert all(n.startswith("transformer.h.3") for n in is_open if n.startswith("transformer.h."))
+    assert ribbons(report) == pytest.approx(expected(report, flow))
+    home = homes(report)
+    behind = {home[f"m{names.index(f'transformer.h.{n}')}"] for n in range(4, 12)}
+    assert len(behind) == 1  # what is behind the layer is one part
+    for _ in range(4):
+        report.page.keyboard.press("ArrowLeft")
+    assert layer.get_attribute("aria-valuetext") == "as at first"
+
+
+def test_what_no_path_takes_is_drawn_beside_what_they_take(idle_report, open_report):
+    report = open_report(idle_report)
+    part = report.page.locator("#flow .part.idle")
+    assert part.count() == 1
+    assert "inner" in part.get_attribute("data-name")
+    assert part.get_attribute("aria-label").split(": ")[1].startswith("0.0% of paths")
+    assert report.page.locator("#flow .ribbons .idle").count() == 2  # there and back
+    assert report.page.locator("#flow .skips text").text_content().startswith("around ")
+
+
+def test_heads_and_experts_are_lanes_as_high_as_their_shares(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    report.page.select_option("#group", "all parameters")
+    report.page.locator("#layer").focus()
+    for _ in range(3):
+        report.page.keyboard.press("ArrowRight")
+    table = next(t for t in report.data["snapshots"][-1]["joins"] if (t["table"], t["kind"]) == ("all", "best"))
+    heads = [g for g in table["grids"] if g["operator"] == "heads"]
+    rows = {label: j for g in heads for j, label in zip(g["joins"], g["labels"], strict=True)}
+    wanted = {name: share for name, (_, share, _) in rows["transformer.h.2.attn"]["branches"].items()}
+    part = report.page.locator('#flow .part[data-name*="h.2.attn"]:has(.lane)')
+    found = part.locator(".lane").evaluate_all(
+        "all => all.map(l => [l.dataset.lane, Number(l.dataset.share), l.height.baseVal.value])"
+    )
+    assert {name: share for name, share, _ in found} == pytest.approx(wanted)
+    height = sum(h for *_, h in found)
+    assert [h / height for *_, h in found] == pytest.approx([share for _, share, _ in found], abs=1e-6)
+    part.focus()
+    assert all(name in report.page.locator(".tip").text_content() for name in wanted)
 
 
 @in_both
@@ -175,6 +281,7 @@ def test_opening_by_keyboard(gpt2_report, open_report):
     assert part.get_attribute("aria-expanded") == "false"
     report.page.keyboard.press("Enter")
     assert report.page.locator('#flow .part[data-name="transformer.h.3.mlp"]').count() == 1
+    report.page.locator("#flow .opened summary").click()
     chip = report.page.locator("#flow .chip", has_text="transformer.h.3")
     chip.focus()
     report.page.keyboard.press("Enter")
@@ -286,6 +393,46 @@ def test_search_finds_a_path_and_shows_its_steps(gpt2_report, gpt2, open_report)
         assert row[5] == f"2^{step.log2_weight:.2f}".replace("-", "−")
     assert any(row[3].strip("“”").startswith("word") for row in rows)
     assert report.page.locator("#flow .lit path").count() > 2
+
+
+def test_an_example_shows_its_own_shares_and_paths(gpt2_report, open_report):
+    report = open_report(gpt2_report)
+    page, snapshot = report.page, report.data["snapshots"][-1]
+    options = page.locator("#example option").all_text_contents()
+    assert options[0] == "all 2"
+    assert options[2].startswith("1: word")
+    page.select_option("#example", "1")
+    own = snapshot["examples"][1]
+    for row, (share, *_) in list(zip(snapshot["influence"], own["influence"], strict=True))[:40:5]:
+        cell = page.locator(f'#influence .cell[data-of="{row["of"]}"][data-component="{row["component"]}"]')
+        if row["kind"] == "best":
+            assert cell.get_attribute("aria-label").endswith(f": {percent(share)}")
+    at = next(n for n, t in enumerate(snapshot["joins"]) if (t["table"], t["kind"]) == ("early", "best"))
+    table, numbers = snapshot["joins"][at], own["joins"][at]
+    wanted = [
+        f"{label}, {branch}: {percent(values[1])}"
+        for grid, rows in zip(table["grids"], numbers, strict=True)
+        for join, label, row in zip(grid["joins"], grid["labels"], rows, strict=True)
+        for branch, values in zip([b for b in grid["branches"] if b in join["branches"]], row, strict=True)
+    ]
+    while (more := page.locator("#joins .more")).count():
+        more.click()
+    found = page.locator("#joins td.share").evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
+    assert sorted(found) == sorted(wanted)
+    assert "Of example 1 alone: word" in page.locator("#joins .whose").inner_text()
+    starts = snapshot["paths"]["best"]["starts"]
+    assert "example 1." in page.locator("#paths .weight").text_content()
+    page.fill("#search-parameter", "transformer")
+    said = page.locator("#paths .found").text_content()
+    names = report.data["graph"]["parameters"]["name"]
+    hits = sum(e == 1 and "transformer" in names[n] for e, n in zip(starts["example"], starts["leaf"], strict=True))
+    assert said.startswith(f"{hits} of {len(starts['leaf'])} paths in this file, of example 1")
+    assert page.locator("#paths .pathlist q").count() > 5  # words in lists, too
+    again = open_report(gpt2_report)
+    again.requests.clear()
+    again.page.goto(page.url)
+    assert again.page.locator("#example").input_value() == "1"
+    again.requests[:] = [gpt2_report.as_uri()]
 
 
 def test_a_search_without_a_hit_says_what_to_do(gpt2_report, open_report):

@@ -41,6 +41,9 @@ def test_a_page_says_it_at_once_and_nothing_overlaps(page, open_report):
     assert headline.text_content().rstrip(".") in "".join(f["text"] for f in report.data["snapshots"][0]["findings"])
     assert headline.bounding_box()["y"] < 300
     assert report.page.locator("#joins table").count() >= 1
+    assert report.page.locator("#flow .part.run").count() >= 1  # what everything crosses is one node
+    first, joined = report.data["snapshots"][0]["flows"][0], report.data["snapshots"][0]["joins"][0]
+    assert first["total"] == joined["paths"]  # headline, joins and flow speak of the same parameters
     for width in WIDTHS:
         report.page.set_viewport_size({"width": width, "height": 900})
         report.page.wait_for_timeout(100)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 
 import pytest
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 
 from gradtrace.errors import GradtraceError
 from gradtrace.report.fold import label_of, links_at
-from gradtrace.report.snapshot import Question, default_components, default_groups, graph_of, short_source, snapshot
+from gradtrace.report.snapshot import (
+    MOST_STEPS,
+    Question,
+    default_components,
+    default_groups,
+    graph_of,
+    paths_of,
+    short_source,
+    snapshot,
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,59 @@ def test_paths_are_the_traces_own(taken, kind):
         assert log2 == pytest.approx(own.log2_weight)
         names = dict(zip(graph["calls"]["number"], graph["calls"]["operator"], strict=True))
         assert [names[s[0]] for s in steps] == [s.operator for s in own.steps]
+
+
+def test_each_example_has_the_traces_own_shares_and_paths(taken):
+    trace, _, seen = taken
+    groups, tokens = default_groups(trace.tape.record), [example["tokens"] for example in seen["examples"]]
+    assert len(tokens) == 2
+    assert tokens[0][0].startswith("word")
+    tables = {
+        (of, kind): trace.influence(default_components(trace), groups[of], kind=kind, per_example=True)
+        for of in ("transformer.wte.weight", "transformer.h.3")
+        for kind in ("best", "greedy")
+    }
+    for n, example in enumerate(seen["examples"]):
+        for row, (share, weighted, dead) in zip(seen["influence"], example["influence"], strict=True):
+            if (row["of"], row["kind"]) in tables:
+                table = tables[row["of"], row["kind"]]
+                own = next(r for r in table.by_example[n] if r.component == row["component"])
+                found = [math.nan if x is None else x for x in (share, weighted, dead)]
+                assert found == pytest.approx([own.share, own.weighted_share, own.dead_share], rel=1e-3, nan_ok=True)
+        for table, grids in zip(seen["joins"], example["joins"], strict=True):
+            own = trace.joins(table["of"], kind=table["kind"], by_example=True)
+            at = {(j.call, j.operator): j.by_example[n] for j in own.rows}
+            for grid, rows in zip(table["grids"], grids, strict=True):
+                for join, row in zip(grid["joins"], rows, strict=True):
+                    counts = sorted(b.paths for b in at[join["call"], grid["operator"]])
+                    assert sorted(paths for paths, *_ in row) == counts
+    # what all examples have is what each has, together
+    for table, *each in zip(seen["joins"], *(e["joins"] for e in seen["examples"]), strict=True):
+        for grid, *own in zip(table["grids"], *each, strict=True):
+            for join, *rows in zip(grid["joins"], *own, strict=True):
+                assert join["paths"] == sum(paths for row in rows for paths, *_ in row)
+    starts = seen["paths"]["best"]["starts"]
+    assert Counter(starts["example"])[0] >= 5
+    assert Counter(starts["example"])[1] >= 5
+
+
+def test_paths_cover_parameters_and_strengths_as_far_as_there_is_room(gpt2):
+    trace, _ = gpt2
+    some = snapshot(trace, Question(kinds="best", paths=0, each=0, cover=1000, examples=0))["paths"]["best"]
+    per_leaf = Counter(some["starts"]["leaf"])
+    names = list(trace.tape.record.leaves)
+    assert {names[leaf] for leaf in per_leaf} == {n for n, v in trace.tape.record.leaves.items() if v.numel}
+    assert set(per_leaf.values()) <= {1000 // len(names)}
+    leaf = names.index("transformer.h.5.mlp.c_fc.weight")
+    own = [log2 for n, log2 in zip(some["starts"]["leaf"], some["starts"]["log2"], strict=True) if n == leaf]
+    every = trace.forest("best", per_example=True).log2[trace.tape.record.leaves[names[leaf]].id].amax(0)
+    every = every[every > -math.inf]
+    assert max(own) == pytest.approx(float(every.max()), abs=1e-4)
+    assert min(own) == pytest.approx(float(every.min()), abs=1e-4)
+    asked = Question(kinds="best", cover=10**9, paths=0, each=0, examples=0)
+    full = paths_of(forest := trace.forest("best", per_example=True), asked, {"best": forest})
+    assert len(full["steps"]["call"]) >= MOST_STEPS
+    assert len(json.dumps(full, separators=(",", ":"))) < 2_000_000
 
 
 def test_the_strongest_come_first_and_every_parameter_has_some(taken):

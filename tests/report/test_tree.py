@@ -37,6 +37,17 @@ def test_runs_between_children_keep_apart():
     assert outline(tree) == [[0, [1, 2], [3, 4], 5, 6]] or outline(tree) == [[0, [1, 2], [3, 4], [5], 6]]
 
 
+def test_strands_of_a_run_that_have_nothing_in_common_stand_side_by_side():
+    # what adds up the first expert's result, and what picks the second's input, are between the two calls of experts
+    found = call_tree(calls("", "a", "", "", "b", ""), [(0, 1), (1, 2), (2, 5), (0, 3), (3, 4), (4, 5)])
+    layers = {found.nodes[n].name: found.nodes[n].layer for n in found.nodes[0].children if found.nodes[n].item != 0}
+    assert layers["a"] == layers["op3"] == 1
+    assert layers["b"] == 2
+    assert found.items(0) == [0, 1, 2, 3, 4, 5]
+    unbroken = call_tree(calls("a", "", "", "b"), [(0, 1), (1, 2), (2, 3)])
+    assert len(unbroken.nodes[0].children) == 3
+
+
 def test_layers_are_longest_paths_among_siblings():
     # a → b → d and a → c → d and a → d
     tree = call_tree(calls("a", "b", "c", "d"), [(0, 1), (0, 2), (1, 3), (2, 3), (0, 3)])

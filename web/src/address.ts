@@ -1,6 +1,7 @@
 // An address for every state: what is chosen stands behind the #, so that a link shows what its sender saw.
 
 import type { ReportDocument } from "./data";
+import { examplesOf } from "./examples";
 import type { State, Store } from "./state";
 
 const numbers = (set: Set<number>) => [...set].sort((a, b) => a - b).join(".");
@@ -20,15 +21,21 @@ export function read(data: ReportDocument, hash: string): Partial<State> {
     const found = setOf(text);
     return [...found].every((n) => Number.isInteger(n) && n >= 0 && n < count) ? found : undefined;
   };
-  const snapshot = data.snapshots.findIndex((s) => String(s.step) === said.get("step"));
+  const moment = (text: string) => {
+    const found = data.snapshots.findIndex((s) => (s.name ?? String(s.step)) === text);
+    return found < 0 ? undefined : found;
+  };
   const values: Partial<Record<keyof State, unknown>> = {
-    snapshot: snapshot < 0 ? undefined : snapshot,
+    snapshot: one("step", moment),
+    against: one("less", (text) => (text ? moment(text) : null)),
+    example: one("example", (text) => (/^\d+$/.test(text) && Number(text) < examplesOf(data).length ? Number(text) : undefined)),
     kind: one("kind", among(flows.map((f) => f.kind))),
     group: one("of", among(flows.map((f) => f.of))),
     weighted: one("width", (text) => text === "weights"),
     measure: one("count", among(["share", "weighted_share"])),
     open: one("open", nodes(data.graph.modules.parent.length)),
     openGroups: one("groups", nodes(data.graph.groups.parent.length)),
+    unfolded: one("runs", nodes(data.graph.modules.parent.length)),
     path: one("path", (text) => pathOf(data, text)),
   };
   for (const [key, value] of Object.entries(values)) if (value !== undefined) Object.assign(out, { [key]: value });
@@ -42,14 +49,18 @@ function pathOf(data: ReportDocument, text: string): State["path"] | undefined {
 }
 
 function written(data: ReportDocument, now: State, first: State): string {
+  const moment = (at: number | null) => (at === null ? "" : (data.snapshots[at].name ?? String(data.snapshots[at].step)));
   const said: [string, string, unknown, unknown][] = [
-    ["step", String(data.snapshots[now.snapshot].step), now.snapshot, first.snapshot],
+    ["step", moment(now.snapshot), now.snapshot, first.snapshot],
+    ["less", moment(now.against), now.against, first.against],
+    ["example", String(now.example ?? ""), now.example, first.example],
     ["kind", now.kind, now.kind, first.kind],
     ["of", now.group, now.group, first.group],
     ["width", now.weighted ? "weights" : "paths", now.weighted, first.weighted],
     ["count", now.measure, now.measure, first.measure],
     ["open", numbers(now.open), numbers(now.open), numbers(first.open)],
     ["groups", numbers(now.openGroups), numbers(now.openGroups), numbers(first.openGroups)],
+    ["runs", numbers(now.unfolded), numbers(now.unfolded), numbers(first.unfolded)],
     ["path", now.path ? [now.path.leaf, ...now.path.index.split(", ")].join(".") : "", JSON.stringify(now.path), JSON.stringify(first.path)],
   ];
   return new URLSearchParams(said.filter(([, , a, b]) => a !== b).map(([key, value]) => [key, value])).toString();
@@ -67,6 +78,6 @@ export function follow(data: ReportDocument, store: Store): void {
       // a frame of a notebook has no address
     }
   };
-  store.watch(["snapshot", "kind", "group", "weighted", "measure", "open", "openGroups", "path"], tell);
+  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
   addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

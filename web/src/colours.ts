@@ -24,6 +24,11 @@ export function inkOn(t: number): string {
   return t < 0.52 ? "#ffffff" : "#111418";
 }
 
+/** The colour of a share in a cell, as a place in the scale. */
+export function placeOf(share: number): number {
+  return isDark() ? share : 0.96 - 0.96 * share;
+}
+
 /** Strength: strong is what stands out, dark on light paper and light on a dark screen. */
 export function strength(t: number): string {
   return cividis(isDark() ? 0.18 + 0.82 * t : 0.92 - 0.92 * t);
@@ -31,4 +36,10 @@ export function strength(t: number): string {
 
 export function ofComponent(names: string[], name: string): string {
   return COMPONENTS[Math.max(0, names.indexOf(name)) % COMPONENTS.length];
+}
+
+/** A difference of shares: how strongly it is coloured, so that small ones are seen. */
+export function moved(difference: number): { look: "more" | "fewer" | "same"; strength: number } {
+  const look = Math.abs(difference) < 0.0005 ? "same" : difference > 0 ? "more" : "fewer";
+  return { look, strength: look === "same" ? 0 : 0.1 + 0.35 * Math.sqrt(Math.min(1, Math.abs(difference))) };
 }

@@ -12,18 +12,27 @@ export interface CutNode {
   column: number;
   paths: number;
   weights: number;
+  /** What a run stands for, from its first part to its last. */
+  members?: CutNode[];
+  /** Whether branches meet in it. */
+  meets?: boolean;
 }
 
 export interface CutLink {
   source: string;
   target: string;
-  paths: number;
+  paths: number; // 0 of a way that the program has and no path takes
   weights: number;
 }
 
 export interface Cut {
   nodes: CutNode[];
   links: CutLink[];
+}
+
+/** A cut of which runs are one node each; `runs` has those that are unfolded, too. */
+export interface Folded extends Cut {
+  runs: (CutNode & { members: CutNode[] })[];
 }
 
 /** Give for each node the one that shows in its place. Parents come before their children. */
@@ -91,7 +100,28 @@ export function cutAt(graph: Graph, flow: FlowColumns, open: Set<number>, openGr
   flow.source.forEach((source, i) => add(idOf(source), idOf(flow.target[i]), flow.paths[i], flow.weights[i]));
   const last = graph.calls.number[graph.calls.number.length - 1];
   if (flow.total) add(idOf(last), "loss", flow.total, flow.weight);
+  for (const [source, target] of passedBy(graph, links, idOf)) add(source, target, 0, 0);
   return { nodes: nodesOf(graph, [...links.values()], open), links: [...links.values()] };
+}
+
+/** Ways that go on from what some paths cross, and that none of them takes. */
+function passedBy(graph: Graph, crossed: Map<string, CutLink>, idOf: (end: number) => string): [string, string][] {
+  const all = new Map<string, [string, string]>();
+  graph.links?.source.forEach((source, i) => {
+    const ends: [string, string] = [idOf(source), idOf(graph.links!.target[i])];
+    all.set(ends.join(" "), ends);
+  });
+  const reached = new Set([...crossed.values()].map((link) => link.target));
+  const after = new Map<string, [string, string][]>();
+  for (const ends of all.values()) after.set(ends[0], [...(after.get(ends[0]) ?? []), ends]);
+  const out: [string, string][] = [];
+  for (const id of reached) {
+    for (const ends of after.get(id) ?? []) {
+      reached.add(ends[1]);
+      out.push(ends);
+    }
+  }
+  return out;
 }
 
 function nodesOf(graph: Graph, links: CutLink[], open: Set<number>): CutNode[] {
@@ -124,6 +154,40 @@ function describe(graph: Graph, id: string, column: number[]): CutNode {
   return { id, tree, number, label: label[number], name: name[number], kind: kind[number], column: at, ...zero };
 }
 
+/** Put each run of parts that have one way in and one way out into one, but for those whose first part is unfolded. */
+export function foldRuns(cut: Cut, unfolded: Set<number>): Folded {
+  const into = groupedBy(cut.links, (link) => link.target);
+  const out = groupedBy(cut.links, (link) => link.source);
+  const byId = new Map(cut.nodes.map((node) => [node.id, node]));
+  const next = (node: CutNode): CutNode | undefined => {
+    const links = out.get(node.id) ?? [];
+    const after = byId.get(links[0]?.target);
+    return links.length === 1 && after?.tree === "modules" && into.get(after.id)!.length === 1 ? after : undefined;
+  };
+  const modules = cut.nodes.filter((node) => node.tree === "modules");
+  const inner = new Set(modules.map((node) => next(node)?.id));
+  const runs: Folded["runs"] = [];
+  for (const first of modules.filter((node) => !inner.has(node.id) && next(node))) {
+    const members = [first];
+    for (let at = next(first); at; at = next(at)) members.push(at);
+    const last = members[members.length - 1];
+    const text = (key: "label" | "name") => `${first[key] || first.label} … ${last[key] || last.label}`;
+    runs.push({ ...first, id: `r${first.number}`, kind: "run", label: text("label"), name: text("name"), members });
+  }
+  const home = new Map(runs.flatMap((run) => (unfolded.has(run.number) ? [] : run.members.map((m) => [m.id, run] as const))));
+  const nodes = [...new Set(cut.nodes.map((node) => home.get(node.id) ?? { ...node }))];
+  const ends = cut.links.map((l) => ({ ...l, source: home.get(l.source)?.id ?? l.source, target: home.get(l.target)?.id ?? l.target }));
+  const links = ends.filter((l) => l.source !== l.target);
+  compress(nodes, links);
+  return { nodes, links, runs };
+}
+
+function groupedBy<T>(all: T[], key: (one: T) => string): Map<string, T[]> {
+  const out = new Map<string, T[]>();
+  for (const one of all) out.set(key(one), [...(out.get(key(one)) ?? []), one]);
+  return out;
+}
+
 /** Leave no column empty; parameters stand right before where they are first used, the loss at the end. */
 function compress(nodes: CutNode[], links: CutLink[]): void {
   const used = [...new Set(nodes.filter((n) => n.tree === "modules").map((n) => n.column))].sort((a, b) => a - b);
@@ -144,35 +208,49 @@ const MOST_SHOWN = 24;
 const ALL = 0.999; // of the paths: a part that they have no choice about
 const SOME = 0.01;
 
-/** Open what all paths cross and inside which they part, the earliest first, as long as the picture stays readable. */
-export function openWherePathsPart(graph: Graph, flow: FlowColumns | undefined): Set<number> {
-  const open = new Set(graph.modules.open);
+/** Open what all paths cross and inside which they part or could, the earliest first, as long as the picture stays readable. */
+export function openWherePathsPart(
+  graph: Graph, flow: FlowColumns | undefined, joins: number[] = [], begun: Iterable<number> = graph.modules.open, within?: number,
+): Set<number> {
+  const open = new Set(begun);
   if (!flow?.total) return open;
-  const parts = whereTheyPart(graph, flow);
   const children = childrenOf(graph.modules);
   const groups = new Set(graph.groups.open);
-  for (;;) {
-    const { nodes } = cutAt(graph, flow, open, groups);
-    const inside = nodes.filter((n) => n.tree === "modules" && children[n.number].length && parts.has(n.number));
-    const next = inside
-      .filter((n) => n.paths >= ALL * flow.total && nodes.length + children[n.number].length - 1 <= MOST_SHOWN)
-      .sort((a, b) => a.column - b.column)[0];
-    if (!next) return open;
-    open.add(next.number);
+  const inside = (n: number) => within === undefined || aboveOf(graph.modules, n).includes(within);
+  for (const parts of [whereTheyPart(graph, flow), foldersOf(graph, new Set(joins))]) {
+    for (;;) {
+      const { nodes } = cutAt(graph, flow, open, groups);
+      const next = nodes
+        .filter((n) => n.tree === "modules" && children[n.number].length && parts.has(n.number) && inside(n.number))
+        .filter((n) => n.paths >= ALL * flow.total)
+        .sort((a, b) => a.column - b.column)
+        .find((n) => foldRuns(cutAt(graph, flow, new Set([...open, n.number]), groups), new Set()).nodes.length <= MOST_SHOWN);
+      if (!next) break;
+      open.add(next.number);
+    }
   }
+  return open;
 }
 
-/** Folders with something inside that some paths cross and others do not. */
+/** A node and what it is in, up to the root. */
+export function aboveOf(tree: TreeColumns, n: number): number[] {
+  const out: number[] = [];
+  for (let at = n; at >= 0; at = tree.parent[at]) out.push(at);
+  return out;
+}
+
+/** Folders with a call inside that some paths cross and others do not. */
 function whereTheyPart(graph: Graph, flow: FlowColumns): Set<number> {
   const through = new Map<number, number>();
   flow.target.forEach((call, i) => through.set(call, (through.get(call) ?? 0) + flow.paths[i]));
-  const out = new Set<number>();
-  graph.modules.item.forEach((call, n) => {
-    const share = (through.get(call) ?? 0) / flow.total;
-    if (call < 0 || share < SOME || share > 1 - SOME) return;
-    for (let at = graph.modules.parent[n]; at >= 0; at = graph.modules.parent[at]) out.add(at);
-  });
-  return out;
+  const some = [...through].filter(([, paths]) => paths >= SOME * flow.total && paths <= (1 - SOME) * flow.total);
+  return foldersOf(graph, new Set(some.map(([call]) => call)));
+}
+
+/** What calls are in. */
+function foldersOf(graph: Graph, calls: Set<number>): Set<number> {
+  const { item, parent } = graph.modules;
+  return new Set(item.flatMap((call, n) => (call >= 0 && calls.has(call) ? aboveOf(graph.modules, parent[n]) : [])));
 }
 
 /** log2 of the mean weight from the palest ribbon to the strongest, the same in all pictures of a file. */

@@ -15,6 +15,7 @@ export interface Graph {
   parameters: { name: string[]; shape: number[][] };
   modules: TreeColumns;
   groups: TreeColumns;
+  links?: { source: number[]; target: number[] }; // between calls; absent in older results
 }
 
 export interface InfluenceRow {
@@ -57,7 +58,7 @@ export interface JoinRow {
   fork: string;
   source: string;
   paths: number;
-  share: number;
+  share: number | null; // of one example it is not told
   branches: Record<string, [paths: number, share: number | null, weighted: number | null]>;
 }
 
@@ -80,13 +81,22 @@ export interface JoinTable {
   grids: JoinGrid[];
 }
 
+/** What is said of one example, in the order in which all is: shares of influence, and by table, grid and join of branches. */
+export interface Example {
+  tokens: string[] | null;
+  influence: [share: number | null, weighted: number | null, dead: number | null][];
+  joins: [paths: number, share: number | null, weighted: number | null][][][][];
+}
+
 export interface Snapshot {
   step: number | null;
+  name?: string; // of one of two results
   loss: number | null;
   influence: InfluenceRow[];
   flows: FlowColumns[];
   paths: Record<string, PathTable>;
   joins?: JoinTable[]; // absent in older results
+  examples?: Example[];
 }
 
 export interface Evaluation {
@@ -172,9 +182,19 @@ export interface Answer {
   layers?: AnswerRow[];
 }
 
+/** What moved between two results: names, where it was and where it is, and both in words with the change. */
+export interface ChangeTable {
+  title: string;
+  how: string;
+  columns: string[];
+  rows: [names: string[], before: number | null, after: number | null, words: [string, string, string]][];
+  still: number;
+  left_out: number;
+}
+
 export interface ReportDocument {
   schema: string;
-  kind: "trace" | "compete" | "history";
+  kind: "trace" | "compete" | "history" | "compare";
   title: string;
   headline: string[];
   graph: Graph;
@@ -191,6 +211,8 @@ export interface ReportDocument {
   } | null;
   agreement?: { sentence: string; rows: AgreementRow[] } | null;
   semirings?: Answer[];
+  changes?: ChangeTable[];
+  unmatched?: [what: string, why: string, names: string[]][];
   provenance: [string, [string, string][]][];
 }
 

@@ -1,5 +1,7 @@
 // Elements, numbers and tooltips. Text is set as text, never as markup: names come from strangers' models.
 
+import { cividis, placeOf } from "./colours";
+
 export type Attributes = Record<string, string | number | boolean | null | undefined>;
 export type Child = Node | string | null | undefined;
 
@@ -83,6 +85,14 @@ export function fitTo(name: string, room: number): string {
   let most = name.length;
   while (most > 1 && ruler.measureText(fit(name, most)).width > room) most--;
   return fit(name, most);
+}
+
+const TENTHS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1];
+
+/** What the colours of cells mean, in words and in colours. */
+export function scaleOfShares(inside = false): HTMLElement {
+  const ramp = el("span", { class: "ramp", "aria-hidden": "true" }, ...TENTHS.map((t) => el("span", { style: `background: ${cividis(placeOf(t))}` })));
+  return el("p", { class: "difference" }, "Share of paths: 0% ", ramp, " 100%", inside ? " · ○ parameters inside · – nothing to tell" : " · empty: no such branch there");
 }
 
 const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });

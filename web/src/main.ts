@@ -4,12 +4,16 @@ import "uplot/dist/uPlot.min.css";
 import "./style.css";
 import { follow } from "./address";
 import { openWherePathsPart } from "./cut";
-import { load, type FlowColumns, type ReportDocument } from "./data";
+import { load, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
-import { Store, type State } from "./state";
-import { leavesOf } from "./walk";
+import { exampleMenu } from "./examples";
+import { callsOf, joinsOf } from "./lanes";
+import { Store } from "./state";
+import { strongestOf } from "./walk";
+import { againstMenu, nameOf } from "./against";
 import { ablationView } from "./views/ablation";
+import { changesView } from "./views/changes";
 import { entropyView } from "./views/entropy";
 import { firstFlow, flowView } from "./views/flow";
 import { gapView } from "./views/gap";
@@ -25,27 +29,26 @@ function begin(data: ReportDocument): Store {
   const flow = firstFlow(data);
   return new Store({
     snapshot: last,
+    against: data.kind === "compare" ? 0 : null,
+    example: null,
     kind: flow?.kind ?? "best",
     group: flow?.of ?? "",
     weighted: false,
     measure: "share",
-    open: openWherePathsPart(data.graph, flow),
+    open: openWherePathsPart(data.graph, flow, callsOf(joinsOf(data, last, flow))),
     openGroups: new Set(data.graph.groups.open),
-    path: strongestOf(data, last, flow),
+    unfolded: new Set<number>(),
+    path: strongestOf(data, last, flow, null),
   });
-}
-
-/** The strongest path of a flow's own parameters. */
-function strongestOf(data: ReportDocument, last: number, flow: FlowColumns | undefined): State["path"] {
-  const starts = Object.values(data.snapshots[last].paths)[0]?.starts;
-  const own = leavesOf(flow);
-  const at = starts?.leaf?.findIndex((leaf) => own.has(leaf)) ?? -1;
-  return at < 0 ? null : { leaf: starts!.leaf![at], index: starts!.index![at].join(", ") };
 }
 
 function slider(data: ReportDocument, store: Store): HTMLElement | null {
   const steps = data.snapshots.map((s) => s.step);
   if (steps.length < 2) return null;
+  if (data.kind === "compare") {
+    const options = data.snapshots.map((s, i): [string, string] => [String(i), nameOf(s)]);
+    return menu("Result", options, String(store.now.snapshot), (i) => store.set({ snapshot: Number(i) }), "step");
+  }
   const input = el("input", { type: "range", id: "step", min: 0, max: steps.length - 1, step: 1 });
   const shown = el("output", { for: "step" });
   input.addEventListener("input", () => store.set({ snapshot: Number(input.value) }));
@@ -71,10 +74,30 @@ function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElem
     "div",
     { class: "choices" },
     slider(data, store),
-    menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind"),
+    againstMenu(data, store),
+    exampleMenu(data, store),
+    ...(kinds.length > 1 ? [menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind")] : []),
     theme,
   );
   return el("nav", { "aria-label": "Views" }, el("div", { class: "links" }, ...links), choices);
+}
+
+/** Say which moment the headline speaks of, where the views show another. */
+function momentOfHeadline(data: ReportDocument, store: Store): HTMLElement {
+  const line = el("p", { class: "moment", role: "status" });
+  const last = data.snapshots[store.first.snapshot];
+  const of = [data.kind === "compare" || last.step === null ? "" : `of step ${last.step}`, "of all examples", `of ${store.first.kind} paths`];
+  store.watch(["snapshot", "example", "kind"], () => {
+    const { now, first } = store;
+    const shown = [
+      now.snapshot === first.snapshot ? "" : nameOf(data.snapshots[now.snapshot]),
+      now.example === first.example ? "" : `example ${now.example}`,
+      now.kind === first.kind ? "" : `${now.kind} paths`,
+    ].filter(Boolean);
+    line.hidden = !shown.length;
+    line.textContent = shown.length ? `The views below show ${shown.join(", ")}. These sentences are ${of.filter(Boolean).join(", ")}.` : "";
+  });
+  return line;
 }
 
 function printLight(): void {
@@ -94,8 +117,8 @@ function main(): void {
   const app = document.getElementById("app")!;
   const store = begin(data);
   follow(data, store);
-  const makers = [joinsView, flowView, influenceView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
-  const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))));
+  const makers = [joinsView, flowView, influenceView, changesView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
+  const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))), momentOfHeadline(data, store));
   const content = el("main", {});
   app.append(head, content);
   const views: HTMLElement[] = [];

@@ -36,12 +36,12 @@ const PADDING = 26;
 const TOP = 26;
 
 export function place(cut: Cut, weigh: (link: CutLink) => number, room: number): Placed {
-  const shown = cut.links.filter((link) => weigh(link) > 0);
+  const shown = cut.links;
   const total = Math.max(...cut.nodes.filter((n) => n.tree === "loss").map((n) => inflow(n.id, shown, weigh)), 1e-300);
   const [points, pieces] = dissect(cut, shown, (link) => Math.max(weigh(link) / total, 1e-4));
   const columns = Math.max(...points.map((p) => p.column)) + 1;
   const crowd = Math.max(...Array.from({ length: columns }, (_, c) => points.filter((p) => p.column === c).length));
-  const width = Math.max(room, columns * 66 + 60); // room for a short name above each
+  const width = Math.max(room, columns * 92 + 60); // room for a short name above each
   const height = Math.min(900, Math.max(220, 170 + crowd * (PADDING + 10)));
   const last = 64;
   const graph = sankey<Point, Piece>()
@@ -88,7 +88,7 @@ function route(chain: Piece[]): { d: string; middle: [number, number] } {
     const [x0, x1] = [(piece.source as Point).x1!, (piece.target as Point).x0!];
     const half = (x0 + x1) / 2;
     parts.push(`${i ? "L" : "M"}${x0},${piece.y0}C${half},${piece.y0} ${half},${piece.y1} ${x1},${piece.y1}`);
-    if (i === Math.floor((chain.length - 1) / 2)) middle = [half, (piece.y0! + piece.y1!) / 2];
+    if (i === Math.floor((chain.length - 1) / 2)) middle = chain.length % 2 ? [half, (piece.y0! + piece.y1!) / 2] : [x1, piece.y1!];
   });
   return { d: parts.join(""), middle };
 }

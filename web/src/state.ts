@@ -2,12 +2,15 @@
 
 export interface State {
   snapshot: number;
+  against: number | null; // the moment that is subtracted
+  example: number | null; // null: all of them
   kind: string;
   group: string;
   weighted: boolean;
   measure: "share" | "weighted_share";
   open: Set<number>;
   openGroups: Set<number>;
+  unfolded: Set<number>; // runs, by the number of their first part
   path: { leaf: number; index: string } | null;
 }
 

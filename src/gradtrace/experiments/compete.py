@@ -347,7 +347,9 @@ def trace_held_out(plan: Plan, model: Competition, *, check: bool = False) -> tu
     tokens = plan.task.written(batch)
     groups = {EMBEDDING: EMBEDDING}
     only = (EMBEDDING,)
-    question = Question(groups, model.components, KINDS, paths=PATHS, each=0, tokens=tokens, only=only, joins=0)
+    question = Question(
+        groups, model.components, KINDS, paths=PATHS, each=0, tokens=tokens, only=only, joins=0, cover=0
+    )
     taken = snapshot(trace, question)
     taken["influence"] = [{k: v for k, v in row.items() if k != "of"} for row in taken["influence"]]
     return trace, taken

@@ -30,6 +30,7 @@ from ..recording.components import default_components as fallback
 from ..report.document import versions
 from ..report.snapshot import Question as Asked
 from ..report.snapshot import graph_of, snapshot
+from ..report.tokens import Texts
 from ..semirings import named
 from .results import SCHEMA
 from .user_code import called, describe, load
@@ -45,11 +46,13 @@ class Subject:
         model: any `nn.Module`, in the mode (training or evaluation) that it is to be traced in.
         batches: any iterable of batches.
         loss: called as `loss(model, batch)`; gives a scalar tensor.
+        tokens: called with a batch; gives the words of each example, all of equal length. None: there are none.
     """
 
     model: nn.Module
     batches: Iterable[Any]
     loss: Callable[[nn.Module, Any], Tensor]
+    tokens: Callable[[Any], Texts] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,20 @@ def load_subject(target: str) -> Subject:
 def _subject(target: str, given: Any) -> Subject:
     if not isinstance(given, (tuple, list)):
         raise OptionError(f"{target} must return {EXPECTED}, not {type(given).__name__}")
-    if len(given) != 3:
+    if len(given) not in (3, 4):
         raise OptionError(f"{target} must return {EXPECTED}, not {len(given)} values")
-    model, batches, loss = given
+    model, batches, loss, tokens = *given, *(None,) * (4 - len(given))
     if not isinstance(model, nn.Module):
         raise OptionError(f"the model that {target} returns must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(batches, Iterable):
         raise OptionError(f"the batches that {target} returns must be iterable, not {type(batches).__name__}")
     if not callable(loss):
         raise OptionError(f"the loss function that {target} returns must be callable, not {type(loss).__name__}")
-    return Subject(model, batches, cast("Callable[[nn.Module, Any], Tensor]", loss))
+    if tokens is not None and not callable(tokens):
+        raise OptionError(
+            f"what {target} returns for the words of a batch must be callable, not {type(tokens).__name__}"
+        )
+    return Subject(model, batches, cast("Any", loss), cast("Any", tokens))
 
 
 def components_of(trace: Trace, question: Question, model: nn.Module) -> Sequence[Component]:
@@ -150,7 +157,7 @@ def trace_subject(
         watch(f"{which}joins, flow and influence")
         if not tables:
             components = components_of(trace, question, subject.model)
-            taken = take_down(trace, question, components)
+            taken = take_down(trace, question, components, _words(subject, batch))
             if save is not None:
                 trace.save(save)
         table, strongest, answered = _answers(trace, question, components)
@@ -217,10 +224,22 @@ def _user_batches(batches: Iterable[Any]) -> Iterator[Any]:
         raise OptionError(f"the batches raised {describe(error)}") from error
 
 
-def take_down(trace: Trace, question: Question, components: Sequence[Component]) -> dict[str, Any]:
+def _words(subject: Subject, batch: Any) -> Texts | None:
+    if subject.tokens is None:
+        return None
+    try:
+        return [list(words) for words in subject.tokens(batch)]
+    except Exception as error:
+        raise OptionError(f"the function that gives a batch's words raised {describe(error)}") from error
+
+
+def take_down(
+    trace: Trace, question: Question, components: Sequence[Component], tokens: Texts | None = None
+) -> dict[str, Any]:
     """Take down what a report of one batch shows."""
     groups = None if question.of == Question.of else {question.of: question.of}  # else some that suit
-    asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), only=(question.of,))
+    only = (question.of,)
+    asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), tokens=tokens, only=only)
     certificate = trace.certificate
     return {
         "graph": graph_of(trace),

@@ -240,7 +240,9 @@ class Monitor:
             self._components = default_components(trace)
         paths = self._paths if self._ranks.first else 0
         group = {", ".join(self._of): self._of}
-        asked = Question(group, self._components, self._kinds, paths, each=0, only=self._of, joins=JOINS)
+        asked = Question(
+            group, self._components, self._kinds, paths, each=0, only=self._of, joins=JOINS, cover=0, examples=0
+        )
         return part_of(trace, asked, self._semirings if self._ranks.first else (), self._graphs)
 
     def _lines(self, number: int, parts: Sequence[Part | None]) -> list[dict[str, Any]]:

@@ -13,31 +13,37 @@ from ..recording.record import Value
 from .forest import Forest
 
 BLOCK = 256  # scalars of which the largest is found first
+SAMPLED = 1 << 16  # scalars of a leaf among which those of all strengths are chosen
 
 
-def strongest(forest: Forest, leaves: Sequence[Value], k: int) -> list[tuple[float, int, int]]:
+def strongest(
+    forest: Forest, leaves: Sequence[Value], k: int, example: int | None = None
+) -> list[tuple[float, int, int]]:
     """Find the k scalars of some leaves with the strongest paths, strongest first; of equals the first.
+
+    Args:
+        example: the one whose paths are meant; None for the strongest of all.
 
     Returns:
         (log2 of the weight, number of the leaf, flat index), fewer where there are not so many.
     """
-    found = [(log2, n, flat) for n, leaf in enumerate(leaves) for log2, flat in _of_leaf(forest, leaf, k)]
+    found = [(log2, n, flat) for n, leaf in enumerate(leaves) for log2, flat in _of_leaf(forest, leaf, k, example)]
     found.sort(key=lambda f: (-f[0], f[1], f[2]))
     return found[:k]
 
 
-def _of_leaf(forest: Forest, leaf: Value, k: int) -> list[tuple[float, int]]:
+def _of_leaf(forest: Forest, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
     if not k or not leaf.numel:
         return []
     plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
     if plane is not None:
-        weight = _over_rows(plane.data)
+        weight = _over_rows(plane.data, example)
         flat = _largest(weight, k)
         flat = flat[(weight[flat] > 0).numpy()]
         log2 = (weight[flat].to(torch.float64).log2() + plane.exponent).numpy()
     else:
         every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
-        weight = _over_rows(every)
+        weight = _over_rows(every, example)
         flat = _largest(weight, k)
         log2 = weight[flat].numpy()
     order = np.lexsort((flat, -log2))[:k]
@@ -45,9 +51,28 @@ def _of_leaf(forest: Forest, leaf: Value, k: int) -> list[tuple[float, int]]:
     return [(value, at) for value, at in pairs if value > -math.inf]
 
 
-def _over_rows(plane: Tensor) -> Tensor:
-    """Give the largest of each scalar's rows, flat."""
-    return (plane[0] if len(plane) == 1 else plane.amax(0)).reshape(-1)
+def _over_rows(plane: Tensor, example: int | None) -> Tensor:
+    """Give the largest of each scalar's rows, or one of them, flat."""
+    if len(plane) == 1 or example is not None:
+        return plane[0 if len(plane) == 1 else example].reshape(-1)
+    return plane.amax(0).reshape(-1)
+
+
+def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
+    """Choose k scalars of a leaf that have a path, from the strongest to the weakest at even steps (flat indices).
+
+    Of a large leaf a part of the scalars is looked at, at even steps too.
+    """
+    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
+    if plane is None and leaf.id not in forest.log2:
+        return []
+    rows = plane.data if plane is not None else forest.log2[leaf.id]
+    step = max(1, leaf.numel // SAMPLED)
+    weight = _over_rows(rows, None)[::step]
+    live = (weight > (0 if plane is not None else -math.inf)).nonzero().reshape(-1)
+    order = live[weight[live].argsort(descending=True, stable=True)]
+    chosen = order[torch.linspace(0, max(0, len(order) - 1), min(k, len(order))).round().long()]
+    return (chosen * step).tolist()
 
 
 def _largest(weight: Tensor, k: int) -> np.ndarray:

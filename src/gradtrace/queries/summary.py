@@ -51,15 +51,21 @@ class Summary:
 
 
 def summarise(
-    forest: Forest, loss: float, of: str | Sequence[str] | None = None, places: Places | None = None
+    forest: Forest,
+    loss: float,
+    of: str | Sequence[str] | None = None,
+    places: Places | None = None,
+    *,
+    by_example: bool = False,
 ) -> Summary:
     """Read findings off a forest.
 
     Args:
         of: the parameters to be spoken of; None for those of the module that is used first.
         places: the junctions, where somebody knows them.
+        by_example: have the joins of each example, too.
     """
     dead, places = dead_shares(forest), places or Places(forest.record, forest.loss)
-    early = joins(forest, earliest(forest, dead) if of is None else of, places=places)
-    whole = joins(forest, places=places)
+    early = joins(forest, earliest(forest, dead) if of is None else of, by_example=by_example, places=places)
+    whole = joins(forest, by_example=by_example, places=places)
     return Summary(findings(early, whole, dead), early, whole, dead, loss)

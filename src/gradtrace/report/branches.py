@@ -38,12 +38,18 @@ class Branches:
     def __post_init__(self) -> None:
         self._reader = Reader(self.forest)
 
-    def add_all(self, scalars: Sequence[tuple[Value, int, int]]) -> None:
-        """Add the paths of some scalars (leaf, its number, flat index) that have one; with examples, the strongest."""
-        rows = [self.forest.row(leaf, flat) for leaf, _, flat in scalars]
-        starts = [(leaf, row, flat) for (leaf, _, flat), row in zip(scalars, rows, strict=True)]
-        self._reader.read(start for start in starts if self.forest.traced(*start))
-        for (leaf, number, flat), row in zip(scalars, rows, strict=True):
+    def add_all(self, scalars: Sequence[tuple[Value, int, int, int | None]]) -> None:
+        """Add the paths of some scalars that have one.
+
+        Args:
+            scalars: of each its leaf, that one's number, the flat index and the example; None for the example in which
+                its path is the strongest.
+        """
+        rows = [self.forest.row(leaf, flat) if row is None else row for leaf, _, flat, row in scalars]
+        starts = {(n, flat, row): leaf for (leaf, n, flat, _), row in zip(scalars, rows, strict=True)}
+        there = {key: leaf for key, leaf in starts.items() if self.forest.traced(leaf, key[2], key[1])}
+        self._reader.read((leaf, row, flat) for (_, flat, row), leaf in there.items())
+        for (number, flat, row), leaf in there.items():
             self._add(leaf, number, flat, row)
 
     def _add(self, leaf: Value, number: int, flat: int, example: int) -> None:

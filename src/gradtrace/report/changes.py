@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .words import percent
 
@@ -16,6 +17,7 @@ def group_of(glob: str) -> str:
     return ALL if glob == "*" else glob
 
 
+MOST = 200  # rows of a measure that a page shows
 MEASURES = {
     "share": "Paths that cross a component",
     "weighted_share": "The same, by the weight of the paths",
@@ -23,6 +25,13 @@ MEASURES = {
     "log2_strength": "The strongest path of each parameter (log2 of its weight)",
 }
 
+HOW = {
+    "share": "Of all (example, parameter scalar) pairs that have a path, those whose path crosses it. The ring "
+    "is where it was, the dot where it is. A component that holds the parameters themselves is crossed trivially.",
+    "weighted_share": "The same, each pair counted by the weight of its path: it says where the strong ones go.",
+    "dead_share": "Of all (example, parameter scalar) pairs, those without a path of non-zero weight.",
+    "log2_strength": "Of each parameter's scalars, the one with the strongest path: one less is half as strong.",
+}
 COLUMNS = {  # what a table of them names, besides the numbers
     "share": ("name", "of", "kind"),
     "weighted_share": ("name", "of", "kind"),
@@ -88,3 +97,17 @@ class Change:
             moved = {math.inf: "came up", -math.inf: "died"}.get(self.change, f"{self.change:+.2f}")
             return ends[0], ends[1], moved
         return percent(self.before), percent(self.after), f"{100 * self.change:+.1f} pt"
+
+
+def tables(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """Write down what moved, by measure, as a page shows it: names, where it was and is, and both in words."""
+    out = []
+    for measure, title in MEASURES.items():
+        own = [c for c in changes if c.measure == measure]
+        moved = [c for c in own if c.moved]
+        keys = COLUMNS[measure]
+        rows = [[[getattr(c, key) for key in keys], c.before, c.after, c.written()] for c in moved[:MOST]]
+        head = [HEADINGS[key] for key in keys]
+        counts = {"still": len(own) - len(moved), "left_out": len(moved) - len(rows)}
+        out += [{"title": title, "how": HOW[measure], "columns": head, "rows": rows} | counts] if own else []
+    return out

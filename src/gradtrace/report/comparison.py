@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,9 +18,9 @@ from rich.console import Console
 
 from ..queries.arguments import file_of
 from ..queries.group_names import listed
-from .beside import render
-from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side, group_of
-from .page import frame
+from .changes import COLUMNS, HEADINGS, MEASURES, Change, Side, group_of, tables
+from .document import SCHEMA, finite
+from .page import frame, render
 from .tables import put
 from .terminal import plain, said
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 
+Shown: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]]
 Key: TypeAlias = tuple[str, str, str, str]  # measure, kind, parameters, name
 
 
@@ -40,6 +41,7 @@ class Comparison:
         changes: what both have, by measure, the largest change first.
         unmatched: names that one of them alone has, by what they are names of: (in the first, in the second).
         reshaped: parameters that have another shape.
+        shown: of each the document of its page, and the moment in it, for a page of both.
     """
 
     before: Side
@@ -47,6 +49,7 @@ class Comparison:
     changes: tuple[Change, ...]
     unmatched: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     reshaped: tuple[str, ...] = ()
+    shown: tuple[Shown, ...] = field(default=(), repr=False, compare=False)
 
     def of(self, measure: str) -> list[Change]:
         """Give one measure's changes, the largest first."""
@@ -112,14 +115,40 @@ class Comparison:
 
     def page(self) -> str:
         """Write it as HTML."""
-        names = f"{self.before.name} and {self.after.name}"
-        rows = [
+        return render(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Make the document of a page: both as two moments of the second one's program, and what moved.
+
+        Where the first ran another program, its flow and its paths have no place in the picture, and are left out.
+        """
+        (first, _), (second, _) = self.shown
+        drawn = {} if _same_program(first["graph"], second["graph"]) else {"flows": [], "paths": {}}
+        unmatched = [
             (what, f"only in {side.name}", found)
             for what, pair in self.unmatched.items()
             for side, found in zip(self.sides, pair, strict=True)
         ]
-        rows.append(("parameters", "of another shape", self.reshaped))
-        return render(f"gradtrace: {names}", self.sentences(), self.sides, self.changes, [r for r in rows if r[2]])
+        unmatched.append(("parameters", "of another shape", self.reshaped))
+        names = [str(side) for side in self.sides]
+        moments = [_moment(of, {"name": name}) for name, (_, of) in zip(names, self.shown, strict=True)]
+        return finite(
+            {
+                "schema": SCHEMA,
+                "kind": "compare",
+                "title": f"gradtrace: {self.before.name} and {self.after.name}",
+                "headline": self.sentences(),
+                "graph": second["graph"],
+                "snapshots": [moments[0] | drawn, moments[1]],
+                "changes": tables(self.changes),
+                "unmatched": [row for row in unmatched if row[2]],
+                "provenance": [
+                    (f"{section}, {side.name}", rows)
+                    for side, (document, _) in zip(self.sides, self.shown, strict=True)
+                    for section, rows in document["provenance"]
+                ],
+            }
+        )
 
     def _repr_html_(self) -> str:
         return frame(self.page())
@@ -179,7 +208,20 @@ def between(
         "components": _apart(_names(first, "share"), _names(second, "share")),
     }
     reshaped = tuple(n for n, shape in shapes[0].items() if shapes[1].get(n, shape) != shape)
-    return Comparison(*sides, tuple(found), {k: pair for k, pair in unmatched.items() if any(pair)}, reshaped)
+    apart = {k: pair for k, pair in unmatched.items() if any(pair)}
+    return Comparison(*sides, tuple(found), apart, reshaped, (before[1:3], after[1:3]))
+
+
+def _same_program(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tell whether calls and parameters have the same numbers in both."""
+    called = all(first["calls"][key] == second["calls"][key] for key in ("number", "operator", "module"))
+    return called and first["parameters"]["name"] == second["parameters"]["name"]
+
+
+def _moment(taken: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+    """Give a snapshot with the groups' names by which it is compared."""
+    rows = {key: [row | {"of": group_of(row["of"])} for row in taken[key]] for key in ("influence", "flows")}
+    return {**taken, **rows, **named}
 
 
 def _names(numbers: Iterable[Key], measure: str) -> list[str]:

@@ -175,9 +175,11 @@ def _paths(graph: Mapping[str, Any], paths: Mapping[str, Any], most: int) -> lis
         return []
     modules = dict(zip(graph["calls"]["number"], graph["calls"]["module"], strict=True))
     rows = []
-    for leaf, index, first, log2 in list(
-        zip(*(starts[key] for key in ("leaf", "index", "first", "log2")), strict=True)
-    )[:most]:
+    columns = zip(*(starts[key] for key in ("leaf", "index", "first", "log2")), strict=True)
+    once: dict[tuple[int, ...], tuple[Any, ...]] = {}  # a scalar may be there in several examples, the strongest first
+    for row in columns:
+        once.setdefault((row[0], *row[1]), row)
+    for leaf, index, first, log2 in [*once.values()][:most]:
         crossed, at = [], first
         while at >= 0:
             crossed.append(modules[paths["steps"]["call"][at]])

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from math import fsum
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,16 +18,18 @@ from typing import Any, Protocol
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
 from ..queries.arguments import components_of, kinds_of, whole
-from ..queries.findings import Finding
+from ..queries.findings import Finding, dead_shares, earliest
 from ..queries.flow import Asked, Flow, flows
 from ..queries.flow import merged as merged_flows
 from ..queries.forest import KINDS, Forest
+from ..queries.group_names import group_named
 from ..queries.influence import influences
+from ..queries.join_rows import Branch, Grid, Join
 from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable, Places
-from ..queries.strongest import strongest
+from ..queries.strongest import of_all_strengths, strongest
 from ..queries.summaries import Answerable
-from ..queries.summary import Summary, summarise
+from ..queries.summary import summarise
 from ..queries.tables import InfluenceTable
 from ..queries.tables import merged as merged_tables
 from ..recording.components import Component, matches, name_of, operators, select_leaves
@@ -39,6 +42,8 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
+AT_ONCE = 200  # paths that are read before somebody looks whether there is room for more
+MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 
 
 class Traced(Answerable, Protocol):
@@ -78,6 +83,9 @@ class Question:
         semirings: what else to ask of every parameter; the page shows `Entropy`, `Graded` and `Power`.
         per_example: trace each example on its own; by default if the recording knows the examples.
         joins: how many joins of a group, those that most paths come to; with 0 nobody looks for what stands out.
+        cover: how many scalars more, of all parameters and of all strengths, as far as there is room.
+        examples: up to how many examples have their own shares, and their own strongest paths; with more of them in the
+            batch none has.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -90,6 +98,8 @@ class Question:
     semirings: Sequence[Family | str] | str = ()
     per_example: bool | None = None
     joins: int = 300
+    cover: int = 1000
+    examples: int = 16
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -100,7 +110,8 @@ class Question:
         object.__setattr__(self, "components", components_of(self.components))
         object.__setattr__(self, "paths", whole("paths", self.paths, 0))
         object.__setattr__(self, "each", whole("each", self.each, 0))
-        object.__setattr__(self, "joins", whole("joins", self.joins, 0))
+        for name in ("joins", "cover", "examples"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0))
         if self.groups is not None and not isinstance(self.groups, Mapping):
             raise BadArgument(f"groups must give globs over parameters by name, not {type(self.groups).__name__}")
         if isinstance(self.semirings, str):
@@ -126,7 +137,8 @@ def graph_of(trace: Traced) -> dict[str, Any]:
     """Describe the recording: operator calls that lead to the loss, parameters, and how both fold."""
     record = trace.tape.record
     calls, leaves = record.before(trace.root), list(record.leaves.values())
-    tree = call_tree(calls, links_between(calls))
+    links = [*dict.fromkeys(links_between(calls))]
+    tree = call_tree(calls, links)
     shown = {source: short_source(source) for source in {c.source for c in calls}}
     return {
         "calls": {
@@ -138,6 +150,7 @@ def graph_of(trace: Traced) -> dict[str, Any]:
         "parameters": {"name": [str(v.name) for v in leaves], "shape": [list(v.shape) for v in leaves]},
         "modules": tree.columns(),
         "groups": parameter_tree(leaves).columns(),
+        "links": {"source": [a for a, _ in links], "target": [b for _, b in links]},
     }
 
 
@@ -175,7 +188,7 @@ class Taken:
         tables: by kind, a table of each group.
         flows: by kind, the flow of each group, counted and weighted.
         paths: by kind, as columns.
-        joined: what stands out and the joins, which are said of one process's examples only.
+        joined: what stands out and the joins, and what is said of each example: of one process's examples only.
     """
 
     loss: float
@@ -196,18 +209,31 @@ def take(trace: Traced, question: Question) -> Taken:
     """Ask for flows, influence and paths of a trace."""
     record = trace.tape.record
     apart = is_apart(record, question)
-    groups = question.groups or default_groups(record)
+    groups = question.groups or _from_the_earliest(trace.forest(question.kinds[0], per_example=apart))
     components = list(question.components or default_components(trace))
     forests = {kind: trace.forest(kind, per_example=apart) for kind in question.kinds}
+    tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
+    examples = range(_examples(next(iter(forests.values())), question))
+    joined, tabled = (
+        _joined(trace, forests, [*groups.values()], question.joins, bool(examples)) if question.joins else ({}, [])
+    )
+    if examples:
+        joined["examples"] = [_of_example(n, tables, tabled, joined["joins"], question) for n in examples]
     return Taken(
         trace.loss,
         tuple(groups),
         tuple(record.leaves),
-        {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()},
+        tables,
         {kind: flows_of(forest, groups) for kind, forest in forests.items()},
         {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
-        _joined(trace, forests, [*groups.values()], question.joins) if question.joins else {},
+        joined,
     )
+
+
+def _examples(forest: Forest, question: Question) -> int:
+    """Give how many examples have figures of their own: none, where there are too many or one alone."""
+    count = forest.labels.count if forest.labels is not None else 1
+    return count if question.joins and 1 < count <= question.examples else 0
 
 
 def together(parts: Sequence[Taken], flowing: Sequence[Taken], ranks: int) -> Taken:
@@ -252,17 +278,19 @@ def written(taken: Taken) -> dict[str, Any]:
 
 
 def _joined(
-    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int
-) -> dict[str, Any]:
-    """Give what stands out, by the first kind of trace, and the joins that it is read off."""
+    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int, by_example: bool
+) -> tuple[dict[str, Any], list[JoinTable]]:
+    """Give what stands out, by the first kind of trace, and the joins that it is read off, written and as they are."""
     whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
     of = None if whole else groups[0]  # what is said of all parameters is said from the earliest on
     places = Places(trace.tape.record, trace.root)
-    said = {kind: summarise(forest, trace.loss, of, places) for kind, forest in forests.items()}
+    said = {k: summarise(forest, trace.loss, of, places, by_example=by_example) for k, forest in forests.items()}
+    tables = [(name, table) for s in said.values() for name, table in (("early", s.early), ("all", s.whole))]
+    kept = [_foremost(table, most) for _, table in tables]
     return {
         "findings": [_finding(f) for f in next(iter(said.values())).findings],
-        "joins": [table for kind, summary in said.items() for table in _joins(kind, summary, most)],
-    }
+        "joins": [_joins(name, whole, shown) for (name, whole), shown in zip(tables, kept, strict=True)],
+    }, kept
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -270,19 +298,22 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
 
 
-def _joins(kind: str, summary: Summary, most: int) -> list[dict[str, Any]]:
-    """Give the joins of the earliest parameters, and of all, as grids."""
-    named = [("early", summary.early), ("all", summary.whole)]
-    return [{"table": name, "of": list(t.of), "of_all": t.of_all, "kind": kind} | _grids(t, most) for name, t in named]
-
-
-def _grids(table: JoinTable, most: int) -> dict[str, Any]:
+def _foremost(table: JoinTable, most: int) -> JoinTable:
+    """Keep the joins to which most paths come."""
     kept = {id(join) for join in sorted(table.rows, key=lambda join: -join.paths)[:most]}
-    shown = replace(table, rows=tuple(join for join in table.rows if id(join) in kept))
+    return replace(table, rows=tuple(join for join in table.rows if id(join) in kept))
+
+
+def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
+    """Give a table of joins as grids, in which branches of layers that repeat have one name."""
     sources = {source: short_source(source) for source in {join.source for join in shown.rows}}
     return {
-        "paths": table.paths,
-        "left_out": len(table.rows) - len(shown.rows),
+        "table": name,
+        "of": list(whole.of),
+        "of_all": whole.of_all,
+        "kind": whole.kind,
+        "paths": whole.paths,
+        "left_out": len(whole.rows) - len(shown.rows),
         "grids": [
             {
                 "pattern": grid.pattern,
@@ -305,6 +336,38 @@ def _grids(table: JoinTable, most: int) -> dict[str, Any]:
             for grid in shown.grids()
         ],
     }
+
+
+def _of_example(
+    number: int,
+    tables: Mapping[str, Sequence[InfluenceTable]],
+    joined: Sequence[JoinTable],
+    written: Sequence[Mapping[str, Any]],
+    question: Question,
+) -> dict[str, Any]:
+    """Give one example's numbers in the order in which those of all stand: shares of influence, and of joins."""
+    groups = range(len(next(iter(tables.values()))))
+    rows = [row for n in groups for kind in tables for row in tables[kind][n].by_example[number]]
+    return {
+        "tokens": next(iter([*(question.tokens or ())][number : number + 1]), None),
+        "influence": [[*map(_share, (r.share, r.weighted_share, r.dead_share))] for r in rows],
+        "joins": [_came(table, number) for table in joined],
+    }
+
+
+def _came(table: JoinTable, number: int) -> list[list[list[Any]]]:
+    """Give by grid and join the paths of an example that come by each branch of the grid that is there."""
+    by_call = {(join.call, join.operator): join.by_example[number] for join in table.rows}
+    return [[_row(grid, join, by_call[join.call, join.operator]) for join in grid.joins] for grid in table.grids()]
+
+
+def _row(grid: Grid, join: Join, own: Sequence[Branch]) -> list[list[Any]]:
+    of = dict(zip((b.name for b in join.branches), own, strict=True))
+    return [[_whole(b.paths), _share(b.share), _share(b.weighted_share)] for n in grid.branches if (b := of.get(n))]
+
+
+def _share(number: float) -> float | None:
+    return None if number != number else float(f"{number:.4g}")
 
 
 def is_apart(record: Record, question: Question) -> bool:
@@ -342,15 +405,23 @@ def _rounded(number: float) -> float:
 
 
 def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) -> dict[str, Any]:
-    """Give the paths of the strongest scalars; for every kind those of the same scalars."""
+    """Give the paths of the strongest scalars, and of others while there is room; for every kind the same scalars."""
     leaves = select_leaves(forest.record, question.only)
     guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
-    chosen = [(n, flat) for _, n, flat in strongest(guide, leaves, question.paths)]
-    chosen += [(n, flat) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
+    found = [(n, flat, None) for _, n, flat in strongest(guide, leaves, question.paths)]
+    found += [(n, flat, None) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
+    for example in range(_examples(guide, question)):
+        found += [(n, flat, example) for _, n, flat in strongest(guide, leaves, question.paths, example)]
+    share = question.cover // max(1, len(leaves))
+    spread = [[(n, at, None) for at in of_all_strengths(guide, leaf, share)] for n, leaf in enumerate(leaves)]
+    found += [one for rank in zip_longest(*spread) for one in rank if one is not None]
     tokens = None if question.tokens is None else Tokens(question.tokens)
     branches = Branches(forest, tokens)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
-    branches.add_all([(leaves[n], numbers[leaves[n].id], flat) for n, flat in dict.fromkeys(chosen)])
+    chosen = [(leaves[n], numbers[leaves[n].id], flat, example) for n, flat, example in dict.fromkeys(found)]
+    for begin in range(0, len(chosen), AT_ONCE):
+        if len(branches.steps["call"]) < MOST_STEPS // len(forests):
+            branches.add_all(chosen[begin : begin + AT_ONCE])
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
     steps = {name: column for name, column in branches.steps.items() if name != "log2"}
@@ -377,6 +448,15 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
             groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
     everything = {"all parameters": "*"}
     return groups | everything if any(tree.nodes[n].kind == "parameters" for n in shown) else everything | groups
+
+
+def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
+    """Put in front of the groups the parameters of which the headline speaks, by the name that they have there."""
+    names, groups = earliest(forest, dead_shares(forest)), default_groups(forest.record)
+    members = {name: {str(v.name) for v in select_leaves(forest.record, of)} for name, of in groups.items()}
+    same = next((name for name, of in members.items() if of == set(names)), None)
+    name = group_named(names, len(forest.record.leaves), shorten=True) if same is None else same
+    return {name: names if same is None else groups[same]} | groups
 
 
 def default_components(trace: Traced) -> list[str]:

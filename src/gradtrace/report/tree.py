@@ -18,6 +18,7 @@ from ..recording.record import Call, Value
 
 MOST_CHILDREN = 32  # more of them are gathered in stretches, which open one by one
 MOST_SHOWN = 24
+MOST_STRANDS = 4  # up to which a run is taken apart
 # operators that only move scalars: no name for a run
 SHUFFLES = frozenset(
     (
@@ -132,9 +133,11 @@ def call_tree(calls: Sequence[Call], links: Iterable[tuple[int, int]]) -> Tree:
         if run < 0 or tree.nodes[run].kind != "operators":
             run = latest[home] = tree.add(home, tree.nodes[home].name, "operators")
         tree.add(run, bare(call.name), "operator", call.index)
+    links = list(links)
+    _split_runs(tree, links)
     _drop_needless_runs(tree)
     _gather(tree)
-    _place(tree, list(links))
+    _place(tree, links)
     _label(tree)
     return tree
 
@@ -186,6 +189,40 @@ def _hoist(tree: Tree, number: int, needless: Callable[[Node], bool]) -> None:
     for child in node.children:
         tree.nodes[child].parent = node.parent
     node.children = []
+
+
+def _split_runs(tree: Tree, links: Sequence[tuple[int, int]]) -> None:
+    """Take apart runs of a few strands that have nothing to do with each other, so that experts stand side by side."""
+    before: dict[int, list[int]] = {}
+    for source, target in links:
+        before.setdefault(target, []).append(source)
+    for number in range(len(tree.nodes)):
+        run = tree.nodes[number]
+        strands = _strands(tree.items(number), before) if run.kind == "operators" else []
+        if 1 < len(strands) <= MOST_STRANDS:
+            for strand in strands[1:]:
+                members = [tree.of_item[item] for item in strand]
+                inside = set(members)
+                run.children = [c for c in run.children if c not in inside]
+                apart = tree.add(run.parent, run.name, "operators")
+                home = tree.nodes[run.parent].children
+                home.insert(home.index(number) + 1, home.pop())
+                tree.nodes[apart].children = members
+                for member in members:
+                    tree.nodes[member].parent = apart
+
+
+def _strands(items: Sequence[int], before: dict[int, list[int]]) -> list[list[int]]:
+    """Group calls, given in recording order, that links among them connect."""
+    home: dict[int, list[int]] = {}
+    for item in items:
+        parts = {id(home[b]): home[b] for b in before.get(item, ()) if b in home}
+        strand = max(parts.values(), key=len, default=[])
+        for part in [*parts.values(), [item]]:
+            if part is not strand:
+                strand += part
+                home.update(dict.fromkeys(part, strand))
+    return [sorted(strand) for strand in {id(strand): strand for strand in home.values()}.values()]
 
 
 def _drop_needless_runs(tree: Tree) -> None:

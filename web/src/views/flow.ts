@@ -1,10 +1,13 @@
 // Where the paths run, from the parameters on the left to the loss on the right.
 
 import { scaleLinear } from "d3-scale";
-import { strength } from "../colours";
-import { childrenOf, cutAt, flowOf, rangeOf, shownFor, skipsOf, type Cut, type CutLink, type CutNode } from "../cut";
-import type { FlowColumns, ReportDocument } from "../data";
+import { flowIn, legendOf, linesBefore, other } from "../against";
+import { moved, strength } from "../colours";
+import { aboveOf, childrenOf, cutAt, flowOf, foldRuns, rangeOf, shownFor, skipsOf, type Cut, type Folded, type CutLink, type CutNode } from "../cut";
+import type { FlowColumns, ReportDocument, Snapshot } from "../data";
 import { button, count, el, explain, fit, fitTo, hideTip, menu, percent, power, svg, table } from "../dom";
+import { callsOf, joinsOf, labelsOf, lanesOf, type Lane } from "../lanes";
+import { layerAlone, openLayer, repeatedLayers } from "../layers";
 import { place, type Placed } from "../place";
 import { section } from "../section";
 import type { Store } from "../state";
@@ -13,14 +16,16 @@ import { stepsOf, tableOf } from "../walk";
 const NAMED = 0.02; // of the paths, from which on a skip has its name beside it
 const CONDENSED = "condensed";
 
-export function flowView(data: ReportDocument, store: Store): HTMLElement {
+export function flowView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => s.flows.length)) return null;
   let drawn: SVGSVGElement | null = null;
   let rows: (string | number)[][] = [];
   const { root, controls, body } = section(
     "flow",
     "Flow",
     "Parameters enter from the left and the loss is on the right. A ribbon is as wide as the share of best paths that run " +
-      "through it; its colour is how strong they are on average. Click a part, or press Enter on it, to open it.",
+      "through it; its colour is how strong they are on average. A broken line is a way that none of them takes. Parts that they all " +
+      "cross one after the other are one, “first … last”. Click a part, or press Enter on it, to open it.",
     "A path is the strongest of very many, not the gradient; a wide ribbon of weak paths can matter less than a thin one.",
     { svg: () => drawn, rows: () => rows },
   );
@@ -35,6 +40,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
       (value) => store.set({ weighted: value === "weights" }),
       "width",
     ),
+    ...layersField(data, store),
     opened,
   );
   const range = rangeOf(data.snapshots.flatMap((s) => s.flows));
@@ -50,40 +56,119 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement {
     if (!flow) {
       totals.textContent = "";
       details.replaceChildren(el("summary", {}, "Ribbons as a table"));
-      holder.replaceChildren(el("p", { class: "none" }, "At this step the program ran other operators than at the last one, whose picture this is."));
+      holder.replaceChildren(el("p", { class: "none" }, "Here the program ran other operators than in the last one, whose picture this is."));
       drawn = null;
       rows = [];
       return;
     }
-    const cut = cutAt(data.graph, flow, store.now.open, store.now.openGroups);
-    showOpen(opened, data, store);
-    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step);
+    const cut = foldRuns(cutAt(data.graph, flow, store.now.open, store.now.openGroups), store.now.unfolded);
+    nameMeetings(data, cut, flow, store);
+    const taken = cut.links.filter((l) => l.paths > 0);
+    showOpen(opened, data, store, cut.runs);
+    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step, store.now.example === null);
     rows = [
       ["from", "to", "paths", "share", "weight", "share of weight", "log2 of mean weight"],
-      ...cut.links.map((l) => [
+      ...taken.map((l) => [
         nameOf(cut, l.source), nameOf(cut, l.target), l.paths, l.paths / flow.total, l.weights, l.weights / flow.weight,
         meanLog2(flow, l) ?? "",
       ]),
     ];
-    details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, flow));
+    details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, taken, flow));
     if (!flow.total) {
       holder.replaceChildren(el("p", { class: "none" }, "None of these parameters has a path to the loss."));
       drawn = null;
       return;
     }
-    drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100);
+    const before = other(data, store);
+    drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100, before);
     drawn.dataset.open = [...store.now.open].join(" ");
-    holder.replaceChildren(drawn);
-    if (focus) holder.querySelector<SVGElement>(`[data-id="${focus}"]`)?.focus();
+    holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
+    if (focus) partNow(data, holder, focus)?.focus();
   };
-  store.watch(["snapshot", "kind", "group", "weighted", "open", "openGroups", "path"], draw);
+  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
-function totalsOf(flow: FlowColumns, step: number | null): string {
-  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}.`;
+/** Call what computes where branches meet as the table of joins does: by the block that it is in, and the step there. */
+function nameMeetings(data: ReportDocument, cut: Folded, flow: FlowColumns, store: Store): void {
+  const { item } = data.graph.modules;
+  const shown = shownFor(data.graph.modules, store.now.open);
+  const inside = new Map<number, string[]>();
+  for (const [call, label] of labelsOf(joinsOf(data, store.now.snapshot, flow))) {
+    const at = shown[item.indexOf(call)];
+    inside.set(at, [...new Set([...(inside.get(at) ?? []), label])]);
+  }
+  for (const node of cut.nodes.flatMap((n) => [n, ...(n.members ?? [])])) {
+    const found = node.tree === "modules" && node.kind !== "module" ? inside.get(node.number) : undefined;
+    if (!found || node.members) continue;
+    node.meets = true;
+    const [first, last] = [tail(found[0]), tail(found[found.length - 1])];
+    node.label = node.kind === "operator" ? `${last} ${node.label}` : first === last ? first : `${first} – ${last}`;
+  }
+  for (const run of cut.runs) run.label = [...new Set(endsOf(run))].join(" … ");
+}
+
+/** The first and the last part of a run that say something: modules, and where branches meet, if it has any. */
+function endsOf(run: { members: CutNode[] }): [string, string] {
+  const telling = run.members.filter((m) => m.kind === "module" || m.meets);
+  const named = telling.length ? telling : run.members;
+  return [named[0].label, named[named.length - 1].label];
+}
+
+const SHORT = 14;
+
+/** The end of a dotted name that is long. */
+function tail(name: string): string {
+  const parts = name.split(".");
+  while (parts.length > 1 && parts.join(".").length > SHORT) parts.shift();
+  return parts.join(".");
+}
+
+/** A label in so many pixels; a run's is that of its first part and of its last. */
+function labelIn(node: CutNode, room: number): string {
+  const ends = node.label.split(" … ");
+  if (!node.members || ends.length < 2) return fitTo(node.label, room);
+  const whole = fitTo(ends.join("…"), room);
+  if (whole === ends.join("…")) return whole;
+  const last = fitTo(ends[1], room / 2 - 4);
+  return `${fitTo(ends[0], Math.max(room / 2 - 4, room - 8 - 7 * last.length))}…${last}`.replace("……", "…");
+}
+
+/** What shows a part that had the focus, or the first of what it has become. */
+function partNow(data: ReportDocument, holder: HTMLElement, id: string): SVGElement | undefined {
+  const shown = [...holder.querySelectorAll<SVGElement>(".part")];
+  const same = shown.find((part) => part.dataset.id === id);
+  const [tree, number] = [id[0] === "p" ? data.graph.groups : data.graph.modules, Number(id.slice(1))];
+  const inside = (part: SVGElement) => (part.dataset.id![0] === "p") === (id[0] === "p") && aboveOf(tree, Number(part.dataset.id!.slice(1))).includes(number);
+  return same ?? shown.filter((part) => part.dataset.id !== "loss").find(inside);
+}
+
+/** A slider over repeated layers, of which it opens one; there is none where no layers are repeated. */
+function layersField(data: ReportDocument, store: Store): HTMLElement[] {
+  const layers = repeatedLayers(data.graph);
+  if (!layers) return [];
+  const input = el("input", { type: "range", id: "layer", min: -1, max: layers.members.length - 1, step: 1 });
+  const shown = el("output", { for: "layer" });
+  input.addEventListener("input", () => {
+    const { now, first } = store;
+    const flow = flowOf(data.snapshots[now.snapshot].flows, now.group, now.kind);
+    const joins = callsOf(joinsOf(data, now.snapshot, flow));
+    const chosen = Number(input.value);
+    store.set({ unfolded: first.unfolded, open: chosen < 0 ? first.open : openLayer(data.graph, flow, joins, now.open, layers, chosen) });
+  });
+  store.watch(["open"], () => {
+    const alone = layerAlone(layers, store.now.open);
+    input.value = String(alone);
+    shown.textContent = alone < 0 ? "as at first" : data.graph.modules.name[layers.members[alone]];
+    input.setAttribute("aria-valuetext", shown.textContent);
+  });
+  return [el("label", { class: "field", for: "layer" }, el("span", {}, `Open one of ${layers.pattern}`), input, shown)];
+}
+
+function totalsOf(flow: FlowColumns, step: number | null, all: boolean): string {
+  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}${all ? "" : ", those of all examples"}.`;
 }
 
 function nameOf(cut: Cut, id: string): string {
@@ -96,8 +181,8 @@ function meanLog2(flow: FlowColumns, link: { paths: number; weights: number }): 
   return flow.unit_log2 === null || !link.weights ? null : flow.unit_log2 + Math.log2(link.weights / link.paths);
 }
 
-function tableOfLinks(cut: Cut, flow: FlowColumns): HTMLElement {
-  const sorted = [...cut.links].sort((a, b) => b.paths - a.paths);
+function tableOfLinks(cut: Cut, links: CutLink[], flow: FlowColumns): HTMLElement {
+  const sorted = [...links].sort((a, b) => b.paths - a.paths);
   const rows = sorted.map((l) => [
     nameOf(cut, l.source), nameOf(cut, l.target), count(l.paths), percent(l.paths / flow.total),
     percent(l.weights / flow.weight), power(meanLog2(flow, l)),
@@ -106,8 +191,10 @@ function tableOfLinks(cut: Cut, flow: FlowColumns): HTMLElement {
 }
 
 /** A chip for every open part, to close it again. */
-function showOpen(holder: HTMLElement, data: ReportDocument, store: Store): void {
-  const chips: HTMLElement[] = [];
+function showOpen(holder: HTMLElement, data: ReportDocument, store: Store, runs: CutNode[]): void {
+  const chips = runs
+    .filter((run) => store.now.unfolded.has(run.number))
+    .map((run) => button(`${fit(run.label, 32)} ×`, () => close(store, "unfolded", run.number), { class: "chip", "aria-label": `Fold ${run.name}` }));
   for (const [key, tree] of [["openGroups", data.graph.groups], ["open", data.graph.modules]] as const) {
     for (const n of store.now[key]) {
       if (n === 0) continue;
@@ -118,13 +205,15 @@ function showOpen(holder: HTMLElement, data: ReportDocument, store: Store): void
       chips.push(button(`${fit(name, 32)} ×`, () => close(store, key, n), { class: "chip", "aria-label": `Close ${name}` }));
     }
   }
-  const { open: first, openGroups: firstGroups } = store.first;
-  const reset = button("Fold as at first", () => store.set({ open: first, openGroups: firstGroups }), { class: "plain" });
-  const moved = (["open", "openGroups"] as const).some((key) => {
-    const before = key === "open" ? first : firstGroups;
+  const { open, openGroups, unfolded } = store.first;
+  const reset = button("Fold as at first", () => store.set({ open, openGroups, unfolded }), { class: "plain" });
+  const moved = (["open", "openGroups", "unfolded"] as const).some((key) => {
+    const before = store.first[key];
     return before.size !== store.now[key].size || [...before].some((n) => !store.now[key].has(n));
   });
-  holder.replaceChildren(...(chips.length ? [el("span", { class: "label" }, "Open:"), ...chips] : []), ...(moved ? [reset] : []));
+  const was = holder.querySelector("details")?.open ?? false;
+  const list = el("details", { open: was }, el("summary", {}, `${chips.length} open part${chips.length === 1 ? "" : "s"}`), el("div", { class: "chips" }, ...chips));
+  holder.replaceChildren(...(chips.length ? [list] : []), ...(moved ? [reset] : []));
 }
 
 /** The flow that a page opens with: the last moment's, of the first group. */
@@ -132,23 +221,23 @@ export function firstFlow(data: ReportDocument): FlowColumns | undefined {
   return data.snapshots[data.snapshots.length - 1].flows[0];
 }
 
-function close(store: Store, key: "open" | "openGroups", n: number): void {
+function close(store: Store, key: "open" | "openGroups" | "unfolded", n: number): void {
   const rest = new Set(store.now[key]);
   rest.delete(n);
   store.set({ [key]: rest });
 }
 
 function canOpen(data: ReportDocument, node: CutNode): boolean {
-  return node.tree !== "loss" && node.kind !== CONDENSED && data.graph[node.tree].parent.includes(node.number);
+  return node.members !== undefined || node.tree !== "loss" && node.kind !== CONDENSED && data.graph[node.tree].parent.includes(node.number);
 }
 
 function toggle(data: ReportDocument, store: Store, node: CutNode): void {
   if (node.tree === "loss" || !canOpen(data, node)) return;
-  const key = node.tree === "modules" ? "open" : "openGroups";
+  const key = node.members ? "unfolded" : node.tree === "modules" ? "open" : "openGroups";
   store.set({ [key]: new Set([...store.now[key], node.number]) });
 }
 
-function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number): SVGSVGElement {
+function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number, before?: Snapshot): SVGSVGElement {
   const weigh = (l: CutLink) => (store.now.weighted ? l.weights : l.paths);
   const placed = place(cut, weigh, room);
   const [low, high] = range;
@@ -158,11 +247,25 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
     viewBox: `0 0 ${placed.width} ${height}`, width: placed.width, height, class: "flow", "aria-label": "Flow of paths",
   });
   const skips = skipsOf(cut);
+  const lanes = lanesIn(data, store, cut, flow);
   out.append(
-    ribbons(placed, cut, flow, scale, skips), lit(data, store, placed), names(placed, cut, flow, skips),
-    parts(data, store, placed, flow), legend(placed, low, high),
+    ribbons(placed, cut, flow, scale, skips, before && { before, shares: sharesIn(data, store, cut, flow, before) }), lit(data, store, placed), names(placed, cut, flow, skips),
+    parts(data, store, placed, flow, lanes), legend(placed, low, high, before === undefined),
   );
   return out;
+}
+
+/** Heads and experts, by the part in which they alone meet. */
+function lanesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns): Map<string, Lane[]> {
+  const { item } = data.graph.modules;
+  const shown = shownFor(data.graph.modules, store.now.open);
+  const home = new Map(cut.nodes.flatMap((node) => (node.members ?? [node]).map((m) => [m.id, node.id] as const)));
+  const out = new Map<string, Lane[][]>();
+  for (const [call, lanes] of lanesOf(joinsOf(data, store.now.snapshot, flow))) {
+    const id = home.get(`m${shown[item.indexOf(call)]}`);
+    if (id) out.set(id, [...(out.get(id) ?? []), lanes]);
+  }
+  return new Map([...out].filter(([, found]) => found.length === 1).map(([id, [lanes]]) => [id, lanes]));
 }
 
 type Scale = (log2: number) => number;
@@ -181,58 +284,89 @@ function around(skips: Skips, cut: Cut, link: { source: string; target: string }
 /** Skips by name, where there is room beside their ribbons. */
 function names(placed: Placed, cut: Cut, flow: FlowColumns, skips: Skips): SVGGElement {
   const group = svg("g", { class: "skips", "aria-hidden": "true" });
-  const taken = placed.nodes.map((n) => ({ x0: n.x0 - 4, x1: n.x0 + columnWidthOf(placed), y0: n.y0 - 27, y1: n.y1 + 2 }));
+  const column = columnWidthOf(placed);
+  const boxes = placed.nodes.flatMap((n) => [
+    { x0: n.x0 - 4, x1: n.x0 + column, y0: n.y0 - 27, y1: n.y0 },
+    { x0: n.x0 - 4, x1: n.x1 + 4, y0: n.y0, y1: n.y1 + 2 },
+  ]);
   for (const link of [...placed.links].sort((a, b) => b.width - a.width)) {
     const text = fit(around(skips, cut, link), 28);
     if (!text || link.paths < NAMED * flow.total) continue;
     const x = link.middle[0];
     const y = link.middle[1] - Math.min(0.25 * link.width, 40) - (link.width < 40 ? 9 : 0); // not where the chosen path runs
     const box = { x0: x - 3.3 * text.length, x1: x + 3.3 * text.length, y0: y - 8, y1: y + 6 };
-    if (box.x0 < 0 || box.x1 > placed.width || taken.some((t) => t.x0 < box.x1 && box.x0 < t.x1 && t.y0 < box.y1 && box.y0 < t.y1)) continue;
-    taken.push(box);
+    if (box.x0 < 0 || box.x1 > placed.width || boxes.some((t) => t.x0 < box.x1 && box.x0 < t.x1 && t.y0 < box.y1 && box.y0 < t.y1)) continue;
+    boxes.push(box);
     group.append(svg("text", { x, y: y + 4, "text-anchor": "middle" }, text));
   }
   return group;
 }
 
-function ribbons(placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips): SVGGElement {
+type Shares = Map<string, [number, number]>; // of paths and of their weight, by the ends of a ribbon
+
+/** How wide the same ribbons are at another moment. */
+function sharesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, before: Snapshot): Shares | undefined {
+  const then = flowIn(before, flow);
+  if (!then?.total) return undefined;
+  const home = new Map(cut.nodes.flatMap((node) => (node.members ?? []).map((m) => [m.id, node.id] as const)));
+  const out: Shares = new Map();
+  for (const link of cutAt(data.graph, then, store.now.open, store.now.openGroups).links) {
+    const key = `${home.get(link.source) ?? link.source} ${home.get(link.target) ?? link.target}`;
+    const [paths, weights] = out.get(key) ?? [0, 0];
+    out.set(key, [paths + link.paths / then.total, weights + link.weights / then.weight]);
+  }
+  return out;
+}
+
+function ribbons(
+  placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips, then?: { before: Snapshot; shares: Shares | undefined },
+): SVGGElement {
   const group = svg("g", { class: "ribbons" });
-  for (const link of [...placed.links].sort((a, b) => b.width - a.width)) {
+  for (const link of [...placed.links].sort((a, b) => Number(a.paths > 0) - Number(b.paths > 0) || b.width - a.width)) {
     const log2 = meanLog2(flow, link);
+    const share = link.paths / flow.total;
+    const was = then?.shares && (then.shares.get(`${link.source} ${link.target}`)?.[0] ?? 0);
+    const tint = moved(was === undefined ? 0 : share - was);
     const path = svg("path", {
-      d: link.d, "stroke-width": link.width, stroke: strength(log2 === null ? 0 : scale(log2)),
-      "data-source": link.source, "data-target": link.target, "data-paths": link.paths,
+      d: link.d, "stroke-width": link.width, "data-source": link.source, "data-target": link.target,
+      class: [link.paths ? "" : "idle", then ? tint.look : ""].filter(Boolean).join(" ") || null,
+      stroke: then || !link.paths ? null : strength(log2 === null ? 0 : scale(log2)),
+      style: then ? `stroke-opacity: ${0.25 + 1.6 * tint.strength}` : null,
+      "data-paths": link.paths, "data-difference": was === undefined ? null : share - was,
     });
     explain(path, () => [
       [`${nameOf(cut, link.source)} → ${nameOf(cut, link.target)}`, around(skips, cut, link)].filter(Boolean).join(", "),
-      `${count(link.paths)} of ${count(flow.total)} paths: ${percent(link.paths / flow.total)}`,
+      `${count(link.paths)} of ${count(flow.total)} paths: ${percent(share)}`,
       `${percent(link.weights / flow.weight)} of their weight`,
       `mean strength ${power(log2)}`,
+      ...linesBefore(then?.before, was, share),
     ]);
     group.append(path);
   }
   return group;
 }
 
-function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowColumns): SVGGElement {
+function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowColumns, lanes: Map<string, Lane[]>): SVGGElement {
   const group = svg("g", { class: "parts" });
   const columnWidth = columnWidthOf(placed);
   for (const node of placed.nodes) {
     const opens = canOpen(data, node);
     const share = percent(node.paths / flow.total);
-    const label = fitTo(node.label, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4));
+    const label = labelIn(node, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4));
     const part = svg(
       "g",
       {
-        class: `part ${node.tree} ${node.kind}${opens ? " opens" : ""}`, tabindex: 0, role: opens ? "button" : "img",
+        class: `part ${node.tree} ${node.kind}${opens ? " opens" : ""}${node.paths ? "" : " idle"}`, tabindex: 0, role: opens ? "button" : "img",
         "aria-expanded": opens ? "false" : null, "data-id": node.id, "data-paths": node.paths, "data-name": node.name,
-        "aria-label": `${node.name || node.label}: ${share} of paths${opens ? "; opens" : ""}`,
+        "data-members": node.members?.map((m) => m.id).join(" "),
+        "aria-label": `${node.name || node.label}: ${share} of paths${opens ? (node.members ? `; ${node.members.length} parts, unfolds` : "; opens") : ""}`,
       },
-      svg("rect", { x: node.x0, y: node.y0, width: node.x1 - node.x0, height: Math.max(2, node.y1 - node.y0), rx: 2 }),
+      svg("rect", { x: node.x0, y: node.y0, width: node.x1 - node.x0, height: heightOf(node), rx: 2 }),
+      ...stripes(node, lanes.get(node.id)),
       svg("text", { x: node.x0, y: node.y0 - 15, class: "name" }, opens ? svg("tspan", { class: "more" }, "▸ ") : null, label),
       svg("text", { x: node.x0, y: node.y0 - 4, class: "share" }, share),
     );
-    explain(part, () => linesAbout(data, node, flow, opens));
+    explain(part, () => [...linesAbout(data, node, flow, opens), ...(lanes.get(node.id) ?? []).map((lane) => `${lane.name}: ${percent(lane.share)}`)]);
     if (opens) {
       part.addEventListener("click", () => toggle(data, store, node));
       part.addEventListener("keydown", (event) => {
@@ -246,6 +380,26 @@ function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowCol
   return group;
 }
 
+const SEEN = 8; // pixels of a part that few paths cross
+
+function heightOf(node: { y0: number; y1: number }): number {
+  return Math.max(SEEN, node.y1 - node.y0);
+}
+
+const LANE = 12; // pixels, from which on a lane has its name beside it
+
+/** A part's lanes, as high as their shares, named where there is room. */
+function stripes(node: { x0: number; x1: number; y0: number; y1: number }, lanes: Lane[] = []): SVGElement[] {
+  let y = node.y0;
+  return lanes.flatMap(({ name, share }, i) => {
+    const [top, height] = [y, share * heightOf(node)];
+    y += height;
+    const named = height >= LANE ? svg("text", { x: node.x1 + 4, y: top + height / 2 + 4, class: "lanename" }, name) : null;
+    const stripe = svg("rect", { x: node.x0, y: top, width: node.x1 - node.x0, height, class: `lane${i % 2 ? " odd" : ""}`, "data-lane": name, "data-share": share });
+    return named ? [stripe, named] : [stripe];
+  });
+}
+
 function columnWidthOf(placed: Placed): number {
   const xs = [...new Set(placed.nodes.map((n) => Math.round(n.x0)))].sort((a, b) => a - b);
   return Math.min(...xs.slice(1).map((x, i) => x - xs[i]), 240);
@@ -257,9 +411,18 @@ function linesAbout(data: ReportDocument, node: CutNode, flow: FlowColumns, open
     `${count(node.paths)} of ${count(flow.total)} paths: ${percent(node.paths / flow.total)}`,
     `${percent(node.weights / flow.weight)} of their weight, mean strength ${power(meanLog2(flow, node))}`,
   ];
-  if (node.tree === "modules") lines.push(...operatorsIn(data, node.number));
+  if (node.members) lines.push(...membersOf(node.members));
+  else if (node.tree === "modules") lines.push(...operatorsIn(data, node.number));
   if (node.kind === CONDENSED) lines.push("these call each other in turns, so they are shown as one");
-  return opens ? [...lines, "click to open"] : lines;
+  return opens ? [...lines, node.members ? "click to unfold" : "click to open"] : lines;
+}
+
+const LISTED = 8;
+
+function membersOf(members: CutNode[]): string[] {
+  const names = members.map((m) => m.label);
+  const shown = names.length > LISTED ? [...names.slice(0, LISTED - 2), "…", names[names.length - 1]] : names;
+  return [`${members.length} parts, one after the other: ${shown.join(", ")}`];
 }
 
 function operatorsIn(data: ReportDocument, number: number): string[] {
@@ -275,17 +438,17 @@ function operatorsIn(data: ReportDocument, number: number): string[] {
   return [`${operator[at]}, call ${inside[0]}`, source[at]].filter(Boolean);
 }
 
-function legend(placed: Placed, low: number, high: number): SVGGElement {
+function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGElement {
   const group = svg("g", { class: "legend", transform: `translate(4,${placed.height + 14})` });
   const [width, parts] = [180, 30];
-  for (let i = 0; i < parts; i++) {
+  for (let i = 0; ramp && i < parts; i++) {
     group.append(svg("rect", { x: (i * width) / parts, width: width / parts + 0.5, height: 8, fill: strength(i / (parts - 1)) }));
   }
   for (const [i, [kind, text]] of [["groups", "parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
-    const x = [560, 660, 810][i];
+    const x = [560, 660, 810][i] - (ramp ? 0 : 560);
     group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
   }
-  if (!Number.isFinite(low)) return group;
+  if (!ramp || !Number.isFinite(low)) return group;
   group.append(
     svg("text", { y: 22 }, power(low)),
     svg("text", { x: width, y: 22, "text-anchor": "end" }, power(high)),
@@ -299,13 +462,15 @@ function lit(data: ReportDocument, store: Store, placed: Placed): SVGGElement {
   const group = svg("g", { class: "lit", "aria-hidden": "true" });
   const chosen = store.now.path;
   const paths = tableOf(data, store.now.snapshot, store.now.kind);
-  const steps = chosen && paths ? stepsOf(paths, chosen) : [];
+  const steps = chosen && paths ? stepsOf(paths, chosen, store.now.example) : [];
   if (!chosen || !steps.length) return group;
   const modules = shownFor(data.graph.modules, store.now.open);
   const groups = shownFor(data.graph.groups, store.now.openGroups);
   const nodeOfCall = new Map(data.graph.modules.item.map((item, n) => [item, n]));
   const leaf = data.graph.groups.item.indexOf(chosen.leaf);
-  const stops = [`p${groups[leaf]}`, ...steps.map((s) => `m${modules[nodeOfCall.get(s.call)!]}`), "loss"];
+  const home = new Map(placed.nodes.flatMap((node) => (node.members ?? []).map((m) => [m.id, node.id] as const)));
+  const through = steps.map((s) => `m${modules[nodeOfCall.get(s.call)!]}`).map((id) => home.get(id) ?? id);
+  const stops = [`p${groups[leaf]}`, ...through, "loss"];
   const visited = stops.filter((id, i) => id !== stops[i - 1]);
   for (const id of visited) {
     const node = placed.nodes.find((n) => n.id === id);

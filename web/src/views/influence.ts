@@ -1,15 +1,18 @@
 // Which components the paths of which parameters cross, as a heat map.
 
-import { cividis, inkOn, isDark } from "../colours";
-import type { InfluenceRow, ReportDocument } from "../data";
-import { el, explain, fit, menu, percent, svg } from "../dom";
+import { influenceIn, legendOf, linesBefore, other, points } from "../against";
+import { cividis, inkOn, moved, placeOf } from "../colours";
+import type { InfluenceRow, ReportDocument, Snapshot } from "../data";
+import { el, explain, fit, menu, percent, scaleOfShares, svg } from "../dom";
+import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
 
 const FEW_GROUPS = 4; // up to which both kinds of trace show at once
 const NAMES = { share: "share of paths", weighted_share: "paths by their weight" };
 
-export function influenceView(data: ReportDocument, store: Store): HTMLElement {
+export function influenceView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => s.influence.length)) return null;
   let drawn: SVGSVGElement | null = null;
   const { root, controls, body } = section(
     "influence",
@@ -39,29 +42,26 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement {
   );
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Influence heat map" });
   body.append(holder);
-  if (!data.snapshots[0].influence.length) {
-    holder.replaceChildren(el("p", { class: "none" }, "Nothing to cross: no component was asked about."));
-    return root;
-  }
   const draw = () => {
-    drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100);
-    holder.replaceChildren(drawn);
+    const before = other(data, store);
+    drawn = heatMap(rowsNow(data, store), store.now.measure, holder.clientWidth || 1100, before);
+    holder.replaceChildren(...[whoseLine(data, store), legendOf(before) ?? scaleOfShares(true), drawn].filter((part) => part !== null));
   };
-  store.watch(["snapshot", "measure", "kind"], draw);
+  store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
 function rowsNow(data: ReportDocument, store: Store): InfluenceRow[] {
-  const rows = data.snapshots[store.now.snapshot].influence;
+  const rows = momentNow(data, store).influence;
   const many = new Set(rows.map((r) => r.of)).size > FEW_GROUPS;
   const kinds = [...new Set(rows.map((r) => r.kind))];
   const shown = rows.filter((r) => !many || r.kind === store.now.kind || kinds.length === 1);
   return kinds.flatMap((kind) => shown.filter((r) => r.kind === kind));
 }
 
-function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number): SVGSVGElement {
+function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room: number, before: Snapshot | undefined): SVGSVGElement {
   const components = [...new Set(rows.map((r) => r.component))];
   const lines = [...new Map(rows.map((r) => [`${r.kind}\n${r.of}`, r])).values()];
   const left = Math.min(250, 20 + 7 * Math.max(...lines.map((l) => fit(l.of, 27).length + l.kind.length + 3)));
@@ -79,7 +79,7 @@ function heatMap(rows: InfluenceRow[], measure: "share" | "weighted_share", room
     out.append(svg("text", { x: left - 8, y: y + cell.h / 2 + 4, "text-anchor": "end", class: "row" }, `${fit(line.of, 27)} · ${line.kind}`));
     for (const row of rows) {
       if (row.kind !== line.kind || row.of !== line.of) continue;
-      out.append(crossing(row, measure, left + components.indexOf(row.component) * cell.w, y, cell));
+      out.append(crossing(row, measure, left + components.indexOf(row.component) * cell.w, y, cell, before));
     }
     out.append(dead(line, left + components.length * cell.w + 14, y, cell));
   });
@@ -93,21 +93,25 @@ function heading(name: string, x: number, y: number, width: number, flat: boolea
   return svg("text", { ...at, class: "column" }, fit(name, 28), svg("title", {}, name));
 }
 
-function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: number, y: number, cell: { w: number; h: number }): SVGGElement {
+function crossing(row: InfluenceRow, measure: "share" | "weighted_share", x: number, y: number, cell: { w: number; h: number }, before: Snapshot | undefined): SVGGElement {
   const share = row[measure];
-  const shade = isDark() ? (share ?? 0) : 0.96 - 0.96 * (share ?? 0);
+  const was = influenceIn(before, row)?.[measure];
+  const difference = share === null || was === null || was === undefined ? null : share - was;
+  const tint = moved(difference ?? 0);
+  const shade = placeOf(share ?? 0);
   const group = svg(
     "g",
-    { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${percent(share)}` },
-    svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : share < 0.0005 ? "zero" : "" }),
-    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: share === null || share < 0.0005 ? "currentColor" : inkOn(shade) }, cell.w < 56 ? whole(share) : percent(share)),
-    row.inside ? svg("circle", { cx: x + cell.w - 7, cy: y + 7, r: 2.5, fill: "none", stroke: share === null ? "currentColor" : inkOn(shade) }) : null,
+    { tabindex: 0, role: "img", class: "cell", "data-component": row.component, "data-of": row.of, "data-kind": row.kind, "aria-label": `${row.of}, ${row.component}, ${row.kind}: ${before ? points(difference) : percent(share)}` },
+    before ? svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, class: tint.look, "fill-opacity": tint.strength || 1 }) : svg("rect", { x: x + 1, y: y + 1, width: cell.w - 2, height: cell.h - 2, rx: 3, fill: share === null ? "none" : cividis(shade), class: share === null ? "void" : share < 0.0005 ? "zero" : "" }),
+    svg("text", { x: x + cell.w / 2, y: y + cell.h / 2 + 4, "text-anchor": "middle", fill: before || share === null || share < 0.0005 ? "currentColor" : inkOn(shade) }, before ? points(difference) : cell.w < 56 ? whole(share) : percent(share)),
+    row.inside ? svg("circle", { cx: x + cell.w - 7, cy: y + 7, r: 2.5, fill: "none", stroke: before || share === null ? "currentColor" : inkOn(shade) }) : null,
   );
   explain(group, () => [
     `${row.of} → ${row.component}, ${row.kind}`,
     ...(row.seen === false
       ? ["none of its calls was seen, so nobody can tell"]
       : [`${percent(row.share)} of paths cross it`, `${percent(row.weighted_share)} of their weight`]),
+    ...linesBefore(before, was, share),
     `${percent(row.dead_share)} of pairs have no path; ${row.examples} example${row.examples === 1 ? "" : "s"}`,
     ...(row.inside ? ["some of these parameters live inside"] : []),
   ]);

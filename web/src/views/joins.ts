@@ -1,8 +1,10 @@
 // By which branch paths come where branches meet again: layers down, branches across.
 
-import { cividis, inkOn, isDark } from "../colours";
-import type { JoinGrid, JoinRow, JoinTable, ReportDocument } from "../data";
-import { el, explain, menu, percent } from "../dom";
+import { joinsIn, keyOf, legendOf, linesBefore, other, points } from "../against";
+import { cividis, inkOn, moved, placeOf } from "../colours";
+import type { JoinGrid, JoinTable, ReportDocument, Snapshot } from "../data";
+import { count, el, explain, menu, percent, scaleOfShares } from "../dom";
+import { momentNow, whoseLine } from "../examples";
 import { section } from "../section";
 import type { Store } from "../state";
 
@@ -42,10 +44,12 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const grids = found ? [...found.grids].sort((a, b) => weight(b) - weight(a)) : [];
     const shown = all ? grids : grids.slice(0, MOST_GRIDS);
     const more = grids.length - shown.length;
+    const before = other(data, store);
     holder.replaceChildren(
-      el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${found.paths.toLocaleString("en")}` : ""),
+      ...[whoseLine(data, store), legendOf(before) ?? scaleOfShares()].filter((l) => l !== null),
+      el("p", { class: "of" }, found ? `Paths from ${group(found)}: ${count(found.paths)}${store.now.example === null ? "" : ", of all examples"}` : ""),
       ...(grids.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
-      ...shown.map((grid) => gridTable(grid, store.now.measure)),
+      ...(found ? shown.map((grid) => gridTable(grid, store.now.measure, before, joinsIn(before, found))) : []),
     );
     if (more > 0) {
       const button = el("button", { type: "button", class: "plain more" }, `${more} more`);
@@ -65,13 +69,13 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     ),
   );
   body.append(holder);
-  store.watch(["snapshot", "measure", "kind"], draw);
+  store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
 function tables(data: ReportDocument, store: Store): JoinTable[] {
-  const found = data.snapshots[store.now.snapshot].joins ?? [];
+  const found = momentNow(data, store).joins ?? [];
   const own = found.filter((t) => t.kind === store.now.kind);
   return own.length ? own : found;
 }
@@ -83,18 +87,20 @@ function group(table: JoinTable): string {
 
 /** What comes first: grids of modules' branches that many paths come to. */
 function weight(grid: JoinGrid): number {
-  return Math.max(...grid.joins.map((j) => j.share)) * Math.sqrt(grid.joins.length) * (grid.modules ? 1 : 0.1);
+  return Math.max(...grid.joins.map((j) => j.share ?? j.paths)) * Math.sqrt(grid.joins.length) * (grid.modules ? 1 : 0.1);
 }
 
-function gridTable(grid: JoinGrid, measure: "share" | "weighted_share"): HTMLElement {
+type Before = ReturnType<typeof joinsIn>;
+
+function gridTable(grid: JoinGrid, measure: "share" | "weighted_share", before: Snapshot | undefined, was: Before): HTMLElement {
   const head = el("tr", {}, el("th", { scope: "col" }, "join"), el("th", { scope: "col" }, "paths"), ...grid.branches.map((b) => el("th", { scope: "col" }, b)));
   const rows = grid.joins.map((join, n) =>
     el(
       "tr",
       {},
       el("th", { scope: "row", title: join.source }, grid.labels[n]),
-      el("td", {}, percent(join.share)),
-      ...grid.branches.map((b) => cell(grid, join, grid.labels[n], b, measure)),
+      el("td", {}, join.share === null ? count(join.paths) : percent(join.share)),
+      ...grid.branches.map((b) => cell(grid, n, b, measure, before, was)),
     ),
   );
   const caption = el("caption", {}, `${grid.operator}${grid.pattern ? ` in ${grid.pattern}` : ""}`);
@@ -103,24 +109,39 @@ function gridTable(grid: JoinGrid, measure: "share" | "weighted_share"): HTMLEle
   return holder;
 }
 
-function cell(grid: JoinGrid, join: JoinRow, label: string, branch: string, measure: "share" | "weighted_share"): HTMLElement {
+function cell(grid: JoinGrid, n: number, branch: string, measure: "share" | "weighted_share", before: Snapshot | undefined, was: Before): HTMLElement {
+  const [join, label] = [grid.joins[n], grid.labels[n]];
   const found = join.branches[branch];
   if (!found) return el("td", { class: "void" });
   const [paths, share, weighted] = found;
   const value = measure === "share" ? share : weighted;
-  const shade = isDark() ? (value ?? 0) : 0.96 - 0.96 * (value ?? 0);
-  const out = el("td", { class: "share", tabindex: 0, "data-branch": branch, "aria-label": `${label}, ${branch}: ${percent(value)}` }, brief(value));
-  if (value !== null && value >= 0.0005) {
-    out.style.background = cividis(shade); // the page's policy allows no style in its text
-    out.style.color = inkOn(shade);
-  }
+  const then = was.get(keyOf(grid, n, branch))?.[measure === "share" ? 1 : 2];
+  const difference = value === null || then === null || then === undefined ? null : value - then;
+  const shown = before ? points(difference) : percent(value);
+  const out = el("td", { class: "share", tabindex: 0, "data-branch": branch, "aria-label": `${label}, ${branch}: ${shown}` }, before ? shown : brief(value));
+  if (before) tint(out, difference);
+  else if (value !== null && value >= 0.0005) shade(out, value);
   explain(out, () => [
     `${label}: ${branch}`,
     `${percent(share)} of the paths that had a choice there: ${paths.toLocaleString("en")}`,
     `${percent(weighted)} of their weight`,
+    ...linesBefore(before, then, value),
     `${grid.operator} of what comes from ${join.fork}, ${join.source}`,
   ]);
   return out;
+}
+
+/** The page's policy allows no style in its text. */
+function shade(out: HTMLElement, value: number): void {
+  const at = placeOf(value);
+  out.style.background = cividis(at);
+  out.style.color = inkOn(at);
+}
+
+function tint(out: HTMLElement, difference: number | null): void {
+  const { look, strength } = moved(difference ?? 0);
+  out.classList.add(look);
+  out.style.setProperty("--strength", `${100 * strength}%`);
 }
 
 function brief(share: number | null): string {

@@ -10,7 +10,8 @@ import { leavesOf, startOf, stepsOf, tableOf, type Step } from "../walk";
 
 const MOST = 200;
 
-export function pathsView(data: ReportDocument, store: Store): HTMLElement {
+export function pathsView(data: ReportDocument, store: Store): HTMLElement | null {
+  if (!data.snapshots.some((s) => Object.values(s.paths).some((table) => table.starts.leaf?.length))) return null;
   const search = { parameter: "", index: "" };
   const { root, controls, body } = section(
     "paths",
@@ -38,9 +39,9 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement {
     const held = [...new Set(paths?.starts.leaf ?? [])];
     names.replaceChildren(...held.map((leaf) => el("option", { value: data.graph.parameters.name[leaf] })));
     const own = search.parameter || search.index.trim() ? null : leavesOf(flowOf(data.snapshots[store.now.snapshot].flows, store.now.group, store.now.kind));
-    const hits = paths ? matching(data, paths, search, own) : [];
+    const hits = paths ? matching(data, paths, search, own, store.now.example) : [];
     list.replaceChildren(...hits.slice(0, MOST).map((i) => entry(data, store, paths!, i)));
-    found.textContent = summary(data, paths, hits.length, search);
+    found.textContent = summary(data, paths, hits.length, search, store.now.example);
     if (hits.length || !paths) showDetail(data, store, detail);
     else detail.replaceChildren(el("p", { class: "none" }, "Nothing found, so no path is shown."));
   };
@@ -51,7 +52,7 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement {
     });
   }
   list.addEventListener("keydown", (event) => moveFocus(list, event));
-  store.watch(["snapshot", "kind", "group", "path"], () => {
+  store.watch(["snapshot", "example", "kind", "group", "path"], () => {
     const focus = document.activeElement?.getAttribute("data-path");
     draw();
     if (focus) list.querySelector<HTMLElement>(`[data-path="${CSS.escape(focus)}"]`)?.focus();
@@ -70,11 +71,14 @@ function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
 }
 
 /** Which paths a search finds: names by part or glob, an index by its first numbers. */
-export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }, own: Set<number> | null): number[] {
+export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }, own: Set<number> | null, example: number | null): number[] {
   const wanted = search.index.match(/-?\d+/g) ?? [];
   const glob = globOf(search.parameter);
+  const met = new Set<string>(); // of all examples, that in which a scalar's path is strongest comes first
+  const once = (key: string) => !met.has(key) && met.add(key);
   return (paths.starts.leaf ?? [])
     .map((leaf, i) => ({ leaf, name: data.graph.parameters.name[leaf], index: paths.starts.index![i], i }))
+    .filter(({ leaf, index, i }) => (example === null ? once(`${leaf} ${index}`) : paths.starts.example?.[i] === example))
     .filter(({ leaf, name, index }) => (!own || own.has(leaf)) && glob(name) && wanted.every((n, k) => String(index[k]) === n))
     .map(({ i }) => i);
 }
@@ -85,14 +89,14 @@ function globOf(text: string): (name: string) => boolean {
   return (name) => pattern.test(name);
 }
 
-function summary(data: ReportDocument, paths: PathTable | undefined, hits: number, search: { parameter: string; index: string }): string {
+function summary(data: ReportDocument, paths: PathTable | undefined, hits: number, search: { parameter: string; index: string }, example: number | null): string {
   const held = paths?.starts.leaf?.length ?? 0;
-  if (hits) return `${hits} of ${held} paths in this file${hits > MOST ? `, the first ${MOST} shown` : ""}`;
+  if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}`;
   if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
   if (!held) return "No path of non-zero weight was found.";
   const exact = data.graph.parameters.name.includes(search.parameter);
   const ask = exact && search.index.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search.parameter)}, (${search.index.trim()},))` : "";
-  return `Not among the ${held} paths that this file holds: the strongest of all and of each parameter.${ask}`;
+  return `Not among the ${held} paths that this file holds: the strongest of all, of each parameter and each example, and some of all strengths.${ask}`;
 }
 
 function entry(data: ReportDocument, store: Store, paths: PathTable, i: number): HTMLElement {
@@ -103,10 +107,17 @@ function entry(data: ReportDocument, store: Store, paths: PathTable, i: number):
     "button",
     { type: "button", "aria-pressed": chosen ? "true" : "false", "data-path": `${name}[${index}]`, title: `${name}[${index}]` },
     el("span", { class: "name" }, `${fit(name, 30)}[${index}]`),
+    tokenOf(paths, i),
     el("span", { class: "number" }, power(paths.starts.log2![i])),
   );
   choose.addEventListener("click", () => store.set({ path: { leaf, index } }));
   return el("li", {}, choose);
+}
+
+/** The word at which a path begins, where there are words. */
+function tokenOf(paths: PathTable, i: number): HTMLElement | null {
+  const token = paths.steps.token[paths.starts.first![i]];
+  return token === null || token === undefined ? null : el("q", {}, token);
 }
 
 function titleNow(data: ReportDocument, store: Store): string {
@@ -116,7 +127,7 @@ function titleNow(data: ReportDocument, store: Store): string {
 
 function stepsNow(data: ReportDocument, store: Store): Step[] {
   const paths = tableOf(data, store.now.snapshot, store.now.kind);
-  return paths && store.now.path ? stepsOf(paths, store.now.path) : [];
+  return paths && store.now.path ? stepsOf(paths, store.now.path, store.now.example) : [];
 }
 
 function rowsNow(data: ReportDocument, store: Store): (string | number | null)[][] {
@@ -138,14 +149,15 @@ function showDetail(data: ReportDocument, store: Store, holder: HTMLElement): vo
   const paths = tableOf(data, store.now.snapshot, store.now.kind);
   const steps = stepsNow(data, store);
   const heading = el("h3", {}, titleNow(data, store));
-  if (!paths || !store.now.path || startOf(paths, store.now.path) < 0) {
+  if (!paths || !store.now.path || startOf(paths, store.now.path, store.now.example) < 0) {
     const why = store.now.path ? "This scalar is not among the paths taken down at this moment." : "Choose a path from the list.";
     holder.replaceChildren(heading, el("p", { class: "none" }, why));
     return;
   }
   const last = steps.length ? steps[steps.length - 1].running : 0;
-  const example = paths.starts.example?.[startOf(paths, store.now.path)];
-  const line = el("p", { class: "weight" }, `Weight ${power(last)}, ${steps.length} steps${example === undefined ? "" : `, example ${example}`}.`);
+  const example = paths.starts.example?.[startOf(paths, store.now.path, store.now.example)];
+  const apart = store.now.example !== null && example !== store.now.example ? "; of the chosen example the file has no path from here" : "";
+  const line = el("p", { class: "weight" }, `Weight ${power(last)}, ${steps.length} steps${example === undefined ? "" : `, example ${example}`}${apart}.`);
   holder.replaceChildren(heading, line, el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps of the path" }, stepTable(data, steps)));
 }
 

@@ -29,7 +29,7 @@ const LOSSES = {
 const BEGINNING = 0.05; // the share of training whose steep fall would flatten the rest
 
 export function trainingView(data: ReportDocument, store: Store): HTMLElement | null {
-  if (data.snapshots.length < 2) return null;
+  if (data.snapshots.length < 2 || data.kind === "compare") return null;
   const steps = data.snapshots.map((s) => s.step ?? 0);
   const { root, body } = section(
     "training",
