@@ -249,7 +249,9 @@ class Experts(nn.Module):
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
         self.gate = nn.Linear(width, experts)
-        make = (nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(experts))
+        make = (
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(experts)
+        )
         self.experts = nn.ModuleList(make)
         self.out = nn.Linear(width, 10)
 
