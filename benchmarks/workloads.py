@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -223,7 +224,7 @@ class UNet(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = (3, width, 2 * width, 2 * width)
-        self.down = nn.ModuleList(self._two(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.down = nn.ModuleList(self._two(a, b) for a, b in pairwise(sizes))
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, n, 2, 2) for n in (2 * width, width))
         self.after = nn.ModuleList([self._two(4 * width, 2 * width), self._two(2 * width, width)])
         self.out = nn.Conv2d(width, 3, 1)
@@ -237,7 +238,8 @@ class UNet(nn.Module):
         """Give an image of the same size."""
         kept = [h := self.down[0](x)]
         for block in self.down[1:]:
-            kept.append(h := block(F.max_pool2d(h, 2)))
+            h = block(F.max_pool2d(h, 2))
+            kept.append(h)
         for up, after, skip in zip(self.up, self.after, kept[-2::-1], strict=True):
             h = after(torch.cat([up(h), skip], 1))
         return self.out(h)
