@@ -27,7 +27,7 @@ import torch
 from common import RESULTS, machine, save
 from questions import ROWS, Step, record
 from trace_vs_backward import reset_peak, resident
-from workloads import LARGE, WORKLOADS, Subject
+from workloads import HELD_OUT, LARGE, WORKLOADS, Subject
 
 import gradtrace
 from gradtrace.kernels.memory import room_of
@@ -114,7 +114,7 @@ def key(question: str, of: Mapping[str, Any]) -> tuple[str, Sizes, int]:
 def measure(name: str, repeats: int, most: float, known: dict[str, Any]) -> None:
     """Measure the questions of one workload that are not known yet."""
     torch.manual_seed(0)
-    subject = WORKLOADS[name]()
+    subject = (WORKLOADS | HELD_OUT)[name]()
     row = known.setdefault(name, {"questions": {}})
     row |= sized(record(subject))
     for question in ASKED:
@@ -139,7 +139,7 @@ def fitted(known: Mapping[str, Any], speed: Speed) -> str:
         out.append(f"{title} = {{")
         floor = 2.0**20 if measured == "bytes" else 0.0
         for question in ASKED:
-            rows = [w for w in known.values() if question in w["questions"]]
+            rows = [w for name, w in known.items() if question in w["questions"] and name not in HELD_OUT]
             keys = [key(question, w) for w in rows]
             x = np.array([of_sizes(*k) for k in keys])
             y = np.array([max(w["questions"][question][measured], floor) for w in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -214,6 +215,131 @@ def tiny() -> Subject:
 
 
 SMALL: dict[str, Callable[[], Subject]] = {"transformer": transformer, "GRU": gru, "residual": residual}
+# ---------------------------------------------------------------- of other kinds, to which nothing is fitted
+
+
+class UNet(nn.Module):
+    """Two levels down and up again, with skip connections, group norms and SiLUs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = (3, width, 2 * width, 2 * width)
+        self.down = nn.ModuleList(self._two(a, b) for a, b in pairwise(sizes))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * width, n, 2, 2) for n in (2 * width, width))
+        self.after = nn.ModuleList([self._two(4 * width, 2 * width), self._two(2 * width, width)])
+        self.out = nn.Conv2d(width, 3, 1)
+
+    @staticmethod
+    def _two(channels: int, out: int) -> nn.Module:
+        layers = (nn.Conv2d(channels, out, 3, 1, 1), nn.GroupNorm(4, out), nn.SiLU(), nn.Conv2d(out, out, 3, 1, 1))
+        return nn.Sequential(*layers, nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give an image of the same size."""
+        kept = [h := self.down[0](x)]
+        for block in self.down[1:]:
+            h = block(F.max_pool2d(h, 2))
+            kept.append(h)
+        for up, after, skip in zip(self.up, self.after, kept[-2::-1], strict=True):
+            h = after(torch.cat([up(h), skip], 1))
+        return self.out(h)
+
+
+class Experts(nn.Module):
+    """Tokens go to the two of several experts that a gate chooses, and around them."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, experts)
+        make = (
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(experts)
+        )
+        self.experts = nn.ModuleList(make)
+        self.out = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give one score a class: batch × time × width → batch × 10."""
+        weight, chosen = self.gate(x).softmax(-1).topk(2, -1)
+        total = x
+        for number, expert in enumerate(self.experts):
+            batch, time, rank = (chosen == number).nonzero(as_tuple=True)
+            total = total.index_put((batch, time), expert(x[batch, time]) * weight[batch, time, rank, None], True)
+        return self.out(total.mean(1))
+
+
+class Cells(nn.Module):
+    """An LSTM cell in a loop, as a program writes it."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding, self.cell = nn.Embedding(vocabulary, width), nn.LSTMCell(width, width)
+        self.output = nn.Linear(width, vocabulary)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Score the next word at every position."""
+        h = c = torch.zeros(len(words), self.cell.hidden_size)
+        states = []
+        for x in self.embedding(words.T):
+            h, c = self.cell(x, (h, c))
+            states.append(h)
+        return self.output(torch.stack(states, 1))
+
+
+def small_resnet() -> Subject:
+    """Six residual blocks of 16 to 64 channels, batch norm in training, batch 12 × 24 × 24."""
+    shapes = (16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)
+    return images([Block(*shape) for shape in shapes], 16, 64, 12, 24)
+
+
+def small_encoder() -> Subject:
+    """Two pre-norm encoder layers of width 192, 6 heads, batch 4 × 48, all positions scored."""
+    layer = nn.TransformerEncoderLayer(192, 6, 384, dropout=0.0, batch_first=True, norm_first=True, activation="gelu")
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Embedding(500, 192), encoder, nn.Linear(192, 500))
+    words = torch.randint(500, (4, 48))
+    return Subject(model, next_words, words, words)
+
+
+def cells() -> Subject:
+    """LSTMCell of 160 units in a loop of 40 steps, vocabulary 800, batch 6."""
+    words = torch.randint(800, (6, 40))
+    return Subject(Cells(800, 160), next_words, words, words, cells=True)
+
+
+def small_mixer() -> Subject:
+    """Three mixer layers: 36 tokens of width 96, batch 10."""
+    make = lambda a, b: nn.Sequential(nn.Linear(a, b), nn.GELU(), nn.Linear(b, a))  # noqa: E731
+    return Subject(Mixing(36, 96, 3, make), classified, torch.randn(10, 36, 96), torch.randint(10, (10,)))
+
+
+class Mixing(nn.Module):
+    """Perceptrons along the tokens, and along the channels, in turn."""
+
+    def __init__(self, tokens: int, width: int, layers: int, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
+        self.along = nn.ModuleList(make(tokens, 2 * tokens) for _ in range(layers))
+        self.across = nn.ModuleList(make(width, 2 * width) for _ in range(layers))
+        self.out = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give one score a class: batch × tokens × width → batch × 10."""
+        for number, (along, across) in enumerate(zip(self.along, self.across, strict=True)):
+            x = x + along(self.norms[2 * number](x).transpose(1, 2)).transpose(1, 2)
+            x = x + across(self.norms[2 * number + 1](x))
+        return self.out(x.mean(1))
+
+
+def experts() -> Subject:
+    """Mixture of six experts of width 128, two for each of 8 × 24 tokens."""
+    return Subject(Experts(128, 6), classified, torch.randn(8, 24, 128), torch.randint(10, (8,)))
+
+
+def unet() -> Subject:
+    """U-Net of two levels, 16 and 32 channels, batch 4 × 32 × 32."""
+    return Subject(UNet(16), squared, torch.randn(4, 3, 32, 32), torch.zeros(4))
+
+
 LARGE: dict[str, Callable[[], Subject]] = {
     "GPT-2": gpt2,
     "LSTM": lstm,
@@ -224,3 +350,11 @@ LARGE: dict[str, Callable[[], Subject]] = {
 }
 OTHERS: dict[str, Callable[[], Subject]] = {"RNN": rnn, "mixer": mixer, "dense net": densenet}
 WORKLOADS = SMALL | LARGE | OTHERS
+HELD_OUT: dict[str, Callable[[], Subject]] = {
+    "small ResNet": small_resnet,
+    "small encoder": small_encoder,
+    "LSTMCell loop": cells,
+    "small mixer": small_mixer,
+    "experts": experts,
+    "U-Net": unet,
+}

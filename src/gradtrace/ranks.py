@@ -7,12 +7,14 @@ they can be added: counts exactly, weights up to rounding, each against the loss
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeAlias
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
 
 from torch import distributed
+from torch.distributed import distributed_c10d
 
 from .errors import BadArgument, GradtraceError, RankFailed
 from .queries.flow import Flow
@@ -21,7 +23,9 @@ from .queries.tables import InfluenceTable
 from .queries.tables import merged as merged_tables
 
 Found: TypeAlias = "InfluenceTable | Flow | Sequence[InfluenceTable | Flow] | None"
+Answer = TypeVar("Answer")
 PATIENCE = 300.0  # seconds that ranks wait for one another
+MOMENT = 3.0  # seconds that a store may take to answer
 
 
 def reduced(
@@ -91,8 +95,9 @@ class Room:
 
     def __init__(self, group: Any, timeout: float) -> None:
         self._ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
-        self._wait = timedelta(seconds=timeout)
         self.rank = self._ranks.index(distributed.get_rank())
+        self._wait = timedelta(seconds=timeout)
+        self._turn = 0
         self.size = len(self._ranks)
         self._broken = ""
         try:
@@ -117,24 +122,42 @@ class Room:
             raise RankFailed(self._broken)
         answers: list[Any] = [None] * self.size
         reason = None if error is None else said_of(error)
+        self._turn += 1
+        self._ask(lambda store: store.set(f"{self._turn} {self.rank}", "here"))
         try:
             distributed.monitored_barrier(self._group, self._wait, wait_all_ranks=True)
             distributed.all_gather_object(answers, (own, reason), self._group)
-        except RuntimeError as lost:
-            self._broken = f"{self._who(lost)}: it has ended, or took longer than {self._wait.total_seconds():g} s"
+        except RuntimeError:
+            self._broken = self._lost()
             raise RankFailed(self._broken) from None
         failed = self.named([why for _, why in answers])
         if failed and error is None:
             raise RankFailed(failed)
         return [given for given, _ in answers]
 
-    def _who(self, lost: RuntimeError) -> str:
-        """Say which ranks a barrier missed, if this one is told: the first one is."""
-        found = re.search(r"Ranks ([\d, ]+) failed to pass", str(lost))
-        if found is None:
-            return f"rank {self._ranks[0]}, or one that it names, did not answer"
-        missed = ", ".join(str(self._ranks[int(n)]) for n in found[1].split(","))
-        return f"rank {missed} did not answer"
+    def _lost(self) -> str:
+        """Say which ranks did not come."""
+        ranks = range(self.size)
+        missed = self._ask(lambda store: [r for r in ranks if not store.check([f"{self._turn} {r}"])]) or []
+        longer = f"took longer than {self._wait.total_seconds():g} s"
+        if len(missed) == 1:
+            return f"rank {self._ranks[missed[0]]} did not answer: it has ended, or {longer}"
+        who = f"ranks {', '.join(str(self._ranks[r]) for r in missed)}" if missed else "other ranks"
+        return f"{who} did not answer: they have ended, or {longer}"
+
+    def _ask(self, what: Callable[[Any], Answer]) -> Answer | None:
+        """Ask the store by which the ranks have met, for a moment: if the rank that has it hangs, it never answers."""
+        found: list[Answer] = []
+
+        def look() -> None:
+            store = distributed_c10d._get_default_store()
+            with suppress(RuntimeError):  # the rank has ended
+                found.append(what(distributed_c10d.PrefixStore(f"gradtrace {self._ranks} {self._wait}", store)))
+
+        looking = Thread(target=look, daemon=True)
+        looking.start()
+        looking.join(MOMENT)
+        return found[0] if found else None
 
     def named(self, reasons: Sequence[str | None]) -> str:
         """Say which of the other ranks failed, and why."""

@@ -103,6 +103,22 @@ def _gpt2() -> nn.Module:
     return _seeded(lambda: GPT2LMHeadModel(config))
 
 
+class _Experts(nn.Module):
+    """Tokens go to the expert that a gate chooses, and are added where they came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(HIDDEN, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(HIDDEN, 3), nn.Tanh(), nn.Linear(3, HIDDEN)) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).max(-1)
+        for number, expert in enumerate(self.experts):
+            at = (chosen == number).nonzero(as_tuple=True)
+            x = x.index_put(at, expert(x[at]) * weight[at].unsqueeze(-1), accumulate=True)
+        return x
+
+
 def _decayed(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     # the decay is no example's own: every example has it in full
     return F.cross_entropy(m(x), y, reduction="sum") + 0.01 * sum(p.square().sum() for p in m.parameters())
@@ -217,6 +233,7 @@ CASES: dict[str, Callable[[], Case]] = {
         lambda m, words: SUM(m(words)[words > 3]),
         (_words(),),
     ),
+    "experts": lambda: Case(_seeded(_Experts), lambda m, x: SUM(m(x)), (_x(3, 5, HIDDEN),), of=("experts*",)),
     "gpt2": lambda: Case(
         _gpt2(),
         lambda m, words: m(words, labels=words).loss,

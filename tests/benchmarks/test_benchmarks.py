@@ -128,7 +128,7 @@ def test_monitor(tmp_path):
     assert every["traces"] == every["steps"] == 3
     assert 0 < every["stated"] < 1
     assert budget["options"]["at_most"] == 0.05
-    assert budget["traces"] >= 1
+    assert budget["traces"] == 0  # of 30 steps, which is too few
     assert not every["failures"]
 
 

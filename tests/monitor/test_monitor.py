@@ -18,6 +18,7 @@ import gradtrace
 from gradtrace.cli import main
 from gradtrace.errors import BadArgument, UnknownName
 from gradtrace.monitor import Monitor
+from gradtrace.monitor.clock import Clock
 from gradtrace.report.document import BadResults
 from gradtrace.report.history import of_history, read_history
 
@@ -443,8 +444,36 @@ def test_after_its_end_nothing_is_traced(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_budget_puts_traces_off():
+def test_a_budget_puts_traces_off_the_first_one_included():
     net = model()
-    monitor = Monitor(net, every=1, at_most=0.5, folder=None)
-    run(net, monitor, 40)
-    assert 1 <= monitor.traces < 40
+    monitor = Monitor(net, every=1, at_most=0.2, folder=None)
+    clock = monitor.clock = Clock(Paced())
+    shares = []
+    for number in range(1200):
+        run(net, monitor, 1, number)
+        shares.append(clock.share)
+    steps = [t["step"] for t in monitor.history().traces]
+    assert len(steps) > 2
+    assert steps[0] > 80  # a rehearsal before it, once the time of some steps is known
+    assert max(shares) <= 0.2
+
+
+def test_a_budget_that_leaves_no_room_is_said(tmp_path):
+    net = model()
+    with Monitor(net, every=1, at_most=0.01, folder=tmp_path) as monitor:
+        run(net, monitor, 10)
+    assert monitor.traces == 0
+    assert "nothing has been traced yet, since a trace may take" in monitor.summary()
+    with pytest.raises(BadResults, match=r"at_most=0\.01 of the .* s of training"):
+        monitor.report()
+
+
+class Paced:
+    """A time in which each look at it takes 1 s: a step looks thrice, a trace twice more."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1.0
+        return self.seconds

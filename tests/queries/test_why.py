@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradtrace
 from gradtrace.errors import UnknownName
@@ -176,6 +178,134 @@ def unequal(m: Two, x: Tensor) -> Tensor:
     return m.b(x) + h - h
 
 
+class AdaptedLinear(nn.Module):
+    """LoRA as libraries write it: the base is frozen, B is 0 at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.base, self.A = nn.Linear(4, width), nn.Parameter(torch.randn(2, 4))
+        self.B = nn.Parameter(torch.zeros(width, 2))
+        self.base.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.A.t() @ self.B.t() * 2.0
+
+
+def adapted() -> Program:
+    torch.manual_seed(1)
+    return plain(nn.Sequential(AdaptedLinear(4), nn.ReLU(), AdaptedLinear(3)))
+
+
+class Answers(torch.autograd.Function):
+    """A product of one argument, whose backward has None for it, and the other."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        return x * 2 + y
+
+    @staticmethod
+    def backward(ctx, g):
+        return None, g
+
+
+class Noughts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 0
+
+
+class Rounds(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class RoundsHard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.round()
+        ctx.mark_non_differentiable(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+def mask_in_integers(m: Two, x: Tensor) -> Tensor:
+    mask = (m.a(x) > 0).long()
+    mask[:, 0] = 1
+    return m.b(x) * mask
+
+
+def head_beside(m: Two, x: Tensor) -> Tensor:
+    m.other = m.a(m.b(x))  # a head that no loss is taken of
+    return m.b(x)
+
+
+def target_network(m: Two, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        target = m.a(x)
+    return m.b(x) - target
+
+
+def in_the_loss(m: Two, x: Tensor) -> Tensor:
+    penalty = m.a(x).square().mean()
+    return m.b(x) + penalty.item()
+
+
+def gated(m: Two, x: Tensor) -> Tensor:
+    return m.b(x) + m.b.bias * m.a(x)
+
+
+def no_gate(m: Two) -> None:
+    m.b.bias.zero_()
+
+
+def largest_two(m: Two, x: Tensor) -> Tensor:
+    return m.b(x * torch.zeros_like(x).scatter(1, m.a(x).topk(2, -1).indices, 1.0))
+
+
+def sorted_by(m: Two, x: Tensor) -> Tensor:
+    return m.b(x.gather(1, m.a(x).argsort(-1)))
+
+
+def set_to_zero(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x).clone()
+    h.zero_()
+    return m.b(h + x)
+
+
+def written_over(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x).clone()
+    h[:] = m.b(x)
+    return h
+
+
+def computed_again(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return checkpoint(part, x, use_reentrant=False)
+
+
+def distance(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(x) + (h - x @ m.a.weight.t() - m.a.bias).mul(0).square().sum(-1, keepdim=True).sqrt()
+
+
+def log_of_nothing(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x)
+    return m.b(x) + torch.where(x > 99, (h * 0).abs().log() * h, x)
+
+
 SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     # name: (program, parameter, cause, what is said or where)
     "frozen": (lambda: two(lambda m, x: m.b(m.a(x)), frozen), "a.weight", "frozen", "requires_grad"),
@@ -235,6 +365,42 @@ SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "infinite from two sides": (
         lambda: two(lambda m, x: m.b(x) + roots(m.a(x) * 0)), "a.bias", "nan", "∞ − ∞",
     ),
+    "LoRA, as libraries write it": (adapted, "2.A", "zero", "2.B, which is 0 everywhere"),
+    "a frozen base": (adapted, "0.base.weight", "frozen", "requires_grad"),
+    "item() in the loss": (lambda: two(in_the_loss), "a.weight", "cut", "_local_scalar_dense"),
+    "a mask of integers, written to": (lambda: two(mask_in_integers), "a.weight", "cut", "aten.gt"),
+    "a head beside": (lambda: two(head_beside), "a.weight", "result unused", "aten.addmm"),
+    "a target network": (lambda: two(target_network), "a.weight", "cut", "target = m.a(x)"),
+    "an empty slice": (lambda: two(lambda m, x: m.b(x) + m.a(x[:0]).sum()), "a.weight", "zero", "is empty"),
+    "a factor 0": (lambda: two(lambda m, x: m.b(x) + 0 * m.a(x)), "a.weight", "zero", "multiplies it by the number 0"),
+    "a gate that is 0": (lambda: two(gated, no_gate), "a.weight", "zero", "mul multiplies it by b.bias, which is 0"),
+    "the smaller of two": (
+        lambda: two(lambda m, x: torch.maximum(m.a(x) - 100, m.b(x))), "a.weight", "zero", "maximum chooses none",
+    ),
+    "a function that answers None": (
+        lambda: two(lambda m, x: Answers.apply(m.a(x), m.b(x))), "a.weight", "cut", "the backward of autograd.Answers",
+    ),
+    "a function that answers 0": (
+        lambda: two(lambda m, x: m.b(Noughts.apply(m.a(x)))), "a.weight", "zero", "the derivative of autograd.Noughts",
+    ),
+    "marked as not differentiable": (
+        lambda: two(lambda m, x: m.b(x) * RoundsHard.apply(m.a(x))), "a.weight", "cut", "aten.round",
+    ),
+    "indices of the largest": (lambda: two(largest_two), "a.weight", "cut", "aten.topk.default gives indices"),
+    "an order": (lambda: two(sorted_by), "a.bias", "cut", "aten.sort.default gives indices"),
+    "set to 0": (lambda: two(set_to_zero), "a.weight", "zero", "zero overwrites it"),
+    "written over": (lambda: two(written_over), "a.bias", "zero", "copy overwrites it"),
+    "checkpointed and detached": (
+        lambda: two(lambda m, x: m.b(computed_again(m.a, x).detach())), "a.weight", "cut", "detach",
+    ),
+    "checkpointed and off": (
+        lambda: two(lambda m, x: m.b(computed_again(lambda t: (m.a(t) - 1e4).relu(), x))), "a.weight", "zero", "is off",
+    ),
+    "a sample": (
+        lambda: two(lambda m, x: m.b(Normal(m.a(x), 1.0).sample())), "a.weight", "cut", "aten.expand",
+    ),
+    "a distance of 0": (lambda: two(distance), "a.weight", "nan", "aten.pow"),
+    "the log of 0, where it is not looked at": (lambda: two(log_of_nothing), "a.weight", "nan", "0 · ∞"),
     "norm of a power": (lambda: two(lambda m, x: m.b(x) + ((m.a(x) * 0) ** 2).sqrt()), "a.bias", "nan", "aten.pow"),
 }  # fmt: skip
 
@@ -267,10 +433,30 @@ def trace_of(program: Program) -> gradtrace.Trace:
 @pytest.mark.parametrize("name", list(SICK))
 def test_the_cause_is_found(name):
     program, parameter, cause, said = SICK[name]
-    found = trace_of(program()).why(parameter)
+    made = program()
+    trace = trace_of(made)
+    found = trace.why(parameter)
     assert found.cause == cause, found
     assert said in str(found)
-    assert cause in ("frozen", "unused") or "test_why.py:" in str(found) or cause == "cancelled"
+    elsewhere = cause in ("frozen", "unused", "cancelled") or "sample" in name
+    assert elsewhere or "test_why.py:" in str(found)
+    assert_autograd_agrees(trace, *made)
+
+
+def assert_autograd_agrees(
+    trace: gradtrace.Trace, model: nn.Module, loss_function: Callable[[nn.Module], Tensor]
+) -> None:
+    """Compare the cause of every parameter with the gradient that autograd has for it."""
+    loss_function(model).backward()
+    for name, parameter in model.named_parameters():
+        may = {"frozen"}
+        if parameter.requires_grad:
+            may = {"unused", "cut", "result unused"} if parameter.grad is None else {"healthy", "cancelled", "vanished"}
+        if parameter.grad is not None and parameter.grad.isnan().any():
+            may = {"nan"}
+        elif parameter.grad is not None and not parameter.grad.any():
+            may = {"zero", "cancelled", "vanished"}
+        assert trace.why(name).cause in may, (name, parameter.grad)
 
 
 def residual() -> nn.Module:
@@ -329,8 +515,28 @@ HEALTHY: dict[str, Callable[[], Program]] = {
     "a target that is detached": lambda: two(lambda m, x: m.b(x) + m.a(x) - m.a(x).detach()),
     "used twice": lambda: two(lambda m, x: m.b(m.a(m.a(x).relu()) + m.a(x))),
     "weights shared": lambda: two(lambda m, x: m.b(F.linear(m.a(x), m.a.weight.t()))),
+    "straight through": lambda: two(lambda m, x: m.b(Rounds.apply(m.a(x)))),
+    "straight through by hand": lambda: two(lambda m, x: m.b(m.a(x) + (m.a(x).round() - m.a(x)).detach())),
+    "checkpointed": lambda: two(lambda m, x: m.b(computed_again(m.a, x))),
+    "tied": lambda: two(lambda m, x: F.linear(m.b(m.a(x)), m.a.weight)),
+    "a mask": lambda: two(lambda m, x: m.b(m.a(x).masked_fill(x > 0, -1e9).softmax(-1))),
+    "written in place": lambda: two(lambda m, x: m.b(m.a(x).add_(1).sigmoid_())),
+    "written to slices": lambda: two(in_slices),
+    "a sample that is followed": lambda: two(lambda m, x: m.b(Normal(m.a(x), 1.0).rsample())),
+    "hard choices by Gumbel": lambda: two(lambda m, x: m.b(F.gumbel_softmax(m.a(x), hard=True))),
+    "weight norm": lambda: plain(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh())),
+    "padding that is left out": lambda: (
+        nn.Linear(4, 4), lambda m: F.cross_entropy(m(X), torch.tensor([0, 1, 2, 3, -100, -100])),
+    ),
+    "a small beginning": lambda: two(lambda m, x: m.b(m.a(x).tanh()), lambda m: m.a.weight.mul_(1e-3)),
     "a few ReLUs that are off": lambda: two(lambda m, x: m.b(m.a(x).relu()), lambda m: m.a.bias[:2].fill_(-100)),
 }  # fmt: skip
+
+
+def in_slices(m: Two, x: Tensor) -> Tensor:
+    h = torch.zeros(6, 4)
+    h[:, :2], h[:, 2:] = m.a(x)[:, :2], m.a(x)[:, 2:]
+    return m.b(h)
 
 
 def half(model: nn.Module) -> Tensor:
@@ -341,10 +547,12 @@ def half(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize("name", list(HEALTHY))
 def test_nothing_is_found_in_what_is_well(name):
     torch.manual_seed(2)
-    trace = trace_of(HEALTHY[name]())
+    program = HEALTHY[name]()
+    trace = trace_of(program)
     found = [trace.why(parameter) for parameter in trace.tape.leaves]
     assert [str(w) for w in found if w.cause != "healthy"] == []
     assert trace.unused() == {}
+    assert_autograd_agrees(trace, *program)
 
 
 def test_there_are_enough_of_both():
@@ -417,6 +625,11 @@ class Branches(nn.Module):
         return self.how(self, x)
 
 
+def overwritten(h: Tensor, by: Tensor) -> Tensor:
+    h[:] = by
+    return h
+
+
 USES: list[Callable[[Branches, Tensor], Tensor]] = [
     lambda m, x: m.layers[0](x),
     lambda m, x: m.layers[1](m.layers[3](x).relu()),
@@ -428,6 +641,11 @@ USES: list[Callable[[Branches, Tensor], Tensor]] = [
     lambda m, x: m.layers[3](m.layers[1](x) + m.layers[1].bias.data),
     lambda m, x: sum(layer(x) for layer in m.layers),
     lambda m, x: m.layers[0](x)[:, m.layers[1](x)[0].argmax()].unsqueeze(1),
+    lambda m, x: m.layers[1](m.layers[0](x).clone().zero_() + x),
+    lambda m, x: overwritten(m.layers[2](x).clone(), m.layers[0](x)),
+    lambda m, x: Answers.apply(m.layers[0](x), m.layers[3](x)),
+    lambda m, x: m.layers[0](x) + m.layers[1](x[:0]).sum(),
+    lambda m, x: x.gather(1, m.layers[2](x).argsort(-1)) * m.layers[1](x),
 ]
 
 

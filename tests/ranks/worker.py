@@ -117,12 +117,12 @@ def budget(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     steps = []
     for resumed in (False, True):
         monitor = Monitor(
-            small := model(), every=1, at_most=0.05, semirings=(), paths=0, folder=folder / "budget", resume=resumed
+            small := model(), every=1, at_most=0.5, semirings=(), paths=0, folder=folder / "budget", resume=resumed
         )
         if resumed:
-            monitor.go_to(20)
-        for number in range(20 + 20 * resumed)[20 * resumed :]:
-            time.sleep(0.02 * (rank + 1))  # a clock of its own
+            monitor.go_to(60)
+        for number in range(60 + 60 * resumed)[60 * resumed :]:
+            time.sleep(0.01 * (rank + 1))  # a clock of its own
             x, y = part(rank, ranks, number)
             with monitor.step(examples=x) as step:
                 step.loss = loss_of(small, x, y)
@@ -343,33 +343,47 @@ def told(act: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def killed(rank: int, ranks: int) -> dict[str, Any]:
-    """Train alone beside others, of whom the last one is killed in the middle of a trace."""
+def lost(rank: int, who: int, by: signal.Signals, timeout: float) -> dict[str, Any]:
+    """Train alone beside others, of whom one is sent a signal in the middle of its second trace."""
     net = model()
-    monitor = Monitor(net, every=2, folder=None, timeout=20, paths=0, semirings=())
-    if rank == ranks - 1:
+    monitor = Monitor(net, every=2, folder=None, timeout=timeout, paths=0, semirings=())
+    if rank == who:
         find = monitor._trace
 
-        def die(*given: Any) -> Any:
-            find(*given)
+        def stop(*given: Any) -> Any:
             if monitor.traces:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
             return find(*given)
 
-        monitor._trace = die  # type: ignore[method-assign]
-    steps = 0
-    began = time.monotonic()
+        monitor._trace = stop  # type: ignore[method-assign]
+    seconds, meet = [], monitor._ranks.gather
+
+    def timed(*given: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return meet(*given)
+        finally:
+            seconds.append(time.monotonic() - began)
+
+    monitor._ranks.gather = timed  # type: ignore[method-assign]
     for number in range(6):
         x, y = part(0, 1, number)
         with monitor.step(examples=x):
             loss = loss_of(net, x, y)
         loss.backward()
-        steps += 1
-    out = {"steps": steps, "seconds": time.monotonic() - began, "said": list(monitor.failures)}
+    out: dict[str, Any] = {"steps": number + 1, "seconds": max(seconds), "said": list(monitor.failures)}
     out["traces"] = [t["step"] for t in monitor.history().traces]
     began = time.monotonic()
-    out["reduced"] = told(lambda: gradtrace.reduced(lambda: None, timeout=3))
+    out["again"] = told(lambda: gradtrace.reduced(lambda: None, timeout=timeout))
+    out["reduced"] = told(lambda: gradtrace.reduced(lambda: None, timeout=3)) if by is signal.SIGKILL else ""
     return out | {"seconds of reduced": time.monotonic() - began}
+
+
+LOST: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "killed": lambda rank, ranks: lost(rank, ranks - 1, signal.SIGKILL, 20),
+    "stopped": lambda rank, ranks: lost(rank, ranks - 1, signal.SIGSTOP, 20),
+    "the first stopped": lambda rank, ranks: lost(rank, 0, signal.SIGSTOP, 20),
+}
 
 
 def left(rank: int, ranks: int) -> dict[str, Any]:
@@ -421,7 +435,7 @@ CHECKS: dict[str, Callable[[int, int, Path], Any]] = {
     "left": lambda rank, ranks, folder: left(rank, ranks),
     "trainer": trainer,
     "lightning": lightning,
-    "killed": lambda rank, ranks, folder: killed(rank, ranks),
+    **{name: lambda rank, ranks, folder, what=what: what(rank, ranks) for name, what in LOST.items()},
 }
 
 
@@ -432,7 +446,10 @@ def main() -> None:
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     found = {name: CHECKS[name](rank, ranks, Path(folder)) for name in names}
     torch.save(found, Path(folder) / f"{rank}.pt")
-    if "killed" in names:
+    if LOST.keys() & {*names}:
+        until = time.monotonic() + 20
+        while rank == 0 and not (Path(folder) / "1.pt").exists() and time.monotonic() < until:
+            time.sleep(0.1)  # it has the store
         os._exit(0)  # nobody is left to say goodbye to
     distributed.barrier()
     distributed.destroy_process_group()

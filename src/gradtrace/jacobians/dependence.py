@@ -283,6 +283,8 @@ def written_by_index(call: Call) -> Iterator[Edge]:
 def put_by_index(call: Call) -> Iterator[Edge]:
     """index_put: an index says where the values that stand at its place go."""
     y, slots = _made(call, 0), argument(call, "indices")
+    given = [call.inputs[slot.position] for slot in slots if slot is not None]
+    simple = len(given) == len(slots) and not any(x.dtype in (torch.bool, torch.uint8) for x in given)
     for slot in slots:
         if slot is None:
             continue
@@ -292,12 +294,10 @@ def put_by_index(call: Call) -> Iterator[Edge]:
             continue
 
         def edges(x: Input = x) -> tuple[Tensor, Tensor, None]:
-            target = at_index(call, grid(y))
-            own = grid(x.shape)
-            own = own.reshape(*own.shape, *[1] * (target.dim() - own.dim())) if len(slots) == 1 else own
+            target, common = at_index(call, grid(y)), torch.broadcast_shapes(*(i.shape for i in given))
+            own = grid(x.shape).expand(common).reshape(*common, *[1] * (target.dim() - len(common)))
             return target.flatten(), own.expand(target.shape).flatten(), None
 
-        simple = len(slots) == 1 or all(s is not None for s in slots)
         spread = Sparse(edges, (1, prod(y), 1), (1, prod(x.shape), 1))
         yield slot.position, 0, spread if simple else aligned(y, x.shape, {})
 

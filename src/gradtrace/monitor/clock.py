@@ -2,6 +2,9 @@
 
 Tracing is what runs after a recorded forward pass, and by how much longer that pass took than the others did (their
 median). What a trace does to the steps after it, by displacing what was in caches, is not measured, but left room for.
+
+A budget holds from the first step on. What a trace costs is not known before one was made: it is taken to cost a
+multiple of a rehearsal, one bare pass back, and that some steps.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from statistics import median
 WINDOW = 32  # forward passes without a recording of which the median is taken
 PLANNED = 0.85  # of a budget: steps after a trace take longer too, measured at up to a seventh of what it takes itself
 COSTS = 5  # traces of which the dearest is what the next one is expected to take
+PACED = 8  # steps after which it is known how fast they come
+REHEARSAL = 16  # steps that a rehearsal is taken to cost: measured at 2 to 17, the more the smaller a model is
+DEARER = 18  # times a rehearsal that a trace is taken to cost, for each kind and semiring: measured at 5 to 17
 
 
 class Clock:
@@ -34,6 +40,7 @@ class Clock:
         self._steps: deque[float] = deque(maxlen=WINDOW)  # from the beginning of one to that of the next
         self._last = 0.0
         self._costs: deque[float] = deque(maxlen=COSTS)
+        self._guess = 0.0  # what a trace costs, before one was made
 
     def start(self) -> None:
         """Note that a step begins; the training began when this was called first."""
@@ -52,16 +59,30 @@ class Clock:
         """Note a forward pass that was not recorded."""
         self._plain.append(seconds)
 
-    def traced(self, forward: float, trace: float) -> None:
-        """Note a recorded forward pass, and the trace after it."""
+    def traced(self, forward: float, trace: float, *, whole: bool = True) -> None:
+        """Note a recorded forward pass, and the trace after it.
+
+        Args:
+            whole: whether the trace tells what another one costs; one that failed does not.
+        """
         self._recorded.append(forward)
         self._traced += trace
-        self._costs.append(trace + max(0.0, forward - self._usual(forward)))
+        if whole:
+            self._costs.append(self._cost(forward, trace))
+
+    def rehearsed(self, forward: float, trace: float, times: int) -> None:
+        """Note a recorded forward pass and a bare pass back: a trace is taken to cost so many times as much."""
+        self.traced(forward, trace, whole=False)
+        self._guess = times * self._cost(forward, trace)
+
+    def _cost(self, forward: float, trace: float) -> float:
+        return trace + max(0.0, forward - self._usual(forward))
 
     def told(self, seconds: float) -> None:
         """Note what writing down the last trace took."""
         self._traced += seconds
-        self._costs[-1] += seconds
+        if self._costs:
+            self._costs[-1] += seconds
 
     def _usual(self, otherwise: float) -> float:
         """Give what a forward pass takes without a recording; where none was measured, what is given."""
@@ -83,16 +104,27 @@ class Clock:
         """Tracing's part of the training's time; 0 before anything was measured."""
         return self.tracing / self.training if self.training else 0.0
 
+    @property
+    def expected(self) -> float:
+        """What the next recording, and what is made of it, is expected to take."""
+        return max(self._costs, default=0.0) or self._guess or REHEARSAL * self._pace
+
+    @property
+    def _pace(self) -> float:
+        return median(self._steps) if self._steps else 0.0
+
     def steps_until(self, at_most: float) -> int:
         """Give after how many more steps another trace leaves tracing's share at `at_most`, at the pace of the last."""
-        cost = max(self._costs, default=0.0)
-        missing = (self.tracing + cost) / (PLANNED * at_most) - cost - self.training
-        pace = median(self._steps) if self._steps else 0.0
-        return max(0, math.ceil(missing / pace)) if pace > 0 else 0
+        missing = (self.tracing + self.expected) / (PLANNED * at_most) - self.expected - self.training
+        return max(0, math.ceil(missing / self._pace)) if self._pace > 0 else 0
 
     def affords(self, at_most: float) -> bool:
-        """Tell whether another trace leaves tracing's share at `at_most`; the first one is made to learn its cost."""
-        if not self._costs:
-            return True
-        cost = max(self._costs)
-        return self.tracing + cost <= PLANNED * at_most * (self.training + cost)
+        """Tell whether another trace leaves tracing's share at `at_most`."""
+        if len(self._steps) < PACED:
+            return False
+        return self.tracing + self.expected <= PLANNED * at_most * (self.training + self.expected)
+
+
+def rehearses_at(at_most: float) -> int:
+    """Give the number of the step, of those that several ranks make, at which they rehearse."""
+    return max(PACED, math.ceil(REHEARSAL / (PLANNED * at_most)))

@@ -22,13 +22,13 @@ from ..queries.arguments import components_of, file_of, kinds_of, sequence_of, w
 from ..ranks import PATIENCE, said_of
 from ..recording.components import Component, names_listed
 from ..recording.ranks import unwrapped
-from ..report.document import versions
+from ..report.document import BadResults, versions
 from ..report.history import SCHEMA_OF_HISTORY, History, of_history
 from ..report.page import render
 from ..report.snapshot import Question, default_components, together, written
 from ..semirings import Family, named
 from .book import HISTORY, Book
-from .clock import Clock
+from .clock import DEARER, Clock, rehearses_at
 from .part import Part, loss_of, part_of, recorded
 from .ranks import Ranks
 from .scalars import scalars_of
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 PAGE = "report.html"
 JOINS = 60  # noted of each trace
 LOG = logging.getLogger("gradtrace.monitor")
-PACED = 8  # steps by which several ranks, who agree beforehand when the next trace is due, know how fast they come
 
 
 class Monitor:
@@ -66,7 +65,7 @@ class Monitor:
         semirings: what else to ask of every parameter, as `Tape.grad` knows them.
         paths: how many of the strongest paths to keep.
         sinks: where a few numbers of each trace go, and the page at the end: see `gradtrace.monitor.sinks`.
-        at_most: what share of the time tracing may take: traces that do not fit are put off.
+        at_most: what share of the time tracing may take: traces that do not fit are put off, the first one included.
         folder: where history.jsonl and report.html go, None for nowhere; each training needs its own.
         resume: go on with the history that the folder has.
         group: the processes of `torch.distributed` that train together on different examples; by default all. Each of
@@ -108,6 +107,7 @@ class Monitor:
         self._next: int = 0  # the number of the next step, where nobody gives one
         self._due = 0
         self._closed = False
+        self._rehearsed = at_most is None  # whether it is known about how much a trace costs
         self._graphs: set[str] = set()  # that the history has
         self.failures: dict[str, int] = {}
         self.traces = 0
@@ -169,7 +169,7 @@ class Monitor:
     def _meet(self) -> None:
         """Let ranks agree where they are, once, and after a checkpoint was loaded: the first one has the history."""
         try:
-            paced = self._due if self.at_most is None else max(self._due, self._next + PACED)
+            paced = self._due if self.at_most is None else max(self._due, self._next + rehearses_at(self.at_most))
             self._next, self._due = self._ranks.meet((self._next, self._due), (self._next, paced))
         except RankFailed as error:
             self.fail(self._next, error)
@@ -196,10 +196,14 @@ class Monitor:
         began = self.clock.now()
         part, failed = None, None
         try:
-            part = self._trace(taped, loss)
+            part = self._trace(taped, loss) if self._rehearsed else self._rehearse(taped, loss)
         except Exception as error:
             failed = error
-        self.clock.traced(forward, self.clock.now() - began)
+        trace = self.clock.now() - began
+        if self._rehearsed or failed is not None:
+            self.clock.traced(forward, trace, whole=failed is None)
+        else:
+            self.clock.rehearsed(forward, trace, DEARER * max(len(self._kinds), len(self._semirings)))
         began = self.clock.now()
         self._end(number, part, failed)
         self.clock.told(self.clock.now() - began)
@@ -211,7 +215,7 @@ class Monitor:
 
     def _end(self, number: int, part: Part | None, failed: Exception | None) -> None:
         """Put together what the ranks have found, and note it; they do this at the same step, whatever happened."""
-        self._due = number + self.every
+        self._due = number + (self.every if self._rehearsed else 1)
         if self.at_most is not None and self._ranks.several:
             self._due = max(self._due, number + 1 + self.clock.steps_until(self.at_most))
         try:
@@ -220,6 +224,9 @@ class Monitor:
                 raise failed
             if reason:
                 raise RankFailed(reason)
+            if not self._rehearsed:
+                self._rehearsed = True
+                return
             lines = self._lines(number, parts)
         except Exception as error:
             self.fail(number, error)
@@ -229,6 +236,12 @@ class Monitor:
         self._note(number, lines)
         if self._ranks.first:
             self._send(number, lines[-1])
+
+    def _rehearse(self, taped: Tape | Exception, loss: Tensor | None) -> None:
+        """Learn what a trace costs, by the one pass back on which all that is found depends."""
+        tape = recorded(taped)
+        if tape.record.examples != 0 or not self._ranks.several:
+            tape.trace(loss_of(tape, loss))
 
     def _trace(self, taped: Tape | Exception, loss: Tensor | None) -> Part | None:
         """Give what this rank finds; None where it has no examples, and others may have some."""
@@ -327,15 +340,30 @@ class Monitor:
             if self._book.path is None:
                 raise BadArgument("this monitor has no folder: say where the report goes, as in monitor.report(path)")
             path = self._book.path.with_name(PAGE)
-        file = file_of(path)
-        file.write_text(render(of_history(self.history(), title)), encoding="utf-8")
+        file, history = file_of(path), self.history()
+        if self._put_off and not history.failures:
+            raise BadResults(self._put_off)
+        file.write_text(render(of_history(history, title)), encoding="utf-8")
         return file
 
     def summary(self) -> str:
         """Say in a line or two what was traced, what it cost, and what failed."""
         said = [f"gradtrace: {self.traces} traces, {self.share:.1%} of the time"]
+        said += [self._put_off] if self._put_off else []
         said += [f"failed ({count}): {reason}" for reason, count in self.failures.items()]
         return "\n".join(said)
+
+    @property
+    def _put_off(self) -> str:
+        """Say why a budget has left no room for a trace, if it has left none so far."""
+        if self.at_most is None or self.traces:
+            return ""
+        had = self.clock.training
+        return (
+            f"nothing has been traced yet, since a trace may take {self.clock.expected:.2g} s, and "
+            f"at_most={self.at_most:g} of the {had:.3g} s of training {self.at_most * had:.2g} s: train for longer, or "
+            "with a larger at_most or none"
+        )
 
     def close(self) -> None:
         """End: write the page, give it to the sinks, close them, and log the summary. Nothing is traced after that."""

@@ -168,9 +168,10 @@ def done(question: str, of: Sizes, speed: Speed, lanes: int = 1) -> tuple[float,
 def calibrated(threads: int) -> Speed:
     """Measure this machine, once for each number of threads: at most a second.
 
-    One thread is measured by its own time, which other programs on the machine do not lengthen.
+    By the time of this thread, which works along with the others and is not lengthened by other programs.
     """
-    clock = time.process_time if threads == 1 else time.perf_counter
+    del threads  # torch knows
+    clock = time.thread_time
     small, wide = torch.ones(4), torch.ones(1 << 19)
     weight, batch = torch.eye(512), torch.ones(256, 512)
     call = _least(clock, small, lambda x: _chain(x, 50)) / 51

@@ -11,6 +11,8 @@ from ..recording.record import Call, Record, Value
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "_addmm_activation"}
 CONVOLUTIONS = {"convolution", "_convolution"}
 ROWS = {"_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm", "native_batch_norm", "_fused_rms_norm"}
+# pointwise, and as dear: their derivative is a formula of several operators, of which none is saved
+FORMULAS = {"gelu", "silu", "mish", "softplus", "elu", "celu", "erf", "pow", "log_sigmoid_forward", "hardswish"}
 # reading a few scalars of a large leaf: what is carried to the others are zeros, which take no memory
 READING = {"embedding", "index", "index_select", "gather", "select", "slice", "narrow", "split", "unbind", "take"}
 ROWS |= {"_native_batch_norm_legit", "native_group_norm", "cumsum", "logsumexp", "linalg_vector_norm"}
@@ -26,7 +28,7 @@ class Sizes:
         calls: operator calls.
         products, convolutions: multiplications of a forward pass in them.
         patches: scalars that the largest convolution reads, each as often as it does.
-        rows: scalars that softmaxes, norms and the like read.
+        rows: scalars that softmaxes, norms, and functions whose derivative is as dear read.
         scalars: that all other calls read or give, views left out.
         largest: scalars of the largest leaf or result.
         leaves: scalars of leaves that calls read; `each`: that one example has of its own, also of what is made of
@@ -120,7 +122,7 @@ def _add_work(found: Sizes, call: Call, made: float) -> None:
         found.patches = max(found.patches, made / max(1, weight[0]) * prod(weight[1:]))
     else:
         read = max(made, *[prod(i.shape) for i in call.inputs[:1]], 0.0)
-        if base in ROWS:
+        if base in ROWS or base in FORMULAS:
             found.rows += read
         else:
             found.scalars += read
@@ -140,10 +142,22 @@ def _carry(found: Sizes, calls: list[Call], loss: Value, among: Container[int] |
             if value.id not in here and value.call is not None:
                 here[value.id] = size
                 now += size
-            if value.id not in stored and (mixing or size < made):  # else the way back is arithmetic
-                stored.add(value.id)
+            whole = _whole(value).id  # at each step of a loop a weight has a view of its own, and winners once
+            if whole not in stored and (mixing or size < made):  # else the way back is arithmetic
+                stored.add(whole)
                 found.chosen += min(size, made) if call.base in READING else size
         found.live = max(found.live, now)
         for value in call.outputs:
             if value is not None:
                 now -= here.pop(value.id, 0.0)
+
+
+def _whole(value: Value) -> Value:
+    """Give the leaf of which a value is a view as large as itself, if it is one, else the value."""
+    leaf = value
+    while leaf.call is not None and len(leaf.call.inputs) == 1 and getattr(leaf.call.op, "is_view", False):
+        before = leaf.call.inputs[0].value
+        if before is None or prod(before.shape) != prod(value.shape):
+            return value
+        leaf = before
+    return leaf if leaf.call is None else value

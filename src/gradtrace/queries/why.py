@@ -21,6 +21,7 @@ from ..backward.nan_backwards import Gradients, gradients
 from ..backward.several import ask
 from ..jacobians import rules
 from ..kernels.reference import carried
+from ..recording.autograd_functions import CustomFunction
 from ..recording.components import names_listed
 from ..recording.layouts import unravelled
 from ..recording.record import Call, Cut, Record, Value
@@ -32,11 +33,14 @@ from .paths import follow
 CAUSES = ("frozen", "not a leaf", "unused", "cut", "result unused", "nan", "zero", "cancelled", "vanished", "healthy")
 NOISE = 64  # roundings of the absolute terms, below which a sum of them is noise
 FAINT = 20.0  # powers of 2 below the largest gradient of all parameters
-FLAT = {"floor", "ceil", "round", "sign", "trunc", "heaviside"}
+FLAT = {"floor", "ceil", "round", "sign", "sgn", "trunc", "fix", "heaviside", "bernoulli"}
+MULTIPLYING = {"mul", "div", "mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot"}
+MULTIPLYING |= {"linear", "convolution", "_convolution", "addcmul", "addcdiv", "prod", "lerp"}
 OFF = {"relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max", "hardsigmoid", "hardswish"}
 SATURATING = {"sigmoid", "tanh", "_softmax", "_safe_softmax", "_log_softmax", "erf", "elu", "celu", "gelu"}
 CHOOSING = {"index", "embedding", "gather", "select", "slice", "max", "min", "amax", "amin", "topk", "sort"}
-CHOOSING |= {"index_select", "where", "masked_fill", "max_pool2d_with_indices"}
+CHOOSING |= {"index_select", "where", "masked_fill", "max_pool2d_with_indices", "maximum", "minimum", "fmax", "fmin"}
+INDICES = {"max", "min", "sort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"}  # with values
 SHOWN = 4
 
 
@@ -98,6 +102,15 @@ class Reasons:
         return {call.index for call in self.record.before(self.loss)}
 
     @cached_property
+    def used(self) -> set[int]:
+        """Numbers of the calls that autograd goes back through: those, and what made numbers that were overwritten."""
+        found = set(self.leading)
+        for value, call in reversed(self.record.overwritten):
+            if call.index in found:
+                found |= {before.index for before in self.record.before(value)}
+        return found
+
+    @cached_property
     def gradients(self) -> Gradients:
         """Ordinary gradients, as autograd has them."""
         return gradients(self.record, self.loss)
@@ -117,8 +130,8 @@ class Reasons:
         return log2 is not None and bool((log2 > -torch.inf).any())
 
     def reached(self, value: Value) -> bool:
-        """Tell whether the loss was computed from a value."""
-        return any(call.index in self.leading for call in self.consumers.get(value.id, ()))
+        """Tell whether autograd takes the loss to be computed from a value."""
+        return any(call.index in self.used for call in self.consumers.get(value.id, ()))
 
     def noise(self, value: Value) -> bool:
         """Tell whether what meets at a value cancels, up to rounding."""
@@ -194,13 +207,16 @@ def _unreached(reasons: Reasons, value: Value) -> Found:
     cuts = _cuts(reasons, seen)
     if cuts:
         return "cut", "autograd does not follow it through detach, .data, numpy or no_grad", _unique(map(_place, cuts))
-    if ends:
-        names = names_listed(dict.fromkeys(call.name for call in ends))
-        return "cut", f"{names} gives numbers that have no derivative", _unique(call.where for call in ends)
     last = [c for n in seen for c in reasons.consumers.get(n, ()) if not _goes_on(reasons, c)]
+    indices = [c for c in last if c.base in INDICES and len(c.outputs) > 1]
+    for calls, what in (ends, "numbers that"), (indices, "indices, beside values that are not used, which"):
+        if calls:
+            names = names_listed(dict.fromkeys(call.name for call in calls))
+            return "cut", f"{names} gives {what} have no derivative", _unique(call.where for call in calls)
     if not last:
         return "unused", "nothing in the recorded forward pass uses it", ()
-    return "result unused", "it is used, but the loss is not computed from the result", _unique(c.where for c in last)
+    said = "it is used, but the loss is not computed from the result, or from what no operator reads, as tolist() does"
+    return "result unused", said, _unique(c.where for c in last)
 
 
 def _goes_on(reasons: Reasons, call: Call) -> bool:
@@ -281,18 +297,42 @@ def _zero(reasons: Reasons, value: Value) -> Found | None:
         return None
     ways = _downstream(reasons, value, lambda made: not reasons.live(made))
     sick = [(here, call) for here, call in ways if any(v is not None and reasons.live(v) for v in call.outputs)]
+    where = _unique(call.where for _, call in sick)
+    if sick and all(_unanswered(here, call) for here, call in sick):
+        names = names_listed(dict.fromkeys(call.name for _, call in sick))
+        return "cut", f"the backward of {names} gives None for it", where
     said = [_of_zero(reasons, here, call) for here, call in sick]
-    return "zero", "; ".join(dict.fromkeys(said)), _unique(call.where for _, call in sick)
+    lost = _lost(reasons, [value, *(v for _, call in ways for v in call.outputs if v is not None)])
+    said += [f"{call.base} overwrites it" for call in lost]
+    return "zero", "; ".join(dict.fromkeys(said)), _unique((*where, *(call.where for call in lost)))
+
+
+def _unanswered(here: Value, call: Call) -> bool:
+    """Tell whether a custom function's backward gives None for an argument."""
+    if not isinstance(call.op, CustomFunction):
+        return False
+    none = replay(call).unanswered()
+    return all(p in none for p, given in enumerate(call.inputs) if given.value is here)
+
+
+def _lost(reasons: Reasons, values: Sequence[Value]) -> list[Call]:
+    """List the calls that have overwritten some values, or what is made of them."""
+    seen, waiting = {v.id for v in values}, list(values)
+    while waiting:
+        for call in reasons.consumers.get(waiting.pop().id, ()):
+            made = [v for v in call.outputs if v is not None and v.id not in seen]
+            seen.update(v.id for v in made)
+            waiting += made
+    return [call for value, call in reasons.record.overwritten if value.id in seen and call.index in reasons.used]
 
 
 def _of_zero(reasons: Reasons, here: Value, call: Call) -> str:
     """Say why the derivative of a call towards one of its arguments is 0."""
     base = call.base
-    others = [i for i in call.inputs if i.value is not here and i.dtype.is_floating_point]
-    nought = [i for i in others if not i.tensor().count_nonzero()]
-    if nought and base not in CHOOSING:
-        names = [_source(i.value) for i in nought if i.value is not None]
-        return f"{base} multiplies it by {names[0] if names else 'a tensor'}, which is 0 everywhere"
+    if not here.numel:
+        return f"{base} is of no numbers at all: {here} is empty"
+    if base in MULTIPLYING and (nought := _nought(here, call)):
+        return f"{base} multiplies it by {nought}"
     if base in FLAT:
         return f"the derivative of {base} is 0 everywhere"
     if base in OFF:
@@ -304,6 +344,15 @@ def _of_zero(reasons: Reasons, here: Value, call: Call) -> str:
     if base in CHOOSING:
         return f"{base} chooses none of the scalars that have a path"
     return f"the derivative of {base} is 0 for all of its scalars"
+
+
+def _nought(here: Value, call: Call) -> str | None:
+    """Name the factor of a product that is 0."""
+    first = 1 if call.base.startswith(("add", "_add", "baddbmm")) else 0  # what is added is no factor
+    for given in call.inputs[first:]:
+        if given.value is not here and given.dtype.is_floating_point and not given.tensor().count_nonzero():
+            return f"{'a tensor' if given.value is None else _source(given.value)}, which is 0 everywhere"
+    return "the number 0" if any(type(a) in (int, float) and a == 0 for a in call.args) else None
 
 
 def _source(value: Value) -> str:

@@ -320,6 +320,8 @@ class Capture(TorchDispatchMode):
             if out is not None and out.is_complex():
                 call.gives_complex = True
         call.outputs = tuple(values)
+        if known.overwrites and (lost := event.values[0]) is not None:
+            self.record.overwritten.append((lost, call))
         if known.base in FUSED:
             note(self.record, call)
         calls.append(call)

@@ -378,6 +378,7 @@ class Record:
         modules: qualified names of the model's modules.
         cuts: where autograd stopped following something: `detach` and `.data`, which operators that save their result
             call too, and what ran under no_grad.
+        overwritten: values whose numbers an operator has replaced, and its call: to them autograd hands back zeros.
         called: how often each module call or block was entered while recording, by name.
         examples: the number of examples, where the recording was told which tensors enumerate them.
         constants: calls whose results autograd does not follow, made from the examples: they say what belongs to which
@@ -396,6 +397,7 @@ class Record:
     derived: set[str] = field(default_factory=set)
     modules: tuple[str, ...] = ()
     cuts: list[Cut] = field(default_factory=list)
+    overwritten: list[tuple[Value, Call]] = field(default_factory=list)
     called: dict[str, int] = field(default_factory=dict)
     examples: int | None = None
     example_values: list[Value] = field(default_factory=list)

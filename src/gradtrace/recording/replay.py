@@ -38,6 +38,13 @@ class Replay:
         by_position = zip(self.leaves.items(), found, strict=True)
         return {p: torch.zeros_like(x) if grad is None else solid(grad) for (p, x), grad in by_position}
 
+    def unanswered(self) -> set[int]:
+        """Give the positions of arguments for which a backward pass gives None, which is less than zeros."""
+        ys = [y for y in self.results if y is not None and y.requires_grad]
+        gs = [torch.ones_like(y) for y in ys]
+        found = torch.autograd.grad(ys, list(self.leaves.values()), gs, retain_graph=True, allow_unused=True)
+        return {p for p, grad in zip(self.leaves, found, strict=True) if grad is None}
+
 
 def solid(grad: Tensor) -> Tensor:
     """Give memory to autograd's zeros, which have none, and to what is sparse."""
