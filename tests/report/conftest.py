@@ -15,6 +15,7 @@ from browsers import OPTIONS, PROGRAMS, program
 from gradtrace import Trace, record
 from gradtrace.cli import main
 from gradtrace.experiments.compete import compete
+from gradtrace.queries.forest import FIRST
 from gradtrace.report.document import of_results
 from gradtrace.report.page import render
 
@@ -76,7 +77,7 @@ class Opened:
         page.wait_for_timeout(100)
         self.data = json.loads(page.locator("#data").text_content())
 
-    def flow(self, snapshot: int = -1, of: str | None = None, kind: str = "best") -> dict[str, Any]:
+    def flow(self, snapshot: int = -1, of: str | None = None, kind: str = FIRST) -> dict[str, Any]:
         flows = self.data["snapshots"][snapshot]["flows"]
         return next(f for f in flows if f["kind"] == kind and of in (None, f["of"]))
 

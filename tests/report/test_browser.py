@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from browsers import in_both
 
+from gradtrace.queries.forest import FIRST, KINDS
 from gradtrace.report.fold import label_of, links_at, shown_for
 from gradtrace.report.words import percent
 
@@ -126,7 +127,7 @@ def test_the_headline_says_who_carries_most_and_whether_ablation_agreed(competit
     report = open_report(competition_report)
     said = report.page.locator(".headline p").all_text_contents()
     assert said == report.data["headline"]
-    best = [r for r in report.data["influence"] if r["kind"] == "best"]
+    best = [r for r in report.data["influence"] if r["kind"] == FIRST]
     top = max(best, key=lambda r: r["share"])
     assert said[0].startswith(f"{top['component']} carries most: {percent(top['share'])}")
     verdict = report.data["agreement"]["rows"][0]["verdict"]
@@ -256,7 +257,7 @@ def test_heads_and_experts_are_lanes_as_high_as_their_shares(gpt2_report, open_r
     report.page.locator("#layer").focus()
     for _ in range(3):
         report.page.keyboard.press("ArrowRight")
-    table = next(t for t in report.data["snapshots"][-1]["joins"] if (t["table"], t["kind"]) == ("all", "best"))
+    table = next(t for t in report.data["snapshots"][-1]["joins"] if (t["table"], t["kind"]) == ("all", FIRST))
     heads = [g for g in table["grids"] if g["operator"] == "heads"]
     rows = {label: j for g in heads for j, label in zip(g["joins"], g["labels"], strict=True)}
     wanted = {name: share for name, (_, share, _) in rows["transformer.h.2.attn"]["branches"].items()}
@@ -319,12 +320,12 @@ def test_influence_on_screen_is_that_of_the_data(competition_report, open_report
     )
     assert sorted(found) == sorted([r["kind"], r["component"], percent(r[measure])] for r in rows)
     dead = report.page.locator("#influence .dead text").all_text_contents()
-    assert dead == [percent(next(r for r in rows if r["kind"] == kind)["dead_share"]) for kind in ("best", "greedy")]
+    assert dead == [percent(next(r for r in rows if r["kind"] == kind)["dead_share"]) for kind in KINDS]
 
 
 def test_joins_on_screen_are_those_of_the_data(gpt2_report, open_report):
     report = open_report(gpt2_report)
-    tables = {t["table"]: t for t in report.data["snapshots"][-1]["joins"] if t["kind"] == "best"}
+    tables = {t["table"]: t for t in report.data["snapshots"][-1]["joins"] if t["kind"] == FIRST}
     for name, field in (("early", "share"), ("all", "weighted_share")):
         report.page.select_option("#joins-of", name)
         report.page.select_option("#joins-measure", field)
@@ -372,7 +373,7 @@ def test_influence_of_many_groups_is_exact_to_the_pointer(gpt2_report, open_repo
 def test_search_finds_a_path_and_shows_its_steps(gpt2_report, gpt2, open_report):
     trace, _ = gpt2
     report = open_report(gpt2_report)
-    starts = report.data["snapshots"][0]["paths"]["best"]["starts"]
+    starts = report.data["snapshots"][0]["paths"][FIRST]["starts"]
     names = report.data["graph"]["parameters"]["name"]
     at = next(i for i, leaf in enumerate(starts["leaf"]) if names[leaf] == "transformer.h.2.mlp.c_fc.weight")
     name, index = names[starts["leaf"][at]], starts["index"][at]
@@ -405,9 +406,9 @@ def test_an_example_shows_its_own_shares_and_paths(gpt2_report, open_report):
     own = snapshot["examples"][1]
     for row, (share, *_) in list(zip(snapshot["influence"], own["influence"], strict=True))[:40:5]:
         cell = page.locator(f'#influence .cell[data-of="{row["of"]}"][data-component="{row["component"]}"]')
-        if row["kind"] == "best":
+        if row["kind"] == FIRST:
             assert cell.get_attribute("aria-label").endswith(f": {percent(share)}")
-    at = next(n for n, t in enumerate(snapshot["joins"]) if (t["table"], t["kind"]) == ("early", "best"))
+    at = next(n for n, t in enumerate(snapshot["joins"]) if (t["table"], t["kind"]) == ("early", FIRST))
     table, numbers = snapshot["joins"][at], own["joins"][at]
     wanted = [
         f"{label}, {branch}: {percent(values[1])}"
@@ -420,7 +421,7 @@ def test_an_example_shows_its_own_shares_and_paths(gpt2_report, open_report):
     found = page.locator("#joins td.share").evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
     assert sorted(found) == sorted(wanted)
     assert "Of example 1 alone: word" in page.locator("#joins .whose").inner_text()
-    starts = snapshot["paths"]["best"]["starts"]
+    starts = snapshot["paths"][FIRST]["starts"]
     assert "example 1." in page.locator("#paths .weight").text_content()
     page.fill("#search-parameter", "transformer")
     said = page.locator("#paths .found").text_content()
@@ -469,8 +470,8 @@ def test_scrubbing_moves_every_view(competition_report, open_report):
         assert report.page.locator("#influence .cell text").all_text_contents() == shares
         now = report.page.locator("#training .now").text_content()
         assert now.startswith(f"Step {taken['step']}: ")
-        assert all(f"{r['component']} {percent(r['share'])}" in now for r in taken["influence"] if r["kind"] == "best")
-        strongest = taken["paths"]["best"]["starts"]["log2"][0]
+        assert all(f"{r['component']} {percent(r['share'])}" in now for r in taken["influence"] if r["kind"] == FIRST)
+        strongest = taken["paths"][FIRST]["starts"]["log2"][0]
         entry = report.page.locator("#paths .pathlist button .number").first
         assert entry.text_content() == f"2^{strongest:.2f}".replace("-", "−")
         seen.add(tuple(shares))

@@ -17,6 +17,7 @@ from gradtrace import Trace
 from gradtrace.cli import main
 from gradtrace.errors import BadArgument, BadTrace, UnknownName
 from gradtrace.monitor import Monitor
+from gradtrace.queries.forest import FIRST
 from gradtrace.report.changes import MEASURES
 from gradtrace.report.comparison import Comparison
 from gradtrace.report.document import BadResults
@@ -269,7 +270,7 @@ def test_the_page_shows_the_same_views_with_differences(both_report, open_report
         {
             (g["pattern"], label, branch): values[1]
             for t in s["joins"]
-            if (t["table"], t["kind"]) == ("early", "best")
+            if (t["table"], t["kind"]) == ("early", FIRST)
             for g in t["grids"]
             for j, label in zip(g["joins"], g["labels"], strict=True)
             for branch, values in j["branches"].items()
@@ -291,7 +292,7 @@ def test_the_page_shows_the_same_views_with_differences(both_report, open_report
     of = page.locator("#group").input_value()
     moved_by: dict[tuple[str, ...], float] = {}
     for snapshot, sign in ((first, -1), (second, 1)):
-        flow = next(f for f in snapshot["flows"] if (f["of"], f["kind"]) == (of, "best"))
+        flow = next(f for f in snapshot["flows"] if (f["of"], f["kind"]) == (of, FIRST))
         for ends, (paths, _) in links_at(report.data["graph"], flow, opened).items():
             key = tuple(home.get(end, end) for end in ends)
             moved_by[key] = moved_by.get(key, 0) + sign * paths / flow["total"]

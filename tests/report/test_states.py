@@ -11,6 +11,7 @@ from browsers import in_both
 from torch import Tensor, nn
 
 from gradtrace import record
+from gradtrace.queries.forest import FIRST
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
 WIDTHS = (390, 800, 1280)
@@ -70,7 +71,7 @@ def test_it_opens_where_paths_part_and_from_the_earliest_parameters(blocks_repor
 
 def test_paths_are_those_of_the_chosen_parameters_and_a_search_sees_all(gpt2_report, open_report):
     report = open_report(gpt2_report)
-    names, starts = report.data["graph"]["parameters"]["name"], report.data["snapshots"][0]["paths"]["best"]["starts"]
+    names, starts = report.data["graph"]["parameters"]["name"], report.data["snapshots"][0]["paths"][FIRST]["starts"]
     listed = report.page.locator("#paths .pathlist button")
     for group in ("transformer.wte.weight", "transformer.h.11"):
         report.page.select_option("#group", group)
@@ -146,8 +147,8 @@ def test_the_headline_says_what_it_speaks_of_where_the_views_show_another(gpt2_r
     line = report.page.locator("header .moment")
     assert not line.is_visible()
     report.page.select_option("#example", "1")
-    report.page.select_option("#kind", "greedy")
-    said = "The views below show example 1, greedy paths. These sentences are of all examples, of best paths."
+    report.page.select_option("#kind", "best")
+    said = "The views below show example 1, best paths. These sentences are of all examples, of greedy paths."
     assert line.text_content() == said
     report = open_report(competition_report)
     first, last = (report.data["snapshots"][n]["step"] for n in (0, -1))
