@@ -243,6 +243,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _of_trace("_repr_html_", lambda t: t._repr_html_(), "_repr_html_", limits=_fixed(1, 3)),
     _of_trace("report", _report, "report", limits=REPORT),
+    _of_trace("widget", lambda t: t.widget(), "widget"),
     _of_trace(
         "repr, fallbacks", lambda t: (repr(t), t.fallbacks, t.root, t.loss, t.tape), "fallbacks", "root", "loss", "tape"
     ),

@@ -65,12 +65,14 @@ class Attention(nn.Module):
 
 def assert_read_off_its_tables(summary: Summary, trace: Trace) -> None:
     """Work out every cell and figure of a summary's findings again, and look for the figure in the sentence."""
-    fresh = {"early": trace.joins(list(summary.early.of), per_example=False), "all": trace.joins(per_example=False)}
+    kind = summary.early.kind
+    early = trace.joins(list(summary.early.of), per_example=False, kind=kind)
+    fresh = {"early": early, "all": trace.joins(per_example=False, kind=kind)}
     for finding in summary.findings:
         for one in finding.cells:
             if one.table == "dead":
-                strength = trace.strength[one.row]
-                assert one.value == pytest.approx(float((strength == -torch.inf).double().mean())), finding.text
+                (row,) = trace.influence("", one.row, per_example=False, kind=kind).rows
+                assert one.value == pytest.approx(row.dead_share), finding.text
             else:
                 assert (one.value, one.paths) == _in_table(fresh[one.table], int(one.row), one.column)[one.column], (
                     finding.text

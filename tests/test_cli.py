@@ -205,7 +205,7 @@ def test_version_and_module(folder):
 def test_error_in_a_process_of_its_own(folder):
     command = [sys.executable, "-m", "gradtrace", "compete", "--components", "rnn,x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "reading the text\n")
     known = f"there are {', '.join(COMPONENTS)}, and FILE.py:CLASS of your own"
     said = f"unknown component 'x'; {known} (docs/errors.md#unknownname)"
     assert done.stderr == f"gradtrace: {said}\n"

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -557,8 +558,9 @@ def run_why(given: argparse.Namespace) -> None:
         names = given.names or [*trace.tape.leaves, *sorted(trace.tape.record.frozen)]
         found = [trace.why(name) for name in screen.track("reasons", names)]
     shown = [why for why in found if given.names or why.cause != "healthy"]
-    for why in shown:
-        said(Console(), str(why), hang=4)
+    console = Console()
+    for why in shown:  # a file gets whole lines
+        (partial(said, hang=4) if console.is_terminal else plain)(console, str(why))
     if not shown:
         plain(Console(), f"all {len(found)} parameters get a gradient")
 

@@ -19,7 +19,7 @@ def _summary(name: str) -> Summary:
     if name in ("bert", "gpt2"):
         pytest.importorskip("transformers")
     try:
-        model, batches, loss = example(f"pages/{name}").build()
+        model, batches, loss, *_ = example(f"pages/{name}").build()
     except ModuleNotFoundError as error:
         pytest.skip(f"{error}")
     with gradtrace.record(model) as tape:

@@ -100,7 +100,7 @@ def test_a_summary_has_ten_lines_at_most_of_eighty_columns(count):
     lines = str(summary).splitlines()
     assert len(lines) <= 10
     assert max(map(len, lines)) <= 80
-    assert re.match(r"loss .*; best paths from first, 12 of them:", lines[0])
+    assert re.match(r"loss .*; greedy paths from first, 12 of them:", lines[0])
 
 
 def test_a_summary_of_other_parameters():

@@ -187,7 +187,7 @@ def test_strength_is_the_plain_maximum_where_floats_hold_it():
 
 def test_an_unknown_kind_lists_the_known_ones():
     tape, loss = recorded(lambda x: x.sum(), {"x": leaf(2)})
-    with pytest.raises(UnknownName, match=r"'strong'.*best, greedy"):
+    with pytest.raises(UnknownName, match=r"'strong'.*greedy, best"):
         plant(tape.record, tape.value_of(loss), "strong")
 
 

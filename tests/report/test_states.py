@@ -104,7 +104,7 @@ def test_every_state_has_an_address(gpt2_report, open_report):
     report = open_report(gpt2_report)
     page = report.page
     assert "#" not in page.url
-    page.select_option("#kind", "greedy")
+    page.select_option("#kind", "best")
     page.select_option("#group", "transformer.h.3")
     page.select_option("#width", "weights")
     page.locator("#flow .part.opens.modules").first.locator("rect").click(force=True)

@@ -85,15 +85,20 @@ function scatter(data: ReportDocument, row: AgreementRow, width: number): SVGSVG
   }
   out.append(svg("text", { x: (left + width - right) / 2, y: height - 10, "text-anchor": "middle", class: "axis" }, "influence: share of paths from the embedding"));
   out.append(svg("text", { transform: `translate(16,${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "axis" }, `samples to ${data.ablation!.reference_perplexity === undefined ? "solve the task" : "the reference loss"}`));
+  const written: [number, number, number][] = []; // of the names so far: from, to, at which height
   rows.forEach((r) => {
     const share = shareOf(data, row, r.component);
     const [cx, cy] = [x(share ?? 0), r.samples === null ? never : y(r.samples)];
     const nearEdge = cx > width - right - 90;
+    const [from, to] = nearEdge ? [cx - 12 - 8 * r.component.length, cx] : [cx, cx + 12 + 8 * r.component.length];
+    let at = cy + 4;
+    while (written.some(([a, b, y]) => from < b && a < to && Math.abs(at - y) < 16)) at -= 16;
+    written.push([from, to, at]);
     const point = svg(
       "g",
       { tabindex: 0, role: "img", class: "point", "data-component": r.component, "data-share": share, "data-samples": r.samples ?? "not reached", "aria-label": `${r.component}: influence ${percent(share)}, samples: ${samples(r)}` },
       svg("circle", { cx, cy, r: 7, fill: ofComponent(components, r.component) }),
-      svg("text", { x: cx + (nearEdge ? -12 : 12), y: cy + 4, "text-anchor": nearEdge ? "end" : "start", class: "name" }, r.component),
+      svg("text", { x: cx + (nearEdge ? -12 : 12), y: at, "text-anchor": nearEdge ? "end" : "start", class: "name" }, r.component),
     );
     explain(point, () => [
       `without ${r.component}`,
