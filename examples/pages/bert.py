@@ -1,7 +1,7 @@
 """A trained BERT: the six layers of all-MiniLM-L6-v2, with its own tokens; the loss tells whether two sentences agree.
 
 What an expert expects: a `BertOutput` and a `BertSelfOutput` hold the addition of their skip. Most paths from the word
-embeddings go around attention; in a trained network some layers' dense parts have more to say than an untrained one's.
+embeddings go around attention; in a trained network some layers' dense parts have more to say than the others'.
 Some heads carry next to nothing. Rows of words that no sentence has are dead, which is most of the embedding.
 
     gradtrace trace examples/pages/bert.py:build

@@ -1,6 +1,6 @@
 """A 12-layer GPT-2, untrained.
 
-What an expert expects: its weights begin small (0.02), and every block adds to what it was given. So the strongest
+What an expert expects: its weights begin small (0.02), and every block adds to what it was given. So the
 paths from the word embedding go around attention and the feed-forward block in all 12 layers; nothing is dead but the
 rows of words and positions that the batch does not use.
 

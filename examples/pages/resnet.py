@@ -1,6 +1,6 @@
 """A residual network of eight blocks in four stages, as ResNet-18, with fewer channels.
 
-What an expert expects: the strongest paths of the stem take the skips. Three blocks halve the image and have a 1 × 1
+What an expert expects: the paths of the stem take the skips. Three blocks halve the image and have a 1 × 1
 convolution instead of a skip: there is no way around, and paths divide between it and the two 3 × 3 convolutions.
 
     gradtrace trace examples/pages/resnet.py:build

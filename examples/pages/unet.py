@@ -1,7 +1,7 @@
 """A U-Net of three levels.
 
 What an expert expects: three concatenations join what was kept at a level with what comes up from below. The outermost
-skip is the short way from the first convolution to the output, so the strongest paths of the first level cross it, and
+skip is the short way from the first convolution to the output, so the paths of the first level cross it, and
 few go down; those that go down meet the next skip.
 
     gradtrace trace examples/pages/unet.py:build
