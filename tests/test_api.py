@@ -287,7 +287,7 @@ def test_the_strongest_paths_come_in_order():
 
 def test_kinds_are_named(taped):
     _, tape, _, loss = taped
-    with pytest.raises(UnknownName, match=r"'strongest'.*best, greedy"):
+    with pytest.raises(UnknownName, match=r"'strongest'.*greedy, best"):
         tape.trace(loss).path("first.bias", 0, kind="strongest")
 
 
