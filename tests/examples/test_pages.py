@@ -49,9 +49,7 @@ def _texts(name: str) -> str:
 def test_gpt2_goes_around_attention_and_feed_forward_in_all_layers():
     said = _texts("gpt2")
     for branch in ("attn", "mlp"):
-        assert re.search(
-            rf"9[89]\.\d% of .* go around {branch} at the 12 additions of transformer\.h\.\*", said
-        )
+        assert re.search(rf"9[89]\.\d% of .* go around {branch} at the 12 additions of transformer\.h\.\*", said)
     assert re.search(
         r"take weight here at the mm, transformer hardly any", said
     )  # whose output is tied to the embedding

@@ -50,8 +50,9 @@ class Memory(nn.Module):
             seen.append(both)
         return out(torch.stack(seen, 1))
 
-    def begin(self) -> State:
+    def begin(self, **learned: Tensor) -> State:
         """Give the state before the first step."""
+        del learned
         return None
 
     @abstractmethod
@@ -131,15 +132,16 @@ class TuringMachine(Memory):
         super().__init__(hidden, sum(self.sizes) - hidden)
         self.slots = nn.Parameter(torch.randn(slots, hidden) / hidden**0.5)
 
-    def begin(self, slots: Tensor) -> State:
+    def begin(self, **learned: Tensor) -> State:
         """Hold what is learned, both heads at the first slot."""
+        slots = learned["slots"]
         start = F.one_hot(torch.zeros(len(slots), 2, dtype=torch.long), slots.shape[1])
         return slots, start.to(slots.dtype)
 
     def turn(self, orders: Tensor, state: State) -> tuple[Tensor, State]:
         assert state is not None
-        read, *state = self.step(self.sizes, orders, *state)
-        return read, tuple(state)
+        read, *after = self.step(self.sizes, orders, *state)
+        return read, tuple(after)
 
     @staticmethod
     def step(sizes: tuple[int, ...], orders: Tensor, memory: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
