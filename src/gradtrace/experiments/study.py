@@ -88,8 +88,8 @@ class StudyOptions:
         require(self.count <= listed, "count", f"at most the {listed} components there are", self.count)
         require(0 < self.lr <= 1, "lr", "above 0 and at most 1", self.lr)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
-        there = any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-        require(there or not self.compile, "compile", "left out where there is no C++ compiler", "given")
+        there = not self.compile or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+        require(there, "compile", "left out where there is no C++ compiler", "given")
 
     @property
     def header(self) -> dict[str, Any]:

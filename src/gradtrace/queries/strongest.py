@@ -35,27 +35,32 @@ def strongest(
 def _of_leaf(forest: Forest, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
     if not k or not leaf.numel:
         return []
-    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
-    if plane is not None:
-        weight = _over_rows(plane.data, example)
-        flat = _largest(weight, k)
-        flat = flat[(weight[flat] > 0).numpy()]
-        log2 = (weight[flat].to(torch.float64).log2() + plane.exponent).numpy()
-    else:
-        every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
-        weight = _over_rows(every, example)
-        flat = _largest(weight, k)
+    weight, exponent = _weights(forest, leaf, example)
+    flat = _largest(weight, k)
+    if exponent is None:
         log2 = weight[flat].numpy()
+    else:
+        flat = flat[(weight[flat] > 0).numpy()]
+        log2 = (weight[flat].to(torch.float64).log2() + exponent).numpy()
     order = np.lexsort((flat, -log2))[:k]
     pairs = zip(log2[order].tolist(), flat[order].tolist(), strict=True)
     return [(value, at) for value, at in pairs if value > -math.inf]
 
 
-def _over_rows(plane: Tensor, example: int | None) -> Tensor:
+def _weights(forest: Forest, leaf: Value, example: int | None) -> tuple[Tensor, int | None]:
+    """Give the weight of each scalar's path, flat, 0 where there is none, and their exponent; or its log2, and None."""
+    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
+    if plane is not None:
+        return _over_rows(plane.data, example), plane.exponent
+    every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
+    return _over_rows(every, example), None
+
+
+def _over_rows(rows: Tensor, example: int | None) -> Tensor:
     """Give the largest of each scalar's rows, or one of them, flat."""
-    if len(plane) == 1 or example is not None:
-        return plane[0 if len(plane) == 1 else example].reshape(-1)
-    return plane.amax(0).reshape(-1)
+    if len(rows) == 1:
+        return rows[0].reshape(-1)
+    return (rows.amax(0) if example is None else rows[example]).reshape(-1)
 
 
 def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
@@ -63,13 +68,10 @@ def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
 
     Of a large leaf a part of the scalars is looked at, at even steps too.
     """
-    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
-    if plane is None and leaf.id not in forest.log2:
-        return []
-    rows = plane.data if plane is not None else forest.log2[leaf.id]
     step = max(1, leaf.numel // SAMPLED)
-    weight = _over_rows(rows, None)[::step]
-    live = (weight > (0 if plane is not None else -math.inf)).nonzero().reshape(-1)
+    every, exponent = _weights(forest, leaf, None)
+    weight = every[::step]
+    live = (weight > (-math.inf if exponent is None else 0)).nonzero().reshape(-1)
     order = live[weight[live].argsort(descending=True, stable=True)]
     chosen = order[torch.linspace(0, max(0, len(order) - 1), min(k, len(order))).round().long()]
     return (chosen * step).tolist()
