@@ -183,8 +183,9 @@ def start(what: str, folder: Path, ranks: int = 3) -> list[subprocess.Popen]:
     return [subprocess.Popen(run, env=environment(RANK=str(rank), **where)) for rank in range(ranks)]
 
 
-def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
-    started = start("killed", tmp_path)
+@pytest.mark.parametrize("what", ["killed", "killed, another late"])
+def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting_and_is_named(what, tmp_path):
+    started = start(what, tmp_path)
     try:
         codes = [process.wait(LIMIT) for process in started]
     finally:
@@ -192,7 +193,7 @@ def test_a_rank_that_is_killed_in_a_trace_leaves_none_waiting(tmp_path):
             process.kill()
     assert codes == [0, 0, -signal.SIGKILL]
     for rank in range(2):
-        found = assert_lost(tmp_path, "killed", rank, 2)
+        found = assert_lost(tmp_path, what, rank, 2)
         assert found["reduced"].startswith("RankFailed: the ranks did not meet within 3 s")
         assert found["seconds of reduced"] < 20
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from threading import Thread
+from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar
 
 from torch import distributed
@@ -26,6 +27,7 @@ Found: TypeAlias = "InfluenceTable | Flow | Sequence[InfluenceTable | Flow] | No
 Answer = TypeVar("Answer")
 PATIENCE = 300.0  # seconds that ranks wait for one another
 MOMENT = 3.0  # seconds that a store may take to answer
+GLANCE = 0.1  # seconds between two looks at who has come
 
 
 def reduced(
@@ -123,27 +125,37 @@ class Room:
         answers: list[Any] = [None] * self.size
         reason = None if error is None else said_of(error)
         self._turn += 1
+        until = monotonic() + self._wait.total_seconds()
         self._ask(lambda store: store.set(f"{self._turn} {self.rank}", "here"))
         try:
             distributed.monitored_barrier(self._group, self._wait, wait_all_ranks=True)
             distributed.all_gather_object(answers, (own, reason), self._group)
         except RuntimeError:
-            self._broken = self._lost()
+            self._broken = self._lost(until)
             raise RankFailed(self._broken) from None
         failed = self.named([why for _, why in answers])
         if failed and error is None:
             raise RankFailed(failed)
         return [given for given, _ in answers]
 
-    def _lost(self) -> str:
-        """Say which ranks did not come."""
-        ranks = range(self.size)
-        missed = self._ask(lambda store: [r for r in ranks if not store.check([f"{self._turn} {r}"])]) or []
+    def _lost(self, until: float) -> str:
+        """Say which ranks did not come.
+
+        Where one has ended, gloo ends the wait for all: the others may still be on their way, for as long as they are
+        given. One is lost for certain, so that nobody is waited for once a single one is missing.
+        """
+        while len(missed := self._missing()) > 1 and monotonic() < until:
+            sleep(GLANCE)
         longer = f"took longer than {self._wait.total_seconds():g} s"
         if len(missed) == 1:
             return f"rank {self._ranks[missed[0]]} did not answer: it has ended, or {longer}"
         who = f"ranks {', '.join(str(self._ranks[r]) for r in missed)}" if missed else "other ranks"
         return f"{who} did not answer: they have ended, or {longer}"
+
+    def _missing(self) -> list[int]:
+        """Tell which ranks have not come; none where nobody can tell."""
+        ranks = range(self.size)
+        return self._ask(lambda store: [r for r in ranks if not store.check([f"{self._turn} {r}"])]) or []
 
     def _ask(self, what: Callable[[Any], Answer]) -> Answer | None:
         """Ask the store by which the ranks have met, for a moment: if the rank that has it hangs, it never answers."""

@@ -343,19 +343,20 @@ def told(act: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def lost(rank: int, who: int, by: signal.Signals, timeout: float) -> dict[str, Any]:
-    """Train alone beside others, of whom one is sent a signal in the middle of its second trace."""
+def lost(rank: int, who: int, by: signal.Signals, timeout: float, late: int | None = None) -> dict[str, Any]:
+    """Train alone beside others, of whom one is sent a signal in the middle of its second trace, and one is late."""
     net = model()
     monitor = Monitor(net, every=2, folder=None, timeout=timeout, paths=0, semirings=())
-    if rank == who:
-        find = monitor._trace
+    find = monitor._trace
 
-        def stop(*given: Any) -> Any:
-            if monitor.traces:
-                os.kill(os.getpid(), by)
-            return find(*given)
+    def stop(*given: Any) -> Any:
+        if monitor.traces and rank == who:
+            os.kill(os.getpid(), by)
+        if monitor.traces and rank == late:
+            time.sleep(4)
+        return find(*given)
 
-        monitor._trace = stop  # type: ignore[method-assign]
+    monitor._trace = stop  # type: ignore[method-assign]
     seconds, meet = [], monitor._ranks.gather
 
     def timed(*given: Any) -> Any:
@@ -381,6 +382,7 @@ def lost(rank: int, who: int, by: signal.Signals, timeout: float) -> dict[str, A
 
 LOST: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "killed": lambda rank, ranks: lost(rank, ranks - 1, signal.SIGKILL, 20),
+    "killed, another late": lambda rank, ranks: lost(rank, ranks - 1, signal.SIGKILL, 20, late=1),
     "stopped": lambda rank, ranks: lost(rank, ranks - 1, signal.SIGSTOP, 20),
     "the first stopped": lambda rank, ranks: lost(rank, 0, signal.SIGSTOP, 20),
 }
