@@ -62,6 +62,9 @@ def bad_batches():
 def bad_loss():
     return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: model(batch, batch)
 
+def one_batch():
+    return torch.nn.Linear(3, 1), (torch.ones(2, 3), torch.ones(2)), lambda model, batch: model(batch[0]).sum(batch[1])
+
 def vector_loss():
     return torch.nn.Linear(1, 1), [torch.ones(2, 1)], lambda model, batch: model(batch)
 
@@ -163,6 +166,7 @@ WRONG = {
     "trace my_model:no_batches": "my_model:no_batches returned no batches",
     "trace my_model:empty_batch": "this one is of type str",
     "trace my_model:bad_batches --batches 2": "the batches raised OSError: disk on fire",
+    "trace my_model:one_batch": "if that is one batch, return [batch]",
     "trace my_model:bad_loss": "the loss function raised TypeError",
     "trace my_model:vector_loss": "the loss must have one element",
     "trace my_model:number_loss": "the loss must be a tensor, not float",

@@ -268,8 +268,15 @@ def _record_batch(subject: Subject, batch: Any) -> tuple[Tape, Tensor]:
         except GradtraceError:
             raise
         except Exception as error:
-            raise OptionError(f"the loss function raised {describe(error)}") from error
+            raise OptionError(f"the loss function raised {describe(error)}{_one_batch(subject)}") from error
     return tape, loss
+
+
+def _one_batch(subject: Subject) -> str:
+    """Say what may be meant where the batches are a tensor, or a tuple of them: not each a batch, but all of them one."""
+    if not isinstance(subject.batches, (Tensor, tuple)):
+        return ""
+    return "; it was given the first part of what stands for the batches: if that is one batch, return [batch]"
 
 
 def _answers(
