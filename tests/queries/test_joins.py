@@ -52,6 +52,7 @@ def _walked(forest: Forest, found: list[Junction]) -> tuple[list[Counter[tuple[i
     """Follow every trace by itself: by junction, how many come in by (example, branch), and how many there are."""
     graph = _graph(forest.record, forest.loss)
     edges = {place: (j, b) for j, it in enumerate(found) for b, e in enumerate(it.entries) for place in e.arguments}
+    heads = {it.call.index: j for j, it in enumerate(found) if it.heads}
     came: list[Counter[tuple[int, int]]] = [Counter() for _ in found]
     total: Counter[int] = Counter()
     for start in forest.record.leaves.values():
@@ -71,6 +72,8 @@ def _walked(forest: Forest, found: list[Junction]) -> tuple[list[Counter[tuple[i
                     made = call.outputs[output]
                     assert made is not None
                     value = made
+                    if (j := heads.get(call.index)) is not None and found[j].asks(start.id, first):
+                        came[j][row, at // (value.numel // value.shape[0]) % found[j].heads] += 1
     return came, total
 
 
@@ -83,7 +86,7 @@ def _recorded(program: Program) -> tuple[Tape, Tensor]:
 
 def _assert_counts_are_those_of_the_walk(tape: Tape, loss: Tensor, kind: str, *, per_example: bool = False) -> None:
     forest = tape.trace(loss).forest(kind, per_example=per_example)
-    found = [j for j in junctions(tape.record, forest.loss) if not j.heads]
+    found = junctions(tape.record, forest.loss)
     counts = count(forest, found, list(tape.leaves.values()), by_example=per_example)
     came, total = _walked(forest, found)
     assert {row: n for row, n in enumerate(counts.total[:, 0].tolist()) if n} == dict(total)
@@ -110,6 +113,35 @@ def test_counts_of_each_example_equal_following_its_traces(program):
     found = recorded_by_example(program)
     if found is not None:
         _assert_counts_are_those_of_the_walk(*found, "best", per_example=True)
+
+
+@pytest.mark.parametrize("kind", ["best", "greedy"])
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_counts_of_heads_equal_following_every_trace(kind, per_example, blocks):
+    """After the last block nothing comes together any more: all scalars go the same way, those of its heads too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), *(Attending() for _ in range(blocks)), nn.LayerNorm(4)).double()
+    x = torch.randn(2, 3, 4, **F64)
+    with gradtrace.record(model, examples=x) as tape:
+        loss = model(x).square().sum()
+    _assert_counts_are_those_of_the_walk(tape, loss, kind, per_example=per_example)
+    trace = tape.trace(loss)
+    *_, last = [j for j in trace.joins("0.*", kind=kind).rows if j.operator == "add"]
+    assert last.paths == trace.joins("0.*", kind=kind).paths
+
+
+class Attending(nn.Module):
+    """Attention of two heads beside a skip, as most write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.out(y.transpose(1, 2).reshape(x.shape))
 
 
 @settings(max_examples=40, deadline=None)

@@ -273,7 +273,7 @@ def _record_batch(subject: Subject, batch: Any) -> tuple[Tape, Tensor]:
 
 
 def _one_batch(subject: Subject) -> str:
-    """Say what may be meant where the batches are a tensor, or a tuple of them: not each a batch, but all of them one."""
+    """Say what may be meant where the batches are a tensor, or a tuple: all of them one batch, not each."""
     if not isinstance(subject.batches, (Tensor, tuple)):
         return ""
     return "; it was given the first part of what stands for the batches: if that is one batch, return [batch]"

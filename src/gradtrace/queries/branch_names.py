@@ -7,7 +7,6 @@ branch in which nothing is computed.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,10 +66,10 @@ class Names:
         roles = _of_lstm(junction, [calls for calls, _ in stretches])
         if roles:
             return Named(_shown(junction.call.scopes, [junction.call]), tuple(_told_apart(roles, junction)), fork, True)
-        computing = [c for calls, _ in stretches for c in calls if _computes(c)]
+        computing = [c for calls, _ in stretches for c in calls]
         home = _common([junction.call.scopes, *(c.scopes for c in computing)])
         shown = _shown(home, [junction.call, *computing])
-        inside = [any(len(c.scopes) > len(home) for c in calls if _computes(c)) for calls, _ in stretches]
+        inside = [any(len(c.scopes) > len(home) for c in calls) for calls, _ in stretches]
         names = _of_roles(junction, self._branches(stretches, home, shown), stretches, inside)
         return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside) or junction.call.base in LISTS)
 
@@ -82,48 +81,21 @@ class Names:
         inside = own if all(own) else inside
         out = []
         for modules, (calls, whole) in zip(inside, stretches, strict=True):
-            names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls if _computes(c)]
+            names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls]
             out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
         return out
 
     def _modules(self, calls: Sequence[Call], home: Sequence[Scope]) -> list[Scope]:
         """Give the modules one level further in, those with weights if there are any."""
-        inside = [c.scopes[len(home)] for c in calls if len(c.scopes) > len(home) and _computes(c)]
+        inside = [c.scopes[len(home)] for c in calls if len(c.scopes) > len(home)]
         modules = list(dict.fromkeys(inside))
         return [m for m in modules if m.name in self._weighty] or modules
 
 
 def _stretch(junction: Junction, entry: Entry) -> tuple[list[Call], bool]:
-    """Give the calls that what comes in descends from, and not all else that comes in, in order; whether all are given.
-
-    Those are left out that descend from nothing that the branches have in common, as weights that are seen transposed.
-    """
-    found: dict[int, Call] = {}
-    waiting: list[int] = []
-
-    def meet(value: Value) -> None:
-        call = value.call
-        if call is not None and call.index not in found and not junction.common >> call.index & 1:
-            found[call.index] = call
-            heapq.heappush(waiting, -call.index)
-
-    meet(entry.value)
-    read = 0
-    while waiting and read < MOST_CALLS:
-        read += 1
-        for given in found[-heapq.heappop(waiting)].inputs:
-            if given.value is not None:
-                meet(given.value)
-    calls = [found[n] for n in sorted(found)]
-    if waiting:
-        return calls[-MOST_CALLS:], False
-    leaves, kept = junction.leaves | {junction.fork.id}, dict[int, Call]()
-    for call in calls:
-        for given in (i.value for i in call.inputs if i.value is not None):
-            made = given.call
-            if given.id in leaves or (made is not None and (junction.common >> made.index & 1 or made.index in kept)):
-                kept[call.index] = call
-    return list(kept.values()), True
+    """Give the calls of a branch that compute something, in order; whether all are given."""
+    calls, whole = junction.between(entry, MOST_CALLS)
+    return [c for c in calls if _computes(c)], whole
 
 
 def _computes(call: Call) -> bool:
@@ -132,8 +104,7 @@ def _computes(call: Call) -> bool:
 
 def _gates(calls: Sequence[Call]) -> bool:
     """Tell whether a branch ends in numbers between 0 and 1."""
-    computing = [c for c in calls if _computes(c)]
-    return bool(computing) and computing[-1].base in SQUASHING
+    return bool(calls) and calls[-1].base in SQUASHING
 
 
 def _and_above(home: str) -> list[str]:
@@ -201,7 +172,7 @@ def _of_lstm(junction: Junction, stretches: Sequence[Sequence[Call]]) -> list[st
     """Name what comes into an LSTM's step; nothing for what is none."""
     base, names = junction.call.base, []
     for calls in stretches:
-        ends = [c.base for c in calls if _computes(c)]
+        ends = [c.base for c in calls]
         names.append(LSTM.get((base, *ends[-1:])) or LSTM.get((base, *ends[-2:])))
     return [str(name) for name in names] if "cell" in names and all(names) else []
 

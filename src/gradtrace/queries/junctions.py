@@ -8,8 +8,10 @@ heads apart: they are found as a product's batch that a contraction reads as one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..recording.record import Call, Record, Value
 
@@ -41,6 +43,21 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
+class Descent:
+    """What values descend from, as bits: the leaves first, then the calls by number.
+
+    Attributes:
+        of: by value id.
+        leaves: ids of the leaves, in the order of their bits.
+        calls: by number.
+    """
+
+    of: Mapping[int, int]
+    leaves: Mapping[int, int]
+    calls: Mapping[int, Call]
+
+
+@dataclass(frozen=True, eq=False)
 class Junction:
     """A place at which paths from one value, or leaf, come together again.
 
@@ -52,6 +69,7 @@ class Junction:
             them first had a choice.
         leaves: ids of leaves that had the choice themselves.
         common: the numbers of calls, as bits, that all (or else several) of the entries descend from.
+        descent: what values on the way to the loss descend from.
         heads: how many heads a batched product keeps apart; 0 where branches are entries.
     """
 
@@ -60,12 +78,28 @@ class Junction:
     fork: Value
     calls: int
     leaves: frozenset[int]
-    common: int = 0
+    common: int
+    descent: Descent
     heads: int = 0
 
     def asks(self, leaf: int, first: int) -> bool:
         """Tell whether a path had a choice, by the id of its leaf and the number of the call that it enters first."""
         return leaf in self.leaves or bool(self.calls >> first & 1)
+
+    def between(self, entry: Entry, most: int) -> tuple[list[Call], bool]:
+        """Give the calls that an entry descends from, and not all others, in order; whether all of them are given.
+
+        Those are left out that descend from nothing that the entries have in common, as weights that are seen
+        transposed. Of more than `most` the last are given.
+        """
+        calls, bits = self.descent.calls, self.descent.leaves
+        numbers = _ones(self.descent.of[entry.value.id] >> len(bits) & ~self.common)
+        if len(numbers) > most:
+            return [calls[n] for n in numbers[-most:]], False
+        shared = self.common << len(bits)
+        for leaf in {*self.leaves, self.fork.id} & bits.keys():
+            shared |= 1 << bits[leaf]
+        return [calls[n] for n in numbers if self.descent.of[_results(calls[n])[0].id] & shared], True
 
 
 def junctions(record: Record, loss: Value) -> list[Junction]:
@@ -86,6 +120,7 @@ class _Search:
                 self._readers.setdefault(value.id, []).append(call)
         self._calls = {call.index: call for call in calls}
         self._from = {v.id: 1 << n for n, v in enumerate(self._leaves)}
+        self._descent = Descent(self._from, {v.id: n for n, v in enumerate(self._leaves)}, self._calls)
         self._inner: dict[int, list[Entry]] = {}  # of calls that are one with their reader, what comes in
         self.found: list[Junction] = []
         for call in calls:
@@ -101,9 +136,8 @@ class _Search:
         bits = 1 << len(self._leaves) + call.index
         for given in _values(call):
             bits |= self._from[given.id]
-        for value in call.outputs:
-            if value is not None:
-                self._from[value.id] = bits
+        for value in _results(call):
+            self._from[value.id] = bits
 
     def _goes_on(self, call: Call) -> bool:
         """Tell whether a call is one junction with the only reader of its result, which the same module calls."""
@@ -138,7 +172,8 @@ class _Search:
         if leaves or calls:
             ids = frozenset(v.id for n, v in enumerate(self._leaves) if leaves >> n & 1)
             shared = everywhere or twice
-            yield Junction(call, tuple(entries), self._latest(shared), calls, ids, shared >> len(self._leaves))
+            common = shared >> len(self._leaves)
+            yield Junction(call, tuple(entries), self._latest(shared), calls, ids, common, self._descent)
 
     def _forking_leaves(self, entries: Sequence[Entry]) -> int:
         """Give the leaves that two entries descend from without a call that both descend from."""
@@ -156,7 +191,7 @@ class _Search:
         at = bits.bit_length() - 1
         if at < len(self._leaves):
             return self._leaves[at]
-        return next(v for v in self._calls[at - len(self._leaves)].outputs if v is not None)
+        return _results(self._calls[at - len(self._leaves)])[0]
 
     def _heads(self, call: Call) -> Iterator[Junction]:
         """Find the heads that a batched product keeps apart, until a contraction joins them."""
@@ -164,8 +199,8 @@ class _Search:
         before = 0
         for value in _projected(call) if count else ():
             before |= self._from[value.id]
-        if before >> len(self._leaves):
-            yield Junction(call, (), self._latest(before), before >> len(self._leaves), frozenset(), heads=count)
+        if calls := before >> len(self._leaves):
+            yield Junction(call, (), self._latest(before), calls, frozenset(), 0, self._descent, count)
 
     def _count_of_heads(self, call: Call) -> int:
         """Tell how many parts of a batched product's batch a contraction reads as one row; 0 if it is not so."""
@@ -183,6 +218,16 @@ class _Search:
                 return 0
             value = result
         return 0
+
+
+def _ones(bits: int) -> list[int]:
+    """Give the numbers of the bits that are set, in rising order."""
+    given = np.frombuffer(bits.to_bytes(bits.bit_length() // 8 + 1, "little"), np.uint8)
+    return np.flatnonzero(np.unpackbits(given, bitorder="little")).tolist()
+
+
+def _results(call: Call) -> list[Value]:
+    return [v for v in call.outputs if v is not None]
 
 
 def _values(call: Call) -> list[Value]:

@@ -13,7 +13,7 @@ from ..recording.record import Value
 from .forest import Forest
 
 BLOCK = 256  # scalars of which the largest is found first
-SAMPLED = 1 << 16  # scalars of a leaf among which those of all strengths are chosen
+SAMPLED = 1 << 14  # scalars of a leaf among which those of all strengths are chosen
 
 
 def strongest(
@@ -68,6 +68,8 @@ def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
 
     Of a large leaf a part of the scalars is looked at, at even steps too.
     """
+    if not k:
+        return []
     step = max(1, leaf.numel // SAMPLED)
     every, exponent = _weights(forest, leaf, None)
     weight = every[::step]

@@ -231,7 +231,7 @@ class Compiled:
         if straight:
             self._units.send_straight(value.id, hop, edge.target.id)
             return
-        if not others and edge.same(value.shape):
+        if not others and edge.same(value.shape) and edge.target.id not in self._straight:
             self._units.pass_on(value.id, hop, edge.target.id, self._forest.batch(edge.target) > 1)
             return
         known, kept = self._known(winners, value.call.index)
