@@ -19,7 +19,7 @@ import gradtrace
 from gradtrace import Tape, Trace
 from gradtrace.queries.forest import Forest
 from gradtrace.queries.join_counts import count
-from gradtrace.queries.joins import Join
+from gradtrace.queries.joins import Join, joins_of
 from gradtrace.queries.junctions import Junction, junctions
 from gradtrace.recording.record import Record, Value
 
@@ -87,7 +87,7 @@ def _recorded(program: Program) -> tuple[Tape, Tensor]:
 def _assert_counts_are_those_of_the_walk(tape: Tape, loss: Tensor, kind: str, *, per_example: bool = False) -> None:
     forest = tape.trace(loss).forest(kind, per_example=per_example)
     found = junctions(tape.record, forest.loss)
-    counts = count(forest, found, list(tape.leaves.values()), by_example=per_example)
+    (counts,) = count(forest, found, [list(tape.leaves.values())], by_example=per_example)
     came, total = _walked(forest, found)
     assert {row: n for row, n in enumerate(counts.total[:, 0].tolist()) if n} == dict(total)
     for mine, walked in zip(counts.came, came, strict=True):
@@ -113,6 +113,37 @@ def test_counts_of_each_example_equal_following_its_traces(program):
     found = recorded_by_example(program)
     if found is not None:
         _assert_counts_are_those_of_the_walk(*found, "best", per_example=True)
+
+
+@pytest.mark.parametrize("kind", ["best", "greedy"])
+def test_sets_of_leaves_in_one_pass_count_as_each_alone(kind):
+    @settings(max_examples=40, deadline=None)
+    @given(programs(exact=True))
+    def check(program: Program) -> None:
+        tape, loss = _recorded(program)
+        forest = tape.trace(loss).forest(kind)
+        leaves = list(tape.leaves.values())
+        sets = [leaves, leaves[:1], leaves[1:], leaves[:2], []]
+        found = junctions(tape.record, forest.loss)
+        for together, own in zip(count(forest, found, sets), sets, strict=True):
+            (alone,) = count(forest, found, [own])
+            for a, b in zip((*together.came, together.total), (*alone.came, alone.total), strict=True):
+                assert a.ravel().tolist() == pytest.approx(b.ravel().tolist())
+
+    check()
+
+
+def test_weights_of_a_set_are_compared_among_themselves_however_weak_they_are():
+    """2^-1200 beside 1: in a float of the stronger one's unit the weaker branches would be 0."""
+    tiny, strong = torch.tensor([3.0, 1.0], **F64).requires_grad_(), torch.tensor([2.0], **F64).requires_grad_()
+    with gradtrace.record(names={"tiny": tiny, "strong": strong}) as tape:
+        held = tiny
+        for _ in range(4):
+            held = held * 2.0**-300
+        loss = (held * 3 + held).sum() + (strong * 3 + strong).sum()
+    (early,) = joins_of(tape.trace(loss).forest(), ["tiny", "*"])[0].rows
+    assert [b.weighted_share for b in early.branches] == [1, 0]
+    assert early.paths == 2
 
 
 @pytest.mark.parametrize("kind", ["best", "greedy"])
@@ -152,7 +183,7 @@ def test_the_reference_counts_the_same(program):
     found = junctions(tape.record, forest.loss)
     slow = Forest(forest.record, forest.loss, "best", None, forest.edges, forest.winners, forest.log2)
     leaves = list(tape.leaves.values())
-    fast, plain = count(forest, found, leaves), count(slow, found, leaves)
+    (fast,), (plain,) = count(forest, found, [leaves]), count(slow, found, [leaves])
     assert fast.total[:, 0].tolist() == plain.total[:, 0].tolist()
     totals = zip(fast.total.sum(0), plain.total.sum(0), strict=True)
     unit = [a / b if b else 1.0 for a, b in totals]  # each counts weights in a unit of its own

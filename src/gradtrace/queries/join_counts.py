@@ -3,13 +3,14 @@
 A trace is asked about at a junction if it had a choice there: from the call that it enters first, another branch could
 have been reached too. Parameters inside a branch have none. Units go in groups by the junctions ahead at which they are
 not asked, so that groups become one where nothing ahead tells them apart: in a chain of blocks there are two or three
-at a time, however many blocks there are.
+at a time, however many blocks there are. Several sets of parameters go in one pass, as those of a flow do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from ..recording.record import Call, Value
 from .forest import Forest
 from .junctions import Junction
 from .units import Given, Stream, given_by, stream
+
+Group: TypeAlias = tuple[int, tuple[int, ...], int]  # the example, the sets, the junctions, as bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +35,11 @@ class Counts:
     total: np.ndarray
 
 
-def count(forest: Forest, asked: Sequence[Junction], leaves: Sequence[Value], *, by_example: bool = False) -> Counts:
-    """Count the traces of some leaves that come in by each branch; weights are in a unit of their own."""
-    return _Pass(forest, asked, by_example).run(leaves)
+def count(
+    forest: Forest, asked: Sequence[Junction], sets: Sequence[Sequence[Value]], *, by_example: bool = False
+) -> list[Counts]:
+    """Count for sets of leaves the traces that come in by each branch; weights are in a unit of their own."""
+    return _Pass(forest, asked, sets, by_example).run()
 
 
 class _Askers:
@@ -60,14 +65,19 @@ class _Askers:
 
 
 class _Pass:
-    """Units on their way, in groups (example, junctions ahead at which they are not asked)."""
+    """Units on their way, in groups (example, the sets of their leaf, junctions ahead at which they are not asked)."""
 
-    def __init__(self, forest: Forest, asked: Sequence[Junction], by_example: bool) -> None:
+    def __init__(
+        self, forest: Forest, asked: Sequence[Junction], sets: Sequence[Sequence[Value]], by_example: bool
+    ) -> None:
         self._forest, self._asked = forest, asked
+        self._leaves = {v.id: v for leaves in sets for v in leaves if v is not forest.loss}
+        members = [{v.id for v in leaves} for leaves in sets]
+        self._sets_of = {i: tuple(n for n, ids in enumerate(members) if i in ids) for i in self._leaves}
         self._calls = forest.record.before(forest.loss)
         self._examples = forest.labels.count if by_example and forest.labels is not None else 1
-        self._numbers: dict[tuple[int, int], int] = {}
-        self._groups: list[tuple[int, int]] = []
+        self._numbers: dict[Group, int] = {}
+        self._groups: list[Group] = []
         self._branch_of: dict[int, list[tuple[int, int]]] = {}  # by edge: junctions and branches
         self._heads = {_made(j.call).id: n for n, j in enumerate(asked) if j.heads}
         for number, junction in enumerate(asked):
@@ -77,8 +87,14 @@ class _Pass:
                     self._branch_of.setdefault(edge, []).append((number, branch))
         self._ahead, self._ahead_of_calls = self._look_ahead()
         self._askers = _Askers(asked)
-        self._came = [np.zeros((self._examples, j.heads or len(j.entries), 2)) for j in asked]
-        self._total = np.zeros((self._examples, 2))
+        self._counting: dict[tuple[int, ...], list[tuple[Counts, float]]] = {}
+        self._counts = [
+            Counts(
+                tuple(np.zeros((self._examples, j.heads or len(j.entries), 2)) for j in asked),
+                np.zeros((self._examples, 2)),
+            )
+            for _ in sets
+        ]
 
     def _look_ahead(self) -> tuple[dict[int, int], dict[int, int]]:
         """Give as bits the junctions ahead of each value, and those of what enters each call."""
@@ -102,8 +118,7 @@ class _Pass:
         found = self._branch_of.get(self._forest.edges.first[call.index] + position, ())
         return sum(1 << number for number, _ in found)
 
-    def _group(self, example: int, unasked: int) -> int:
-        key = example, unasked
+    def _group(self, key: Group) -> int:
         if key not in self._numbers:
             self._numbers[key] = len(self._groups)
             self._groups.append(key)
@@ -112,27 +127,37 @@ class _Pass:
     def _group_of(self, leaf: Value, row: int, first: int) -> int:
         """Give the group of what a leaf sends into a call."""
         unasked = self._ahead_of_calls.get(first, 0) & ~self._askers.of(leaf.id, first)
-        return self._group(row if self._examples > 1 else 0, unasked)
+        return self._group((row if self._examples > 1 else 0, self._sets_of[leaf.id], unasked))
 
-    def run(self, leaves: Sequence[Value]) -> Counts:
+    def run(self) -> list[Counts]:
         """Send what the leaves do, and count."""
-        given = [(v, f) for v in leaves if v is not self._forest.loss and (f := given_by(self._forest, v))]
-        base = max((f.of for _, f in given), default=0.0)  # weights are compared with each other only
+        given = [(v, f) for v in self._leaves.values() if (f := given_by(self._forest, v))]
+        bases: dict[tuple[int, ...], float] = {}  # weights are compared with others of the same set only
+        for leaf, found in given:
+            of = self._sets_of[leaf.id]
+            bases[of] = max(found.of, bases.get(of, found.of))
+        self._counting = self._scaled(bases)
         units = stream(self._forest, kept=self._heads)
         for number, (leaf, found) in enumerate(given):
-            self._leave(units, leaf, number - len(given), found, base)
+            self._leave(units, leaf, number - len(given), found, bases[self._sets_of[leaf.id]])
         for call in self._calls:
             for value in call.outputs:
                 if value is not None and value is not self._forest.loss:
                     self._pass(units, value)
         for source, edge, group, paths, weight in units.found():
-            example, unasked = self._groups[group]
-            if source < 0:
-                self._total[example] += paths, weight
-            for number, branch in self._branch_of.get(edge, ()):
-                if not unasked >> number & 1:
-                    self._came[number][example, branch] += paths, weight
-        return Counts(tuple(self._came), self._total)
+            example, sets, unasked = self._groups[group]
+            branches = [(n, b) for n, b in self._branch_of.get(edge, ()) if not unasked >> n & 1]
+            for counts, scale in self._counting[sets]:
+                if source < 0:
+                    counts.total[example] += paths, weight * scale
+                for number, branch in branches:
+                    counts.came[number][example, branch] += paths, weight * scale
+        return self._counts
+
+    def _scaled(self, bases: Mapping[tuple[int, ...], float]) -> dict[tuple[int, ...], list[tuple[Counts, float]]]:
+        """Give by the sets that leaves are in where they count, and what a unit of their weight is in the set's own."""
+        tops = [max([base for of, base in bases.items() if n in of], default=0.0) for n in range(len(self._counts))]
+        return {of: [(self._counts[n], 2.0 ** max(base - tops[n], -2000.0)) for n in of] for of, base in bases.items()}
 
     def _leave(self, units: Stream, leaf: Value, number: int, found: Given, base: float) -> None:
         known: dict[tuple[int, int], int] = {}
@@ -154,8 +179,8 @@ class _Pass:
             self._count_heads(units, value)
         ahead, becomes = self._ahead.get(value.id, 0), dict[int, int]()
         for group in waiting:
-            example, unasked = self._groups[group]
-            becomes[group] = self._group(example, unasked & ahead)
+            example, sets, unasked = self._groups[group]
+            becomes[group] = self._group((example, sets, unasked & ahead))
         if any(old != new for old, new in becomes.items()):
             units.regroup(value, becomes)
         units.send_on(value)
@@ -164,9 +189,9 @@ class _Pass:
         number = self._heads[value.id]
         heads, size = self._asked[number].heads, value.numel // value.shape[0]
         for _, place, group, paths, weight in units.at(value):
-            example, unasked = self._groups[group]
-            if not unasked >> number & 1:
-                self._came[number][example, place // size % heads] += paths, weight
+            example, sets, unasked = self._groups[group]
+            for counts, scale in self._counting[sets] if not unasked >> number & 1 else ():
+                counts.came[number][example, place // size % heads] += paths, weight * scale
 
 
 def _made(call: Call) -> Value:

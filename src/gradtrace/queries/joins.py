@@ -23,7 +23,7 @@ from ..recording.record import Record, Value
 from .branch_names import Names
 from .forest import Forest
 from .group_names import group_named
-from .join_counts import count
+from .join_counts import Counts, count
 from .join_parts import parts
 from .join_rows import Branch, Grid, Join, grids_of
 from .join_text import WIDTH, html_of, labels_of, text_of
@@ -123,9 +123,31 @@ def joins(
         signed: give the norm of each branch's part of the gradient, too; a walk or two for each join.
         places: the junctions, where somebody knows them.
     """
-    leaves = select_leaves(forest.record, of)
+    (table,) = joins_of(forest, [of], by_example=by_example, signed=signed, places=places)
+    return table
+
+
+def joins_of(
+    forest: Forest,
+    groups: Sequence[str | Sequence[str]],
+    *,
+    by_example: bool = False,
+    signed: bool = False,
+    places: Places | None = None,
+) -> list[JoinTable]:
+    """Give a table for each of several groups, in one pass; otherwise as `joins`."""
     places = places or Places(forest.record, forest.loss)
-    counts = count(forest, places.all, leaves, by_example=by_example)
+    sets = [select_leaves(forest.record, of) for of in groups]
+    counted = count(forest, places.all, sets, by_example=by_example)
+    return [
+        _table(forest, leaves, counts, places, by_example=by_example, signed=signed)
+        for leaves, counts in zip(sets, counted, strict=True)
+    ]
+
+
+def _table(
+    forest: Forest, leaves: Sequence[Value], counts: Counts, places: Places, *, by_example: bool, signed: bool
+) -> JoinTable:
     total = float(counts.total[:, 0].sum())
     rows, met = [], [(j, came) for j, came in zip(places.all, counts.came, strict=True) if came[:, :, 0].any()]
     measured = parts(forest.record, forest.loss, [j for j, _ in met], leaves) if signed else [None] * len(met)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .findings import Finding, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
-from .joins import JoinTable, Places, joins
+from .joins import JoinTable, Places, joins_of
 from .markup import list_of
 
 LINES, WIDTH = 10, 80
@@ -66,6 +66,6 @@ def summarise(
         by_example: have the joins of each example, too.
     """
     dead, places = dead_shares(forest), places or Places(forest.record, forest.loss)
-    early = joins(forest, earliest(forest, dead) if of is None else of, by_example=by_example, places=places)
-    whole = joins(forest, by_example=by_example, places=places)
+    groups = earliest(forest, dead) if of is None else of, "*"
+    early, whole = joins_of(forest, groups, by_example=by_example, places=places)
     return Summary(findings(early, whole, dead), early, whole, dead, loss)
