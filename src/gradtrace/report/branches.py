@@ -38,19 +38,23 @@ class Branches:
     def __post_init__(self) -> None:
         self._reader = Reader(self.forest)
 
-    def add_all(self, scalars: Sequence[tuple[Value, int, int, int | None]]) -> None:
-        """Add the paths of some scalars that have one.
+    def add_all(self, scalars: Sequence[tuple[Value, int, int, int | None]], most: int) -> None:
+        """Add the paths of some scalars that have one, the first ones first, while there is room.
 
         Args:
             scalars: of each its leaf, that one's number, the flat index and the example; None for the example in which
                 its path is the strongest.
+            most: from how many steps on no path is added.
         """
+        if len(self.steps["call"]) >= most:
+            return
         rows = [self.forest.row(leaf, flat) if row is None else row for leaf, _, flat, row in scalars]
         starts = {(n, flat, row): leaf for (leaf, n, flat, _), row in zip(scalars, rows, strict=True)}
         there = {key: leaf for key, leaf in starts.items() if self.forest.traced(leaf, key[2], key[1])}
         self._reader.read((leaf, row, flat) for (_, flat, row), leaf in there.items())
         for (number, flat, row), leaf in there.items():
-            self._add(leaf, number, flat, row)
+            if len(self.steps["call"]) < most:
+                self._add(leaf, number, flat, row)
 
     def _add(self, leaf: Value, number: int, flat: int, example: int) -> None:
         first = self._follow(leaf, example, flat)

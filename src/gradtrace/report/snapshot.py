@@ -42,7 +42,7 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
-AT_ONCE = 200  # paths that are read before somebody looks whether there is room for more
+AT_ONCE = 1000  # paths that are read together, if there is still room
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 
 
@@ -420,8 +420,7 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
     chosen = [(leaves[n], numbers[leaves[n].id], flat, example) for n, flat, example in dict.fromkeys(found)]
     for begin in range(0, len(chosen), AT_ONCE):
-        if len(branches.steps["call"]) < MOST_STEPS // len(forests):
-            branches.add_all(chosen[begin : begin + AT_ONCE])
+        branches.add_all(chosen[begin : begin + AT_ONCE], MOST_STEPS // len(forests))
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
     steps = {name: column for name, column in branches.steps.items() if name != "log2"}
