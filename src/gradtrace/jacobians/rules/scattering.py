@@ -144,13 +144,17 @@ def at_window(reader: Callable[..., Tensor], *names: str) -> Target:
 
 
 def index_put(call: Call) -> Iterator[Edge]:
-    """index_put broadcasts its values."""
+    """index_put, which broadcasts its values where they are fewer than the places."""
     y, at = result(call), position(call, "values")
     base = call.inputs[0].shape
     accumulate = argument(call, "accumulate")
     yield 0, 0, diagonal(y.shape, base, None) if accumulate else visible(call, at_index)
-    if at is not None:
-        shape = call.inputs[at].shape
+    if at is None:
+        return
+    shape = call.inputs[at].shape
+    if at_index(call, torch.zeros(()).expand(base)).shape == shape:
+        yield at, 0, Scatter(lambda: at_index(call, grid(base)), y.shape, shape)
+    else:
         yield at, 0, broadcast(y.shape, shape, lambda: at_index(call, grid(base)))
 
 
