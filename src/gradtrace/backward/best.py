@@ -24,7 +24,6 @@ from ..kernels.maps import turned
 from ..kernels.memory import within
 from ..kernels.product import Product, multiply
 from ..kernels.shared_exponent import OutOfRange, Plane, Pulled, fits, joined
-from ..recording.isolation import uncollected
 from ..recording.record import Record, Value
 from .arrivals import Arrivals
 from .backpointers import Borrowed, Use, Winners
@@ -92,7 +91,7 @@ def left_by(
     algebra: Algebra[Any, Any], found: Best, record: Record, loss: Value, track: Track, among: Container[int] | None
 ) -> Best:
     """Walk a tape, and give what the algebra found, in memory that an earlier trace had where it fits."""
-    with uncollected(), within(record.room):
+    with within(record.room):
         walk(record, loss, algebra, track, found.seconds, among)
     return found
 

@@ -24,7 +24,6 @@ from ..backward.walk import walk
 from ..backward.watched import EdgeKey, Key, Watched
 from ..kernels import native
 from ..kernels.shared_exponent import OutOfRange, Plane, Spikes
-from ..recording.isolation import uncollected
 from ..recording.record import Call, Record, Value
 from ..semirings import Entropy
 from ..semirings.base import Carrier, Max, Semiring, Sum
@@ -260,8 +259,7 @@ def _walk_strongest(record: Record, loss: Value, seen: _Seen, values: set[int], 
 
     if native.available():
         try:
-            with uncollected():
-                walk(record, loss, Watched(Strongest(record.precision(loss), loss, None), plane, values, edges))
+            walk(record, loss, Watched(Strongest(record.precision(loss), loss, None), plane, values, edges))
         except OutOfRange:
             seen.range.append(math.inf)
         else:

@@ -38,7 +38,7 @@ from .call_writer import (
     turned,
 )
 from .constants import when
-from .isolation import alone, uncollected
+from .isolation import alone
 from .layouts import Layout
 from .process_state import Held
 from .record import Call, Record, Saved, Value
@@ -162,7 +162,7 @@ def take_apart(record: Record) -> Record:
         return record
     calls: list[Call] = []
     constants: list[Call] = []
-    with alone(), uncollected():
+    with alone():
         for call in record.calls:
             if call.base in FUSED:
                 first = min(v.id for v in call.outputs if v is not None) - _room(call)

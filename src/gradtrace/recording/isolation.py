@@ -13,10 +13,23 @@ from .record import HERE
 
 
 @contextmanager
+def uncollected() -> Iterator[None]:
+    """Pause the garbage collector."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
 def alone() -> Iterator[None]:
     """Suspend dispatch modes, autocast, inference mode, grad mode and a default device inside the block.
 
-    Also decorates functions.
+    So is the garbage collector: a pass makes many objects at a time, and none that hold each other. Also decorates
+    functions.
     """
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
@@ -26,16 +39,5 @@ def alone() -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() != HERE:  # which would be asked at every call
             stack.enter_context(HERE)
+        stack.enter_context(uncollected())
         yield
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Pause the garbage collector: a pass makes many objects at a time, and none that hold each other."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
