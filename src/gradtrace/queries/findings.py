@@ -20,7 +20,7 @@ from .join_rows import Grid, Join
 from .join_text import cell, labels_of, stem_of
 from .joins import JoinTable
 from .junctions import CONTRACTIONS
-from .units import given_by
+from .units import live_scalars
 
 NEARLY = 0.8  # from which share on a branch has it all
 COMES = 0.05  # the least share of the paths at joins that are spoken of,
@@ -88,15 +88,9 @@ def _by_first_use(record: Record, loss: Value) -> list[Value]:
 
 def dead_shares(forest: Forest) -> dict[str, float]:
     """Give for each parameter the share of its scalars from which no path leads to the loss."""
-    out = {}
-    for name, leaf in forest.record.leaves.items():
-        given = None if leaf is forest.loss else given_by(forest, leaf)
-        if given is None or not leaf.numel:
-            out[name] = 1.0 if leaf.numel else 0.0
-            continue
-        live = given.weight != 0 if given.live is None else given.live.bool()
-        out[name] = 1 - int(live.any(0).sum()) / leaf.numel
-    return out
+    live = {name: live_scalars(forest, leaf) for name, leaf in forest.record.leaves.items()}
+    count = {name: leaf.numel for name, leaf in forest.record.leaves.items()}
+    return {n: 0.0 if not count[n] else 1.0 if of is None else 1 - int(of.sum()) / count[n] for n, of in live.items()}
 
 
 def findings(early: JoinTable, whole: JoinTable, dead: Mapping[str, float]) -> tuple[Finding, ...]:

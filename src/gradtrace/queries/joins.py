@@ -83,7 +83,7 @@ class JoinTable:
             raise BadArgument(f"no joins at {pattern!r}; there are {there}")
         grid = max(grids, key=lambda g: sum(j.paths for j in g.joins))
         where = f" in {grid.pattern}" if grid.pattern else ""
-        title = f"{grid.operator}{where}: % of the paths that had a choice"
+        title = f"{grid.title}{where}: % of the paths that had a choice"
         return draw_grid(grid.shares(), labels_of(grid.joins), grid.branches, title, ax)
 
     def __str__(self) -> str:
@@ -135,10 +135,10 @@ def joins(
         whole, call = _branches(named.branches, came.sum(0)), junction.call
         if of_branches is not None:
             whole = tuple(replace(b, norm=n, along=a) for b, (n, a) in zip(whole, of_branches, strict=True))
-        paths = float(came[:, :, 0].sum())
+        paths, weight = came.sum((0, 1)).tolist()
         operator = "heads" if junction.heads else call.base.strip("_")
         where = named.home, operator, named.fork, call.index, call.source
-        rows.append(Join(*where, paths, paths / total, whole, named.modules, each))
+        rows.append(Join(*where, paths, paths / total, whole, named.modules, each, named.near, weight))
     examples = forest.labels.count if forest.labels is not None else 1
     named = tuple(str(v.name) for v in leaves)
     return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves))
