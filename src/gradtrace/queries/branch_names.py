@@ -18,7 +18,7 @@ MOST_CALLS = 250  # read of a branch, from its end
 MOST_NAMED = 3
 AROUND = "around"
 STARTS = " starts here"  # what a parameter's branch is called that paths do not come by: they begin with it
-LISTS = ("cat", "stack")
+LISTS = frozenset(("cat", "stack"))
 SOFTMAX = frozenset(("_softmax", "_safe_softmax", "softmax"))
 SQUASHING = SOFTMAX | {"sigmoid", "hardsigmoid", "clamp"}
 GATED = frozenset(("mul", "addcmul", "lerp"))  # at which a branch that ends in numbers between 0 and 1 is a gate
@@ -258,7 +258,7 @@ def _of_roles(
         out = [f"{leaf}{STARTS}" if leaf else name for leaf, name in zip(given, out, strict=True)]
     gates = [_gates(calls) for calls, _ in stretches]
     if base in GATED and not all(gates):
-        of = [f"gate: {n}" if through else "gate" for n, through in zip(out, inside, strict=True)]
+        of = [f"gate: {n}" if through and n != "gate" else "gate" for n, through in zip(out, inside, strict=True)]
         out = [role if gate else name for role, gate, name in zip(of, gates, out, strict=True)]
     return out
 

@@ -50,7 +50,7 @@ class Join:
         share: of all traces of the group.
         modules: whether a branch runs through a module, not through operators alone.
         by_example: where asked for, the same branches for each example.
-        near: the module call next to it inside the home: in which it is, or "after" which it comes; "" if there is none.
+        near: the module call next to it inside the home: in which it is, or "after" which it comes; else "".
         weight: of all its paths, in a unit of the table's own.
     """
 

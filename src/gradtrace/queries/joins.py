@@ -43,6 +43,7 @@ class JoinTable:
         paths: all traces of the group.
         examples: how many examples; 1 where the batch was traced as a whole.
         of_all: how many parameters there are in all.
+        weight: of all traces, in the unit of the rows' weights.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class JoinTable:
     paths: float
     examples: int = 1
     of_all: int = 0
+    weight: float = math.nan
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row a branch, as a pandas DataFrame."""
@@ -126,7 +128,7 @@ def joins(
     leaves = select_leaves(forest.record, of)
     places = places or Places(forest.record, forest.loss)
     counts = count(forest, places.all, leaves, by_example=by_example)
-    total = float(counts.total[:, 0].sum())
+    total, weight_of_all = counts.total.sum(0).tolist()
     rows, met = [], [(j, came) for j, came in zip(places.all, counts.came, strict=True) if came[:, :, 0].any()]
     measured = parts(forest.record, forest.loss, [j for j, _ in met], leaves) if signed else [None] * len(met)
     for (junction, came), of_branches in zip(met, measured, strict=True):
@@ -141,7 +143,7 @@ def joins(
         rows.append(Join(*where, paths, paths / total, whole, named.modules, each, named.near, weight))
     examples = forest.labels.count if forest.labels is not None else 1
     named = tuple(str(v.name) for v in leaves)
-    return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves))
+    return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves), weight_of_all)
 
 
 def _branches(names: Sequence[str], came: np.ndarray) -> tuple[Branch, ...]:
