@@ -283,7 +283,7 @@ def test_a_module_that_is_used_twice_has_a_choice_of_uses():
     (join,) = traced(model, torch.ones(1, 2, **F64)).joins().rows
     # ∂/∂w[i, j]: of the last use h[j], 2 or ½, and of the first w[i, i], 2 or ½; of equals the first wins
     assert (join.operator, join.fork) == ("mm", "0.weight")
-    assert {b.name: b.paths for b in join.branches} == {"0": 3, "weight here": 1}
+    assert {b.name: b.paths for b in join.branches} == {"0": 3, "weight starts here": 1}
 
 
 def test_a_recurrence_chooses_at_every_step():

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeAlias
 
 from ..errors import GradtraceError
 from ..recording.record import Call, Record, Value
@@ -43,9 +44,8 @@ def of_dead(forest: Forest, dead: Mapping[str, float]) -> list[Finding]:
         dead: by parameter, the share of its scalars without a path.
     """
     wholly = [name for name, share in dead.items() if share == 1]
-    groups = _by_cause(forest, wholly) if wholly else {}
     out = []
-    for cause, names in sorted(groups.items(), key=lambda pair: -_size(forest.record, pair[1])):
+    for cause, names in (_by_cause(forest, wholly) if wholly else {}).items():
         shown = gathered(names, list(dead))
         get = "gets" if len(shown) == 1 and "*" not in shown[0] else "get"
         why_so = f": {cause}" if cause else ""
@@ -98,17 +98,23 @@ def _starred(name: str, own: set[str], every: Sequence[str]) -> str:
 
 def _by_cause(forest: Forest, names: Sequence[str]) -> dict[str, list[str]]:
     """Put dead parameters together of which the same is said; "" is the cause of those of which nothing can be."""
-    out: dict[str, list[str]] = {}
-    live = forest.derivatives is None  # else it was saved, without the numbers of the forward pass
-    causes = _Causes(Reasons(forest.record, forest.loss, forest), names) if live else None
+    if forest.derivatives is not None:  # it was saved, without the numbers of the forward pass
+        return {"": [*names]}
+    causes = _Causes(Reasons(forest.record, forest.loss, forest), names)
+    alike: dict[str, list[str]] = {}
+    texts: dict[str, set[str]] = {}
     for name in names:
-        out.setdefault(causes.of(name) if causes is not None else "", []).append(name)
-    if len(out) > MOST_CAUSES:
-        ranked = sorted(out, key=lambda cause: (not cause, -_size(forest.record, out[cause])))
-        out = {c: out[c] for c in ranked[: MOST_CAUSES - 1]} | {
-            "": [n for c in ranked[MOST_CAUSES - 1 :] for n in out[c]]
-        }
-    return out
+        cause, text = causes.of(name)
+        alike.setdefault(cause, []).append(name)
+        texts.setdefault(cause, set()).add(text)
+    ranked = sorted(alike, key=lambda cause: (not cause, -_size(forest.record, alike[cause])))
+    most = MOST_CAUSES if len(ranked) <= MOST_CAUSES else MOST_CAUSES - 1
+    out = {texts[c].pop() if len(texts[c]) == 1 else c: alike[c] for c in ranked[:most]}
+    rest = [name for c in ranked[most:] for name in alike[c]]
+    return out | ({"": rest} if rest else {})
+
+
+Said: TypeAlias = tuple[str, str]  # without the module, so that layers have one cause, and with it
 
 
 @dataclass(eq=False)
@@ -121,22 +127,26 @@ class _Causes:
 
     reasons: Reasons
     names: Sequence[str]
-    _said: dict[tuple[int, int], str] = field(default_factory=dict)
-    _asked: dict[int, str] = field(default_factory=dict)  # what `why` says, by the last call of those with one end
+    _said: dict[tuple[int, int], Said] = field(default_factory=dict)
+    _asked: dict[int, Said] = field(default_factory=dict)  # what `why` says, by the last call of those with one end
 
     def __post_init__(self) -> None:
         self._ends = self._where_they_end()
 
-    def of(self, name: str) -> str:
-        """Give the cause of one, without a full stop; "" where it cannot be told."""
+    def of(self, name: str) -> Said:
+        """Give the cause of one, in general and in full, without a full stop; "" where it cannot be told."""
         value = self.reasons.record.leaves[name]
         ends = self._ends.get(value.id, frozenset())
         try:
             if ends and self.reasons.reached(value):
-                return listed(list(dict.fromkeys(filter(None, map(self._of_end, sorted(ends))))), "and", 1)
+                said = [self._of_end(end) for end in sorted(ends)]
+                cause, text = (
+                    listed(list(dict.fromkeys(filter(None, each))), "and", 1) for each in zip(*said, strict=True)
+                )
+                return cause, text
             return self._of_unreached(name, max(ends, default=(-value.id, 0))[0])
         except GradtraceError:  # a number that is needed is gone
-            return ""
+            return "", ""
 
     def _where_they_end(self) -> dict[int, frozenset[tuple[int, int]]]:
         """Give by value the (call, value) at which what is dead meets what is not, or where its way is over."""
@@ -154,25 +164,28 @@ class _Causes:
                 out[value.id] = out.get(value.id, frozenset()) | on
         return out
 
-    def _of_end(self, end: tuple[int, int]) -> str:
+    def _of_end(self, end: tuple[int, int]) -> Said:
         """Say why nothing comes back through a call to one of its arguments."""
         if end not in self._said:
             if len(self._said) >= MOST_LOOKED_AT:
-                return ""
+                return "", ""
             call = next(c for c in self.reasons.consumers[end[1]] if c.index == end[0])
             here = next(i.value for i in call.inputs if i.value is not None and i.value.id == end[1])
-            none = unanswered(here, call)
-            self._said[end] = f"the backward of {call.name} gives None for it" if none else str(of_zero(here, call))
+            if unanswered(here, call):
+                self._said[end] = (f"the backward of {call.name} gives None for it ({at(call)})",) * 2
+            else:
+                zero = of_zero(here, call)
+                self._said[end] = zero.told(placing=False), zero.told()
         return self._said[end]
 
-    def _of_unreached(self, name: str, end: int) -> str:
+    def _of_unreached(self, name: str, end: int) -> Said:
         """Say why the loss is not computed from a parameter, once for all that end at one call."""
         if end not in self._asked:
             found = why(self.reasons, name)
             place = re.sub(r"\((?:[^()]*/)?([^/()]+:\d+)\).*", r"(\1)", found.where[0]) if found.where else ""
             place = re.sub(r"^aten\.(\w+?)_?\.\w+(#\d+)?", r"\1", place)
             said = "the loss is not computed from what uses it" if found.cause == "result unused" else found.said
-            self._asked[end] = f"{said}: {place}" if place else said
+            self._asked[end] = (f"{said}: {place}" if place else said,) * 2
         return self._asked[end]
 
 

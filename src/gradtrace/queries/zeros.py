@@ -32,9 +32,11 @@ class Zero:
     origin: Call | Value
     short: str
 
-    def __str__(self) -> str:
+    def told(self, *, placing: bool = True) -> str:
+        """Say what is to blame, and where: in which module, too, or at which line alone."""
         if isinstance(self.origin, Call):
-            return f"{placed(self.origin)} {self.short} ({at(self.origin)})"
+            name = placed(self.origin) if placing else self.origin.base.strip("_")
+            return f"{name} {self.short} ({at(self.origin)})"
         return f"{self.origin} {self.short}"
 
 
