@@ -29,6 +29,8 @@ READERS = frozenset(("embedding", "index", "index_select", "gather"))  # they re
 SAMPLED = 32  # paths of a group whose steps are read
 FAINT = -10.0  # log2 of the factor of one call, and of the paths to where parameters end, from which they vanish
 SHARED = 0.5  # of the paths, that come through the call
+# what is said of parameters from which the loss is not computed, before the place
+PLACED = {"cut": "autograd stops at", "result unused": "the loss is not computed from the result of"}
 # whose results add up to as much as what was given: a small derivative is the share of one in many
 AVERAGES = frozenset(("mean", "bmm", "baddbmm", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_softmax"))
 AVERAGES |= frozenset(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d"))
@@ -172,7 +174,8 @@ class _Causes:
             call = next(c for c in self.reasons.consumers[end[1]] if c.index == end[0])
             here = next(i.value for i in call.inputs if i.value is not None and i.value.id == end[1])
             if unanswered(here, call):
-                self._said[end] = (f"the backward of {call.name} gives None for it ({at(call)})",) * 2
+                said = f"the backward of {call.name} gives None for it ({at(call)})"
+                self._said[end] = said, said
             else:
                 zero = of_zero(here, call)
                 self._said[end] = zero.told(placing=False), zero.told()
@@ -184,8 +187,8 @@ class _Causes:
             found = why(self.reasons, name)
             place = re.sub(r"\((?:[^()]*/)?([^/()]+:\d+)\).*", r"(\1)", found.where[0]) if found.where else ""
             place = re.sub(r"^aten\.(\w+?)_?\.\w+(#\d+)?", r"\1", place)
-            said = "the loss is not computed from what uses it" if found.cause == "result unused" else found.said
-            self._asked[end] = (f"{said}: {place}" if place else said,) * 2
+            said = f"{PLACED.get(found.cause, found.said)} {place}" if place else found.said
+            self._asked[end] = said, said
         return self._asked[end]
 
 
