@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from statistics import fmean, median
+
 import pytest
 import torch
 from checks import F64
@@ -9,9 +13,11 @@ from torch import Tensor, nn
 
 import gradtrace
 from gradtrace import Trace
-from gradtrace.queries.findings import IDLE, Finding
+from gradtrace.queries.findings import FEW, IDLE, Finding
+from gradtrace.queries.join_rows import Join
 from gradtrace.queries.join_text import cell
 from gradtrace.queries.joins import JoinTable
+from gradtrace.queries.lost import FAINT, NEARLY_DEAD
 from gradtrace.queries.summary import Summary
 
 
@@ -63,8 +69,24 @@ class Attention(nn.Module):
         return self.attn(x, x, x, need_weights=False)[0]
 
 
+class Stuck(nn.Module):
+    """A ReLU that is off behind a layer, and a gate that is nearly shut before two others."""
+
+    def __init__(self, bias: float = -9.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.below, self.squeeze, self.out = (nn.Linear(3, 3).double() for _ in range(3))
+        self.value, self.gate, self.hidden = (nn.Linear(3, 3).double() for _ in range(3))
+        nn.init.constant_(self.below.bias, -90.0)
+        nn.init.constant_(self.gate.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(self.below(x).relu())
+        return self.out(self.hidden(torch.sigmoid(self.gate(x)) * torch.tanh(self.value(x))).tanh())
+
+
 def assert_read_off_its_tables(summary: Summary, trace: Trace) -> None:
-    """Work out every cell and figure of a summary's findings again, and look for the figure in the sentence."""
+    """Work out every cell and figure of a summary's findings again, and look for all figures of the sentences."""
     kind = summary.early.kind
     early = trace.joins(list(summary.early.of), per_example=False, kind=kind)
     fresh = {"early": early, "all": trace.joins(per_example=False, kind=kind)}
@@ -78,13 +100,20 @@ def assert_read_off_its_tables(summary: Summary, trace: Trace) -> None:
                     finding.text
                 )
         _assert_figure(finding, fresh)
+        if finding.kind == "vanished":
+            _assert_vanishes(finding, trace, summary)
+        assert set(re.findall(r"([<>]?[\d.]+)%", finding.text)) <= _figures(finding, fresh), finding.text
 
 
 def _in_table(table: JoinTable, call: int, branch: str) -> dict[str, tuple[float, float]]:
     """Give the branches of a call's join that has one of that name: a call that joins heads may be a join itself."""
-    found = [{b.name: (b.share, b.paths) for b in j.branches} for g in table.grids() for j in g.joins if j.call == call]
-    (branches,) = [b for b in found if branch in b]
-    return branches
+    return {b.name: (b.share, b.paths) for b in _join(table, call, branch).branches}
+
+
+def _join(table: JoinTable, call: int, branch: str) -> Join:
+    joins = [j for g in table.grids() for j in g.joins if j.call == call]
+    (join,) = [j for j in joins if any(b.name == branch for b in j.branches)]
+    return join
 
 
 def _assert_figure(finding: Finding, tables: dict[str, JoinTable]) -> None:
@@ -97,9 +126,73 @@ def _assert_figure(finding: Finding, tables: dict[str, JoinTable]) -> None:
     elif finding.kind == "odd":
         assert finding.figure in [c.value for c in finding.cells]
         assert f"{cell(finding.figure)}%" in finding.text
+    elif finding.kind == "trend":
+        _assert_trend(finding, tables)
     elif finding.kind == "idle":
         assert all(c.value < IDLE for c in finding.cells)
         assert finding.text.startswith(f"{len(finding.cells)} of the ")
-    elif finding.kind == "dead" and finding.text.startswith("No path"):
+    elif finding.kind == "dead" and "Nearly all" not in finding.text:
         assert all(c.value == 1 for c in finding.cells)
-        assert f"from {len(finding.cells)} of the {finding.paths:.0f} parameters" in finding.text
+        assert finding.figure == len(finding.cells) / finding.paths
+        assert f"({len(finding.cells)} of the {finding.paths:.0f} parameters)" in finding.text
+    elif finding.kind == "dead":
+        assert finding.figure == max(c.value for c in finding.cells)
+        assert all(NEARLY_DEAD <= c.value < 1 for c in finding.cells)
+
+
+def _assert_trend(finding: Finding, tables: dict[str, JoinTable]) -> None:
+    """Look for where each branch begins and ends, at the first and the last join to which enough paths come."""
+    columns: dict[str, list[float]] = {}
+    for one in finding.cells:
+        if _join(tables[one.table], int(one.row), one.column).paths >= FEW:
+            columns.setdefault(one.column, []).append(one.value)
+    for name, (first, *_, last) in columns.items():
+        way = "rises" if last > first else "falls"
+        assert f"{name} {way} from {cell(first)}% to {cell(last)}%" in finding.text
+    assert finding.figure == next(iter(columns.values()))[-1]
+
+
+def _figures(finding: Finding, tables: dict[str, JoinTable]) -> set[str]:
+    """Give all that a sentence may say in percent, of the joins that its cells are of, from the tables again."""
+    if any(c.table == "dead" for c in finding.cells):
+        return {f"{100 * c.value:.1f}" for c in finding.cells}
+    out, calls = set[str](), {(c.table, int(c.row), c.column) for c in finding.cells}
+    for name in {c.table for c in finding.cells}:
+        table = tables[name]
+        joins = list(
+            {id(j): j for t, call, branch in calls if t == name for j in [_join(table, call, branch)]}.values()
+        )
+        comes = [j.share for j in joins]
+        weight = sum(j.weight for j in joins)
+        found = [min(comes), max(comes), fmean(comes), weight / len(joins) / table.weight]
+        total = sum(j.paths for j in joins)
+        for branch in {b.name for j in joins for b in j.branches}:
+            own = [b for j in joins for b in j.branches if b.name == branch]
+            told = [b.share for j in joins if j.paths >= FEW for b in j.branches if b.name == branch]
+            heavy = sum(b.weighted_share * j.weight for j in joins for b in j.branches if b.name == branch)
+            share = sum(b.paths for b in own) / total
+            found += [share, 1 - share, heavy / weight, *(b.share for b in own), *([median(told)] if told else [])]
+        out |= {cell(number) for number in found}
+    return out
+
+
+def _assert_vanishes(finding: Finding, trace: Trace, summary: Summary) -> None:
+    """Read the paths of all scalars of the earliest parameters, and what their steps at the named line weigh."""
+    (line,) = re.findall(r"\(([^()]+:\d+)\)", finding.text)
+    (power,) = re.findall(r"2\^(-\d+)", finding.text)
+    leaves = {name: trace.tape.leaves[name] for name in summary.early.of}
+    forest = trace.forest(summary.early.kind)
+    paths = [
+        trace.path(name, tuple(at), kind=summary.early.kind)
+        for name, leaf in leaves.items()
+        for at in torch.ones(leaf.shape).nonzero().tolist()
+        if forest.traced(leaf, 0, int(torch.arange(leaf.numel).reshape(leaf.shape)[tuple(at)]))
+    ]
+    weights: dict[str, list[float]] = {}
+    for path in paths:
+        for step in path.steps:
+            if step.source.endswith(line) and step.derivative:
+                weights.setdefault(step.operator, []).append(math.log2(abs(step.derivative)))
+    assert finding.paths == len(paths)  # few enough, so that all were read
+    assert min(map(median, weights.values())) == pytest.approx(finding.figure)
+    assert round(finding.figure) == int(power) <= FAINT

@@ -9,13 +9,15 @@ import io
 import re
 from pathlib import Path
 
+import joined
 import pytest
 import torch
 from checks import F64, recorded
 from checks import leaf as drawn
-from joined import Attention, Stack, assert_read_off_its_tables, traced
-from torch import nn
+from joined import Attention, Stack, Stuck, assert_read_off_its_tables, traced
+from torch import Tensor, nn
 
+import gradtrace
 from gradtrace import Trace
 from gradtrace.errors import BadArgument
 from gradtrace.queries.summary import Summary
@@ -23,7 +25,11 @@ from gradtrace.report.history import History
 
 
 def _of(model: nn.Module, *shape: int) -> tuple[Trace, Summary]:
-    trace = traced(model, torch.ones(shape, **F64))
+    return _of_input(model, torch.ones(shape, **F64))
+
+
+def _of_input(model: nn.Module, x: Tensor) -> tuple[Trace, Summary]:
+    trace = traced(model, x)
     summary = trace.summary()
     assert_read_off_its_tables(summary, trace)
     return trace, summary
@@ -37,7 +43,7 @@ def test_what_is_bypassed():
     _, summary = _of(Stack(0.1, 0.1, 0.1), 1, 3)
     assert "- 100% go around inner" in str(summary)
     assert _said(summary, "around") == [
-        "100% of the paths from first go around inner → output at the 3 additions of layer.*."
+        "100% of the paths from first (one for each scalar) go around inner → output at the 3 additions of layer.*."
     ]
     assert not _said(summary, "nothing")
 
@@ -45,7 +51,8 @@ def test_what_is_bypassed():
 def test_what_is_taken():
     _, summary = _of(Stack(5.0, 5.0), 1, 3)
     assert _said(summary, "through") == [
-        "100% of the paths from first take inner → output at the 2 additions of layer.*, hardly any around."
+        "100% of the paths from first (one for each scalar) take inner → output at the 2 additions of layer.*, "
+        "none around."
     ]
 
 
@@ -62,7 +69,7 @@ def test_what_is_idle():
     with torch.no_grad():
         model.attn.out_proj.weight[:, 2:] = 0
     _, summary = _of(model, 2, 3, 4)
-    assert _said(summary, "idle") == ["1 of the 2 heads in attn carry next to nothing: head 1."]
+    assert _said(summary, "idle") == ["1 of the 2 heads in attn carries next to nothing: head 1."]
 
 
 def test_what_is_dead():
@@ -74,8 +81,162 @@ def test_what_is_dead():
     summary = trace.summary()
     assert_read_off_its_tables(summary, trace)
     (text,) = _said(summary, "dead")
-    assert text.startswith("No path leads from 4 of the 6 parameters to the loss (dead): embed.weight")
+    assert text == (
+        "embed, attn.in_proj_weight and attn.in_proj_bias get no gradient (4 of the 6 parameters): "
+        "attn.out_proj.weight is 0 everywhere."
+    )
     assert summary.early.of == ("attn.out_proj.weight", "attn.out_proj.bias")  # the first from which a path leads
+
+
+def test_what_is_lost_is_said_first_with_its_place():
+    trace, summary = _of(Stuck(), 2, 3)
+    dead, vanished, *others = (f.text for f in summary.findings)
+    line = _line_of("self.below(x).relu()")
+    assert dead == (
+        "below and squeeze.weight get no gradient (3 of the 12 parameters): "
+        f"relu after below is off everywhere (joined.py:{line})."
+    )
+    line = _line_of("torch.sigmoid(self.gate(x))")
+    start = "The product with sigmoid shrinks the paths from squeeze (one for each scalar) about "
+    assert re.fullmatch(rf"{re.escape(start)}[\d,]+-fold, by 2\^-1[23] \(joined\.py:{line}\)\.", vanished)
+    assert any("none by gate" in text for text in others)
+    assert not _said(traced(Stuck(3.0), torch.ones(2, 3, **F64)).summary(), "vanished")
+    said = trace.why("squeeze.weight")
+    assert "is off" in said.said
+    assert "aten.relu" in said.where[0]
+
+
+def test_small_weights_that_a_norm_makes_up_for_take_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3, eps=1e-30), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        model[1].weight *= 2**-20
+        model[1].bias.zero_()
+    x = torch.randn(4, 3, **F64)
+    assert not _said(traced(model, x).summary(), "vanished")
+    (text,) = _said(traced(nn.Sequential(model[0], model[1], model[3]), x).summary(), "vanished")
+    assert text.startswith("addmm in 1 shrinks the paths from 0 ")
+
+
+def _line_of(code: str) -> int:
+    lines = Path(joined.__file__).read_text(encoding="utf-8").splitlines()
+    return 1 + next(n for n, line in enumerate(lines) if code in line)
+
+
+class Cut(nn.Module):
+    """Layers of which one is not used, one is detached, one has no words, and one is used for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(200, 3).double()
+        self.spare, self.thrown, self.out = (nn.Linear(3, 3).double() for _ in range(3))
+        self.cut = nn.Linear(3, 50).double()
+        self.empty = nn.ModuleList(nn.ModuleDict({"w": nn.Linear(3, 3).double()}) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.words(x)
+        self.thrown(x).tanh()
+        for part in self.empty:
+            x = x + part["w"](x[x[:, 0] > 99]).sum(0)
+        return self.out(x + self.cut(x).detach().sum())
+
+
+def test_each_cause_of_death_is_said_and_words_that_do_not_occur_are_not():
+    torch.manual_seed(0)
+    _, summary = _of_input(Cut(), torch.arange(4))
+    texts = _said(summary, "dead")
+    cut, empty, rest = texts  # the most scalars first
+    where = r"\(test_findings\.py:\d+\)\."
+    assert re.fullmatch(rf"cut gets no gradient \(2 of the 21 parameters\): autograd stops at detach {where}", cut)
+    assert re.fullmatch(rf"empty gets no gradient \(12 of the 21 parameters\): index picks nothing {where}", empty)
+    assert rest == "spare and thrown get no gradient (4 of the 21 parameters)."
+
+
+def test_a_parameter_of_which_nearly_all_is_dead_is_named():
+    model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    with torch.no_grad():
+        model[0].bias[:38] = -90
+        model[0].bias[38:] = 90
+    _, summary = _of(model, 2, 3)
+    (text,) = _said(summary, "dead")
+    assert text == "Nearly all scalars get no gradient in 0.weight (95.0%), 0.bias (95.0%) and 2.weight (95.0%)."
+    with torch.no_grad():
+        model[0].bias[20:] = 90  # half of the units are off, as is usual
+    _, summary = _of(model, 2, 3)
+    assert not _said(summary, "dead")
+
+
+def test_a_loaded_trace_says_what_is_dead_and_vanishes(tmp_path):
+    model = Stuck()
+    with gradtrace.record(model) as tape:
+        loss = model(torch.ones(2, 3, **F64)).sum()
+    trace = tape.trace(loss)
+    live = trace.summary()
+    trace.save(tmp_path / "stuck.gradtrace", kinds=("greedy",))
+    texts = [f.text for f in gradtrace.load(tmp_path / "stuck.gradtrace").summary().findings]
+    assert texts[0] == "below and squeeze.weight get no gradient (3 of the 12 parameters)."
+    assert texts[1:] == [f.text for f in live.findings[1:]]
+
+
+def test_a_trend_down_the_layers_is_said():
+    _, summary = _of(Stack(*(4.0 * 0.55**n for n in range(8))), 1, 3)
+    assert _said(summary, "trend") == []  # a scalar goes one way or the other: it turns at once
+    torch.manual_seed(0)
+    model = Stack(*[1.0] * 6)
+    for n, layer in enumerate(model.layer):
+        layer["output"].dense.weight.data = torch.diag(torch.tensor([4.0, 2.0, 1.4], **F64) * 0.6**n)
+    _, summary = _of(model, 1, 3)
+    (text,) = _said(summary, "trend")
+    assert re.search(
+        r"divide at the 6 additions of layer\.\*: from layer\.0 to layer\.5 \S+.* rises from \S+% to 100%\.", text
+    )
+
+
+def test_an_order_that_weights_turn_around_is_said_both_ways():
+    scale = torch.tensor([0.5, 0.5, 0.5, 30.0], **F64)
+    tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})
+    trace = tape.trace(loss)
+    summary = trace.summary()
+    assert_read_off_its_tables(summary, trace)
+    assert _said(summary, "divided") == [
+        "The paths from x (one for each scalar) divide at the addition: around 75% and mul 25%; "
+        "by weight mul 87.3% and around 12.7%."
+    ]
+
+
+def test_some_joins_of_a_grid_are_told_by_their_branches():
+    torch.manual_seed(0)
+    trace = traced(Down(), torch.randn(2, 3, **F64))
+    summary = trace.summary()
+    assert_read_off_its_tables(summary, trace)
+    texts = " ".join(f.text for f in summary.findings)
+    assert "at 2 of the 4 additions of blocks.* (those with a way around)" in texts
+    assert "at 2 of the 4 additions of blocks.* (those with skip)" in texts
+
+
+class Down(nn.Module):
+    """Blocks of which some have a layer in the skip's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3).double()
+        self.blocks = nn.ModuleList(Skipping(n % 2 == 1) for n in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Skipping(nn.Module):
+    def __init__(self, layered: bool) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3).double()
+        self.skip = nn.Linear(3, 3).double() if layered else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.body(x)
 
 
 def test_nothing_remarkable_is_said_to_be_so():
@@ -83,7 +244,9 @@ def test_nothing_remarkable_is_said_to_be_so():
     tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})
     summary = tape.trace(loss).summary()
     assert [f.kind for f in summary.findings] == ["divided", "nothing"]
-    assert summary.findings[0].text == "The paths from x divide at the addition: around 50% and mul 50%."
+    assert summary.findings[0].text == (
+        "The paths from x (one for each scalar) divide at the addition: around 50% and mul 50%."
+    )
     assert "Nothing stands out" in str(summary)
 
 
@@ -100,7 +263,8 @@ def test_a_summary_has_ten_lines_at_most_of_eighty_columns(count):
     lines = str(summary).splitlines()
     assert len(lines) <= 10
     assert max(map(len, lines)) <= 80
-    assert re.match(r"loss .*; greedy paths from first, 12 of them:", lines[0])
+    begins = r"loss .*; greedy paths from first, 12 of them, one for each scalar that has one:"
+    assert re.match(begins, str(summary).replace("\n", " "))
 
 
 def test_a_summary_of_other_parameters():

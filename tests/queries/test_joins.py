@@ -19,6 +19,7 @@ import gradtrace
 from gradtrace import Tape, Trace
 from gradtrace.queries.forest import Forest
 from gradtrace.queries.join_counts import count
+from gradtrace.queries.join_text import labels_of
 from gradtrace.queries.joins import Join, joins_of
 from gradtrace.queries.junctions import Junction, junctions
 from gradtrace.recording.record import Record, Value
@@ -314,7 +315,7 @@ def test_a_module_that_is_used_twice_has_a_choice_of_uses():
     (join,) = traced(model, torch.ones(1, 2, **F64)).joins().rows
     # ∂/∂w[i, j]: of the last use h[j], 2 or ½, and of the first w[i, i], 2 or ½; of equals the first wins
     assert (join.operator, join.fork) == ("mm", "0.weight")
-    assert {b.name: b.paths for b in join.branches} == {"0": 3, "weight here": 1}
+    assert {b.name: b.paths for b in join.branches} == {"0": 3, "weight starts here": 1}
 
 
 def test_a_recurrence_chooses_at_every_step():
@@ -378,6 +379,65 @@ def test_no_choice():
     trace = _trace(lambda x: (2 * x).sum(), x=drawn(3))
     assert trace.joins().rows == ()
     assert "no path had a choice" in str(trace.joins())
+
+
+def test_branches_of_attention_are_called_by_what_they_are_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Attending(), Attending(), nn.Linear(4, 4)).double()
+    grids = [g for g in traced(model, torch.randn(2, 3, 4, **F64)).joins().grids() if g.operator == "bmm"]
+    assert {g.title: set(g.branches) for g in grids} == {
+        "bmm of queries and keys": {"queries", "keys"},
+        "bmm of weights (q, k) and values": {"weights (q, k)", "values"},
+    }
+
+
+class Recurrent(nn.Module):
+    """Cells run step by step, which are given to a layer together with the last word."""
+
+    def __init__(self, cell: type[nn.Module]) -> None:
+        super().__init__()
+        self.embed, self.cell, self.last = nn.Embedding(5, 3), cell(3, 4), nn.Linear(3, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        h = torch.zeros(len(words), 4)
+        for t in range(words.shape[1]):
+            x = self.embed(words[:, t])
+            h = self.cell(x, h)
+        return h + self.last(x)
+
+
+def test_steps_of_a_recurrence_have_an_input_and_a_state_and_are_named_by_their_call():
+    torch.manual_seed(0)
+    table = traced(Recurrent(nn.RNNCell), torch.randint(5, (3, 5))).joins("embed*")
+    step, last = table.grids()
+    assert step.branches == ("state", "input") or step.branches == ("input", "state")
+    labels = labels_of(step.joins)
+    assert labels == [f"cell:{n}" for n in range(6 - len(labels), 6)]
+    assert labels_of(last.joins) == ["after last"]
+    assert {step.title, last.title} == {f"add of {' and '.join(step.branches)}", "add of cell:5 and last"}
+    for cell in nn.RNN, nn.LSTM:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 3), cell(3, 4), First(), nn.Linear(4, 2))
+        grids = traced(model, torch.randint(5, (5, 3))).joins("0.*").grids()
+        (weights,) = [g for g in grids if g.operator == "addmm"]
+        assert set(weights.branches) == {"input", "state", "weight_hh_l0 starts here"}
+
+
+class First(nn.Module):
+    def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+        return given[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_two_grids_of_a_table_have_one_title(fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.LSTM(3, 4), First()) if fused else Recurrent(nn.GRUCell)
+    grids = traced(model, torch.randint(5, (3, 5))).joins().grids()
+    titles = [(g.pattern, g.title) for g in grids]
+    assert len(set(titles)) == len(titles) > 3
+    assert len({(g.pattern, g.operator) for g in grids}) < len(titles)
+    for grid in grids:
+        assert len(set(labels_of(grid.joins))) == len(grid.joins)
 
 
 class Twice(nn.Module):

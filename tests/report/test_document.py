@@ -90,7 +90,7 @@ def test_the_report_of_a_model_without_submodules(tmp_path):
     trace = tape.trace(loss)
     page = trace.report(tmp_path / "plain.html").read_text("utf-8")
     assert "No path leads" not in page
-    assert "The paths from all 2 parameters have no choice" in page
+    assert "The paths from all 2 parameters (one for each scalar) have no choice" in page
     assert set(trace.to_dataframe()["component"]) == {"aten::addmm", "aten::pow", "aten::mean"}
 
 

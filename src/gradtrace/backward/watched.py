@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any, TypeAlias
 
-from ..recording.record import Value
-from .walk import Algebra, Edge
+from ..kernels import native
+from ..kernels.shared_exponent import Plane
+from ..recording.record import Record, Value
+from ..semirings.base import Max
+from .best import OutOfRange, Strongest
+from .elements import Elements
+from .walk import Algebra, Edge, walk
 
 EdgeKey: TypeAlias = tuple[int, int]  # the number of a call, and the id of a value that it takes
 Key: TypeAlias = int | EdgeKey  # of a value by its id, or of an edge
@@ -49,3 +54,37 @@ class Watched(Algebra[Any, Any]):
         if edge.result.id in self.values or (edge.call.index, edge.argument.id) in self.edges:
             return None
         return self.algebra.relay(edge, arrived, known)
+
+
+def watch_strongest(
+    record: Record,
+    loss: Value,
+    plane: Callable[[Key, Plane], None],
+    element: Callable[[Key, Any], None],
+    values: Container[int],
+    edges: Container[EdgeKey] = (),
+    among: Container[int] | None = None,
+) -> bool:
+    """Walk a tape under Max, and look: by the compiled kernels at planes, else, or from there anew, at elements.
+
+    Args:
+        record, loss, among: as for `walk`; values, edges: as for `Watched`.
+
+    Returns:
+        whether values were too far apart for the compiled kernels.
+    """
+    if native.available():
+        try:
+            with uncollected():
+                walk(
+                    record,
+                    loss,
+                    Watched(Strongest(record.precision(loss), loss, None), plane, values, edges),
+                    among=among,
+                )
+        except OutOfRange:
+            pass
+        else:
+            return False
+    walk(record, loss, Watched(Elements(Max.carrier, None), element, values, edges), among=among)
+    return native.available()

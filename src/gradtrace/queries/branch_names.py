@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..recording.record import Call, Record, Scope, Value
 from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
@@ -16,10 +17,16 @@ from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
 MOST_CALLS = 250  # read of a branch, from its end
 MOST_NAMED = 3
 AROUND = "around"
-LISTS = ("cat", "stack")
-SQUASHING = frozenset(("sigmoid", "hardsigmoid", "_softmax", "_safe_softmax", "softmax", "clamp"))
-# what a branch that ends in numbers between 0 and 1 is called at a product
-GATES = {"mul": "gate", "addcmul": "gate", "lerp": "gate", "bmm": "attention"}
+STARTS = " starts here"  # what a parameter's branch is called that paths do not come by: they begin with it
+LISTS = frozenset(("cat", "stack"))
+SOFTMAX = frozenset(("_softmax", "_safe_softmax", "softmax"))
+SQUASHING = SOFTMAX | {"sigmoid", "hardsigmoid", "clamp"}
+GATED = frozenset(("mul", "addcmul", "lerp"))  # at which a branch that ends in numbers between 0 and 1 is a gate
+BATCHED = frozenset(("bmm", "baddbmm"))
+# what scores of attention go through on their way to a softmax, and weights from there on
+SCALING = SHUFFLES | {"mul", "div", "add", "sub", "masked_fill", "where", "native_dropout", "dropout"}
+QUERIES, KEYS, WEIGHTS, VALUES = "queries", "keys", "weights (q, k)", "values"
+INPUT, STATE = "input", "state"
 # the two products of an LSTM's step, c = f·c + i·g and h = o·tanh(c): what comes in, by the operators that it ends in
 LSTM = {
     ("addcmul", "mul"): "cell",
@@ -36,6 +43,7 @@ class Named:
 
     Attributes:
         home: the module, "" at the top.
+        near: the module call that is next to it inside the home, "after" which it comes or in which it is; else "".
         branches: a name for each.
         fork: the module or leaf that the branches come from.
         modules: whether any branch runs through a module, not through operators alone.
@@ -45,12 +53,14 @@ class Named:
     branches: tuple[str, ...]
     fork: str
     modules: bool
+    near: str = ""
 
 
 class Names:
     """Reads names off a tape."""
 
     def __init__(self, record: Record) -> None:
+        self._record = record
         weights = [str(v.name) for v in record.leaves.values() if len(v.shape) > 1]
         homes = {name.rpartition(".")[0] for name in weights}
         # a module has weights if one inside it has
@@ -61,7 +71,8 @@ class Names:
         fork = _name_of(junction.fork)
         if junction.heads:
             home = _common([junction.call.scopes])
-            return Named(_shown(home, [junction.call]), tuple(f"head {n}" for n in range(junction.heads)), fork, True)
+            heads = tuple(f"head {n}" for n in range(junction.heads))
+            return Named(_shown(home, [junction.call]), heads, fork, True)
         stretches = [_stretch(junction, entry) for entry in junction.entries]
         roles = _of_lstm(junction, [calls for calls, _ in stretches])
         if roles:
@@ -70,8 +81,10 @@ class Names:
         home = _common([junction.call.scopes, *(c.scopes for c in computing)])
         shown = _shown(home, [junction.call, *computing])
         inside = [any(len(c.scopes) > len(home) for c in calls) for calls, _ in stretches]
-        names = _of_roles(junction, self._branches(stretches, home, shown), stretches, inside)
-        return Named(shown, tuple(_told_apart(names, junction)), fork, any(inside) or junction.call.base in LISTS)
+        names = self._of_attention(junction) or self._of_step(junction) or self._branches(stretches, home, shown)
+        names = _told_apart(_of_roles(junction, names, stretches, inside), junction)
+        modules = any(inside) or junction.call.base in LISTS
+        return Named(shown, tuple(names), fork, modules, _near(junction, len(home)))
 
     def _branches(self, stretches: Sequence[tuple[list[Call], bool]], home: Sequence[Scope], above: str) -> list[str]:
         """Name branches by their modules, but for those that all of them run through, or by their operators."""
@@ -84,6 +97,64 @@ class Names:
             names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls]
             out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
         return out
+
+    def _of_attention(self, junction: Junction) -> list[str]:
+        """Name what comes into the two products of attention; nothing for what is none."""
+        if junction.call.base not in BATCHED or len(junction.entries) != 2:
+            return []
+        for one, other in (0, 1), (1, 0):
+            found = _before(junction.entries[one].value)
+            if found is not None and found.base in SQUASHING:
+                scores = _before(next(i.value for i in found.inputs if i.value is not None))
+                names = [VALUES, VALUES]
+                names[one] = WEIGHTS if scores is not None and scores.base in BATCHED else "weights"
+                return names if _before(junction.entries[other].value) is not found else []
+        if not self._leads_to_softmax(junction.call):
+            return []
+        first, second = (min(position for _, position in e.arguments) for e in junction.entries)
+        return [QUERIES, KEYS] if first < second else [KEYS, QUERIES]
+
+    def _of_step(self, junction: Junction) -> list[str]:
+        """Name what comes into a step of a recurrence: its input, and the state from the step before."""
+        leaves, scopes = [_leaf_of(e) for e in junction.entries], junction.call.scopes
+        if not scopes or scopes[-1] not in self._steps:
+            return _of_fused_step(junction, leaves)
+        roles = [leaf or _role(e.value, scopes[-1]) for leaf, e in zip(leaves, junction.entries, strict=True)]
+        return roles if roles.count(STATE) == 1 and all(roles) else []
+
+    @cached_property
+    def _steps(self) -> set[Scope]:
+        """Find the module calls that take something from an earlier call of their module, and something else, too."""
+        taken: dict[Scope, set[str]] = {}
+        for call in self._record.calls:
+            for value in (i.value for i in call.inputs if call.scopes and i.value is not None):
+                maker = _moved(value).call
+                if maker is not None and call.scopes[-1] not in maker.scopes:
+                    taken.setdefault(call.scopes[-1], set()).add(_made_by(maker, call.scopes[-1]))
+        return {scope for scope, roles in taken.items() if len(roles) > 1}
+
+    def _leads_to_softmax(self, call: Call) -> bool:
+        """Tell whether what a product gives is scores."""
+        seen, waiting = set[int](), [call]
+        while waiting:
+            made = waiting.pop()
+            for value in made.outputs:
+                for reader in self._readers.get(value.id, ()) if value is not None else ():
+                    if reader.base in SOFTMAX:
+                        return True
+                    if reader.base in SCALING and reader.index not in seen:
+                        seen.add(reader.index)
+                        waiting.append(reader)
+        return False
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = {}
+        for call in self._record.calls:
+            for given in call.inputs:
+                if given.value is not None:
+                    found.setdefault(given.value.id, []).append(call)
+        return found
 
     def _modules(self, calls: Sequence[Call], home: Sequence[Scope]) -> list[Scope]:
         """Give the modules one level further in, those with weights if there are any."""
@@ -144,28 +215,84 @@ def _listed(names: Sequence[str], whole: bool) -> str:
     return " → ".join(shown if whole or len(shown) == 1 else ["…", *shown[-2:]])
 
 
-def _leaf_of(entry: Entry) -> str | None:
-    """Give the last name of the leaf that comes in as it is."""
-    value = entry.value
+def _before(value: Value) -> Call | None:
+    """Give the call that a value is read off, without what only moves, scales or masks it."""
+    while value.call is not None and value.call.base in SCALING:
+        given = {i.value.id: i.value for i in value.call.inputs if i.value is not None and i.value.differentiable}
+        if len(given) != 1:
+            break
+        (value,) = given.values()
+    return value.call
+
+
+def _near(junction: Junction, depth: int) -> str:
+    """Name the module call in which a junction is, inside its home, or after which it comes."""
+    call = junction.call
+    if len(call.scopes) > depth:
+        return str(call.scopes[-1])
+    makers = [e.value.call for e in junction.entries if e.value.call is not None]
+    inside = [m for m in makers if len(m.scopes) > depth]
+    return f"after {max(inside, key=lambda m: m.index).scopes[depth]}" if inside else ""
+
+
+def _moved(value: Value) -> Value:
+    """Give what a value is, before it was only moved."""
     while value.call is not None and not _computes(value.call):
         value = next(i.value for i in value.call.inputs if i.value is not None)
-    return None if value.name is None else value.name.rpartition(".")[2]
+    return value
+
+
+def _leaf_of(entry: Entry) -> str | None:
+    """Give the last name of the leaf that comes in as it is."""
+    name = _moved(entry.value).name
+    return None if name is None else name.rpartition(".")[2]
 
 
 def _of_roles(
     junction: Junction, names: Sequence[str], stretches: Sequence[tuple[list[Call], bool]], inside: Sequence[bool]
 ) -> list[str]:
-    """Name branches by what they are for at their junction: a weight that is used here, a gate, an LSTM's cell."""
+    """Name branches by what they are for at their junction: a weight that paths start with, a gate."""
     base, out = junction.call.base, list(names)
     if base in CONTRACTIONS:
         given = map(_leaf_of, junction.entries)
-        out = [f"{leaf} here" if leaf else name for leaf, name in zip(given, out, strict=True)]
+        out = [f"{leaf}{STARTS}" if leaf else name for leaf, name in zip(given, out, strict=True)]
     gates = [_gates(calls) for calls, _ in stretches]
-    said = GATES.get(base)
-    if said and not all(gates):
-        of = [f"{said}: {n}" if through and said == "gate" else said for n, through in zip(out, inside, strict=True)]
+    if base in GATED and not all(gates):
+        of = [f"gate: {n}" if through and n != "gate" else "gate" for n, through in zip(out, inside, strict=True)]
         out = [role if gate else name for role, gate, name in zip(of, gates, out, strict=True)]
     return out
+
+
+def _of_fused_step(junction: Junction, leaves: Sequence[str | None]) -> list[str]:
+    """Name them where all steps are one call of a module, which adds parts of the inputs' product to the state's."""
+    places = [min(position for _, position in e.arguments) for e in junction.entries]
+    if junction.call.base != "addmm" or sorted(places) != [0, 1, 2]:
+        return []
+    weight = junction.entries[places.index(2)].value.call  # that is seen transposed, once for all steps
+    used_before = weight is not None and bool(junction.calls >> weight.index & 1)
+    if not used_before or [places[n] for n, leaf in enumerate(leaves) if leaf] != [2]:
+        return []
+    return [leaf or (INPUT if place == 0 else STATE) for leaf, place in zip(leaves, places, strict=True)]
+
+
+def _role(value: Value, step: Scope) -> str:
+    """Tell whether what a value is computed of, in a step, is state or input; neither where it is both, or too much."""
+    found, seen, waiting = set[str](), set[int](), [value]
+    while waiting and len(seen) < MOST_CALLS:
+        call = _moved(waiting.pop()).call
+        if call is None or call.index in seen:
+            continue
+        seen.add(call.index)
+        if step in call.scopes:
+            waiting += [i.value for i in call.inputs if i.value is not None and i.value.differentiable]
+        else:
+            found.add(_made_by(call, step))
+    return found.pop() if len(found) == 1 and not waiting else ""
+
+
+def _made_by(call: Call, step: Scope) -> str:
+    """Tell what is made before a step, by an earlier one or elsewhere."""
+    return STATE if any(s.name == step.name for s in call.scopes) else INPUT
 
 
 def _of_lstm(junction: Junction, stretches: Sequence[Sequence[Call]]) -> list[str]:

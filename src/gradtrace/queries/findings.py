@@ -7,30 +7,36 @@ carry nothing, which layer differs from its siblings; and of what is dead. What 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from math import fsum
+from statistics import mean, median
 from typing import NamedTuple
 
 from ..recording.record import Record, Value
-from .branch_names import AROUND
+from .branch_names import AROUND, LISTS, QUERIES, STARTS, VALUES
 from .forest import Forest
 from .group_names import group_named, listed
-from .join_rows import Grid, Join
+from .join_rows import Grid, Join, pattern_of
 from .join_text import cell, labels_of, stem_of
 from .joins import JoinTable
-from .junctions import CONTRACTIONS
-from .units import given_by
+from .units import live_scalars
 
 NEARLY = 0.8  # from which share on a branch has it all
-COMES = 0.05  # the least share of the paths at joins that are spoken of,
-FEW = 10  # and how many paths of all parameters have to come
-APART = 0.2  # how far a layer is from its siblings that differs from them
+COMES = 0.05  # the least share of the paths at one of the joins that are spoken of,
+FEW = 10  # and how many paths have to come to a join to be compared with others, or from all parameters to be told
+APART = 0.2  # how far a layer is from its siblings that differs from them, and how much a share moves along them
+TIMES = 1.5  # or how many times it is as large, if it moves by more than
+SOME = 0.05
+TURNED = 0.02  # between shares of two branches whose order is another by weight
+WIDE = 0.1  # between shares of one branch at different joins, of which the average does not say enough
 IDLE = 0.05  # of an even share, below which a head or an expert carries next to nothing
 MOST = 7
-DEAD = 0.5  # of a parameter's scalars
-OPERATORS = {"sub": "difference", "add": "addition", "cat": "concatenation", "mul": "product", "bmm": "product"}
-OPERATORS["addcmul"] = "gated sum"
+MOST_OF_JOINS = 0.9  # the strength of what is said of joins: what is lost comes first
+ALL = "all parameters"
+OPERATORS = {"sub": "difference", "add": "addition", "cat": "concatenation", "mul": "product", "div": "division"}
+OPERATORS |= {"addcmul": "gated sum", "index_add": "sum of parts", "bmm": "product", "baddbmm": "product"}
+OPERATORS |= dict.fromkeys(("mm", "addmm", "linear", "matmul"), "matrix product")
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,9 @@ class Finding:
     """A sentence, and what it is made of.
 
     Attributes:
-        kind: "around", "through", "divided", "odd", "idle", "load", "dead", or "nothing".
-        figure: the share that it gives, if it gives one: paths in `cells` over `paths`, or the cell's value.
+        kind: "dead", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or "nothing".
+        figure: the share that it gives, if it gives one: paths in `cells` over `paths`, or a cell's value. Of what
+            vanishes it is log2 of a factor.
         paths: what the figure is a share of.
         strength: how much it says, from 0 to 1.
     """
@@ -88,37 +95,47 @@ def _by_first_use(record: Record, loss: Value) -> list[Value]:
 
 def dead_shares(forest: Forest) -> dict[str, float]:
     """Give for each parameter the share of its scalars from which no path leads to the loss."""
-    out = {}
-    for name, leaf in forest.record.leaves.items():
-        given = None if leaf is forest.loss else given_by(forest, leaf)
-        if given is None or not leaf.numel:
-            out[name] = 1.0 if leaf.numel else 0.0
-            continue
-        live = given.weight != 0 if given.live is None else given.live.bool()
-        out[name] = 1 - int(live.any(0).sum()) / leaf.numel
-    return out
+    live = {name: live_scalars(forest, leaf) for name, leaf in forest.record.leaves.items()}
+    count = {name: leaf.numel for name, leaf in forest.record.leaves.items()}
+    return {n: 0.0 if not count[n] else 1.0 if of is None else 1 - int(of.sum()) / count[n] for n, of in live.items()}
 
 
-def findings(early: JoinTable, whole: JoinTable, dead: Mapping[str, float]) -> tuple[Finding, ...]:
-    """Say what stands out, the strongest first.
+def findings(early: JoinTable, whole: JoinTable, lost: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Say what stands out: what is lost first, then the strongest.
 
     Args:
         early: joins of the earliest parameters, or of others that somebody asks about.
         whole: joins of all parameters.
-        dead: by parameter, as `dead_shares` gives.
+        lost: what is said of what is dead or vanishes.
     """
     group = group_named(early.of, early.of_all, shorten=True)
-    found = [f for grid in early.grids() for f in _of_grid(_come(grid, COMES), Asked("early", group))]
-    told = {(j.call, j.operator) for j in early.rows if j.share >= COMES}
+    spoken_of = [grid for grid in early.grids() if any(j.share >= COMES for j in grid.joins)]
+    found = [*lost, *(f for grid in spoken_of for f in _of_grid(grid, Asked("early", group, early.weight)))]
+    told = {(j.call, j.operator) for grid in spoken_of for j in grid.joins}
     for grid in whole.grids():
         found += _of_parts(grid)
-        untold = replace(grid, joins=tuple(j for j in grid.joins if (j.call, j.operator) not in told and j.modules))
-        found += _of_grid(_come(untold, FEW / max(whole.paths, 1)), Asked("all", "all parameters"))
-    found += _of_dead(dead)
+        if any(j.modules and j.paths >= FEW and (j.call, j.operator) not in told for j in grid.joins):
+            found += _of_grid(grid, Asked("all", ALL, whole.weight))
     found.sort(key=lambda f: -f.strength)
     if not any(f.kind != "divided" for f in found):
         found.append(_nothing(early, group, found))
-    return tuple(_in_turn(found)[:MOST])
+    return tuple(_explained(_in_turn(found)[:MOST], group, counted(early)))
+
+
+def counted(table: JoinTable) -> str:
+    """Say what paths are counted."""
+    return "one for each scalar and example" if table.examples > 1 else "one for each scalar"
+
+
+def _explained(found: Sequence[Finding], group: str, explanation: str) -> list[Finding]:
+    """Say what is counted where paths are spoken of first."""
+    out = list(found)
+    for n, finding in enumerate(out):
+        for words in (f"paths from {group}", f"paths from {ALL}"):
+            if words in finding.text:
+                out[n] = replace(finding, text=finding.text.replace(words, f"{words} ({explanation})", 1))
+                return out
+    return out
 
 
 def _in_turn(found: Sequence[Finding]) -> list[Finding]:
@@ -132,78 +149,157 @@ def _in_turn(found: Sequence[Finding]) -> list[Finding]:
 
 
 class Asked(NamedTuple):
-    """Whose joins are spoken of: in which table, and how its parameters are called."""
+    """Whose joins are spoken of: in which table, how its parameters are called, and what all their paths weigh."""
 
     table: str
     group: str
-
-
-def _come(grid: Grid, share: float) -> Grid:
-    """Leave out joins to which hardly any path comes."""
-    return replace(grid, joins=tuple(j for j in grid.joins if j.share >= share))
+    weight: float
 
 
 def _of_grid(grid: Grid, asked: Asked) -> Iterator[Finding]:
     """Say by which branch paths come, at the joins of one kind: those that have the same branches together."""
-    of_weights = grid.operator in CONTRACTIONS and not any(j.modules for j in grid.joins)  # which use of many it was
-    if grid.operator == "heads" or of_weights:
+    starting = any(name.endswith(STARTS) for name in grid.branches)  # which use of many it was
+    if grid.operator == "heads" or (starting and (asked.table == "all" or not any(j.modules for j in grid.joins))):
         return
     alike: dict[frozenset[str], list[Join]] = {}
     for join in grid.joins:
         alike.setdefault(frozenset(b.name for b in join.branches), []).append(join)
-    for names, joins in alike.items():
-        yield from _of_joins(replace(grid, branches=tuple(n for n in grid.branches if n in names)), joins, asked)
+    for joins in alike.values():
+        yield from _of_joins(_Alike(grid, joins), asked)
 
 
-def _of_joins(grid: Grid, joins: Sequence[Join], asked: Asked) -> Iterator[Finding]:
+class _Alike:
+    """Joins of a grid that have the same branches, and what they come to together.
+
+    Attributes:
+        paths, heavy: by branch, how many paths, and their weight as a share of all.
+        total: of paths.
+    """
+
+    def __init__(self, grid: Grid, joins: Sequence[Join]) -> None:
+        self.grid, self.joins = grid, joins
+        self.branches = [n for n in grid.branches if any(b.name == n for b in joins[0].branches)]
+        self.paths = {n: sum(join.branch(n).paths for join in joins) for n in self.branches}
+        self.total = sum(self.paths.values())
+        weights = {n: fsum(_weight(join, n) for join in joins) for n in self.branches}
+        weight = fsum(weights.values())
+        self.heavy = {n: w / weight if weight else math.nan for n, w in weights.items()}
+        # joins to which so few paths come that their shares say little are compared with none
+        self.compared = [n for n, join in enumerate(joins) if join.paths >= FEW]
+        self.labels = labels_of(joins)
+
+    def share(self, name: str) -> float:
+        """Give the share of a branch at all joins together."""
+        return self.paths[name] / self.total
+
+    def shares(self, name: str) -> list[float]:
+        """Give those at each join that is compared."""
+        return [self.joins[n].branch(name).share for n in self.compared]
+
+    def moving(self) -> list[str]:
+        """Name the branches whose shares move in one direction from the first join to the last, and far."""
+        found = [n for n in self.branches if len(self.compared) > 2 and _moves(self.shares(n))]
+        if len(self.branches) > 2:
+            return found
+        return sorted(found, key=lambda n: -self.shares(n)[-1])[:1]  # of two, the other says the same
+
+    def by_weight(self) -> str:
+        """Say the order by weight, where it is another."""
+        pairs = [(a, b) for a in self.branches for b in self.branches]
+        turned = (self.share(a) - self.share(b) >= TURNED <= self.heavy[b] - self.heavy[a] for a, b in pairs)
+        ranked = sorted(self.branches, key=lambda n: -self.heavy[n])
+        said = listed([f"{n} {cell(self.heavy[n])}%" for n in ranked if self.heavy[n]], most=5)
+        return f"; by weight {said}" if any(turned) else ""
+
+
+def _weight(join: Join, name: str) -> float:
+    return join.branch(name).weighted_share * join.weight if join.weight else 0.0
+
+
+def _moves(shares: Sequence[float]) -> bool:
+    """Tell whether shares rise, or fall, by much: almost every one beside the next."""
+    first, last = shares[0], shares[-1]
+    far = abs(last - first) >= APART or (abs(last - first) > SOME and max(first, last) >= TIMES * min(first, last))
+    ups = [(b > a) - (b < a) for n, a in enumerate(shares) for b in shares[n + 1 :]]
+    return far and abs(sum(ups)) >= 0.6 * len(ups) and sum(ups) * (last - first) > 0  # Kendall's rank correlation
+
+
+def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
     """Say so of joins that have the same branches."""
-    paths = {name: sum(b.paths for j in joins for b in j.branches if b.name == name) for name in grid.branches}
-    total = sum(paths.values())
-    top = max(paths, key=lambda name: paths[name])
-    share = paths[top] / total
-    cells, group = _column(asked.table, joins, top), asked.group
-    others = [n for n in grid.branches if n != top]
-    comes = sum(j.share for j in joins) / len(joins)
+    joins, group = alike.joins, asked.group
+    top = max(alike.branches, key=lambda name: alike.paths[name])
+    share, others = alike.share(top), [n for n in alike.branches if n != top]
+    comes = max(_mean(j.share for j in joins), _mean(j.weight for j in joins) / asked.weight)
     strength = (
         (comes if asked.table == "early" else 0.25)
         * (2 * share - 1 if share > NEARLY else 0.3)
         * (1.0 if any(j.modules for j in joins) else 0.4)
     )
-    where, amount = _where(grid, joins), f"{cell(share)}%"
-    few = "" if comes > 0.9 or asked.table == "all" else f" (where {cell(comes)}% of them come)"
-    spread = _spread(joins, top)
+    where, amount = _where(alike) + ("" if asked.table == "all" else _few(joins, asked.weight)), f"{cell(share)}%"
+    more, moving = alike.by_weight(), alike.moving()
+    found = _column(asked.table, joins, top), share, alike.total, min(strength, MOST_OF_JOINS)
     if share > NEARLY and top == AROUND:
-        text = f"{amount} of the paths from {group} go around {listed(others, 'and', 2)} {where}{few}{spread}."
-        yield Finding("around", text, cells, share, total, strength)
+        text = f"{amount} of the paths from {group} go around {listed(others, 'and', 2)} {where}{_spread(alike, top)}"
+        yield Finding("around", f"{text}{more}.", *found)
+    elif share > NEARLY and top.endswith(STARTS):
+        text = f"{amount} of the paths from {group} start {where} as its {top.removesuffix(STARTS)}, "
+        text += _passed(alike, others)
+        yield Finding("through", f"{text}{more}.", *found)
     elif share > NEARLY:
-        passed = f", {listed(others, 'or', 2)} hardly any" if AROUND not in others else ", hardly any around"
-        text = f"{amount} of the paths from {group} take {top} {where}{few}{spread}{passed}."
-        yield Finding("through", text, cells, share, total, strength)
-    else:
-        ranked = sorted(paths, key=lambda name: -paths[name])
-        shares = listed([f"{n} {cell(paths[n] / total)}%" for n in ranked if paths[n]], most=5)
-        text = f"The paths from {group} divide {where}{few}: {shares}."
-        yield Finding("divided", text, cells, share, total, strength)
+        text = f"{amount} of the paths from {group} take {top} {where}{_spread(alike, top)}, {_passed(alike, others)}"
+        yield Finding("through", f"{text}{more}.", *found)
+    elif moving:
+        yield _trend(alike, moving, asked, where + more, strength)
+    elif LISTS.issuperset([joins[0].operator]) or not top.startswith("part "):
+        ranked = sorted(alike.branches, key=lambda name: -alike.paths[name])
+        shares = listed([f"{n} {cell(alike.share(n))}%{_range(alike, n)}" for n in ranked if alike.paths[n]], most=5)
+        yield Finding("divided", f"The paths from {group} divide {where}: {shares}{more}.", *found)
     if asked.table == "early":
-        yield from _odd(joins, top)
+        yield from _odd(alike, top)
 
 
-def _odd(joins: Sequence[Join], top: str) -> Iterator[Finding]:
+def _trend(alike: _Alike, moving: Sequence[str], asked: Asked, where: str, strength: float) -> Finding:
+    """Say how shares move from the first to the last of joins."""
+    where, _, more = where.partition(";")
+    ends = alike.compared[0], alike.compared[-1]
+    first, last = (alike.labels[n] for n in ends)
+    said = [
+        f"{name} {'rises' if b > a else 'falls'} from {cell(a)}% to {cell(b)}%"
+        for name in moving
+        for a, *_, b in [alike.shares(name)]
+    ]
+    still = [f"{n} {cell(alike.share(n))}%" for n in alike.branches if n not in moving and len(alike.branches) > 2]
+    rest = f", with {listed(still)} at all of them together" if still else ""
+    text = f"The paths from {asked.group} divide {where}: from {first} to {last} {listed(said)}{rest}"
+    cells = tuple(c for name in moving for c in _column(asked.table, alike.joins, name))
+    most = max(abs(shares[-1] - shares[0]) for shares in map(alike.shares, moving))
+    strength = min(strength * (2.6 + most), MOST_OF_JOINS)
+    return Finding("trend", f"{text}{';' + more if more else ''}.", cells, alike.shares(moving[0])[-1], 0.0, strength)
+
+
+def _passed(alike: _Alike, others: Sequence[str]) -> str:
+    """Say how many paths take the other branches."""
+    rest = 1 - alike.share(next(n for n in alike.branches if n not in others))
+    amount = f"{cell(rest)}%" if rest else "none"
+    return f"{amount} around" if AROUND in others else f"{amount} by {listed(others, 'or', 2)}"
+
+
+def _odd(alike: _Alike, top: str) -> Iterator[Finding]:
     """Name the join that differs most from its siblings."""
-    shares = [next((b.share for b in j.branches if b.name == top), 0.0) for j in joins]
-    if len(joins) < 4:
+    shares = alike.shares(top)
+    if len(shares) < 4 or top in alike.moving():
         return
     middle = median(shares)
-    far = max(range(len(joins)), key=lambda n: abs(shares[n] - middle))
+    far = max(range(len(shares)), key=lambda n: abs(shares[n] - middle))
     spread = median(abs(s - middle) for s in shares)
     if abs(shares[far] - middle) < max(APART, 4 * spread):
         return
-    label = labels_of(joins)[far]
+    number = alike.compared[far]
     how = "go around" if top == AROUND else f"take {top}"
-    text = f"{label} differs from its siblings: {cell(shares[far])}% {how}, and {cell(middle)}% at the median."
-    yield Finding(
-        "odd", text, _column("early", joins, top), shares[far], joins[far].paths, 0.5 + abs(shares[far] - middle) / 2
-    )
+    text = f"{alike.labels[number]} differs from its siblings: {cell(shares[far])}% {how}, and {cell(middle)}% at the "
+    cells = _column("early", alike.joins, top)
+    strength = (0.5 + abs(shares[far] - middle) / 2) * alike.joins[number].share
+    yield Finding("odd", f"{text}median.", cells, shares[far], alike.joins[number].paths, min(strength, MOST_OF_JOINS))
 
 
 def _column(table: str, joins: Sequence[Join], branch: str) -> tuple[Cell, ...]:
@@ -230,7 +326,8 @@ def _of_parts(grid: Grid) -> Iterator[Finding]:
     count = sum(len(j.branches) for j in grid.joins)
     where = grid.pattern or "the model"
     if idle:
-        text = f"{len(idle)} of the {count} {one}s in {where} carry next to nothing: {listed(idle, 'and', 3)}."
+        verb = "carries" if len(idle) == 1 else "carry"
+        text = f"{len(idle)} of the {count} {one}s in {where} {verb} next to nothing: {listed(idle, 'and', 3)}."
         yield Finding("idle", text, tuple(cells), len(idle) / count, count, 0.75)
     if grid.operator != "heads" or (len(grid.joins) == 1 and not idle):
         yield from _load(grid, one, numbers)
@@ -250,21 +347,6 @@ def _load(grid: Grid, one: str, numbers: Sequence[str]) -> Iterator[Finding]:
     yield Finding("load", text, cells, paths[top] / total, total, 0.7)
 
 
-def _of_dead(dead: Mapping[str, float]) -> Iterator[Finding]:
-    """Say from which parameters no path leads to the loss."""
-    wholly = [name for name, share in dead.items() if share == 1]
-    cells = tuple(Cell("dead", name, "", dead[name]) for name in wholly)
-    if wholly:
-        named = listed(wholly, "and", 3)
-        text = f"No path leads from {len(wholly)} of the {len(dead)} parameters to the loss (dead): {named}."
-        yield Finding("dead", text, cells, len(wholly) / len(dead), len(dead), 0.9)
-    partly = sorted((n for n, share in dead.items() if DEAD <= share < 1), key=lambda n: -dead[n])
-    if partly:
-        shares = listed([f"{n} {cell(dead[n])}%" for n in partly], "and", 3)
-        cells = tuple(Cell("dead", name, "", dead[name]) for name in partly)
-        yield Finding("dead", f"Most scalars have no path (dead) in {shares}.", cells, dead[partly[0]], 0.0, 0.2)
-
-
 def _nothing(early: JoinTable, group: str, found: Sequence[Finding]) -> Finding:
     if not early.rows:
         return Finding("nothing", f"The paths from {group} have no choice: no two branches come together on their way.")
@@ -272,20 +354,64 @@ def _nothing(early: JoinTable, group: str, found: Sequence[Finding]) -> Finding:
     return Finding("nothing", f"Nothing stands out in the paths from {group}: {said}.", strength=0.1)
 
 
-def _where(grid: Grid, joins: Sequence[Join]) -> str:
+def _where(alike: _Alike) -> str:
     """Say at which joins."""
-    said = OPERATORS.get(grid.operator, grid.operator)
-    inside = f" of {grid.pattern}" if grid.pattern else ""
-    if len(joins) > 1:
-        return f"at the {len(joins)} {said}s{inside}"
-    return f"at the {said} of {joins[0].home}" if joins[0].home else f"at the {said}"
+    joins, grid = alike.joins, alike.grid
+    said = OPERATORS.get(grid.operator, grid.operator.replace("_", " "))
+    if QUERIES in alike.branches:
+        said = "product of queries and keys"
+    elif VALUES in alike.branches:
+        said = "product of weights and values"
+    head, of, tail = said.partition(" of ")
+    word = "in" if of else "of"
+    if len(joins) == 1:
+        return f"at the {said}{_inside(joins[0].home or joins[0].near, word)}"
+    near = {pattern_of(j.near) for j in joins}
+    inside = _inside(grid.pattern or (near.pop() if len(near) == 1 else ""), word)
+    if len(joins) == len(grid.joins):
+        return f"at the {len(joins)} {head}s{of}{tail}{inside}"
+    return f"at {len(joins)} of the {len(grid.joins)} {head}s{of}{tail}{inside} (those with {_telling(alike)})"
 
 
-def _spread(joins: Sequence[Join], top: str) -> str:
-    """Give the least and the most of several, if they differ."""
-    shares = [next((b.share for b in j.branches if b.name == top), 0.0) for j in joins]
-    low, high = (shares.index(f(shares)) for f in (min, max))
-    if len(joins) < 3 or shares[high] - shares[low] < 0.02:
+def _inside(place: str, word: str) -> str:
+    return f" {place}" if place.startswith("after ") else f" {word} {place}" if place else ""
+
+
+def _telling(alike: _Alike) -> str:
+    """Name the branches that tell some joins of a grid from the others."""
+    rest = [j for j in alike.grid.joins if j not in alike.joins]
+    own = [n for n in alike.branches if not all(any(b.name == n for b in j.branches) for j in rest)]
+    return listed(["a way around" if n == AROUND else n for n in own or alike.branches], "and", 3)
+
+
+def _few(joins: Sequence[Join], weight: float) -> str:
+    """Say how many of the paths come to joins, if not almost all; by weight, too, where those are the most."""
+    low, high = (f(j.share for j in joins) for f in (min, max))
+    if low > 0.9:
         return ""
-    labels = labels_of(joins)
-    return f" ({cell(shares[low])}% at {labels[low]}, {cell(shares[high])}% at {labels[high]})"
+    heavy = _mean(j.weight for j in joins) / weight
+    more = f", {cell(heavy)}% by weight" if heavy > 0.5 > _mean(j.share for j in joins) else ""
+    if high - low < SOME:
+        return f" (where {cell(_mean(j.share for j in joins))}% of them come{more})"
+    return f" (where {cell(low)}% to {cell(high)}% of them come{more})"
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    return mean([*numbers])
+
+
+def _spread(alike: _Alike, top: str) -> str:
+    """Give the least and the most of several, if they differ."""
+    shares = alike.shares(top)
+    if len(shares) < 3 or max(shares) - min(shares) < 0.02:
+        return ""
+    labels = [alike.labels[alike.compared[shares.index(f(shares))]] for f in (min, max)]
+    low, high = (n if n.startswith("after ") else f"at {n}" for n in labels)
+    return f" ({cell(min(shares))}% {low}, {cell(max(shares))}% {high})"
+
+
+def _range(alike: _Alike, name: str) -> str:
+    """Give the least and the most of a branch whose average does not say enough."""
+    shares = alike.shares(name)
+    wide = len(shares) > 1 and max(shares) - min(shares) >= WIDE
+    return f" ({cell(min(shares))}% to {cell(max(shares))}%)" if wide else ""

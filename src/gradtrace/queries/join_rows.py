@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .branch_names import AROUND
+from .group_names import listed
 
 COMMON = frozenset((AROUND, "gate"))  # branches that different joins of a module have
 
@@ -49,6 +50,8 @@ class Join:
         share: of all traces of the group.
         modules: whether a branch runs through a module, not through operators alone.
         by_example: where asked for, the same branches for each example.
+        near: the module call next to it inside the home: in which it is, or "after" which it comes; else "".
+        weight: of all its paths, in a unit of the table's own.
     """
 
     home: str
@@ -61,6 +64,8 @@ class Join:
     branches: tuple[Branch, ...]
     modules: bool = True
     by_example: tuple[tuple[Branch, ...], ...] = ()
+    near: str = ""
+    weight: float = math.nan
 
     @property
     def name(self) -> str:
@@ -84,12 +89,14 @@ class Grid:
     Attributes:
         pattern: their homes, with a star for the numbers in which they differ.
         branches: all names of branches, in the order in which they come up.
+        title: the operator, and of what where there are several grids of that pattern.
     """
 
     pattern: str
     operator: str
     branches: tuple[str, ...]
     joins: tuple[Join, ...]
+    title: str = ""
 
     def shares(self) -> np.ndarray:
         """Give joins × branches; nan where a join has no such branch, or no trace had a choice."""
@@ -133,7 +140,21 @@ def grids_of(rows: Iterable[Join]) -> list[Grid]:
         alone = len(members) == 1
         members = [m if alone else replace(m, branches=_alike(m.branches)) for m in members]
         names = dict.fromkeys(b.name for m in members for b in m.branches)
-        out.append(Grid(members[0].home if alone else pattern, operator, tuple(names), tuple(members)))
+        out.append(Grid(members[0].home if alone else pattern, operator, tuple(names), tuple(members), operator))
+    return _titled(out)
+
+
+def _titled(grids: Sequence[Grid]) -> list[Grid]:
+    """Tell apart the grids that have one pattern and operator: by their branches, and by a number if that is not it."""
+    places = [(g.pattern, g.operator) for g in grids]
+    named = [
+        replace(g, title=f"{g.operator} of {listed(g.branches, 'and', 2)}") if places.count(place) > 1 else g
+        for g, place in zip(grids, places, strict=True)
+    ]
+    titles, out = [(g.pattern, g.title) for g in named], []
+    for n, (grid, title) in enumerate(zip(named, titles, strict=True)):
+        number = f" ({titles[: n + 1].count(title)})" if titles.count(title) > 1 else ""
+        out.append(replace(grid, title=grid.title + number))
     return out
 
 

@@ -34,11 +34,15 @@ def text_of(grids: Sequence[Grid]) -> list[str]:
 
 
 def labels_of(joins: Sequence[Join]) -> list[str]:
-    """Name the rows of a grid: by their home, and by a number where that has several."""
-    out = []
+    """Name the rows of a grid: by their home, or at the top by the module call next to them; else by a number."""
+    out: list[str] = []
     for home, members in groupby(joins, key=lambda j: j.home):
         same = list(members)
-        out += [(home or "(top)") + (f" #{n}" if len(same) > 1 else "") for n in range(1, len(same) + 1)]
+        near = all(j.near for j in same) and (len(same) > 1 or not home)
+        names = [j.near if near else home or "(top)" for j in same]
+        out += [
+            f"{name} #{names[: n + 1].count(name)}" if names.count(name) > 1 else name for n, name in enumerate(names)
+        ]
     return out
 
 
@@ -51,7 +55,8 @@ def _lines(grid: Grid) -> list[str]:
     lines = []
     for columns in _fitting(widths, WIDTH - width - 9):
         head = "".join(f"  {_begun(names[c]):>{widths[c]}}" for c in columns)
-        lines += ["", f"{_short(grid.operator + stem, width):<{width}}  {'paths':>6}{head}"]
+        lines += ["", *([] if grid.title == grid.operator else [grid.title])]
+        lines.append(f"{_short(grid.operator + stem, width):<{width}}  {'paths':>6}{head}")
         for n in _shown(len(grid.joins)):
             if n is None:
                 lines.append(f"{'…':<{width}}  ({len(grid.joins) - MOST_ROWS} more)")
@@ -110,7 +115,7 @@ def html_of(title: str, grids: Sequence[Grid]) -> str:
     parts = [f"<p>{html.escape(title)}</p>"]
     for grid in grids:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in grid.branches)
-        rows = [f"<tr><th>{html.escape(grid.operator)}</th><th>paths</th>{head}</tr>"]
+        rows = [f"<tr><th>{html.escape(grid.title)}</th><th>paths</th>{head}</tr>"]
         for label, join, shares in zip(labels_of(grid.joins), grid.joins, grid.shares(), strict=True):
             cells = "".join(
                 f'<td style="background:rgba(57,135,229,{0 if math.isnan(s) else s:.2f})">{_cell(join, name, s)}</td>'

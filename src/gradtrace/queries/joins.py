@@ -43,6 +43,7 @@ class JoinTable:
         paths: all traces of the group.
         examples: how many examples; 1 where the batch was traced as a whole.
         of_all: how many parameters there are in all.
+        weight: of all traces, in the unit of the rows' weights.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class JoinTable:
     paths: float
     examples: int = 1
     of_all: int = 0
+    weight: float = math.nan
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row a branch, as a pandas DataFrame."""
@@ -83,7 +85,7 @@ class JoinTable:
             raise BadArgument(f"no joins at {pattern!r}; there are {there}")
         grid = max(grids, key=lambda g: sum(j.paths for j in g.joins))
         where = f" in {grid.pattern}" if grid.pattern else ""
-        title = f"{grid.operator}{where}: % of the paths that had a choice"
+        title = f"{grid.title}{where}: % of the paths that had a choice"
         return draw_grid(grid.shares(), labels_of(grid.joins), grid.branches, title, ax)
 
     def __str__(self) -> str:
@@ -148,7 +150,7 @@ def joins_of(
 def _table(
     forest: Forest, leaves: Sequence[Value], counts: Counts, places: Places, *, by_example: bool, signed: bool
 ) -> JoinTable:
-    total = float(counts.total[:, 0].sum())
+    total, weight_of_all = counts.total.sum(0).tolist()
     rows, met = [], [(j, came) for j, came in zip(places.all, counts.came, strict=True) if came[:, :, 0].any()]
     measured = parts(forest.record, forest.loss, [j for j, _ in met], leaves) if signed else [None] * len(met)
     for (junction, came), of_branches in zip(met, measured, strict=True):
@@ -157,13 +159,13 @@ def _table(
         whole, call = _branches(named.branches, came.sum(0)), junction.call
         if of_branches is not None:
             whole = tuple(replace(b, norm=n, along=a) for b, (n, a) in zip(whole, of_branches, strict=True))
-        paths = float(came[:, :, 0].sum())
+        paths, weight = came.sum((0, 1)).tolist()
         operator = "heads" if junction.heads else call.base.strip("_")
         where = named.home, operator, named.fork, call.index, call.source
-        rows.append(Join(*where, paths, paths / total, whole, named.modules, each))
+        rows.append(Join(*where, paths, paths / total, whole, named.modules, each, named.near, weight))
     examples = forest.labels.count if forest.labels is not None else 1
     named = tuple(str(v.name) for v in leaves)
-    return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves))
+    return JoinTable(forest.kind, named, tuple(rows), total, examples, len(forest.record.leaves), weight_of_all)
 
 
 def _branches(names: Sequence[str], came: np.ndarray) -> tuple[Branch, ...]:

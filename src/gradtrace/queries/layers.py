@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..backward.best import Strongest
 from ..backward.elements import Elements
 from ..backward.several import gradings, quick
 from ..backward.walk import walk
-from ..backward.watched import EdgeKey, Key, Watched
-from ..kernels import native
+from ..backward.watched import EdgeKey, Key, watch_strongest
 from ..kernels.shared_exponent import OutOfRange, Plane, Spikes
 from ..recording.record import Call, Record, Value
 from ..semirings import Entropy
@@ -257,14 +255,8 @@ def _walk_strongest(record: Record, loss: Value, seen: _Seen, values: set[int], 
             log2 = Max.carrier.log2(g.g)
             seen.live[key], seen.top[key] = int((log2 > -math.inf).sum()), _largest(log2)
 
-    if native.available():
-        try:
-            walk(record, loss, Watched(Strongest(record.precision(loss), loss, None), plane, values, edges))
-        except OutOfRange:
-            seen.range.append(math.inf)
-        else:
-            return
-    walk(record, loss, Watched(Elements(Max.carrier, None), element, values, edges))
+    if watch_strongest(record, loss, plane, element, values, edges):
+        seen.range.append(math.inf)
 
 
 def _note(seen: _Seen, key: Key, live: int, top: float, exponent: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .findings import Finding, dead_shares, earliest, findings
+from ..recording.components import select_leaves
+from .findings import Finding, counted, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
 from .joins import JoinTable, Places, joins_of
+from .lost import of_dead, of_vanished
 from .markup import list_of
 
 LINES, WIDTH = 10, 80
@@ -35,10 +38,12 @@ class Summary:
 
     def __str__(self) -> str:
         group = group_named(self.early.of, self.early.of_all, shorten=True)
-        title = f"loss {self.loss:.4g}; {self.early.kind} paths from {group}, {self.early.paths:,.0f} of them:"
+        what, paths = counted(self.early), f"{self.early.paths:,.0f}"
+        title = f"loss {self.loss:.4g}; {self.early.kind} paths from {group}, {paths} of them, {what} that has one:"
         lines = textwrap.wrap(title, WIDTH)
         for finding in self.findings:
-            text = finding.text.replace(f" of the paths from {group}", "").replace(f"he paths from {group}", "hey")
+            text = finding.text.replace(f" ({what})", "").replace(f" of the paths from {group}", "")
+            text = re.sub(f"^The paths from {re.escape(group)} ", "They ", text)
             more = textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
             if len(lines) + len(more) <= LINES:
                 lines += more
@@ -68,4 +73,5 @@ def summarise(
     dead, places = dead_shares(forest), places or Places(forest.record, forest.loss)
     groups = earliest(forest, dead) if of is None else of, "*"
     early, whole = joins_of(forest, groups, by_example=by_example, places=places)
-    return Summary(findings(early, whole, dead), early, whole, dead, loss)
+    lost = [*of_dead(forest, dead), *of_vanished(forest, select_leaves(forest.record, early.of))]
+    return Summary(findings(early, whole, lost), early, whole, dead, loss)

@@ -75,6 +75,18 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
     return Given(relative.reshape(len(log2), -1), live.reshape(len(log2), -1), 0.0 if top == -math.inf else top)
 
 
+def live_scalars(forest: Forest, leaf: Value) -> Tensor | None:
+    """Tell which scalars of a leaf have a path to the loss, in any row; None where nothing leads from it there."""
+    given = None if leaf is forest.loss else given_by(forest, leaf)
+    return None if given is None else ((given.weight != 0) if given.live is None else given.live.bool()).any(0)
+
+
+def has_path(forest: Forest, leaf: Value) -> bool:
+    """Tell whether a path leads to the loss from any scalar of a leaf."""
+    live = live_scalars(forest, leaf)
+    return live is not None and bool(live.any())
+
+
 class Stream(Protocol):
     """Units of some groups, on their way."""
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -19,27 +19,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..backward.nan_backwards import Gradients, gradients
 from ..backward.several import ask
+from ..backward.watched import Key, watch_strongest
 from ..jacobians import rules
 from ..kernels.reference import carried
+from ..kernels.shared_exponent import Plane, Spikes
 from ..recording.autograd_functions import CustomFunction
 from ..recording.components import names_listed
 from ..recording.layouts import unravelled
 from ..recording.record import Call, Cut, Record, Value
 from ..recording.replay import replay
-from ..semirings.base import AbsSum, Sum
+from ..semirings.base import AbsSum, Max, Sum
 from .forest import Forest
 from .paths import follow
+from .units import has_path
+from .zeros import of_zero
 
 CAUSES = ("frozen", "not a leaf", "unused", "cut", "result unused", "nan", "zero", "cancelled", "vanished", "healthy")
 NOISE = 64  # roundings of the absolute terms, below which a sum of them is noise
 FAINT = 20.0  # powers of 2 below the largest gradient of all parameters
-FLAT = {"floor", "ceil", "round", "sign", "sgn", "trunc", "fix", "heaviside", "bernoulli"}
-MULTIPLYING = {"mul", "div", "mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot"}
-MULTIPLYING |= {"linear", "convolution", "_convolution", "addcmul", "addcdiv", "prod", "lerp"}
-OFF = {"relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max", "hardsigmoid", "hardswish"}
-SATURATING = {"sigmoid", "tanh", "_softmax", "_safe_softmax", "_log_softmax", "erf", "elu", "celu", "gelu"}
-CHOOSING = {"index", "embedding", "gather", "select", "slice", "max", "min", "amax", "amin", "topk", "sort"}
-CHOOSING |= {"index_select", "where", "masked_fill", "max_pool2d_with_indices", "maximum", "minimum", "fmax", "fmin"}
 INDICES = {"max", "min", "sort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"}  # with values
 SHOWN = 4
 
@@ -123,11 +120,30 @@ class Reasons:
         return {str(v.name): _largest(found[v.id]) for v in leaves if v.id in found}
 
     def live(self, value: Value) -> bool:
-        """Tell whether a path of non-zero weight leads from any scalar of a value to the loss."""
+        """Tell whether a path of non-zero weight leads to the loss from any scalar of a leaf, or of what is dead.
+
+        It tells so of what is computed from dead leaves, too.
+        """
         if value is self.loss:
             return True
-        log2 = self.forest.log2.get(value.id)
-        return log2 is not None and bool((log2 > -torch.inf).any())
+        return has_path(self.forest, value) if value.call is None else value.id in self._live
+
+    @cached_property
+    def _live(self) -> set[int]:
+        """Ids of values from which a path leads to the loss, of those that are computed from dead leaves."""
+        found = set[int]()
+
+        def plane(key: Key, g: Plane) -> None:
+            if bool((g.values if isinstance(g, Spikes) else g.data).any()):
+                found.add(cast("int", key))
+
+        def element(key: Key, g: Any) -> None:
+            if bool((Max.carrier.log2(g.g) > -math.inf).any()):
+                found.add(cast("int", key))
+
+        of_dead = self.record.after([v for v in self.record.leaves.values() if not has_path(self.forest, v)])
+        watch_strongest(self.record, self.loss, plane, element, of_dead, among=of_dead)
+        return found
 
     def reached(self, value: Value) -> bool:
         """Tell whether autograd takes the loss to be computed from a value."""
@@ -297,17 +313,21 @@ def _zero(reasons: Reasons, value: Value) -> Found | None:
         return None
     ways = _downstream(reasons, value, lambda made: not reasons.live(made))
     sick = [(here, call) for here, call in ways if any(v is not None and reasons.live(v) for v in call.outputs)]
-    where = _unique(call.where for _, call in sick)
-    if sick and all(_unanswered(here, call) for here, call in sick):
+    if sick and all(unanswered(here, call) for here, call in sick):
         names = names_listed(dict.fromkeys(call.name for _, call in sick))
-        return "cut", f"the backward of {names} gives None for it", where
-    said = [_of_zero(reasons, here, call) for here, call in sick]
+        return "cut", f"the backward of {names} gives None for it", _unique(call.where for _, call in sick)
+    zeros = [of_zero(here, call) for here, call in sick]
+    said, origins = [zero.said for zero in zeros], [z.origin.where for z in zeros if isinstance(z.origin, Call)]
     lost = _lost(reasons, [value, *(v for _, call in ways for v in call.outputs if v is not None)])
     said += [f"{call.base} overwrites it" for call in lost]
-    return "zero", "; ".join(dict.fromkeys(said)), _unique((*where, *(call.where for call in lost)))
+    return (
+        "zero",
+        "; ".join(dict.fromkeys(said)),
+        _unique((*origins, *(c.where for _, c in sick), *(c.where for c in lost))),
+    )
 
 
-def _unanswered(here: Value, call: Call) -> bool:
+def unanswered(here: Value, call: Call) -> bool:
     """Tell whether a custom function's backward gives None for an argument."""
     if not isinstance(call.op, CustomFunction):
         return False
@@ -324,45 +344,6 @@ def _lost(reasons: Reasons, values: Sequence[Value]) -> list[Call]:
             seen.update(v.id for v in made)
             waiting += made
     return [call for value, call in reasons.record.overwritten if value.id in seen and call.index in reasons.used]
-
-
-def _of_zero(reasons: Reasons, here: Value, call: Call) -> str:
-    """Say why the derivative of a call towards one of its arguments is 0."""
-    base = call.base
-    if not here.numel:
-        return f"{base} is of no numbers at all: {here} is empty"
-    if base in MULTIPLYING and (nought := _nought(here, call)):
-        return f"{base} multiplies it by {nought}"
-    if base in FLAT:
-        return f"the derivative of {base} is 0 everywhere"
-    if base in OFF:
-        return f"{base} is off: all of its arguments are where it is constant"
-    if "softmax" in base and here.shape and here.shape[int(call.args[1])] == 1:
-        return f"{base} over one element is constant"
-    if base in SATURATING:
-        return f"{base} is saturated: its derivative is 0 in this precision"
-    if base in CHOOSING:
-        return f"{base} chooses none of the scalars that have a path"
-    return f"the derivative of {base} is 0 for all of its scalars"
-
-
-def _nought(here: Value, call: Call) -> str | None:
-    """Name the factor of a product that is 0."""
-    first = 1 if call.base.startswith(("add", "_add", "baddbmm")) else 0  # what is added is no factor
-    for given in call.inputs[first:]:
-        if given.value is not here and given.dtype.is_floating_point and not given.tensor().count_nonzero():
-            return f"{'a tensor' if given.value is None else _source(given.value)}, which is 0 everywhere"
-    return "the number 0" if any(type(a) in (int, float) and a == 0 for a in call.args) else None
-
-
-def _source(value: Value) -> str:
-    """Name a value by the parameter that it is a view of, if it is."""
-    while value.name is None and value.call is not None and len(value.call.inputs) == 1:
-        before = value.call.inputs[0].value
-        if before is None or not getattr(value.call.op, "is_view", False):
-            break
-        value = before
-    return str(value)
 
 
 def _cancelled(reasons: Reasons, value: Value) -> Found | None:

@@ -317,7 +317,7 @@ def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
         "grids": [
             {
                 "pattern": grid.pattern,
-                "operator": grid.operator,
+                "operator": grid.title,
                 "modules": any(join.modules for join in grid.joins),
                 "branches": list(grid.branches),
                 "labels": labels_of(grid.joins),
