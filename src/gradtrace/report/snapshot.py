@@ -44,6 +44,7 @@ MOST_COMPONENTS = 40
 ALL = "*"
 AT_ONCE = 200  # paths that are read before somebody looks whether there is room for more
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
+MOST_OWN = 40_000  # ribbons of single examples' flows: 0.4 MB; the groups that have no room show the flow of all
 
 
 class Traced(Answerable, Protocol):
@@ -217,15 +218,17 @@ def take(trace: Traced, question: Question) -> Taken:
     joined, tabled = (
         _joined(trace, forests, [*groups.values()], question.joins, bool(examples)) if question.joins else ({}, [])
     )
+    flowing = {kind: flows_of(forest, groups, by_example=bool(examples)) for kind, forest in forests.items()}
     if examples:
-        joined["examples"] = [_of_example(n, tables, tabled, joined["joins"], question) for n in examples]
+        own = _own_flows(flowing, len(examples))
+        joined["examples"] = [_of_example(n, tables, tabled, question) | {"flows": own[n]} for n in examples]
     return Taken(
         trace.loss,
         tuple(groups),
         tuple(record.leaves),
         tables,
-        {kind: flows_of(forest, groups) for kind, forest in forests.items()},
-        {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+        flowing,
+        {kind: paths_of(forest, question, forests, groups) for kind, forest in forests.items()},
         joined,
     )
 
@@ -342,7 +345,6 @@ def _of_example(
     number: int,
     tables: Mapping[str, Sequence[InfluenceTable]],
     joined: Sequence[JoinTable],
-    written: Sequence[Mapping[str, Any]],
     question: Question,
 ) -> dict[str, Any]:
     """Give one example's numbers in the order in which those of all stand: shares of influence, and of joins."""
@@ -353,6 +355,23 @@ def _of_example(
         "influence": [[*map(_share, (r.share, r.weighted_share, r.dead_share))] for r in rows],
         "joins": [_came(table, number) for table in joined],
     }
+
+
+def _own_flows(flowing: Mapping[str, Sequence[tuple[Flow, Flow]]], examples: int) -> list[list[dict[str, Any]]]:
+    """Give by example its flows in the order in which those of all stand: along their ribbons, while there is room."""
+    out: list[list[dict[str, Any]]] = [[] for _ in range(examples)]
+    room = MOST_OWN
+    for plain, heavy in (pair for pairs in flowing.values() for pair in pairs):
+        room -= len(plain.edges) * examples
+        for own, count, weight in zip(out, plain.by_example, heavy.by_example, strict=True):
+            found: dict[str, Any] = {"total": count.total, "weight": weight.total}
+            if room >= 0:
+                paths, weights = ({(e.source, e.target): e.paths for e in f.edges} for f in (count, weight))
+                ends = [(e.source, e.target) for e in plain.edges]
+                found["paths"] = [_whole(paths.get(end, 0)) for end in ends]
+                found["weights"] = [_whole(float(f"{weights.get(end, 0):.4g}")) for end in ends]
+            own.append(found)
+    return out
 
 
 def _came(table: JoinTable, number: int) -> list[list[list[Any]]]:
@@ -375,9 +394,12 @@ def is_apart(record: Record, question: Question) -> bool:
     return record.examples is not None if question.per_example is None else question.per_example
 
 
-def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[tuple[Flow, Flow]]:
+def flows_of(
+    forest: Forest, groups: Mapping[str, str | Sequence[str]], *, by_example: bool = False
+) -> list[tuple[Flow, Flow]]:
     """Give the flow of each group, counted and weighted."""
-    found = flows(forest, [Asked(of, weighted) for of in groups.values() for weighted in (False, True)])
+    asked = [Asked(of, weighted) for of in groups.values() for weighted in (False, True)]
+    found = flows(forest, asked, by_example=by_example)
     return [*zip(found[::2], found[1::2], strict=True)]
 
 
@@ -404,14 +426,23 @@ def _rounded(number: float) -> float:
     return float(f"{number:.10g}")
 
 
-def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) -> dict[str, Any]:
+def paths_of(
+    forest: Forest,
+    question: Question,
+    forests: Mapping[str, Forest],
+    groups: Mapping[str, str | Sequence[str]],
+) -> dict[str, Any]:
     """Give the paths of the strongest scalars, and of others while there is room; for every kind the same scalars."""
     leaves = select_leaves(forest.record, question.only)
     guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
     found = [(n, flat, None) for _, n, flat in strongest(guide, leaves, question.paths)]
     found += [(n, flat, None) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
+    number = {leaf.id: n for n, leaf in enumerate(leaves)}
+    members = [[v for v in select_leaves(forest.record, of) if v.id in number] for of in groups.values()]
     for example in range(_examples(guide, question)):
         found += [(n, flat, example) for _, n, flat in strongest(guide, leaves, question.paths, example)]
+        for own in members:
+            found += [(number[own[n].id], at, example) for _, n, at in strongest(guide, own, question.each, example)]
     share = question.cover // max(1, len(leaves))
     spread = [[(n, at, None) for at in of_all_strengths(guide, leaf, share)] for n, leaf in enumerate(leaves)]
     found += [one for rank in zip_longest(*spread) for one in rank if one is not None]
@@ -429,9 +460,9 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
 
 
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
-    """Group parameters by the parts into which their names fall, and all of them together.
+    """Group parameters by the parts into which their names fall, in the order in which the program uses them.
 
-    The earliest come first, since their paths have the most to choose from; most of all parameters have little.
+    All of them together come last: their paths have the least to choose from.
     """
     leaves = list(record.leaves.values())
     tree = parameter_tree(leaves)
@@ -446,17 +477,16 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
         first = {n: min(used.get(leaves[i].id, len(record.calls)) for i in tree.items(n)) for n in shown}
         for number in sorted(shown, key=first.__getitem__):
             groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
-    everything = {"all parameters": "*"}
-    return groups | everything if any(tree.nodes[n].kind == "parameters" for n in shown) else everything | groups
+    return groups | {"all parameters": "*"}
 
 
 def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
-    """Put in front of the groups the parameters of which the headline speaks, by the name that they have there."""
+    """Put in front of the groups the parameters of which the headline speaks, where they are none of the groups."""
     names, groups = earliest(forest, dead_shares(forest)), default_groups(forest.record)
-    members = {name: {str(v.name) for v in select_leaves(forest.record, of)} for name, of in groups.items()}
-    same = next((name for name, of in members.items() if of == set(names)), None)
-    name = group_named(names, len(forest.record.leaves), shorten=True) if same is None else same
-    return {name: names if same is None else groups[same]} | groups
+    members = [{str(v.name) for v in select_leaves(forest.record, of)} for of in groups.values()]
+    if set(names) in members:
+        return groups
+    return {group_named(names, len(forest.record.leaves), shorten=True): names} | groups
 
 
 def default_components(trace: Traced) -> list[str]:
