@@ -154,7 +154,9 @@ def test_each_example_has_its_own_flow(gpt2, taken):
             assert summed == pytest.approx(flow[key], rel=near)
     # what an example sends on its own is what it sends traced alone
     at = next(n for n, f in enumerate(seen["flows"]) if (f["of"], f["kind"]) == ("transformer.h.3", "best"))
-    live = sum(int((forest.winners[v.id][1] != -1).sum()) for v in select_leaves(forest.record, groups["transformer.h.3"]))
+    live = sum(
+        int((forest.winners[v.id][1] != -1).sum()) for v in select_leaves(forest.record, groups["transformer.h.3"])
+    )
     assert seen["examples"][1]["flows"][at]["total"] == live
 
 

@@ -6,6 +6,7 @@ changes. Numbers mean what `Trace.flow`, `Trace.influence` and `Trace.path` say;
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,12 @@ class Traced(Answerable, Protocol):
         """Tabulate what the traces of a group of parameters cross."""
         ...
 
+    def joins(
+        self, of: str | Sequence[str] = ..., *, kind: str = ..., per_example: bool | None = ..., signed: bool = ...
+    ) -> JoinTable:
+        """Tabulate the places where branches come together again."""
+        ...
+
 
 @dataclass(frozen=True)
 class Question:
@@ -87,6 +94,8 @@ class Question:
         cover: how many scalars more, of all parameters and of all strengths, as far as there is room.
         examples: up to how many examples have their own shares, and their own strongest paths; with more of them in the
             batch none has.
+        signed: tell of each branch its part of the gradient, too, at the joins of the earliest parameters; takes a walk
+            or more for each of them.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -101,6 +110,7 @@ class Question:
     joins: int = 300
     cover: int = 1000
     examples: int = 16
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -216,7 +226,7 @@ def take(trace: Traced, question: Question) -> Taken:
     tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
     examples = range(_examples(next(iter(forests.values())), question))
     joined, tabled = (
-        _joined(trace, forests, [*groups.values()], question.joins, bool(examples)) if question.joins else ({}, [])
+        _joined(trace, forests, [*groups.values()], question, bool(examples)) if question.joins else ({}, [])
     )
     flowing = {kind: flows_of(forest, groups, by_example=bool(examples)) for kind, forest in forests.items()}
     if examples:
@@ -281,7 +291,11 @@ def written(taken: Taken) -> dict[str, Any]:
 
 
 def _joined(
-    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int, by_example: bool
+    trace: Traced,
+    forests: Mapping[str, Forest],
+    groups: Sequence[str | Sequence[str]],
+    question: Question,
+    by_example: bool,
 ) -> tuple[dict[str, Any], list[JoinTable]]:
     """Give what stands out, by the first kind of trace, and the joins that it is read off, written and as they are."""
     whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
@@ -289,7 +303,13 @@ def _joined(
     places = Places(trace.tape.record, trace.root)
     said = {k: summarise(forest, trace.loss, of, places, by_example=by_example) for k, forest in forests.items()}
     tables = [(name, table) for s in said.values() for name, table in (("early", s.early), ("all", s.whole))]
-    kept = [_foremost(table, most) for _, table in tables]
+    kept = [_foremost(table, question.joins) for _, table in tables]
+    if question.signed:
+        early = next(iter(said.values())).early
+        measured = trace.joins(
+            early.of, kind=early.kind, per_example=is_apart(trace.tape.record, question), signed=True
+        )
+        kept = [_with_parts(k, measured) if k.of == measured.of else k for k in kept]
     return {
         "findings": [_finding(f) for f in next(iter(said.values())).findings],
         "joins": [_joins(name, whole, shown) for (name, whole), shown in zip(tables, kept, strict=True)],
@@ -299,6 +319,17 @@ def _joined(
 def _finding(finding: Finding) -> dict[str, Any]:
     keys = ("kind", "text", "figure", "paths", "strength")
     return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
+
+
+def _with_parts(table: JoinTable, measured: JoinTable) -> JoinTable:
+    """Put into a table what parts of the gradient another one of the same parameters measured."""
+    known = {(join.call, join.operator): join.branches for join in measured.rows}
+    rows = []
+    for join in table.rows:
+        found = known.get((join.call, join.operator), join.branches)
+        branches = (replace(own, along=part.along) for own, part in zip(join.branches, found, strict=True))
+        rows.append(replace(join, branches=tuple(branches)))
+    return replace(table, rows=tuple(rows))
 
 
 def _foremost(table: JoinTable, most: int) -> JoinTable:
@@ -331,7 +362,7 @@ def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
                         "source": sources[join.source],
                         "paths": join.paths,
                         "share": join.share,
-                        "branches": {b.name: [b.paths, b.share, b.weighted_share] for b in join.branches},
+                        "branches": {b.name: _figures(b) for b in join.branches},
                     }
                     for join in grid.joins
                 ],
@@ -339,6 +370,11 @@ def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
             for grid in shown.grids()
         ],
     }
+
+
+def _figures(branch: Branch) -> list[Any]:
+    own = [branch.paths, branch.share, branch.weighted_share]
+    return own if math.isnan(branch.along) else [*own, _share(branch.along)]
 
 
 def _of_example(
