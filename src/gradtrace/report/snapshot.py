@@ -45,7 +45,7 @@ MOST_COMPONENTS = 40
 ALL = "*"
 AT_ONCE = 200  # paths that are read before somebody looks whether there is room for more
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
-MOST_OWN = 40_000  # ribbons of single examples' flows: 0.4 MB; the groups that have no room show the flow of all
+MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
 
 
 class Traced(Answerable, Protocol):

@@ -51,7 +51,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
     const focus = document.activeElement?.getAttribute("data-id");
     const flow = flowNow(data, store);
     const heavy = weighted(store);
-    whose.replaceChildren(...[whoseLine(data, store, flow?.own)].filter((line) => line !== null));
+    whose.replaceChildren(...[whoseLine(data, store, flow?.own ?? false)].filter((line) => line !== null));
     if (!flow) {
       totals.textContent = "";
       details.replaceChildren(el("summary", {}, "Ribbons as a table"));
@@ -140,8 +140,8 @@ function tellApart(nodes: CutNode[]): void {
   for (const alike of same.values()) {
     if (alike.length < 2) continue;
     [...alike].sort((a, b) => a.number - b.number).forEach((node, i) => {
-      node.name = `${node.name || node.label} (${i + 1})`;
-      node.label = `${node.label} (${i + 1})`;
+      node.name = `${node.name || node.label} ${i + 1}`;
+      node.label = `${node.label} ${i + 1}`;
     });
   }
 }

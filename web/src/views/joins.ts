@@ -117,12 +117,12 @@ function weight(grid: JoinGrid): number {
 type Before = ReturnType<typeof joinsIn>;
 
 function gridTable(grid: JoinGrid, measure: Measure, before: Snapshot | undefined, was: Before): HTMLElement {
-  const head = el("tr", {}, el("th", { scope: "col" }, "join"), el("th", { scope: "col" }, "paths"), ...grid.branches.map((b) => el("th", { scope: "col" }, b)));
+  const head = el("tr", {}, el("th", { scope: "col" }, "join"), el("th", { scope: "col" }, "paths"), ...grid.branches.map((b) => el("th", { scope: "col" }, ...breakable(b))));
   const rows = grid.joins.map((join, n) =>
     el(
       "tr",
       { class: join.share !== null && join.share < FEW ? "few" : null },
-      el("th", { scope: "row", title: join.source }, grid.labels[n]),
+      el("th", { scope: "row", title: join.source }, ...breakable(grid.labels[n])),
       el("td", {}, join.share === null ? count(join.paths) : percent(join.share)),
       ...grid.branches.map((b) => cell(grid, n, b, measure, before, was)),
     ),
@@ -131,6 +131,11 @@ function gridTable(grid: JoinGrid, measure: Measure, before: Snapshot | undefine
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Join grid: ${grid.operator} in ${grid.pattern}` });
   holder.append(el("table", { class: "joins" }, caption, el("thead", {}, head), el("tbody", {}, ...rows)));
   return holder;
+}
+
+/** A dotted name that may break after its dots. */
+function breakable(name: string): (string | Node)[] {
+  return name.split(/(?<=\.)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 }
 
 function captionOf(grid: JoinGrid): string {

@@ -136,8 +136,15 @@ function entry(data: ReportDocument, store: Store, paths: PathTable, i: number):
     tokenOf(paths, i),
     el("span", { class: "number" }, powerOf(paths.starts.log2![i])),
   );
-  choose.addEventListener("click", () => store.set({ path: { leaf, index } }));
+  choose.addEventListener("click", () => store.set({ path: { leaf, index }, group: groupOf(data, store, leaf) }));
   return el("li", {}, choose);
+}
+
+/** The group that a chosen path is of: the one that shows, if it is of that, so that the flow lights it up. */
+function groupOf(data: ReportDocument, store: Store, leaf: number): string {
+  const { flows } = momentNow(data, store);
+  const own = flows.filter((f) => f.kind === store.now.kind && leavesOf(f).has(leaf)).map((f) => f.of);
+  return own.includes(store.now.group) || !own.length ? store.now.group : own[0];
 }
 
 /** The word at which a path begins, where there are words. */
