@@ -50,10 +50,10 @@ function whatPathsAre(data: ReportDocument): HTMLElement {
   const rows = data.snapshots.flatMap((s) => s.influence);
   const kinds = new Set(data.snapshots.flatMap((s) => s.flows.map((f) => f.kind)));
   const each = rows.some((r) => r.examples > 1) ? " and each example" : "";
-  const greedy = "greedy goes from each step on to where |local derivative × gradient| is largest";
-  const best = "best is the one way whose product of local derivatives is largest";
-  const which = kinds.size > 1 ? `Greedy or best: ${greedy}; ${best}.` : kinds.has("best") ? `Best: ${best.slice(8)} of all.` : `Greedy: ${greedy.slice(7)}. It need not be the strongest way.`;
-  const text = `A path here is one way from a scalar of a parameter to the loss, and one is followed for each scalar${each}. ${which} The gradient is the sum over all ways, of which most are not followed.`;
+  const greedy = "the greedy one, which goes from each step on to where |local derivative × gradient| is largest";
+  const best = "the best one, whose product of local derivatives is the largest of all";
+  const which = kinds.size > 1 ? `${greedy}, or ${best}, as “Traces” says` : kinds.has("best") ? best : `${greedy}, and need not be the strongest`;
+  const text = `A path here is one way from a scalar of a parameter to the loss, and one is followed for each scalar${each}: ${which}. The gradient is the sum over all ways, of which most are not followed.`;
   return el("p", { class: "what" }, ...glossed(text));
 }
 

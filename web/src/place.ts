@@ -32,7 +32,7 @@ interface Piece {
 }
 
 const NODE = 12;
-const PADDING = 26;
+const PADDING = 34; // a part's name and figure, and the least that is seen of the part above
 const TOP = 26;
 
 export function place(cut: Cut, weigh: (link: CutLink) => number, room: number): Placed {

@@ -109,7 +109,7 @@ function nameParts(data: ReportDocument, cut: Folded, flow: FlowColumns, store: 
   }
   for (const node of cut.nodes.flatMap((n) => [n, ...(n.members ?? [])])) {
     if (node.tree !== "modules" || node.kind === "module" || node.members) continue;
-    const [found, home, own] = [inside.get(node.number), moduleAbove(data, node.number), node.label];
+    const [found, home, own] = [inside.get(node.number), moduleAbove(data, node.number), node.label.replace(/_$/, "")];
     if (node.kind === "operator" || node.kind === "operators") node.name = `${home} ${own}`.trim();
     if (!found) {
       if (node.kind === "operator") node.label = `${tail(home)} ${own}`.trim();
@@ -206,10 +206,10 @@ function layersField(data: ReportDocument, store: Store): HTMLElement[] {
 function totalsOf(data: ReportDocument, store: Store, flow: FlowColumns): string {
   const { step } = data.snapshots[store.now.snapshot];
   const { path } = store.now;
-  const elsewhere = path && !leavesOf(flow).has(path.leaf) && flow.total > 0;
+  const elsewhere = path !== null && !leavesOf(flow).has(path.leaf) && flow.total > 0;
   const said = [
     `${count(flow.total)} ${flow.kind} paths${flow.own ? ` of example ${store.now.example}` : store.now.example === null ? "" : " of all examples"} reach the loss${step === null ? "" : ` at step ${step}`}.`,
-    `Widths and percentages are of ${weighted(store) ? "the paths’ weight" : "the number of paths"}${store.now.measure === "along" ? ": parts of the gradient are known of joins only" : ""}.`,
+    !flow.total ? "" : `Widths and percentages are of ${weighted(store) ? "the paths’ weight" : "the number of paths"}${store.now.measure === "along" ? ": parts of the gradient are known of joins only" : ""}.`,
     elsewhere ? `The chosen path, from ${data.graph.parameters.name[path.leaf]}, is none of them.` : "",
   ];
   return said.filter(Boolean).join(" ");

@@ -160,7 +160,7 @@ function cell(grid: JoinGrid, n: number, branch: string, measure: Measure, befor
     `${percent(weighted)} of their weight`,
     ...(along === undefined ? [] : [`${percent(along)} of the gradient that comes in there, along the whole`]),
     ...linesBefore(before, then, value),
-    `${grid.operator} of what comes from ${join.fork}, ${join.source}`,
+    `the branches part after ${join.fork} and meet at ${grid.operator}, ${join.source}`,
   ]);
   return out;
 }
