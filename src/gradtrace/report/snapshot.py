@@ -498,7 +498,8 @@ def paths_of(
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
     """Group parameters by the parts into which their names fall, in the order in which the program uses them.
 
-    All of them together come last: their paths have the least to choose from.
+    All of them together come last, since most of their paths have little to choose from, or first where no names fall
+    into parts.
     """
     leaves = list(record.leaves.values())
     tree = parameter_tree(leaves)
@@ -513,7 +514,8 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
         first = {n: min(used.get(leaves[i].id, len(record.calls)) for i in tree.items(n)) for n in shown}
         for number in sorted(shown, key=first.__getitem__):
             groups[tree.nodes[number].name] = [str(leaves[i].name) for i in tree.items(number)]
-    return groups | {"all parameters": "*"}
+    everything = {"all parameters": "*"}
+    return groups | everything if any(tree.nodes[n].kind == "parameters" for n in shown) else everything | groups
 
 
 def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
