@@ -109,13 +109,15 @@ export function scaleOfShares(what: string, more: string): HTMLElement {
   return el("p", { class: "difference" }, `${what}: 0% `, ramp, ` 100% · ${more}`);
 }
 
-/** Say below what scrolls sideways that it does, where it does. */
-export function hinted(holder: HTMLElement): void {
-  const over = holder.scrollWidth > holder.clientWidth + 1;
-  const next = holder.nextElementSibling;
-  const hint = next?.classList.contains("hint") ? next : null;
-  if (over && !hint) holder.after(el("p", { class: "hint" }, "scroll sideways for more →"));
-  if (!over) hint?.remove();
+/** Say below what scrolls sideways that it does, where it does. All are measured before anything moves. */
+export function hinted(...holders: HTMLElement[]): void {
+  const over = holders.map((holder) => holder.scrollWidth > holder.clientWidth + 1);
+  holders.forEach((holder, i) => {
+    const next = holder.nextElementSibling;
+    const hint = next?.classList.contains("hint") ? next : null;
+    if (over[i] && !hint) holder.after(el("p", { class: "hint" }, "scroll sideways for more →"));
+    if (!over[i]) hint?.remove();
+  });
 }
 
 const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });

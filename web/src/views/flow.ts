@@ -108,6 +108,7 @@ function nameParts(data: ReportDocument, cut: Folded, flow: FlowColumns, store: 
     inside.set(at, [...new Set([...(inside.get(at) ?? []), label])]);
   }
   for (const node of cut.nodes.flatMap((n) => [n, ...(n.members ?? [])])) {
+    if (node.tree === "modules" && node.kind === "module" && !node.members && node.name.length <= WHOLE) node.label = node.name;
     if (node.tree !== "modules" || node.kind === "module" || node.members) continue;
     const [found, home, own] = [inside.get(node.number), moduleAbove(data, node.number), node.label.replace(/_$/, "")];
     if (node.kind === "operator" || node.kind === "operators") node.name = `${home} ${own}`.trim();
@@ -154,6 +155,7 @@ function endsOf(run: { members: CutNode[] }): [string, string] {
 }
 
 const SHORT = 14;
+const WHOLE = 12; // letters of a module's name that stand as they are, so that an opened part shows what it is in
 
 /** The end of a dotted name that is long. */
 function tail(name: string): string {

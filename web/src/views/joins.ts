@@ -51,7 +51,7 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
       ...(shown.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
       ...(found ? shown.map((grid) => gridTable(grid, measure, before, joinsIn(before, found))) : []),
     );
-    for (const part of holder.querySelectorAll<HTMLElement>(".scroll")) hinted(part);
+    hinted(...holder.querySelectorAll<HTMLElement>(".scroll"));
     if (more > 0) {
       const button = el("button", { type: "button", class: "plain more" }, `${more} more`);
       button.addEventListener("click", () => ((all = true), draw()));
@@ -61,7 +61,7 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
   const names = [...new Set(data.snapshots.flatMap((s) => s.joins ?? []).map((t) => t.table))];
   controls.append(menu("Paths", names.map((n) => [n, TABLES[n] ?? n]), table, (name) => ((table = name), draw()), "joins-of"));
   body.append(holder);
-  addEventListener("resize", () => holder.querySelectorAll<HTMLElement>(".scroll").forEach(hinted));
+  addEventListener("resize", () => hinted(...holder.querySelectorAll<HTMLElement>(".scroll")));
   store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
   root.addEventListener("themechange", draw);
   return root;
