@@ -733,8 +733,9 @@ class Trace(_NotSaved):
             path: where to.
             title: what the page is called.
             question: fields of `gradtrace.report.snapshot.Question`: `groups` of parameters, `components`, `kinds`,
-                how many `paths`, the `tokens` of each example, batch × time, for a text model, and `semirings`, what
-                else to ask: "entropy", "graded" and "power:8" have a view each.
+                how many `paths`, the `tokens` of each example, batch × time, for a text model, `signed=True` for each
+                branch's part of the gradient, and `semirings`, what else to ask: "entropy", "graded" and "power:8"
+                have a view each.
 
         Returns:
             the path.

@@ -187,6 +187,7 @@ examples:
   gradtrace trace train.py:build --batches 10       average over ten batches
   gradtrace trace train.py:build --estimate         what time and memory that will take, first
   gradtrace trace train.py:build --check            prove the tape against autograd first
+  gradtrace trace train.py:build --signed           each branch's part of the gradient, too
   gradtrace trace train.py:build --semiring entropy,power:8,graded
   gradtrace trace my.package.train:build --of "embedding*" --components encoder,decoder
   gradtrace trace train.py:build --save step0.gradtrace       to ask later, and to compare
@@ -392,6 +393,7 @@ def _add_trace(commands: Any) -> None:
     )
     add("--estimate", action="store_true", help="say what time and memory questions will take, and ask none")
     add("--check", action="store_true", help="compare the tape's own gradient with autograd's first")
+    add("--signed", action="store_true", help="tell of each branch its part of the gradient, too: a walk for each join")
     add("--semiring", type=names_of, default=(), metavar="A,B,…", help="what else to ask, in one more pass: "
         + ", ".join(FORMS))  # fmt: skip
     add(
@@ -590,7 +592,9 @@ def how_to_resume(given: argparse.Namespace) -> str:
 
 def run_trace(given: argparse.Namespace) -> None:
     """Run `gradtrace trace`."""
-    question = Question(given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring)
+    question = Question(
+        given.components, given.of, given.kind, given.batches, given.paths, given.check, given.semiring, given.signed
+    )
     console = Console()
     if given.save is not None:
         file_of(given.save)  # or say so before anything is traced

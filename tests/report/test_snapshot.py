@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import GradtraceError
+from gradtrace.recording.components import select_leaves
+from gradtrace.report import snapshot as snapshots
 from gradtrace.report.fold import label_of, links_at
 from gradtrace.report.snapshot import (
     MOST_STEPS,
@@ -136,6 +138,36 @@ def test_each_example_has_the_traces_own_shares_and_paths(taken):
     starts = seen["paths"]["best"]["starts"]
     assert Counter(starts["example"])[0] >= 5
     assert Counter(starts["example"])[1] >= 5
+    assert max(Counter(zip(starts["leaf"], map(tuple, starts["index"]), starts["example"], strict=True)).values()) == 1
+
+
+def test_each_example_has_its_own_flow(gpt2, taken):
+    trace, _ = gpt2
+    _, _, seen = taken
+    forest, groups = trace.forest("best", per_example=True), default_groups(trace.tape.record)
+    for at, flow in enumerate(seen["flows"]):
+        each = [example["flows"][at] for example in seen["examples"]]
+        assert sum(own["total"] for own in each) == flow["total"]
+        assert sum(own["weight"] for own in each) == pytest.approx(flow["weight"])
+        for key, near in (("paths", 0), ("weights", 1e-3)):
+            summed = [sum(column) for column in zip(*(own[key] for own in each), strict=True)]
+            assert summed == pytest.approx(flow[key], rel=near)
+    # what an example sends on its own is what it sends traced alone
+    at = next(n for n, f in enumerate(seen["flows"]) if (f["of"], f["kind"]) == ("transformer.h.3", "best"))
+    live = sum(
+        int((forest.winners[v.id][1] != -1).sum()) for v in select_leaves(forest.record, groups["transformer.h.3"])
+    )
+    assert seen["examples"][1]["flows"][at]["total"] == live
+
+
+def test_own_flows_have_no_more_room_than_there_is(gpt2, monkeypatch):
+    trace, _ = gpt2
+    monkeypatch.setattr(snapshots, "MOST_OWN", 2 * len(trace.flow("*").edges))
+    seen = snapshot(trace, Question(kinds="best", cover=0))
+    own = seen["examples"][0]["flows"]
+    assert "paths" in own[0]
+    assert "paths" not in own[-1]
+    assert all(flow["total"] > 0 for flow in own)
 
 
 def test_paths_cover_parameters_and_strengths_as_far_as_there_is_room(gpt2):
@@ -152,7 +184,7 @@ def test_paths_cover_parameters_and_strengths_as_far_as_there_is_room(gpt2):
     assert max(own) == pytest.approx(float(every.max()), abs=1e-4)
     assert min(own) == pytest.approx(float(every.min()), abs=1e-4)
     asked = Question(kinds="best", cover=10**9, paths=0, each=0, examples=0)
-    full = paths_of(forest := trace.forest("best", per_example=True), asked, {"best": forest})
+    full = paths_of(forest := trace.forest("best", per_example=True), asked, {"best": forest}, {})
     assert len(full["steps"]["call"]) >= MOST_STEPS
     assert len(json.dumps(full, separators=(",", ":"))) < 2_000_000
 

@@ -51,7 +51,7 @@ def now(report) -> dict[str, Any]:
         "open": page.locator("#flow svg.flow").get_attribute("data-open"),
         "group": page.locator("#group").input_value(),
         "kind": page.locator("#kind").input_value(),
-        "width": page.locator("#width").input_value(),
+        "count": page.locator("#count").input_value(),
         "path": page.locator("#paths h3").text_content(),
     }
 
@@ -106,7 +106,7 @@ def test_every_state_has_an_address(gpt2_report, open_report):
     assert "#" not in page.url
     page.select_option("#kind", "best")
     page.select_option("#group", "transformer.h.3")
-    page.select_option("#width", "weights")
+    page.select_option("#count", "weighted_share")
     page.locator("#flow .part.opens.modules").first.locator("rect").click(force=True)
     page.locator("#paths .pathlist button").nth(1).click()
     there, address = now(report), page.url

@@ -2,6 +2,7 @@
 
 import type { ReportDocument } from "./data";
 import { examplesOf } from "./examples";
+import { measuresOf } from "./measures";
 import type { State, Store } from "./state";
 
 const numbers = (set: Set<number>) => [...set].sort((a, b) => a - b).join(".");
@@ -31,12 +32,13 @@ export function read(data: ReportDocument, hash: string): Partial<State> {
     example: one("example", (text) => (/^\d+$/.test(text) && Number(text) < examplesOf(data).length ? Number(text) : undefined)),
     kind: one("kind", among(flows.map((f) => f.kind))),
     group: one("of", among(flows.map((f) => f.of))),
-    weighted: one("width", (text) => text === "weights"),
-    measure: one("count", among(["share", "weighted_share"])),
+    measure: one("count", among(measuresOf(data))),
     open: one("open", nodes(data.graph.modules.parent.length)),
     openGroups: one("groups", nodes(data.graph.groups.parent.length)),
     unfolded: one("runs", nodes(data.graph.modules.parent.length)),
     path: one("path", (text) => pathOf(data, text)),
+    search: one("find", (text) => text),
+    at: one("at", (text) => text),
   };
   for (const [key, value] of Object.entries(values)) if (value !== undefined) Object.assign(out, { [key]: value });
   return out;
@@ -56,12 +58,13 @@ function written(data: ReportDocument, now: State, first: State): string {
     ["example", String(now.example ?? ""), now.example, first.example],
     ["kind", now.kind, now.kind, first.kind],
     ["of", now.group, now.group, first.group],
-    ["width", now.weighted ? "weights" : "paths", now.weighted, first.weighted],
     ["count", now.measure, now.measure, first.measure],
     ["open", numbers(now.open), numbers(now.open), numbers(first.open)],
     ["groups", numbers(now.openGroups), numbers(now.openGroups), numbers(first.openGroups)],
     ["runs", numbers(now.unfolded), numbers(now.unfolded), numbers(first.unfolded)],
     ["path", now.path ? [now.path.leaf, ...now.path.index.split(", ")].join(".") : "", JSON.stringify(now.path), JSON.stringify(first.path)],
+    ["find", now.search, now.search, first.search],
+    ["at", now.at, now.at, first.at],
   ];
   return new URLSearchParams(said.filter(([, , a, b]) => a !== b).map(([key, value]) => [key, value])).toString();
 }
@@ -78,6 +81,6 @@ export function follow(data: ReportDocument, store: Store): void {
       // a frame of a notebook has no address
     }
   };
-  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "measure", "open", "openGroups", "unfolded", "path"], tell);
+  store.watch(["snapshot", "against", "example", "kind", "group", "measure", "open", "openGroups", "unfolded", "path", "search", "at"], tell);
   addEventListener("hashchange", () => location.hash.includes("=") && location.reload());
 }

@@ -1,10 +1,8 @@
-// Cividis for strength and shares (Nuñez, Anderton and Renslow, 2018: even in lightness, the same to colour-blind eyes),
-// Okabe and Ito's colours for components.
+// Blue for strength and shares, further from the paper where there is more: a colour means the same on light paper and on
+// a dark screen, and to colour-blind eyes. Okabe and Ito's colours for components.
 
-const CIVIDIS = [
-  [0, 34, 78], [24, 54, 106], [56, 74, 108], [81, 93, 110], [104, 113, 115], [128, 133, 120], [153, 155, 119],
-  [179, 178, 110], [207, 202, 94], [234, 226, 70], [254, 232, 56],
-];
+const LIGHT = [[239, 243, 249], [158, 198, 226], [58, 124, 184], [8, 48, 107]];
+const DARK = [[34, 43, 54], [32, 82, 132], [84, 150, 210], [198, 228, 255]];
 const COMPONENTS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00", "#6f6f6f"];
 
 export function isDark(): boolean {
@@ -12,28 +10,29 @@ export function isDark(): boolean {
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-export function cividis(t: number): string {
-  const at = Math.max(0, Math.min(1, t)) * (CIVIDIS.length - 1);
-  const i = Math.min(Math.floor(at), CIVIDIS.length - 2);
-  const [a, b] = [CIVIDIS[i], CIVIDIS[i + 1]];
-  return `rgb(${a.map((c, k) => Math.round(c + (b[k] - c) * (at - i))).join(",")})`;
+function mixed(t: number): number[] {
+  const stops = isDark() ? DARK : LIGHT;
+  const at = Math.max(0, Math.min(1, t)) * (stops.length - 1);
+  const i = Math.min(Math.floor(at), stops.length - 2);
+  return stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (at - i)));
 }
 
-const EVEN = 0.4315; // of cividis, where white and black read equally well
-
-/** Whether white or black reads better on it: there both have a contrast of 4.58, and elsewhere one of them more. */
-export function inkOn(t: number): string {
-  return t < EVEN ? "#ffffff" : "#000000";
+/** The colour of a share. */
+export function shadeOf(share: number): string {
+  return `rgb(${mixed(share).join(",")})`;
 }
 
-/** The colour of a share in a cell, as a place in the scale. */
-export function placeOf(share: number): number {
-  return isDark() ? share : 0.96 - 0.96 * share;
+const EVEN = 0.179; // of luminance, where white and black read equally well, at a contrast of 4.58
+
+/** White or black, whichever reads better on a share's colour. */
+export function inkOn(share: number): string {
+  const [r, g, b] = mixed(share).map((c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b < EVEN ? "#ffffff" : "#000000";
 }
 
-/** Strength: strong is what stands out, dark on light paper and light on a dark screen. */
+/** Strength: the strongest stands out most. */
 export function strength(t: number): string {
-  return cividis(isDark() ? 0.18 + 0.82 * t : 0.92 - 0.92 * t);
+  return shadeOf(0.22 + 0.78 * t);
 }
 
 export function ofComponent(names: string[], name: string): string {

@@ -40,6 +40,7 @@ export interface FlowColumns {
   target: number[];
   paths: number[];
   weights: number[];
+  own?: boolean; // of one example alone, in this page's hands
 }
 
 export interface PathTable {
@@ -59,8 +60,11 @@ export interface JoinRow {
   source: string;
   paths: number;
   share: number | null; // of one example it is not told
-  branches: Record<string, [paths: number, share: number | null, weighted: number | null]>;
+  branches: Record<string, Shares>;
 }
+
+/** Of a branch: what comes by it, and how far its part of the gradient goes along the whole, if somebody asked. */
+export type Shares = [paths: number, share: number | null, weighted: number | null, along?: number | null];
 
 export interface JoinGrid {
   pattern: string;
@@ -85,7 +89,8 @@ export interface JoinTable {
 export interface Example {
   tokens: string[] | null;
   influence: [share: number | null, weighted: number | null, dead: number | null][];
-  joins: [paths: number, share: number | null, weighted: number | null][][][][];
+  joins: Shares[][][][];
+  flows?: { total: number; weight: number; paths?: number[]; weights?: number[] }[]; // without ribbons, where there was no room
 }
 
 export interface Snapshot {
@@ -95,6 +100,7 @@ export interface Snapshot {
   influence: InfluenceRow[];
   flows: FlowColumns[];
   paths: Record<string, PathTable>;
+  findings?: { kind: string; text: string; cells: { row: string }[] }[];
   joins?: JoinTable[]; // absent in older results
   examples?: Example[];
 }

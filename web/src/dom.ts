@@ -1,6 +1,6 @@
 // Elements, numbers and tooltips. Text is set as text, never as markup: names come from strangers' models.
 
-import { cividis, placeOf } from "./colours";
+import { shadeOf } from "./colours";
 
 export type Attributes = Record<string, string | number | boolean | null | undefined>;
 export type Child = Node | string | null | undefined;
@@ -66,6 +66,20 @@ export function power(log2: number | null | undefined): string {
   return `2^${log2.toFixed(2).replace("-", "−")}`;
 }
 
+/** A power of two in ordinary terms, however small. */
+export function plainly(log2: number | null | undefined): string {
+  if (log2 === null || log2 === undefined || !Number.isFinite(log2)) return "0";
+  const log10 = log2 * Math.LOG10E * Math.LN2;
+  if (Math.abs(log10) < 2) return `≈ ${Number((2 ** log2).toPrecision(2))}`;
+  const exponent = Math.floor(log10);
+  return `≈ ${(10 ** (log10 - exponent)).toFixed(1)}e${exponent}`.replace("-", "−");
+}
+
+/** A power of two, and in ordinary terms where it is pointed at. */
+export function powerOf(log2: number | null | undefined): HTMLElement {
+  return el("span", { title: plainly(log2) }, power(log2));
+}
+
 export function significant(number: number | null): string {
   return number === null ? "–" : Number(number.toPrecision(5)).toString().replace("-", "−");
 }
@@ -90,14 +104,32 @@ export function fitTo(name: string, room: number): string {
 const TENTHS = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1];
 
 /** What the colours of cells mean, in words and in colours. */
-export function scaleOfShares(inside = false): HTMLElement {
-  const ramp = el("span", { class: "ramp", "aria-hidden": "true" }, ...TENTHS.map((t) => el("span", { style: `background: ${cividis(placeOf(t))}` })));
-  return el("p", { class: "difference" }, "Share of paths: 0% ", ramp, " 100%", inside ? " · ○ parameters inside · – nothing to tell" : " · empty: no such branch there");
+export function scaleOfShares(what: string, more: string): HTMLElement {
+  const ramp = el("span", { class: "ramp", "aria-hidden": "true" }, ...TENTHS.map((t) => el("span", { style: `background: ${shadeOf(t)}` })));
+  return el("p", { class: "difference" }, `${what}: 0% `, ramp, ` 100% · ${more}`);
+}
+
+/** Say below what scrolls sideways that it does, where it does. All are measured before anything moves. */
+export function hinted(...holders: HTMLElement[]): void {
+  const over = holders.map((holder) => holder.scrollWidth > holder.clientWidth + 1);
+  holders.forEach((holder, i) => {
+    const next = holder.nextElementSibling;
+    const hint = next?.classList.contains("hint") ? next : null;
+    if (over[i] && !hint) holder.after(el("p", { class: "hint" }, "scroll sideways for more →"));
+    if (!over[i]) hint?.remove();
+  });
 }
 
 const tip = el("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });
 
-/** Show lines beside an element while it is pointed at or focused. */
+/** Where a text goes that must not cover the picture that it speaks of: under it, above it, or at the far end of the screen. */
+function besides(field: DOMRect, height: number, y: number): number {
+  if (field.bottom + height + 8 < innerHeight) return field.bottom + 4;
+  if (field.top - height - 8 > 0) return field.top - height - 4;
+  return y > innerHeight / 2 ? 8 : innerHeight - height - 8;
+}
+
+/** Show lines beside an element while it is pointed at or focused; of a part of a diagram, beside that. */
 export function explain(element: Element, lines: () => string[]): void {
   const show = (x: number, y: number) => {
     if (!tip.isConnected) document.body.append(tip);
@@ -105,7 +137,9 @@ export function explain(element: Element, lines: () => string[]): void {
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
-    tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18}px`;
+    const field = element.closest("svg.flow")?.getBoundingClientRect();
+    const near = y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18;
+    tip.style.top = `${field ? besides(field, box.height, y) : near}px`;
   };
   element.addEventListener("pointermove", (event) => show((event as PointerEvent).clientX, (event as PointerEvent).clientY));
   element.addEventListener("focus", () => {

@@ -2,21 +2,24 @@
 
 import { el, explain, type Child } from "./dom";
 
+const PATH = "One way from one scalar of a parameter to the loss, one local derivative a step. The gradient is the sum over all ways; this page follows one of them for each scalar and each example.";
+const BASIS = "Which directions the units of an activation stand for. Turn them, and turn the next weights back: the function and the gradient's size stay, the paths do not.";
+
 const WORDS: Record<string, string> = {
   scalar: "One number of a tensor: one weight of a parameter, one entry of an activation.",
   scalars: "The numbers of a tensor: the weights of a parameter, the entries of an activation.",
-  path: "A way from one parameter scalar to the loss, one local derivative a step. The gradient is the sum over all paths.",
-  paths: "Ways from one parameter scalar to the loss, one local derivative a step. The gradient is the sum over all of them.",
-  "best paths": "For each parameter scalar the path with the largest absolute product of local derivatives.",
+  path: PATH,
+  paths: PATH,
+  best: "Of all ways from a scalar to the loss the one whose absolute product of local derivatives is largest.",
   "local derivative": "How much one operator's output scalar moves with one of its inputs. A path multiplies them.",
   join: "A call at which branches come together again: an addition, a product of a gate, a concatenation, attention's heads.",
   branch: "One of the ways from where a value is read several times to where they meet again.",
   branches: "The ways from where a value is read several times to where they meet again.",
-  share: "Of the paths that exist, the part that crosses a component. Every path counts the same.",
-  "weighted share": "The same, each path counting as much as its absolute weight.",
+  share: "Of the paths that this page follows, the part that takes a branch or crosses a component: each counts as one, or as much as its weight, as “Count” says.",
   weight: "The absolute product of the local derivatives along a path.",
-  dead: "Without any path of non-zero weight to the loss: nothing trains it on this example.",
-  greedy: "Step by step along the largest |local derivative × gradient|, instead of the strongest whole path.",
+  dead: "Without any path of non-zero weight to the loss: nothing trains it on these examples.",
+  greedy: "From each step on to where |local derivative × gradient| is largest: along most of the gradient. It need not be the strongest single way.",
+  basis: BASIS,
 };
 const PATTERN = new RegExp(`\\b(${Object.keys(WORDS).sort((a, b) => b.length - a.length).join("|")})\\b`, "i");
 

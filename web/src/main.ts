@@ -7,8 +7,10 @@ import { openWherePathsPart } from "./cut";
 import { load, type ReportDocument } from "./data";
 import { isDark } from "./colours";
 import { button, el, menu } from "./dom";
-import { exampleMenu } from "./examples";
+import { exampleMenu, examplesOf } from "./examples";
+import { glossed } from "./glossary";
 import { callsOf, joinsOf } from "./lanes";
+import { countMenu } from "./measures";
 import { Store } from "./state";
 import { strongestOf } from "./walk";
 import { againstMenu, nameOf } from "./against";
@@ -20,7 +22,7 @@ import { gapView } from "./views/gap";
 import { influenceView } from "./views/influence";
 import { joinsView } from "./views/joins";
 import { lengthsView } from "./views/lengths";
-import { pathsView } from "./views/paths";
+import { pathsView, settled } from "./views/paths";
 import { provenanceView } from "./views/provenance";
 import { trainingView } from "./views/training";
 
@@ -33,13 +35,35 @@ function begin(data: ReportDocument): Store {
     example: null,
     kind: flow?.kind ?? "best",
     group: flow?.of ?? "",
-    weighted: false,
     measure: "share",
     open: openWherePathsPart(data.graph, flow, callsOf(joinsOf(data, last, flow))),
     openGroups: new Set(data.graph.groups.open),
     unfolded: new Set<number>(),
     path: strongestOf(data, last, flow, null),
+    search: "",
+    at: "",
   });
+}
+
+/** What a path is on this page, before anything is said of some. */
+function whatPathsAre(data: ReportDocument): HTMLElement {
+  const rows = data.snapshots.flatMap((s) => s.influence);
+  const kinds = new Set(data.snapshots.flatMap((s) => s.flows.map((f) => f.kind)));
+  const each = rows.some((r) => r.examples > 1) ? " and each example" : "";
+  const greedy = "the greedy one, which goes from each step on to where |local derivative × gradient| is largest";
+  const best = "the best one, whose product of local derivatives is the largest of all";
+  const which = kinds.size > 1 ? `${greedy}, or ${best}, as “Traces” says` : kinds.has("best") ? best : `${greedy}, and need not be the strongest`;
+  const text = `A path here is one way from a scalar of a parameter to the loss, and one is followed for each scalar${each}: ${which}. The gradient is the sum over all ways, of which most are not followed.`;
+  return el("p", { class: "what" }, ...glossed(text));
+}
+
+const FOLLOWS = ["joins", "flow", "influence", "paths", "provenance"]; // an example, or say that they don't
+
+function sayWhose(data: ReportDocument, store: Store, view: HTMLElement): void {
+  if (FOLLOWS.includes(view.id) || !examplesOf(data).length) return;
+  const line = el("p", { class: "whose", hidden: true }, "Of all examples.");
+  view.querySelector(".how")!.after(line);
+  store.watch(["example"], () => (line.hidden = store.now.example === null));
 }
 
 function slider(data: ReportDocument, store: Store): HTMLElement | null {
@@ -76,6 +100,7 @@ function bar(data: ReportDocument, store: Store, views: HTMLElement[]): HTMLElem
     slider(data, store),
     againstMenu(data, store),
     exampleMenu(data, store),
+    countMenu(data, store),
     ...(kinds.length > 1 ? [menu("Traces", kinds.map((k) => [k, names[k] ?? k]), store.now.kind, (kind) => store.set({ kind }), "kind")] : []),
     theme,
   );
@@ -116,6 +141,7 @@ function main(): void {
   const data = load();
   const app = document.getElementById("app")!;
   const store = begin(data);
+  store.settle = (now) => settled(data, store, now);
   follow(data, store);
   const makers = [joinsView, flowView, influenceView, changesView, pathsView, entropyView, lengthsView, gapView, trainingView, ablationView];
   const head = el("header", {}, el("h1", {}, data.title), el("div", { class: "headline" }, ...data.headline.map((s) => el("p", {}, s))), momentOfHeadline(data, store));
@@ -125,10 +151,11 @@ function main(): void {
   for (const make of makers) {
     const view = make(data, store);
     if (view) views.push(view);
+    if (view) sayWhose(data, store, view);
   }
   views.push(provenanceView(data));
   app.insertBefore(bar(data, store, views), content);
-  content.append(...views);
+  content.append(whatPathsAre(data), ...views);
   dispatchEvent(new Event("resize")); // now that there is room to measure
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(isDark() ? "dark" : "light"));
   printLight();

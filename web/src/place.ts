@@ -32,7 +32,7 @@ interface Piece {
 }
 
 const NODE = 12;
-const PADDING = 26;
+const PADDING = 34; // a part's name and figure, and the least that is seen of the part above
 const TOP = 26;
 
 export function place(cut: Cut, weigh: (link: CutLink) => number, room: number): Placed {
@@ -41,7 +41,7 @@ export function place(cut: Cut, weigh: (link: CutLink) => number, room: number):
   const [points, pieces] = dissect(cut, shown, (link) => Math.max(weigh(link) / total, 1e-4));
   const columns = Math.max(...points.map((p) => p.column)) + 1;
   const crowd = Math.max(...Array.from({ length: columns }, (_, c) => points.filter((p) => p.column === c).length));
-  const width = Math.max(room, columns * 92 + 60); // room for a short name above each
+  const width = Math.max(room, columns * 104 + 60); // room for a short name above each
   const height = Math.min(900, Math.max(220, 170 + crowd * (PADDING + 10)));
   const last = 64;
   const graph = sankey<Point, Piece>()

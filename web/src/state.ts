@@ -6,13 +6,16 @@ export interface State {
   example: number | null; // null: all of them
   kind: string;
   group: string;
-  weighted: boolean;
-  measure: "share" | "weighted_share";
+  measure: Measure;
   open: Set<number>;
   openGroups: Set<number>;
   unfolded: Set<number>; // runs, by the number of their first part
   path: { leaf: number; index: string } | null;
+  search: string; // among the names of parameters
+  at: string; // and their indices
 }
+
+export type Measure = "share" | "weighted_share" | "along";
 
 type Key = keyof State;
 type Listener = (changed: Set<Key>) => void;
@@ -23,13 +26,18 @@ export class Store {
   /** What the page opens with, whatever its address says. */
   readonly first: Readonly<State>;
 
+  /** What else has to change, for the parts to fit each other. */
+  settle: (now: State) => Partial<State> = () => ({});
+
   constructor(readonly now: State) {
     this.first = { ...now };
   }
 
   set(change: Partial<State>): void {
     Object.assign(this.now, change);
-    const changed = new Set(Object.keys(change) as Key[]);
+    const more = this.settle(this.now);
+    Object.assign(this.now, more);
+    const changed = new Set(Object.keys({ ...change, ...more }) as Key[]);
     for (const listener of this.listeners) listener(changed);
   }
 

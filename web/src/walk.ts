@@ -37,7 +37,7 @@ export function stepsOf(table: PathTable, chosen: { leaf: number; index: string 
 
 /** The parameters that a flow starts from. */
 export function leavesOf(flow: FlowColumns | undefined): Set<number> {
-  return new Set((flow?.source ?? []).filter((source) => source < 0).map((source) => -1 - source));
+  return new Set((flow?.source ?? []).flatMap((source, i) => (source < 0 && flow!.paths[i] > 0 ? [-1 - source] : [])));
 }
 
 /** The strongest path of a flow's own parameters: of all examples, or of one. */

@@ -66,6 +66,7 @@ class Question:
     paths: int = 3
     check: bool = False
     semirings: tuple[str, ...] = ()
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.batches < 1:
@@ -239,7 +240,15 @@ def take_down(
     """Take down what a report of one batch shows."""
     groups = None if question.of == Question.of else {question.of: question.of}  # else some that suit
     only = (question.of,)
-    asked = Asked(groups, components, (question.kind,), paths=max(question.paths, 20), tokens=tokens, only=only)
+    asked = Asked(
+        groups,
+        components,
+        (question.kind,),
+        paths=max(question.paths, 20),
+        tokens=tokens,
+        only=only,
+        signed=question.signed,
+    )
     certificate = trace.certificate
     return {
         "graph": graph_of(trace),

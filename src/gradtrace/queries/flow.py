@@ -19,7 +19,7 @@ from ..recording.components import select_leaves
 from .forest import Forest
 from .markup import table_of
 from .plots import draw_bars
-from .units import Hop, Went, given_by, stream
+from .units import Grouping, Hop, Went, given_by, stream
 
 if TYPE_CHECKING:
     import pandas
@@ -71,6 +71,7 @@ class Flow:
         edges: units from one operator call, or leaf, into the next.
         unit: log2 of the weight that one unit stands for; 0 where every path counts as one.
         weighted: whether paths count by their weights.
+        by_example: each example's own flow, in the unit of all, where that was asked for.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Flow:
     edges: tuple[FlowEdge, ...] = ()
     unit: float = 0.0
     weighted: bool = False
+    by_example: tuple[Flow, ...] = ()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row an operator call, as a pandas DataFrame."""
@@ -124,8 +126,12 @@ def flow(forest: Forest, of: str | Sequence[str] = "*", *, weighted: bool = Fals
     return flows(forest, [Asked(of, weighted)])[0]
 
 
-def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
-    """Compute several flows in one pass: leaves that are in the same ones send as one group."""
+def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -> list[Flow]:
+    """Compute several flows in one pass: leaves that are in the same ones send as one group.
+
+    Args:
+        by_example: give each example's own, too; of a forest that tells them apart.
+    """
     record = forest.record
     chosen = [{v.id for v in select_leaves(record, a.of)} for a in asked]
     weighted = any(a.weighted for a in asked)
@@ -136,15 +142,17 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
     member_of = {n: tuple(leaves[n].id in ids for ids in chosen) for n in given}
     groups = list(dict.fromkeys(member_of.values()))
     bases = [_base(tops[n] for n in given if member_of[n] == group) for group in groups]
+    examples = forest.labels.count if by_example and forest.labels is not None else 1
     units = stream(forest)
     for n, found in given.items():
         group = groups.index(member_of[n])
-        units.leave(leaves[n], n - len(leaves), found, lambda row, call, group=group: group, bases[group])
+        units.leave(leaves[n], n - len(leaves), found, _grouping(group * examples, examples > 1), bases[group])
     for call in record.calls:
         for value in call.outputs:
             if value is not None and value is not forest.loss:
                 units.send_on(value)
-    hops, amounts = _between_calls(forest, units.found(), len(groups))
+    hops, amounts = _between_calls(forest, units.found(), len(groups) * examples)
+    amounts = amounts.reshape(len(hops), len(groups), examples, 2)
     out = []
     for number, a in enumerate(asked):
         own = [g for g, group in enumerate(groups) if group[number]]
@@ -152,10 +160,25 @@ def flows(forest: Forest, asked: Sequence[Asked]) -> list[Flow]:
         unit = top if a.weighted and top > -math.inf else 0.0
         # the base of a group in which nothing has a weight means nothing
         scale = [2.0 ** min(max(bases[g] - unit, -2000.0), 1.0) for g in own]
-        through = amounts[:, own, 1] @ np.array(scale) if a.weighted else amounts[:, own, 0].sum(1)
-        along = [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through.tolist(), strict=True) if n]
-        out.append(replace(_flow(forest, along, unit), weighted=a.weighted))
+        chosen = amounts[:, own]
+        # pairs × examples
+        through = np.einsum("pge,g->pe", chosen[..., 1], np.array(scale)) if a.weighted else chosen[..., 0].sum(1)
+        whole, *each = [
+            replace(_flow(forest, _named(hops, column.tolist(), names), unit), weighted=a.weighted)
+            for column in [through.sum(1), *(through.T if by_example else ())]
+        ]
+        out.append(replace(whole, by_example=tuple(each)))
     return out
+
+
+def _named(hops: Sequence[Hop], through: Sequence[float], names: Sequence[str]) -> list[tuple[int | str, int, float]]:
+    """Give what went along each pair of calls, or leaf and call; leaves count from -len(names) up."""
+    return [(names[s] if s < 0 else s, t, n) for (s, t), n in zip(hops, through, strict=True) if n]
+
+
+def _grouping(first: int, apart: bool) -> Grouping:
+    """Send what each example does as a group of its own, numbered from the first on; or all as one."""
+    return lambda row, call: first + (row if apart else 0)
 
 
 def _between_calls(forest: Forest, went: Sequence[Went], groups: int) -> tuple[list[Hop], np.ndarray]:

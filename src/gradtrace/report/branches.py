@@ -34,6 +34,7 @@ class Branches:
     steps: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     paths: list[dict[str, Any]] = field(default_factory=list)
     _known: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    _begun: set[tuple[int, int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.forest)
@@ -50,7 +51,9 @@ class Branches:
             return
         rows = [self.forest.row(leaf, flat) if row is None else row for leaf, _, flat, row in scalars]
         starts = {(n, flat, row): leaf for (leaf, n, flat, _), row in zip(scalars, rows, strict=True)}
-        there = {key: leaf for key, leaf in starts.items() if self.forest.traced(leaf, key[2], key[1])}
+        fresh = {key: leaf for key, leaf in starts.items() if key not in self._begun}
+        self._begun.update(fresh)
+        there = {key: leaf for key, leaf in fresh.items() if self.forest.traced(leaf, key[2], key[1])}
         self._reader.read((leaf, row, flat) for (_, flat, row), leaf in there.items())
         for (number, flat, row), leaf in there.items():
             if len(self.steps["call"]) < most:

@@ -24,6 +24,15 @@ SCHEMA = "gradtrace.report/1"
 SCHEMA_OF_RESULTS = "gradtrace.results/1"
 EMBEDDING = "embedding*"
 MEASURED = "measured.json"
+COMPARED = "derivatives compared with autograd's"
+# options of `gradtrace trace` that a reader can do something with, in words
+ASKED = {
+    "components": "components",
+    "of": "from parameters",
+    "kind": "kind of path",
+    "batches": "batches traced",
+    "semirings": "semirings",
+}
 PLAIN = frozenset((int, str, bool, type(None)))  # there is nothing to replace in them
 
 
@@ -132,7 +141,7 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
     """Tell where the numbers of a trace come from."""
     record, certificate = trace.tape.record, trace.certificate
     scalars = sum(v.numel for v in record.leaves.values())
-    proved = "not asked for: trace(loss, check=True) compares the tape with autograd"
+    proved = "not asked for: trace(loss, check=True) does so"
     if certificate is not None:
         proved = (
             f"passed: {certificate.leaves} parameters equal autograd's gradient, largest relative difference "
@@ -152,7 +161,7 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
                 ("examples", f"{record.examples}, each on its own" if apart else "not told apart"),
             ],
         ),
-        ("Proof", [("certificate", proved), served_by_fallback(trace.fallbacks)]),
+        ("Proof", [(COMPARED, proved), served_by_fallback(trace.fallbacks)]),
         ("Cost", [(f"{k} pass", f"{s:.2f} s") for k, s in passes.items()] + [("peak memory", made["peak_memory"])]),
     ]
 
@@ -191,8 +200,10 @@ def peak_memory() -> str:
 
 def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Section]:
     options = {k: v for k, v in results["options"].items() if v is not None}
+    if results["kind"] == "trace":
+        options = {ASKED[k]: "all" if v == "*" else v for k, v in options.items() if k in ASKED}
     certificate = results.get("certificate")
-    proved = "not asked for"
+    proved = "not asked for: --check does so" if results["kind"] == "trace" else "not asked for"
     if certificate is not None:
         proved = (
             f"passed at the first trace: {certificate['leaves']} parameters equal autograd's gradient, largest "
@@ -206,7 +217,7 @@ def _provenance_of(results: Mapping[str, Any], measured: Mapping[str, Any]) -> l
         (name, rows_of(results[key])) for key, name in (("corpus", "Text"), ("task", "Task")) if key in results
     ]
     sections.append(("Model", model_of(results["graph"])))
-    sections.append(("Proof", [("certificate", proved), served_by_fallback(results.get("fallbacks") or {})]))
+    sections.append(("Proof", [(COMPARED, proved), served_by_fallback(results.get("fallbacks") or {})]))
     return [*sections, ("Cost", rows_of(measured) or [("time and memory", "not recorded beside these results")])]
 
 
@@ -235,12 +246,12 @@ def command_of(results: Mapping[str, Any]) -> str:
 def served_by_fallback(fallbacks: Mapping[str, int]) -> tuple[str, str]:
     """Name the operators that no exact rule served."""
     served = ", ".join(f"{name} ({count} calls)" for name, count in fallbacks.items())
-    return "operators served by the fallback", served or "none"
+    return "operators without a rule, whose derivatives autograd gave", served or "none"
 
 
 def rows_of(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Write options or measurements as a reader wants them."""
-    return [(name.replace("_", " "), _text(value)) for name, value in values.items()]
+    return [(name.replace("_", " "), text) for name, value in values.items() if (text := _text(value))]
 
 
 def _text(value: Any) -> str:

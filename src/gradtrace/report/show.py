@@ -90,7 +90,7 @@ def _parts(document: Mapping[str, Any], most: int, *, whole: bool) -> list[Part 
     several = len(document["snapshots"]) > 1
     return [
         Part("joins", 3, lambda out: _joins(tables, most, out)) if tables else None,
-        Part("flow", 7, lambda out: _flows(graph, last["flows"][: 4 if whole else 1], most, out)),
+        Part("flow", 7, lambda out: _flows(graph, _living(last["flows"])[: 4 if whole else 1], most, out)),
         Part("influence", 2, lambda out: _influence(last["influence"], most, out, whole=whole)),
         Part("strongest paths", 5, lambda out: _all_paths(graph, last["paths"], most, out, whole=whole)),
         Part("semirings", 4, lambda out: _answers(document["semirings"], most, out, whole=whole))
@@ -133,6 +133,11 @@ def _rest(console: Console, more: int) -> None:
         plain(console, f"and {more} more")
 
 
+def _living(flows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Leave out the groups without a path, if others have one."""
+    return [flow for flow in flows if flow["total"]] or flows
+
+
 def _flows(graph: Mapping[str, Any], flows: Sequence[Mapping[str, Any]], most: int, console: Console) -> None:
     for flow in flows:
         said(console, f"\nFlow from {flow['of']}, {flow['kind']} paths: most used ways between components")
@@ -146,7 +151,8 @@ def _flows(graph: Mapping[str, Any], flows: Sequence[Mapping[str, Any]], most: i
 
 def _influence(rows: Sequence[Mapping[str, Any]], most: int, console: Console, *, whole: bool) -> None:
     groups = list(dict.fromkeys(row["of"] for row in rows))
-    for of in groups if whole else groups[:1]:
+    living = list(dict.fromkeys(row["of"] for row in rows if row["dead_share"] != 1)) or groups
+    for of in groups if whole else living[:1]:
         said(console, f"\nInfluence on {of}: whose parameters these are is marked with *")
         own = [row for row in rows if row["of"] == of]
         cells = [

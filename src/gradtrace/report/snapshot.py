@@ -6,6 +6,7 @@ changes. Numbers mean what `Trace.flow`, `Trace.influence` and `Trace.path` say;
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ MOST_COMPONENTS = 40
 ALL = "*"
 AT_ONCE = 1000  # paths that are read together, if there is still room
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
+MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
 
 
 class Traced(Answerable, Protocol):
@@ -68,6 +70,12 @@ class Traced(Answerable, Protocol):
         """Tabulate what the traces of a group of parameters cross."""
         ...
 
+    def joins(
+        self, of: str | Sequence[str] = ..., *, kind: str = ..., per_example: bool | None = ..., signed: bool = ...
+    ) -> JoinTable:
+        """Tabulate the places where branches come together again."""
+        ...
+
 
 @dataclass(frozen=True)
 class Question:
@@ -86,6 +94,8 @@ class Question:
         cover: how many scalars more, of all parameters and of all strengths, as far as there is room.
         examples: up to how many examples have their own shares, and their own strongest paths; with more of them in the
             batch none has.
+        signed: tell of each branch its part of the gradient, too, at the joins of the earliest parameters; takes a walk
+            or more for each of them.
     """
 
     groups: Mapping[str, str | Sequence[str]] | None = None
@@ -100,6 +110,7 @@ class Question:
     joins: int = 300
     cover: int = 1000
     examples: int = 16
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not all(isinstance(t, (list, tuple)) for t in self.tokens):
@@ -215,17 +226,19 @@ def take(trace: Traced, question: Question) -> Taken:
     tables = {kind: influences(forest, components, [*groups.values()]) for kind, forest in forests.items()}
     examples = range(_examples(next(iter(forests.values())), question))
     joined, tabled = (
-        _joined(trace, forests, [*groups.values()], question.joins, bool(examples)) if question.joins else ({}, [])
+        _joined(trace, forests, [*groups.values()], question, bool(examples)) if question.joins else ({}, [])
     )
+    flowing = {kind: flows_of(forest, groups, by_example=bool(examples)) for kind, forest in forests.items()}
     if examples:
-        joined["examples"] = [_of_example(n, tables, tabled, joined["joins"], question) for n in examples]
+        own = _own_flows(flowing, len(examples))
+        joined["examples"] = [_of_example(n, tables, tabled, question) | {"flows": own[n]} for n in examples]
     return Taken(
         trace.loss,
         tuple(groups),
         tuple(record.leaves),
         tables,
-        {kind: flows_of(forest, groups) for kind, forest in forests.items()},
-        {kind: paths_of(forest, question, forests) for kind, forest in forests.items()},
+        flowing,
+        {kind: paths_of(forest, question, forests, groups) for kind, forest in forests.items()},
         joined,
     )
 
@@ -278,7 +291,11 @@ def written(taken: Taken) -> dict[str, Any]:
 
 
 def _joined(
-    trace: Traced, forests: Mapping[str, Forest], groups: Sequence[str | Sequence[str]], most: int, by_example: bool
+    trace: Traced,
+    forests: Mapping[str, Forest],
+    groups: Sequence[str | Sequence[str]],
+    question: Question,
+    by_example: bool,
 ) -> tuple[dict[str, Any], list[JoinTable]]:
     """Give what stands out, by the first kind of trace, and the joins that it is read off, written and as they are."""
     whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
@@ -286,7 +303,13 @@ def _joined(
     places = Places(trace.tape.record, trace.root)
     said = {k: summarise(forest, trace.loss, of, places, by_example=by_example) for k, forest in forests.items()}
     tables = [(name, table) for s in said.values() for name, table in (("early", s.early), ("all", s.whole))]
-    kept = [_foremost(table, most) for _, table in tables]
+    kept = [_foremost(table, question.joins) for _, table in tables]
+    if question.signed:
+        early = next(iter(said.values())).early
+        measured = trace.joins(
+            early.of, kind=early.kind, per_example=is_apart(trace.tape.record, question), signed=True
+        )
+        kept = [_with_parts(k, measured) if k.of == measured.of else k for k in kept]
     return {
         "findings": [_finding(f) for f in next(iter(said.values())).findings],
         "joins": [_joins(name, whole, shown) for (name, whole), shown in zip(tables, kept, strict=True)],
@@ -296,6 +319,17 @@ def _joined(
 def _finding(finding: Finding) -> dict[str, Any]:
     keys = ("kind", "text", "figure", "paths", "strength")
     return {key: getattr(finding, key) for key in keys} | {"cells": [asdict(c) for c in finding.cells]}
+
+
+def _with_parts(table: JoinTable, measured: JoinTable) -> JoinTable:
+    """Put into a table what parts of the gradient another one of the same parameters measured."""
+    known = {(join.call, join.operator): join.branches for join in measured.rows}
+    rows = []
+    for join in table.rows:
+        found = known.get((join.call, join.operator), join.branches)
+        branches = (replace(own, along=part.along) for own, part in zip(join.branches, found, strict=True))
+        rows.append(replace(join, branches=tuple(branches)))
+    return replace(table, rows=tuple(rows))
 
 
 def _foremost(table: JoinTable, most: int) -> JoinTable:
@@ -328,7 +362,7 @@ def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
                         "source": sources[join.source],
                         "paths": join.paths,
                         "share": join.share,
-                        "branches": {b.name: [b.paths, b.share, b.weighted_share] for b in join.branches},
+                        "branches": {b.name: _figures(b) for b in join.branches},
                     }
                     for join in grid.joins
                 ],
@@ -338,11 +372,15 @@ def _joins(name: str, whole: JoinTable, shown: JoinTable) -> dict[str, Any]:
     }
 
 
+def _figures(branch: Branch) -> list[Any]:
+    own = [branch.paths, branch.share, branch.weighted_share]
+    return own if math.isnan(branch.along) else [*own, _share(branch.along)]
+
+
 def _of_example(
     number: int,
     tables: Mapping[str, Sequence[InfluenceTable]],
     joined: Sequence[JoinTable],
-    written: Sequence[Mapping[str, Any]],
     question: Question,
 ) -> dict[str, Any]:
     """Give one example's numbers in the order in which those of all stand: shares of influence, and of joins."""
@@ -353,6 +391,23 @@ def _of_example(
         "influence": [[*map(_share, (r.share, r.weighted_share, r.dead_share))] for r in rows],
         "joins": [_came(table, number) for table in joined],
     }
+
+
+def _own_flows(flowing: Mapping[str, Sequence[tuple[Flow, Flow]]], examples: int) -> list[list[dict[str, Any]]]:
+    """Give by example its flows in the order in which those of all stand: along their ribbons, while there is room."""
+    out: list[list[dict[str, Any]]] = [[] for _ in range(examples)]
+    room = MOST_OWN
+    for plain, heavy in (pair for pairs in flowing.values() for pair in pairs):
+        room -= len(plain.edges) * examples
+        for own, count, weight in zip(out, plain.by_example, heavy.by_example, strict=True):
+            found: dict[str, Any] = {"total": count.total, "weight": weight.total}
+            if room >= 0:
+                paths, weights = ({(e.source, e.target): e.paths for e in f.edges} for f in (count, weight))
+                ends = [(e.source, e.target) for e in plain.edges]
+                found["paths"] = [_whole(paths.get(end, 0)) for end in ends]
+                found["weights"] = [_whole(float(f"{weights.get(end, 0):.4g}")) for end in ends]
+            own.append(found)
+    return out
 
 
 def _came(table: JoinTable, number: int) -> list[list[list[Any]]]:
@@ -375,9 +430,12 @@ def is_apart(record: Record, question: Question) -> bool:
     return record.examples is not None if question.per_example is None else question.per_example
 
 
-def flows_of(forest: Forest, groups: Mapping[str, str | Sequence[str]]) -> list[tuple[Flow, Flow]]:
+def flows_of(
+    forest: Forest, groups: Mapping[str, str | Sequence[str]], *, by_example: bool = False
+) -> list[tuple[Flow, Flow]]:
     """Give the flow of each group, counted and weighted."""
-    found = flows(forest, [Asked(of, weighted) for of in groups.values() for weighted in (False, True)])
+    asked = [Asked(of, weighted) for of in groups.values() for weighted in (False, True)]
+    found = flows(forest, asked, by_example=by_example)
     return [*zip(found[::2], found[1::2], strict=True)]
 
 
@@ -404,14 +462,23 @@ def _rounded(number: float) -> float:
     return float(f"{number:.10g}")
 
 
-def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) -> dict[str, Any]:
+def paths_of(
+    forest: Forest,
+    question: Question,
+    forests: Mapping[str, Forest],
+    groups: Mapping[str, str | Sequence[str]],
+) -> dict[str, Any]:
     """Give the paths of the strongest scalars, and of others while there is room; for every kind the same scalars."""
     leaves = select_leaves(forest.record, question.only)
     guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
     found = [(n, flat, None) for _, n, flat in strongest(guide, leaves, question.paths)]
     found += [(n, flat, None) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
+    number = {leaf.id: n for n, leaf in enumerate(leaves)}
+    members = [[v for v in select_leaves(forest.record, of) if v.id in number] for of in groups.values()]
     for example in range(_examples(guide, question)):
         found += [(n, flat, example) for _, n, flat in strongest(guide, leaves, question.paths, example)]
+        for own in members:
+            found += [(number[own[n].id], at, example) for _, n, at in strongest(guide, own, question.each, example)]
     share = question.cover // max(1, len(leaves))
     spread = [[(n, at, None) for at in of_all_strengths(guide, leaf, share)] for n, leaf in enumerate(leaves)]
     found += [one for rank in zip_longest(*spread) for one in rank if one is not None]
@@ -428,9 +495,10 @@ def paths_of(forest: Forest, question: Question, forests: Mapping[str, Forest]) 
 
 
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
-    """Group parameters by the parts into which their names fall, and all of them together.
+    """Group parameters by the parts into which their names fall, in the order in which the program uses them.
 
-    The earliest come first, since their paths have the most to choose from; most of all parameters have little.
+    All of them together come last, since most of their paths have little to choose from, or first where no names fall
+    into parts.
     """
     leaves = list(record.leaves.values())
     tree = parameter_tree(leaves)
@@ -450,12 +518,12 @@ def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
 
 
 def _from_the_earliest(forest: Forest) -> dict[str, str | Sequence[str]]:
-    """Put in front of the groups the parameters of which the headline speaks, by the name that they have there."""
+    """Put in front of the groups the parameters of which the headline speaks, where they are none of the groups."""
     names, groups = earliest(forest, dead_shares(forest)), default_groups(forest.record)
-    members = {name: {str(v.name) for v in select_leaves(forest.record, of)} for name, of in groups.items()}
-    same = next((name for name, of in members.items() if of == set(names)), None)
-    name = group_named(names, len(forest.record.leaves), shorten=True) if same is None else same
-    return {name: names if same is None else groups[same]} | groups
+    members = [{str(v.name) for v in select_leaves(forest.record, of)} for of in groups.values()]
+    if set(names) in members:
+        return groups
+    return {group_named(names, len(forest.record.leaves), shorten=True): names} | groups
 
 
 def default_components(trace: Traced) -> list[str]:

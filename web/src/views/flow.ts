@@ -3,15 +3,18 @@
 import { scaleLinear } from "d3-scale";
 import { flowIn, legendOf, linesBefore, other } from "../against";
 import { moved, strength } from "../colours";
-import { aboveOf, childrenOf, cutAt, flowOf, foldRuns, rangeOf, shownFor, skipsOf, type Cut, type Folded, type CutLink, type CutNode } from "../cut";
+import { aboveOf, childrenOf, cutAt, foldRuns, rangeOf, shownFor, skipsOf, type Cut, type Folded, type CutLink, type CutNode } from "../cut";
 import type { FlowColumns, ReportDocument, Snapshot } from "../data";
-import { button, count, el, explain, fit, fitTo, hideTip, menu, percent, power, svg, table } from "../dom";
-import { callsOf, joinsOf, labelsOf, lanesOf, type Lane } from "../lanes";
+import { button, count, el, explain, fit, fitTo, hideTip, hinted, menu, percent, plainly, power, powerOf, svg, table } from "../dom";
+import { saidOfDead } from "../dead";
+import { flowNow, momentNow, whoseLine } from "../examples";
+import { callsOf, joinsOf, labelsOf, lanesOf, type Lanes } from "../lanes";
 import { layerAlone, openLayer, repeatedLayers } from "../layers";
+import { amountOf, weighted } from "../measures";
 import { place, type Placed } from "../place";
 import { section } from "../section";
 import type { Store } from "../state";
-import { stepsOf, tableOf } from "../walk";
+import { leavesOf, stepsOf, tableOf } from "../walk";
 
 const NAMED = 0.02; // of the paths, from which on a skip has its name beside it
 const CONDENSED = "condensed";
@@ -23,36 +26,32 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
   const { root, controls, body } = section(
     "flow",
     "Flow",
-    "Parameters enter from the left and the loss is on the right. A ribbon is as wide as the share of best paths that run " +
+    "Parameters enter from the left and the loss is on the right. A ribbon is as wide as the share of the paths, or of their weight, that runs " +
       "through it; its colour is how strong they are on average. A broken line is a way that none of them takes. Parts that they all " +
       "cross one after the other are one, “first … last”. Click a part, or press Enter on it, to open it.",
-    "A path is the strongest of very many, not the gradient; a wide ribbon of weak paths can matter less than a thin one.",
+    "A path is one of very many ways, not the gradient; a wide ribbon of weak paths can matter less than a thin one.",
     { svg: () => drawn, rows: () => rows },
   );
   const opened = el("div", { class: "opened" });
   const groups = [...new Set(data.snapshots[data.snapshots.length - 1].flows.map((f) => f.of))];
   controls.append(
     menu("Paths start from", groups.map((g) => [g, g]), store.now.group, (group) => store.set({ group }), "group"),
-    menu(
-      "Width",
-      [["paths", "number of paths"], ["weights", "paths by their weight"]],
-      store.now.weighted ? "weights" : "paths",
-      (value) => store.set({ weighted: value === "weights" }),
-      "width",
-    ),
     ...layersField(data, store),
     opened,
   );
   const range = rangeOf(data.snapshots.flatMap((s) => s.flows));
   const holder = el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Flow diagram" });
+  const whose = el("div", {});
   const totals = el("p", { class: "totals", role: "status" });
   const details = el("details", {}, el("summary", {}, "Ribbons as a table"));
-  body.append(totals, holder, details);
+  body.append(whose, totals, holder, details);
 
   const draw = () => {
     hideTip();
     const focus = document.activeElement?.getAttribute("data-id");
-    const flow = flowOf(data.snapshots[store.now.snapshot].flows, store.now.group, store.now.kind);
+    const flow = flowNow(data, store);
+    const heavy = weighted(store);
+    whose.replaceChildren(...[whoseLine(data, store, flow?.own ?? false)].filter((line) => line !== null));
     if (!flow) {
       totals.textContent = "";
       details.replaceChildren(el("summary", {}, "Ribbons as a table"));
@@ -62,10 +61,10 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
       return;
     }
     const cut = foldRuns(cutAt(data.graph, flow, store.now.open, store.now.openGroups), store.now.unfolded);
-    nameMeetings(data, cut, flow, store);
+    nameParts(data, cut, flow, store);
     const taken = cut.links.filter((l) => l.paths > 0);
     showOpen(opened, data, store, cut.runs);
-    totals.textContent = totalsOf(flow, data.snapshots[store.now.snapshot].step, store.now.example === null);
+    totals.textContent = totalsOf(data, store, flow);
     rows = [
       ["from", "to", "paths", "share", "weight", "share of weight", "log2 of mean weight"],
       ...taken.map((l) => [
@@ -73,9 +72,11 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
         meanLog2(flow, l) ?? "",
       ]),
     ];
-    details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, taken, flow));
+    details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, taken, flow, heavy));
     if (!flow.total) {
-      holder.replaceChildren(el("p", { class: "none" }, "None of these parameters has a path to the loss."));
+      const dead = "Dead: none of these parameters has a path to the loss, so no gradient reaches them and nothing trains them.";
+      const known = saidOfDead(momentNow(data, store), [store.now.group, ...namesIn(data, store.now.group)]);
+      holder.replaceChildren(...[dead, ...known].map((text) => el("p", { class: "none" }, text)));
       drawn = null;
       return;
     }
@@ -83,31 +84,67 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
     drawn = diagram(data, store, cut, flow, range, holder.clientWidth || 1100, before);
     drawn.dataset.open = [...store.now.open].join(" ");
     holder.replaceChildren(...[legendOf(before), drawn].filter((part) => part !== null));
+    hinted(holder);
     if (focus) partNow(data, holder, focus)?.focus();
   };
-  store.watch(["snapshot", "against", "example", "kind", "group", "weighted", "open", "openGroups", "unfolded", "path"], draw);
+  store.watch(["snapshot", "against", "example", "kind", "group", "measure", "open", "openGroups", "unfolded", "path"], draw);
   addEventListener("resize", draw);
   root.addEventListener("themechange", draw);
   return root;
 }
 
-/** Call what computes where branches meet as the table of joins does: by the block that it is in, and the step there. */
-function nameMeetings(data: ReportDocument, cut: Folded, flow: FlowColumns, store: Store): void {
+/** Parameters of a group that goes by the beginning of their names. */
+function namesIn(data: ReportDocument, group: string): string[] {
+  return data.graph.parameters.name.filter((name) => name === group || name.startsWith(`${group}.`));
+}
+
+/** Call operators by what they are in, and what computes where branches meet as the table of joins does. */
+function nameParts(data: ReportDocument, cut: Folded, flow: FlowColumns, store: Store): void {
   const { item } = data.graph.modules;
   const shown = shownFor(data.graph.modules, store.now.open);
   const inside = new Map<number, string[]>();
-  for (const [call, label] of labelsOf(joinsOf(data, store.now.snapshot, flow))) {
+  for (const [call, label] of labelsOf(joinsOf(data, store.now.snapshot, flow, store.now.example))) {
     const at = shown[item.indexOf(call)];
     inside.set(at, [...new Set([...(inside.get(at) ?? []), label])]);
   }
   for (const node of cut.nodes.flatMap((n) => [n, ...(n.members ?? [])])) {
-    const found = node.tree === "modules" && node.kind !== "module" ? inside.get(node.number) : undefined;
-    if (!found || node.members) continue;
+    if (node.tree === "modules" && node.kind === "module" && !node.members && node.name.length <= WHOLE) node.label = node.name;
+    if (node.tree !== "modules" || node.kind === "module" || node.members) continue;
+    const [found, home, own] = [inside.get(node.number), moduleAbove(data, node.number), node.label.replace(/_$/, "")];
+    if (node.kind === "operator" || node.kind === "operators") node.name = `${home} ${own}`.trim();
+    if (!found) {
+      if (node.kind === "operator") node.label = `${tail(home)} ${own}`.trim();
+      continue;
+    }
     node.meets = true;
-    const [first, last] = [tail(found[0]), tail(found[found.length - 1])];
-    node.label = node.kind === "operator" ? `${last} ${node.label}` : first === last ? first : `${first} – ${last}`;
+    const [first, last] = [found[0], found[found.length - 1]];
+    const numbered = last.startsWith("#"); // a number among those of the whole program, which says nothing of where
+    if (node.kind === "operator") node.name = numbered ? `${node.name} ${last}` : `${last} ${own}`;
+    node.label = node.kind !== "operator" ? [...new Set([tail(first), tail(last)])].join(" – ") : numbered ? `${tail(home)} ${own} ${last}`.trim() : `${tail(last)} ${own}`;
   }
-  for (const run of cut.runs) run.label = [...new Set(endsOf(run))].join(" … ");
+  tellApart(cut.nodes.flatMap((n) => (n.tree === "modules" ? n.members ?? [n] : [])));
+  for (const run of cut.nodes.filter((n) => n.members)) run.name = [...new Set([run.members![0].name, run.members![run.members!.length - 1].name])].join(" … ");
+  for (const run of [...cut.runs, ...cut.nodes]) if (run.members) run.label = [...new Set(endsOf(run as { members: CutNode[] }))].join(" … ");
+}
+
+/** The module, or the call of it, that an operator is in. */
+function moduleAbove(data: ReportDocument, number: number): string {
+  const { kind, name } = data.graph.modules;
+  const at = aboveOf(data.graph.modules, number).slice(1).find((n) => kind[n] === "module");
+  return at === undefined ? "" : name[at];
+}
+
+/** Number what would have one name. */
+function tellApart(nodes: CutNode[]): void {
+  const same = new Map<string, CutNode[]>();
+  for (const node of nodes) same.set(node.name || node.label, [...(same.get(node.name || node.label) ?? []), node]);
+  for (const alike of same.values()) {
+    if (alike.length < 2) continue;
+    [...alike].sort((a, b) => a.number - b.number).forEach((node, i) => {
+      node.name = `${node.name || node.label} ${i + 1}`;
+      node.label = `${node.label} ${i + 1}`;
+    });
+  }
 }
 
 /** The first and the last part of a run that say something: modules, and where branches meet, if it has any. */
@@ -118,6 +155,7 @@ function endsOf(run: { members: CutNode[] }): [string, string] {
 }
 
 const SHORT = 14;
+const WHOLE = 12; // letters of a module's name that stand as they are, so that an opened part shows what it is in
 
 /** The end of a dotted name that is long. */
 function tail(name: string): string {
@@ -153,8 +191,8 @@ function layersField(data: ReportDocument, store: Store): HTMLElement[] {
   const shown = el("output", { for: "layer" });
   input.addEventListener("input", () => {
     const { now, first } = store;
-    const flow = flowOf(data.snapshots[now.snapshot].flows, now.group, now.kind);
-    const joins = callsOf(joinsOf(data, now.snapshot, flow));
+    const flow = flowNow(data, store);
+    const joins = callsOf(joinsOf(data, now.snapshot, flow, now.example));
     const chosen = Number(input.value);
     store.set({ unfolded: first.unfolded, open: chosen < 0 ? first.open : openLayer(data.graph, flow, joins, now.open, layers, chosen) });
   });
@@ -167,13 +205,21 @@ function layersField(data: ReportDocument, store: Store): HTMLElement[] {
   return [el("label", { class: "field", for: "layer" }, el("span", {}, `Open one of ${layers.pattern}`), input, shown)];
 }
 
-function totalsOf(flow: FlowColumns, step: number | null, all: boolean): string {
-  return `${count(flow.total)} ${flow.kind} paths reach the loss${step === null ? "" : ` at step ${step}`}${all ? "" : ", those of all examples"}.`;
+function totalsOf(data: ReportDocument, store: Store, flow: FlowColumns): string {
+  const { step } = data.snapshots[store.now.snapshot];
+  const { path } = store.now;
+  const elsewhere = path !== null && !leavesOf(flow).has(path.leaf) && flow.total > 0;
+  const said = [
+    `${count(flow.total)} ${flow.kind} paths${flow.own ? ` of example ${store.now.example}` : store.now.example === null ? "" : " of all examples"} reach the loss${step === null ? "" : ` at step ${step}`}.`,
+    !flow.total ? "" : `Widths and percentages are of ${weighted(store) ? "the paths’ weight" : "the number of paths"}${store.now.measure === "along" ? ": parts of the gradient are known of joins only" : ""}.`,
+    elsewhere ? `The chosen path, from ${data.graph.parameters.name[path.leaf]}, is none of them.` : "",
+  ];
+  return said.filter(Boolean).join(" ");
 }
 
 function nameOf(cut: Cut, id: string): string {
   const node = cut.nodes.find((n) => n.id === id)!;
-  return node.kind === "operators" || node.kind === "operator" ? `${node.label}${node.name && node.kind === "operators" ? ` (${node.name})` : ""}` : node.name || node.label;
+  return node.tree === "groups" ? `parameters ${node.name}` : node.name || node.label;
 }
 
 /** log2 of the mean weight of the paths in a ribbon. */
@@ -181,13 +227,13 @@ function meanLog2(flow: FlowColumns, link: { paths: number; weights: number }): 
   return flow.unit_log2 === null || !link.weights ? null : flow.unit_log2 + Math.log2(link.weights / link.paths);
 }
 
-function tableOfLinks(cut: Cut, links: CutLink[], flow: FlowColumns): HTMLElement {
-  const sorted = [...links].sort((a, b) => b.paths - a.paths);
+function tableOfLinks(cut: Cut, links: CutLink[], flow: FlowColumns, heavy: boolean): HTMLElement {
+  const sorted = [...links].sort((a, b) => amountOf(heavy, b) - amountOf(heavy, a));
   const rows = sorted.map((l) => [
     nameOf(cut, l.source), nameOf(cut, l.target), count(l.paths), percent(l.paths / flow.total),
-    percent(l.weights / flow.weight), power(meanLog2(flow, l)),
+    percent(l.weights / flow.weight), powerOf(meanLog2(flow, l)),
   ]);
-  return table(["from", "to", "paths", "share", "share of weight", "mean strength"], rows, [2, 3, 4, 5]);
+  return table(["from", "to", "paths", "share of paths", "share of weight", "mean strength"], rows, [2, 3, 4, 5]);
 }
 
 /** A chip for every open part, to close it again. */
@@ -216,9 +262,10 @@ function showOpen(holder: HTMLElement, data: ReportDocument, store: Store, runs:
   holder.replaceChildren(...(chips.length ? [list] : []), ...(moved ? [reset] : []));
 }
 
-/** The flow that a page opens with: the last moment's, of the first group. */
+/** The flow that a page opens with: the last moment's, of the first group that has a path. */
 export function firstFlow(data: ReportDocument): FlowColumns | undefined {
-  return data.snapshots[data.snapshots.length - 1].flows[0];
+  const { flows } = data.snapshots[data.snapshots.length - 1];
+  return flows.find((flow) => flow.total) ?? flows[0];
 }
 
 function close(store: Store, key: "open" | "openGroups" | "unfolded", n: number): void {
@@ -238,7 +285,8 @@ function toggle(data: ReportDocument, store: Store, node: CutNode): void {
 }
 
 function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns, range: [number, number], room: number, before?: Snapshot): SVGSVGElement {
-  const weigh = (l: CutLink) => (store.now.weighted ? l.weights : l.paths);
+  const heavy = weighted(store);
+  const weigh = (l: CutLink) => amountOf(heavy, l);
   const placed = place(cut, weigh, room);
   const [low, high] = range;
   const scale = scaleLinear([low, high], [0, 1]).clamp(true);
@@ -249,24 +297,27 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
   const skips = skipsOf(cut);
   const lanes = lanesIn(data, store, cut, flow);
   out.append(
-    ribbons(placed, cut, flow, scale, skips, before && { before, shares: sharesIn(data, store, cut, flow, before) }), lit(data, store, placed), names(placed, cut, flow, skips),
-    parts(data, store, placed, flow, lanes), legend(placed, low, high, before === undefined),
+    ribbons(placed, cut, flow, heavy, scale, skips, before && { before, shares: sharesIn(data, store, cut, flow, before) }),
+    lit(data, store, placed, flow), names(placed, cut, flow, heavy, skips),
+    parts(data, store, placed, flow, heavy, lanes), legend(placed, low, high, before === undefined),
   );
   return out;
 }
 
 /** Heads and experts, by the part in which they alone meet. */
-function lanesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns): Map<string, Lane[]> {
+function lanesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns): Map<string, LanesIn> {
   const { item } = data.graph.modules;
   const shown = shownFor(data.graph.modules, store.now.open);
   const home = new Map(cut.nodes.flatMap((node) => (node.members ?? [node]).map((m) => [m.id, node.id] as const)));
-  const out = new Map<string, Lane[][]>();
-  for (const [call, lanes] of lanesOf(joinsOf(data, store.now.snapshot, flow))) {
-    const id = home.get(`m${shown[item.indexOf(call)]}`);
-    if (id) out.set(id, [...(out.get(id) ?? []), lanes]);
+  const out = new Map<string, LanesIn[]>();
+  for (const [call, { lanes, come }] of lanesOf(joinsOf(data, store.now.snapshot, flow, store.now.example), flow, weighted(store))) {
+    const [at, id] = [item.indexOf(call), home.get(`m${shown[item.indexOf(call)]}`)];
+    if (id) out.set(id, [...(out.get(id) ?? []), { lanes, come, through: moduleAbove(data, at) }]);
   }
   return new Map([...out].filter(([, found]) => found.length === 1).map(([id, [lanes]]) => [id, lanes]));
 }
+
+type LanesIn = Lanes & { through: string };
 
 type Scale = (log2: number) => number;
 
@@ -282,7 +333,7 @@ function around(skips: Skips, cut: Cut, link: { source: string; target: string }
 }
 
 /** Skips by name, where there is room beside their ribbons. */
-function names(placed: Placed, cut: Cut, flow: FlowColumns, skips: Skips): SVGGElement {
+function names(placed: Placed, cut: Cut, flow: FlowColumns, heavy: boolean, skips: Skips): SVGGElement {
   const group = svg("g", { class: "skips", "aria-hidden": "true" });
   const column = columnWidthOf(placed);
   const boxes = placed.nodes.flatMap((n) => [
@@ -291,7 +342,7 @@ function names(placed: Placed, cut: Cut, flow: FlowColumns, skips: Skips): SVGGE
   ]);
   for (const link of [...placed.links].sort((a, b) => b.width - a.width)) {
     const text = fit(around(skips, cut, link), 28);
-    if (!text || link.paths < NAMED * flow.total) continue;
+    if (!text || shareOf(flow, heavy, link) < NAMED) continue;
     const x = link.middle[0];
     const y = link.middle[1] - Math.min(0.25 * link.width, 40) - (link.width < 40 ? 9 : 0); // not where the chosen path runs
     const box = { x0: x - 3.3 * text.length, x1: x + 3.3 * text.length, y0: y - 8, y1: y + 6 };
@@ -318,14 +369,19 @@ function sharesIn(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumn
   return out;
 }
 
+/** The part of a flow's paths, or of their weight, that something is. */
+function shareOf(flow: FlowColumns, heavy: boolean, of: { paths: number; weights: number }): number {
+  return amountOf(heavy, of) / (heavy ? flow.weight : flow.total);
+}
+
 function ribbons(
-  placed: Placed, cut: Cut, flow: FlowColumns, scale: Scale, skips: Skips, then?: { before: Snapshot; shares: Shares | undefined },
+  placed: Placed, cut: Cut, flow: FlowColumns, heavy: boolean, scale: Scale, skips: Skips, then?: { before: Snapshot; shares: Shares | undefined },
 ): SVGGElement {
   const group = svg("g", { class: "ribbons" });
   for (const link of [...placed.links].sort((a, b) => Number(a.paths > 0) - Number(b.paths > 0) || b.width - a.width)) {
     const log2 = meanLog2(flow, link);
-    const share = link.paths / flow.total;
-    const was = then?.shares && (then.shares.get(`${link.source} ${link.target}`)?.[0] ?? 0);
+    const share = shareOf(flow, heavy, link);
+    const was = then?.shares && (then.shares.get(`${link.source} ${link.target}`)?.[heavy ? 1 : 0] ?? 0);
     const tint = moved(was === undefined ? 0 : share - was);
     const path = svg("path", {
       d: link.d, "stroke-width": link.width, "data-source": link.source, "data-target": link.target,
@@ -336,9 +392,8 @@ function ribbons(
     });
     explain(path, () => [
       [`${nameOf(cut, link.source)} → ${nameOf(cut, link.target)}`, around(skips, cut, link)].filter(Boolean).join(", "),
-      `${count(link.paths)} of ${count(flow.total)} paths: ${percent(share)}`,
-      `${percent(link.weights / flow.weight)} of their weight`,
-      `mean strength ${power(log2)}`,
+      ...amountsOf(flow, heavy, link),
+      `mean strength ${power(log2)} (${plainly(log2)})`,
       ...linesBefore(then?.before, was, share),
     ]);
     group.append(path);
@@ -346,27 +401,34 @@ function ribbons(
   return group;
 }
 
-function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowColumns, lanes: Map<string, Lane[]>): SVGGElement {
+/** How many paths, and how much of their weight: what the picture shows comes first. */
+function amountsOf(flow: FlowColumns, heavy: boolean, of: { paths: number; weights: number }): string[] {
+  const lines = [`${count(of.paths)} of ${count(flow.total)} paths: ${percent(of.paths / flow.total)}`, `${percent(of.weights / flow.weight)} of their weight`];
+  return heavy ? [`${percent(of.weights / flow.weight)} of the paths’ weight`, lines[0]] : lines;
+}
+
+function parts(data: ReportDocument, store: Store, placed: Placed, flow: FlowColumns, heavy: boolean, lanes: Map<string, LanesIn>): SVGGElement {
   const group = svg("g", { class: "parts" });
   const columnWidth = columnWidthOf(placed);
   for (const node of placed.nodes) {
     const opens = canOpen(data, node);
-    const share = percent(node.paths / flow.total);
-    const label = labelIn(node, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4));
+    const share = percent(shareOf(flow, heavy, node));
+    const before = node.tree === "groups" ? "θ " : "";
+    const label = before + labelIn(node, node.tree === "loss" ? 60 : columnWidth - (opens ? 20 : 4) - 13 * before.length / 2);
     const part = svg(
       "g",
       {
         class: `part ${node.tree} ${node.kind}${opens ? " opens" : ""}${node.paths ? "" : " idle"}`, tabindex: 0, role: opens ? "button" : "img",
         "aria-expanded": opens ? "false" : null, "data-id": node.id, "data-paths": node.paths, "data-name": node.name,
         "data-members": node.members?.map((m) => m.id).join(" "),
-        "aria-label": `${node.name || node.label}: ${share} of paths${opens ? (node.members ? `; ${node.members.length} parts, unfolds` : "; opens") : ""}`,
+        "aria-label": `${before ? "parameters " : ""}${node.name || node.label}: ${share} of ${heavy ? "the paths’ weight" : "paths"}${opens ? (node.members ? `; ${node.members.length} parts, unfolds` : "; opens") : ""}`,
       },
       svg("rect", { x: node.x0, y: node.y0, width: node.x1 - node.x0, height: heightOf(node), rx: 2 }),
-      ...stripes(node, lanes.get(node.id)),
+      ...stripes(node, lanes.get(node.id), amountOf(heavy, node)),
       svg("text", { x: node.x0, y: node.y0 - 15, class: "name" }, opens ? svg("tspan", { class: "more" }, "▸ ") : null, label),
       svg("text", { x: node.x0, y: node.y0 - 4, class: "share" }, share),
     );
-    explain(part, () => [...linesAbout(data, node, flow, opens), ...(lanes.get(node.id) ?? []).map((lane) => `${lane.name}: ${percent(lane.share)}`)]);
+    explain(part, () => [...linesAbout(data, node, flow, heavy, opens), ...linesOfLanes(flow, heavy, lanes.get(node.id))]);
     if (opens) {
       part.addEventListener("click", () => toggle(data, store, node));
       part.addEventListener("keydown", (event) => {
@@ -388,11 +450,18 @@ function heightOf(node: { y0: number; y1: number }): number {
 
 const LANE = 12; // pixels, from which on a lane has its name beside it
 
-/** A part's lanes, as high as their shares, named where there is room. */
-function stripes(node: { x0: number; x1: number; y0: number; y1: number }, lanes: Lane[] = []): SVGElement[] {
+function linesOfLanes(flow: FlowColumns, heavy: boolean, found: LanesIn | undefined): string[] {
+  if (!found) return [];
+  const come = percent(found.come / (heavy ? flow.weight : flow.total));
+  return [`of the ${come} through ${found.through || "its branches"}:`, ...found.lanes.map((lane) => `${lane.name}: ${percent(lane.share)}`)];
+}
+
+/** A part's lanes, as high as what comes by each of all that crosses the part, named where there is room. */
+function stripes(node: { x0: number; x1: number; y0: number; y1: number }, found: LanesIn | undefined, all: number): SVGElement[] {
+  const filled = found && all ? Math.min(1, found.come / all) : 0;
   let y = node.y0;
-  return lanes.flatMap(({ name, share }, i) => {
-    const [top, height] = [y, share * heightOf(node)];
+  return (found?.lanes ?? []).flatMap(({ name, share }, i) => {
+    const [top, height] = [y, share * filled * heightOf(node)];
     y += height;
     const named = height >= LANE ? svg("text", { x: node.x1 + 4, y: top + height / 2 + 4, class: "lanename" }, name) : null;
     const stripe = svg("rect", { x: node.x0, y: top, width: node.x1 - node.x0, height, class: `lane${i % 2 ? " odd" : ""}`, "data-lane": name, "data-share": share });
@@ -405,11 +474,12 @@ function columnWidthOf(placed: Placed): number {
   return Math.min(...xs.slice(1).map((x, i) => x - xs[i]), 240);
 }
 
-function linesAbout(data: ReportDocument, node: CutNode, flow: FlowColumns, opens: boolean): string[] {
+function linesAbout(data: ReportDocument, node: CutNode, flow: FlowColumns, heavy: boolean, opens: boolean): string[] {
+  const log2 = meanLog2(flow, node);
   const lines = [
-    node.name && node.name !== node.label ? `${node.label} (${node.name})` : node.label,
-    `${count(node.paths)} of ${count(flow.total)} paths: ${percent(node.paths / flow.total)}`,
-    `${percent(node.weights / flow.weight)} of their weight, mean strength ${power(meanLog2(flow, node))}`,
+    `${node.tree === "groups" ? "parameters " : ""}${node.name || node.label}`,
+    ...amountsOf(flow, heavy, node),
+    `mean strength ${power(log2)} (${plainly(log2)})`,
   ];
   if (node.members) lines.push(...membersOf(node.members));
   else if (node.tree === "modules") lines.push(...operatorsIn(data, node.number));
@@ -444,8 +514,8 @@ function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGE
   for (let i = 0; ramp && i < parts; i++) {
     group.append(svg("rect", { x: (i * width) / parts, width: width / parts + 0.5, height: 8, fill: strength(i / (parts - 1)) }));
   }
-  for (const [i, [kind, text]] of [["groups", "parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
-    const x = [560, 660, 810][i] - (ramp ? 0 : 560);
+  for (const [i, [kind, text]] of [["groups", "θ parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
+    const x = [560, 670, 820][i] - (ramp ? 0 : 560);
     group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
   }
   if (!ramp || !Number.isFinite(low)) return group;
@@ -458,12 +528,12 @@ function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGE
 }
 
 /** The chosen path, over the ribbons that it takes. */
-function lit(data: ReportDocument, store: Store, placed: Placed): SVGGElement {
+function lit(data: ReportDocument, store: Store, placed: Placed, flow: FlowColumns): SVGGElement {
   const group = svg("g", { class: "lit", "aria-hidden": "true" });
   const chosen = store.now.path;
   const paths = tableOf(data, store.now.snapshot, store.now.kind);
   const steps = chosen && paths ? stepsOf(paths, chosen, store.now.example) : [];
-  if (!chosen || !steps.length) return group;
+  if (!chosen || !steps.length || !leavesOf(flow).has(chosen.leaf)) return group; // else it would begin in mid-air
   const modules = shownFor(data.graph.modules, store.now.open);
   const groups = shownFor(data.graph.groups, store.now.openGroups);
   const nodeOfCall = new Map(data.graph.modules.item.map((item, n) => [item, n]));

@@ -1,23 +1,23 @@
 // The strongest paths, a search among those that the file holds, and one path step by step.
 
 import type { PathTable, ReportDocument } from "../data";
-import { button, el, fit, power, significant, svg, table } from "../dom";
+import { deadNow, saidOfDead } from "../dead";
+import { button, el, fit, plainly, power, powerOf, significant, svg, table } from "../dom";
+import { flowNow, momentNow } from "../examples";
 import { pictureOfTable } from "../export";
 import { section } from "../section";
-import type { Store } from "../state";
-import { flowOf } from "../cut";
+import type { State, Store } from "../state";
 import { leavesOf, startOf, stepsOf, tableOf, type Step } from "../walk";
 
 const MOST = 200;
 
 export function pathsView(data: ReportDocument, store: Store): HTMLElement | null {
   if (!data.snapshots.some((s) => Object.values(s.paths).some((table) => table.starts.leaf?.length))) return null;
-  const search = { parameter: "", index: "" };
   const { root, controls, body } = section(
     "paths",
     "Paths",
-    "Those from the parameters chosen above, strongest first; a search looks among all in this file. Choose one to read it step by step: each operator it passes, the local derivative there, and the " +
-      "product so far on a log scale, from the parameter down to the loss. It is lit up in the flow above.",
+    "Those from the parameters chosen above, strongest first; a search looks among all that this file holds. Choose one to read it step by step: each operator it passes, the local derivative there, and the " +
+      "product so far on a log scale, from the parameter down to the loss. It is lit up in the flow above, if that is of its parameter.",
     "One path is one term of the gradient's sum; others may cancel it.",
     { svg: () => pictureOfTable(titleNow(data, store), cellsNow(data, store)), rows: () => rowsNow(data, store) },
   );
@@ -36,23 +36,19 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement | nul
 
   const draw = () => {
     const paths = tableOf(data, store.now.snapshot, store.now.kind);
-    const held = [...new Set(paths?.starts.leaf ?? [])];
-    names.replaceChildren(...held.map((leaf) => el("option", { value: data.graph.parameters.name[leaf] })));
-    const own = search.parameter || search.index.trim() ? null : leavesOf(flowOf(data.snapshots[store.now.snapshot].flows, store.now.group, store.now.kind));
-    const hits = paths ? matching(data, paths, search, own, store.now.example) : [];
+    if (parameter.value.trim() !== store.now.search) parameter.value = store.now.search;
+    if (index.value !== store.now.at) index.value = store.now.at;
+    const hits = listed(data, store, store.now);
     list.replaceChildren(...hits.slice(0, MOST).map((i) => entry(data, store, paths!, i)));
-    found.textContent = summary(data, paths, hits.length, search, store.now.example);
+    const dead = deadAmong(data, store);
+    found.textContent = [summary(data, store, paths, hits.length, dead.length), deadLine(dead)].filter(Boolean).join(" ");
     if (hits.length || !paths) showDetail(data, store, detail);
-    else detail.replaceChildren(el("p", { class: "none" }, "Nothing found, so no path is shown."));
+    else detail.replaceChildren(...(dead.length ? saidOfDead(momentNow(data, store), dead) : ["Nothing found, so no path is shown."]).map((text) => el("p", { class: "none" }, text)));
   };
-  for (const input of [parameter, index]) {
-    input.addEventListener("input", () => {
-      [search.parameter, search.index] = [parameter.value.trim(), index.value];
-      draw();
-    });
-  }
+  names.append(...data.graph.parameters.name.map((name) => el("option", { value: name })));
+  for (const input of [parameter, index]) input.addEventListener("input", () => store.set({ search: parameter.value.trim(), at: index.value }));
   list.addEventListener("keydown", (event) => moveFocus(list, event));
-  store.watch(["snapshot", "example", "kind", "group", "path"], () => {
+  store.watch(["snapshot", "example", "kind", "group", "path", "search", "at"], () => {
     const focus = document.activeElement?.getAttribute("data-path");
     draw();
     if (focus) list.querySelector<HTMLElement>(`[data-path="${CSS.escape(focus)}"]`)?.focus();
@@ -70,17 +66,42 @@ function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
   next.focus();
 }
 
-/** Which paths a search finds: names by part or glob, an index by its first numbers. */
-export function matching(data: ReportDocument, paths: PathTable, search: { parameter: string; index: string }, own: Set<number> | null, example: number | null): number[] {
-  const wanted = search.index.match(/-?\d+/g) ?? [];
-  const glob = globOf(search.parameter);
+/** Which paths show: those from the chosen parameters, or what a search finds: names by part or glob, an index by its first numbers. */
+export function listed(data: ReportDocument, store: Store, now: State): number[] {
+  const paths = tableOf(data, now.snapshot, now.kind);
+  const own = now.search || now.at.trim() ? null : leavesOf(flowNow(data, store));
+  const wanted = now.at.match(/-?\d+/g) ?? [];
+  const glob = globOf(now.search);
   const met = new Set<string>(); // of all examples, that in which a scalar's path is strongest comes first
   const once = (key: string) => !met.has(key) && met.add(key);
-  return (paths.starts.leaf ?? [])
-    .map((leaf, i) => ({ leaf, name: data.graph.parameters.name[leaf], index: paths.starts.index![i], i }))
-    .filter(({ leaf, index, i }) => (example === null ? once(`${leaf} ${index}`) : paths.starts.example?.[i] === example))
+  return (paths?.starts.leaf ?? [])
+    .map((leaf, i) => ({ leaf, name: data.graph.parameters.name[leaf], index: paths!.starts.index![i], i }))
+    .filter(({ i }) => now.example === null || paths!.starts.example?.[i] === now.example)
     .filter(({ leaf, name, index }) => (!own || own.has(leaf)) && glob(name) && wanted.every((n, k) => String(index[k]) === n))
+    .filter(({ leaf, index }) => once(`${leaf} ${index}`))
     .map(({ i }) => i);
+}
+
+/** A path that is not among those that show gives way to the first of them. */
+export function settled(data: ReportDocument, store: Store, now: State): Partial<State> {
+  const paths = tableOf(data, now.snapshot, now.kind);
+  const all = listed(data, store, now).map((i) => ({ leaf: paths!.starts.leaf![i], index: paths!.starts.index![i].join(", ") }));
+  const there = now.path && all.some(({ leaf, index }) => leaf === now.path!.leaf && index === now.path!.index);
+  return there || (!now.path && !all.length) ? {} : { path: all[0] ?? null };
+}
+
+/** The parameters without any path that a search means, or that are chosen where nothing is searched. */
+function deadAmong(data: ReportDocument, store: Store): string[] {
+  const { search, at, group } = store.now;
+  const { name } = data.graph.parameters;
+  const glob = globOf(search);
+  const meant = (n: string) => (search ? glob(n) : !at.trim() && (n === group || n.startsWith(`${group}.`)));
+  return [...deadNow(data, store)].map((i) => name[i]).filter(meant);
+}
+
+function deadLine(names: string[]): string {
+  const shown = names.length > 6 ? [...names.slice(0, 5), `${names.length - 5} more`] : names;
+  return names.length ? `Dead: no path leads from ${shown.join(", ")} to the loss.` : "";
 }
 
 function globOf(text: string): (name: string) => boolean {
@@ -89,14 +110,19 @@ function globOf(text: string): (name: string) => boolean {
   return (name) => pattern.test(name);
 }
 
-function summary(data: ReportDocument, paths: PathTable | undefined, hits: number, search: { parameter: string; index: string }, example: number | null): string {
+function summary(data: ReportDocument, store: Store, paths: PathTable | undefined, hits: number, dead: number): string {
+  const { search, at, example } = store.now;
   const held = paths?.starts.leaf?.length ?? 0;
-  if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}`;
+  if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}.`;
   if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
   if (!held) return "No path of non-zero weight was found.";
-  const exact = data.graph.parameters.name.includes(search.parameter);
-  const ask = exact && search.index.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search.parameter)}, (${search.index.trim()},))` : "";
-  return `Not among the ${held} paths that this file holds: the strongest of all, of each parameter and each example, and some of all strengths.${ask}`;
+  if (dead) return "";
+  const { name } = data.graph.parameters;
+  if (search && !name.some(globOf(search))) return "No parameter has such a name.";
+  const exact = name.includes(search);
+  const ask = exact && at.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search)}, (${at.trim()},)${example === null ? "" : `, example=${example}`})` : "";
+  const kept = example === null ? "the strongest of all and of each parameter, and some of all strengths" : `of example ${example} its strongest, of all parameters and of each group, and others that are strongest in it`;
+  return `Not among the ${held} paths that this file holds: ${kept}.${ask}`;
 }
 
 function entry(data: ReportDocument, store: Store, paths: PathTable, i: number): HTMLElement {
@@ -108,10 +134,17 @@ function entry(data: ReportDocument, store: Store, paths: PathTable, i: number):
     { type: "button", "aria-pressed": chosen ? "true" : "false", "data-path": `${name}[${index}]`, title: `${name}[${index}]` },
     el("span", { class: "name" }, `${fit(name, 30)}[${index}]`),
     tokenOf(paths, i),
-    el("span", { class: "number" }, power(paths.starts.log2![i])),
+    el("span", { class: "number" }, powerOf(paths.starts.log2![i])),
   );
-  choose.addEventListener("click", () => store.set({ path: { leaf, index } }));
+  choose.addEventListener("click", () => store.set({ path: { leaf, index }, group: groupOf(data, store, leaf) }));
   return el("li", {}, choose);
+}
+
+/** The group that a chosen path is of: the one that shows, if it is of that, so that the flow lights it up. */
+function groupOf(data: ReportDocument, store: Store, leaf: number): string {
+  const { flows } = momentNow(data, store);
+  const own = flows.filter((f) => f.kind === store.now.kind && leavesOf(f).has(leaf)).map((f) => f.of);
+  return own.includes(store.now.group) || !own.length ? store.now.group : own[0];
 }
 
 /** The word at which a path begins, where there are words. */
@@ -157,15 +190,30 @@ function showDetail(data: ReportDocument, store: Store, holder: HTMLElement): vo
   const last = steps.length ? steps[steps.length - 1].running : 0;
   const example = paths.starts.example?.[startOf(paths, store.now.path, store.now.example)];
   const apart = store.now.example !== null && example !== store.now.example ? "; of the chosen example the file has no path from here" : "";
-  const line = el("p", { class: "weight" }, `Weight ${power(last)}, ${steps.length} steps${example === undefined ? "" : `, example ${example}`}${apart}.`);
-  holder.replaceChildren(heading, line, el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps of the path" }, stepTable(data, steps)));
+  const line = el("p", { class: "weight" }, `Weight ${power(last)} (${plainly(last)}), ${steps.length} steps${example === undefined ? "" : `, example ${example}`}${apart}.`);
+  holder.replaceChildren(heading, line, el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Steps of the path" }, stepTable(data, steps, scaleOf(paths))));
 }
 
-function stepTable(data: ReportDocument, steps: Step[]): HTMLElement {
+const scales = new WeakMap<PathTable, [low: number, high: number]>();
+
+/** From the weakest product to the strongest on the way of any path of a file: one scale for all of them. */
+function scaleOf(paths: PathTable): [low: number, high: number] {
+  const { derivative, next } = paths.steps;
+  let [low, high] = scales.get(paths) ?? [0, 0];
+  for (const first of scales.has(paths) ? [] : (paths.starts.first ?? [])) {
+    let log2 = 0;
+    for (let at = first; at >= 0; at = next[at]) {
+      log2 += Math.log2(Math.abs(derivative[at] ?? 0));
+      if (Number.isFinite(log2)) [low, high] = [Math.min(low, log2), Math.max(high, log2)];
+    }
+  }
+  scales.set(paths, [low, high]);
+  return [low, high];
+}
+
+function stepTable(data: ReportDocument, steps: Step[], [low, high]: [number, number]): HTMLElement {
   const { calls } = data.graph;
   const texts = steps.some((s) => s.token !== null);
-  const low = Math.min(0, ...steps.map((s) => s.running).filter(Number.isFinite));
-  const high = Math.max(0, ...steps.map((s) => s.running).filter(Number.isFinite));
   const cellsOf = (s: Step, i: number) => {
     const at = calls.number.indexOf(s.call);
     const operator = calls.operator[at].replace(/^aten\./, "").replace(/\.default$/, "");
@@ -206,7 +254,7 @@ function foldPlain(out: HTMLTableElement, steps: Step[]): void {
   }
 }
 
-/** A bar from 2^0 to the running product, all rows on one log axis. */
+/** A bar from 2^0 to the running product, all paths of a file on one log axis. */
 function running(log2: number, low: number, high: number): HTMLElement {
   const width = 130;
   const x = (value: number) => ((value - low) / (high - low || 1)) * width;
@@ -217,5 +265,5 @@ function running(log2: number, low: number, high: number): HTMLElement {
     svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 14, class: "one" }),
     svg("rect", { x: Math.min(end, x(0)), y: 4, width: Math.max(1, Math.abs(x(0) - end)), height: 6, rx: 1 }),
   );
-  return el("span", { class: "product" }, bar, el("span", { class: "number" }, power(log2)));
+  return el("span", { class: "product" }, bar, el("span", { class: "number" }, powerOf(log2)));
 }

@@ -4,6 +4,7 @@ import uPlot from "uplot";
 import { ofComponent } from "../colours";
 import type { ReportDocument } from "../data";
 import { el, percent, svg } from "../dom";
+import { shareBy } from "../measures";
 import { section } from "../section";
 import type { Store } from "../state";
 
@@ -53,7 +54,7 @@ export function trainingView(data: ReportDocument, store: Store): HTMLElement | 
   };
   const say = () => {
     const taken = data.snapshots[store.now.snapshot];
-    const shares = taken.influence.filter((r) => r.kind === store.now.kind).map((r) => `${r.component} ${percent(r[store.now.measure])}`);
+    const shares = taken.influence.filter((r) => r.kind === store.now.kind).map((r) => `${r.component} ${percent(r[shareBy(store)])}`);
     now.textContent = `Step ${taken.step}: ${shares.join(", ")}; loss of the traced windows ${taken.loss?.toFixed(3) ?? "–"}`;
   };
   requestAnimationFrame(() => store.watch(["kind", "measure"], draw));
@@ -72,7 +73,7 @@ function chartsOf(data: ReportDocument, store: Store): Chart[] {
   const influence = names.map((name) => ({
     name,
     colour: ofComponent(names, name),
-    values: data.snapshots.map((s) => s.influence.find((r) => r.component === name && r.kind === store.now.kind)?.[store.now.measure] ?? null),
+    values: data.snapshots.map((s) => s.influence.find((r) => r.component === name && r.kind === store.now.kind)?.[shareBy(store)] ?? null),
   }));
   const runs = data.training ?? [];
   const at = [...new Set(runs.flatMap((r) => r.evaluations.map((e) => e.step)))].sort((a, b) => a - b);
@@ -83,7 +84,7 @@ function chartsOf(data: ReportDocument, store: Store): Chart[] {
     values: at.map((step) => run.evaluations.find((e) => e.step === step)?.loss ?? null),
   }));
   return [
-    { title: `share of ${store.now.kind} paths${store.now.measure === "share" ? "" : ", by weight"}`, steps, lines: influence, format: (v) => `${(v * 100).toFixed(0)}%` },
+    { title: `share of ${store.now.kind} paths${shareBy(store) === "share" ? "" : ", by weight"}`, steps, lines: influence, format: (v) => `${(v * 100).toFixed(0)}%` },
     { title: LOSSES[data.kind === "compete" ? "compete" : "history"].axis, steps: at, lines: losses, format: (v) => v.toFixed(2), range: rangeAfter(at, losses) },
   ];
 }
