@@ -75,13 +75,8 @@ def watch_strongest(
     """
     if native.available():
         try:
-            with uncollected():
-                walk(
-                    record,
-                    loss,
-                    Watched(Strongest(record.precision(loss), loss, None), plane, values, edges),
-                    among=among,
-                )
+            strongest = Watched(Strongest(record.precision(loss), loss, None), plane, values, edges)
+            walk(record, loss, strongest, among=among)
         except OutOfRange:
             pass
         else:
