@@ -136,7 +136,8 @@ def test_files_that_are_cut_off_or_go_on_are_refused(file, examples):
 
 
 NUMBERS = st.one_of(st.integers(-3, 60), st.sampled_from([1 << 31, 1 << 34, 1 << 62, 1 << 63, 1 << 70, -(1 << 40)]))
-EMPTY = st.one_of(st.builds(list), st.builds(dict), st.builds(lambda: [[]]))  # a new one each time: one may go into another
+# A new one each time: one may be planted into another.
+EMPTY = st.one_of(st.builds(list), st.builds(dict), st.builds(lambda: [[]]))
 PLANTED = st.one_of(NUMBERS, st.floats(), st.booleans(), st.none(), st.text(max_size=3), EMPTY)
 
 
