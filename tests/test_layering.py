@@ -39,6 +39,8 @@ def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name below it."""
     found = {}
     for path in ROOT.rglob("*.py"):
+        if ROOT / "examples" in path.parents:  # which a wheel carries along
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         found[".".join(parts) or "gradtrace"] = path

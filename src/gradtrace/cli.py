@@ -183,7 +183,7 @@ a list of words for each example, all equally long, for the report.
 
 examples:
   gradtrace trace train.py:build                    outermost modules, all parameters
-  gradtrace trace train.py:build --kind greedy      follow the ordinary gradient
+  gradtrace trace train.py:build --kind best        strongest paths, not the gradient's
   gradtrace trace train.py:build --batches 10       average over ten batches
   gradtrace trace train.py:build --estimate         what time and memory that will take, first
   gradtrace trace train.py:build --check            prove the tape against autograd first
