@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import gradtrace
 from gradtrace import Trace
 from gradtrace.errors import BadArgument
+from gradtrace.queries.lost import gathered
 from gradtrace.queries.summary import Summary
 from gradtrace.report.history import History
 
@@ -164,6 +165,23 @@ def test_a_parameter_of_which_nearly_all_is_dead_is_named():
         model[0].bias[20:] = 90  # half of the units are off, as is usual
     _, summary = _of(model, 2, 3)
     assert not _said(summary, "dead")
+
+
+def test_dead_parameters_are_named_by_modules_or_patterns():
+    every = [
+        "conv.weight",
+        "conv.bias",
+        "fc.weight",
+        "fc.bias",
+        *(f"h.{n}.{w}" for n in range(9) for w in "ab"),
+        "out.w",
+    ]
+    assert gathered(["conv.weight", "conv.bias", "fc.weight"], every) == ["conv", "fc.weight"]
+    assert gathered([n for n in every if n.startswith("h")], every) == ["h"]
+    assert gathered([f"h.{n}.a" for n in range(9)], every) == ["h.*.a"]
+    assert gathered([f"h.{n}.a" for n in range(5)], every) == [
+        f"h.{n}.a" for n in range(5)
+    ]  # a star would say too much
 
 
 def test_a_loaded_trace_says_what_is_dead_and_vanishes(tmp_path):

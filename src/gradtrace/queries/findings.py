@@ -1,7 +1,8 @@
 """Findings: what stands out in a trace, as sentences that carry the cells of the tables that they are made of.
 
-They are made of joins: what the paths of the earliest parameters do where they have a choice, which heads and experts
-carry nothing, which layer differs from its siblings; and of what is dead. What every path must do is no finding.
+They are made of joins: what the paths of the earliest parameters do where they have a choice, how that changes along
+layers or steps, which heads and experts carry nothing, which layer differs from its siblings; and of what is lost
+(`lost`), which comes first. What every path must do is no finding.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def of_vanished(forest: Forest, leaves: Sequence[Value]) -> list[Finding]:
         if sum(index in of for of in weights) >= SHARED * len(weights) and calls[index].base not in AVERAGES
     }
     worst = min(typical, key=lambda index: typical[index], default=None)
-    if worst is None or typical[worst] > FAINT:
+    if worst is None or not -math.inf < typical[worst] <= FAINT:  # nor of derivatives that are no numbers
         return []
     group = group_named([str(v.name) for v in leaves], len(forest.record.leaves), shorten=True)
     log2 = typical[worst]
@@ -234,7 +234,7 @@ def factors(forest: Forest, leaves: Sequence[Value]) -> list[dict[int, float]]:
     reader.read((leaf, forest.row(leaf, flat), flat) for leaf, flat in starts)
     for leaf, flat in starts:
         moves = walk(forest, leaf, flat, None, reader)
-        out.append({c.index: math.log2(abs(w)) if w else -math.inf for c, *_, w in moves if c.index <= last})
+        out.append({c.index: math.log2(abs(w)) for c, *_, w in moves if c.index <= last and w})
     return out
 
 
