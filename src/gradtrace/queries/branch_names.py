@@ -94,7 +94,7 @@ class Names:
         inside = own if all(own) else inside
         out = []
         for modules, (calls, whole) in zip(inside, stretches, strict=True):
-            names = [_relative(m, above) for m in modules] or [c.base.strip("_") for c in calls]
+            names = [_relative(m, above) for m in modules] or [c.title for c in calls]
             out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
         return out
 
@@ -318,5 +318,5 @@ def _name_of(value: Value) -> str:
     """Name a value by its leaf, or by the module and operator that made it."""
     if value.call is None:
         return str(value.name)
-    base = value.call.base.strip("_")
+    base = value.call.title
     return f"{base} in {value.call.module}" if value.call.scopes else base

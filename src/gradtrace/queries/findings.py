@@ -37,6 +37,7 @@ MOST_OF_JOINS = 0.9  # the strength of what is said of joins: what is lost comes
 ALL = "all parameters"
 OPERATORS = {"sub": "difference", "add": "addition", "cat": "concatenation", "mul": "product", "div": "division"}
 OPERATORS |= {"addcmul": "gated sum", "index_add": "sum of parts", "bmm": "product", "baddbmm": "product"}
+OPERATORS |= {"overlay": "in-place write"}
 OPERATORS |= dict.fromkeys(("mm", "addmm", "linear", "matmul"), "matrix product")
 
 

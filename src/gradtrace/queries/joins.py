@@ -160,7 +160,7 @@ def _table(
         if of_branches is not None:
             whole = tuple(replace(b, norm=n, along=a) for b, (n, a) in zip(whole, of_branches, strict=True))
         paths, weight = came.sum((0, 1)).tolist()
-        operator = "heads" if junction.heads else call.base.strip("_")
+        operator = "heads" if junction.heads else call.title
         where = named.home, operator, named.fork, call.index, call.source
         rows.append(Join(*where, paths, paths / total, whole, named.modules, each, named.near, weight))
     examples = forest.labels.count if forest.labels is not None else 1

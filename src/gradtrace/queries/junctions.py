@@ -19,6 +19,7 @@ SHUFFLES = frozenset(  # operators that only move scalars
     (
         *("view", "_unsafe_view", "reshape", "_reshape_alias", "contiguous", "clone", "alias", "detach", "_to_copy"),
         *("transpose", "permute", "t", "expand", "unsqueeze", "squeeze", "constant_pad_nd", "lift_fresh"),
+        *("copy", "gradtrace.alias", "gradtrace.overlay"),
         *("slice", "select", "unbind", "split", "unsafe_split", "split_with_sizes", "chunk", "flatten", "unflatten"),
     )
 )

@@ -251,7 +251,7 @@ def _last_use(record: Record, loss: Value) -> int:
 
 def _shrinking(call: Call) -> str:
     """Name a call that shrinks: a product by its small factor."""
-    factors = [i.value.call.base.strip("_") for i in call.inputs if i.value is not None and i.value.call is not None]
+    factors = [i.value.call.title for i in call.inputs if i.value is not None and i.value.call is not None]
     small = [name for name in factors if name in ("sigmoid", "hardsigmoid", "softmax", "tanh", "exp")]
     if call.base == "mul" and small:
         return f"The product with {small[0]}" + placed(call).removeprefix(call.base)

@@ -35,7 +35,7 @@ class Zero:
     def told(self, *, placing: bool = True) -> str:
         """Say what is to blame, and where: in which module, too, or at which line alone."""
         if isinstance(self.origin, Call):
-            name = placed(self.origin) if placing else self.origin.base.strip("_")
+            name = placed(self.origin) if placing else self.origin.title
             return f"{name} {self.short} ({at(self.origin)})"
         return f"{self.origin} {self.short}"
 
@@ -127,7 +127,7 @@ def placed(call: Call) -> str:
 
     A call at the top has none, and comes after what made its argument.
     """
-    base = call.base.strip("_")
+    base = call.title
     if call.module:
         return f"{base} in {call.module}"
     makers = [i.value.call for i in call.inputs if i.value is not None and i.value.call is not None]

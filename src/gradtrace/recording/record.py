@@ -270,6 +270,11 @@ class Call:
         return 0 in self.written
 
     @property
+    def title(self) -> str:
+        """The operator as tables and sentences name it: "log_softmax", "overlay"."""
+        return self.base.removeprefix("gradtrace.").strip("_")
+
+    @property
     def module(self) -> str:
         """The innermost module call or component block, "" at the top."""
         return str(self.scopes[-1]) if self.scopes else ""

@@ -165,7 +165,7 @@ def _add_scalars(graph: networkx.MultiDiGraph, value: Value) -> None:
             shape=value.shape,
             index=index,
             components=_components(call),
-            function=call.base.strip("_") if call is not None else None,
+            function=call.title if call is not None else None,
         )
 
 
