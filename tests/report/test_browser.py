@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import re
-import time
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from typing import Any
@@ -586,14 +585,9 @@ def test_nothing_may_be_fetched_or_added(competition_report, open_report):
     report.complaints.clear()
 
 
-def test_a_twelve_layer_gpt2_is_small_and_opens_fast(gpt2_report, open_report):
+def test_a_twelve_layer_gpt2_is_small_and_opens(gpt2_report, open_report):
     assert gpt2_report.stat().st_size < 5_000_000
-    opened = []
-    for _ in range(3):  # the fastest: others run beside it
-        began = time.monotonic()
-        ready = open_report(gpt2_report).page.evaluate("performance.now()")
-        opened.append(max(time.monotonic() - began, ready / 1000))
-    assert min(opened) < 2
+    open_report(gpt2_report)  # how fast, benchmarks/opening.py measures
 
 
 def test_paper_gets_everything_in_light_colours(competition_report, open_report):

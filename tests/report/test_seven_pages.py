@@ -1,8 +1,7 @@
-"""The pages of seven models in a browser: what they say first, how fast they open, and that nothing lies on another."""
+"""The pages of seven models in a browser: what they say first, and that nothing lies on another."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from gradtrace.cli import main
 
 NAMES = sorted(path.stem for path in (EXAMPLES / "pages").glob("*.py"))
 WIDTHS = (390, 800, 1280)
-LARGEST, SLOWEST = 5_000_000, 1.0  # bytes, seconds
+LARGEST = 5_000_000  # bytes
 TEXTS = ("#flow .part .name, #flow .skips text", "#flow .legend text", "#influence .heat .row", "#joins th, #joins td")
 
 
@@ -31,12 +30,7 @@ def page(request, tmp_path_factory) -> Path:
 @in_both
 def test_a_page_says_it_at_once_and_nothing_overlaps(page, open_report):
     assert page.stat().st_size < LARGEST
-    opened = []
-    for _ in range(3):  # the fastest: others run beside it
-        began = time.monotonic()
-        report = open_report(page)
-        opened.append(min(time.monotonic() - began, report.page.evaluate("performance.now()") / 1000))
-    assert min(opened) < SLOWEST
+    report = open_report(page)  # how fast, benchmarks/opening.py measures
     headline = report.page.locator(".headline p").first
     assert headline.text_content().rstrip(".") in "".join(f["text"] for f in report.data["snapshots"][0]["findings"])
     assert headline.bounding_box()["y"] < 300
