@@ -208,7 +208,7 @@ def test_what_is_dead_says_so_where_it_is_looked_for(stuck_report, open_report):
         page.fill("#search-parameter", text)
         said = page.locator("#paths .found").text_content()
         assert said.startswith("Dead: no path leads from off.weight")
-        assert "to the loss" in page.locator("#paths .detail").text_content()
+        assert "get no gradient" in page.locator("#paths .detail").text_content()  # as the finding says it
         assert page.locator("#flow .lit path").count() == 0
     page.fill("#search-parameter", "no such name")
     assert page.locator("#paths .found").text_content() == "No parameter has such a name."

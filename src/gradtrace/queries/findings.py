@@ -98,7 +98,7 @@ def _by_first_use(record: Record, loss: Value) -> list[Value]:
 def dead_shares(forest: Forest) -> dict[str, float]:
     """Give for each parameter the share of its scalars from which no path leads to the loss."""
     live = {name: live_scalars(forest, leaf) for name, leaf in forest.record.leaves.items()}
-    count = {name: leaf.numel for name, leaf in forest.record.leaves.items()}
+    count = {name: leaf.numel if leaf is not forest.loss else 0 for name, leaf in forest.record.leaves.items()}
     return {n: 0.0 if not count[n] else 1.0 if of is None else 1 - int(of.sum()) / count[n] for n, of in live.items()}
 
 
