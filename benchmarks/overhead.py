@@ -48,8 +48,8 @@ def small_gru() -> Subject:
 
 # a model, the parameters that are asked about, how many steps with a trace every so often, and within a budget
 MODELS: dict[str, tuple[Callable[[], Subject], str, int, int]] = {
-    "small GRU": (small_gru, "recurrent*", 160, 4800),
-    "GRU": (gru, "recurrent*", 160, 2500),
+    "small GRU": (small_gru, "recurrent*", 160, 15000),
+    "GRU": (gru, "recurrent*", 160, 5000),
     "small GPT-2": (small_gpt2, "transformer.wpe*", 48, 1200),
     "GPT-2": (gpt2, "transformer.wpe*", 16, 0),
 }
@@ -96,13 +96,13 @@ def compare(name: str, steps: int, part: int, **options: Any) -> dict[str, Any]:
     monitor.clock.now = own.now
     apart, worst = [], 0.0
     for _ in range(0, steps, part):
-        made, before = monitor.clock._traced, watched.seconds - plain.seconds
+        made, before = (monitor.traces, monitor._rehearsed), watched.seconds - plain.seconds
         plain.run(part)
         own.go()
         watched.run(part)
         own.halt()
         worst = max(worst, monitor.share)
-        if monitor.clock._traced == made:  # no trace in it
+        if (monitor.traces, monitor._rehearsed) == made:  # no trace in it
             apart.append(watched.seconds - plain.seconds - before)
     stated, true = monitor.share, (watched.seconds - plain.seconds) / watched.seconds
     chance = stdev(apart) * (steps / part) ** 0.5 / watched.seconds if len(apart) > 1 else None

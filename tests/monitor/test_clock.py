@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ class Time:
 def test_tracing_is_what_a_trace_takes_and_what_recording_adds():
     time = Time()
     clock = Clock(time)
-    clock.start()
+    clock.start(time())
     for _ in range(9):
         clock.plain(1.0)
     time.seconds = 20.0
@@ -52,7 +54,7 @@ def test_it_goes_on_from_another_process():
     time = Time()
     clock = Clock(time)
     clock.resume(3.0, 60.0)
-    clock.start()
+    clock.start(time())
     time.seconds = 40.0
     clock.traced(0.0, 1.0)
     assert (clock.tracing, clock.training) == (4.0, 100.0)
@@ -70,7 +72,7 @@ def test_a_budget_is_kept_by_traces_that_cost_no_more_than_is_expected(at_most, 
     time = Time()
     clock = Clock(time)
     for plain, trace in steps:
-        clock.start()
+        clock.start(time())
         time.seconds += plain
         if clock.affords(at_most):
             cost = min(trace, clock.expected)
@@ -84,9 +86,9 @@ def test_a_trace_is_taken_to_cost_some_rehearsals_and_a_rehearsal_some_steps():
     clock = Clock(time)
     for _ in range(PACED):
         assert not clock.affords(1.0)
-        clock.start()
+        clock.start(time())
         time.seconds += 1.0
-    clock.start()
+    clock.start(time())
     assert clock.expected == REHEARSAL
     time.seconds = 2 * REHEARSAL / PLANNED
     assert clock.affords(0.5)
@@ -106,7 +108,7 @@ def test_a_budget_is_used_not_only_kept():
     clock = Clock(time)
     traced = 0
     for _ in range(2000):
-        clock.start()
+        clock.start(time())
         time.seconds += 1.0
         if clock.affords(0.1):
             time.seconds += 2.0
@@ -116,13 +118,33 @@ def test_a_budget_is_used_not_only_kept():
     assert traced == pytest.approx(2000 / EVERY, rel=0.1)
 
 
+def test_a_budget_is_looked_at_seldom_and_a_trace_comes_as_soon_as_it_is_afforded():
+    looked = []
+
+    class Watched(Clock):
+        @property
+        def expected(self) -> float:
+            looked.append(self._begun)
+            return 50.0
+
+    time = Time()
+    clock = Watched(time)
+    for number in range(10_000):
+        clock.start(time())
+        if clock.affords(0.01):
+            break
+        time.seconds += 1.0
+    assert number == math.ceil(50 / (PLANNED * 0.01) - 50)
+    assert len(set(looked)) < 20
+
+
 def test_steps_that_are_counted_beforehand_keep_the_budget_as_well():
     """Steps of 1 s, the first of them slower, and traces of 2 s under 10 %: each says when the next one is due."""
     time = Time()
     clock = Clock(time)
     due, traced = rehearses_at(0.1), 0
     for number in range(2000):
-        clock.start()
+        clock.start(time())
         time.seconds += 1.0 if number else 30.0
         if number >= due:
             time.seconds += 2.0

@@ -268,6 +268,17 @@ def test_nothing_remarkable_is_said_to_be_so():
     assert "Nothing stands out" in str(summary)
 
 
+def test_paths_that_weigh_nothing_are_counted_all_the_same():
+    """Gradients of 1 - 4 softmax(0) = 0: greedy paths go on, and weigh 0."""
+    x, spare = torch.zeros(4, **F64, requires_grad=True), torch.zeros(2, **F64, requires_grad=True)
+    tape, loss = recorded(lambda x, spare: (x - x.logsumexp(0)).sum(), {"x": x, "spare": spare})
+    trace = tape.trace(loss)
+    assert trace.joins(kind="greedy").weight == 0
+    texts = [f.text for f in trace.summary().findings]
+    assert texts[0] == "spare gets no gradient (1 of the 2 parameters): not used in the recorded forward pass."
+    assert texts[1] == "100% of the paths from x (one for each scalar) take logsumexp at the difference, none around."
+
+
 def test_no_choice_is_said_to_be_none():
     _, summary = _of(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double(), 1, 3)
     (finding,) = summary.findings

@@ -197,6 +197,15 @@ def test_a_closed_parts_lanes_fill_what_comes_to_them(gpt2_report, open_report):
     assert seen
 
 
+def test_what_is_dead_is_known_without_a_group_of_all_parameters(stuck, tmp_path, open_report):
+    groups = {"head": "head.*", "early": ["off.*", "squeeze.*"]}
+    page = open_report(stuck.report(tmp_path / "report.html", kinds="greedy", groups=groups)).page
+    page.fill("#search-parameter", "off.weight")
+    assert page.locator("#paths .found").text_content() == "Dead: no path leads from off.weight to the loss."
+    page.fill("#search-parameter", "squeeze.bias")  # of which some scalars live
+    assert "Dead" not in page.locator("#paths .found").text_content()
+
+
 @in_both
 def test_what_is_dead_says_so_where_it_is_looked_for(stuck_report, open_report):
     report = open_report(stuck_report)

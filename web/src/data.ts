@@ -100,7 +100,7 @@ export interface Snapshot {
   influence: InfluenceRow[];
   flows: FlowColumns[];
   paths: Record<string, PathTable>;
-  findings?: { kind: string; text: string; cells: { row: string }[] }[];
+  findings?: { kind: string; text: string; cells: { row: string; value: number }[] }[];
   joins?: JoinTable[]; // absent in older results
   examples?: Example[];
 }

@@ -13,7 +13,7 @@ export function deadNow(data: ReportDocument, store: Store): Set<number> {
   const all = moment.flows.find((f) => f.of === EVERYTHING && f.kind === store.now.kind);
   const { name } = data.graph.parameters;
   const living = all && leavesOf(all);
-  const told = new Set(aboutDead(moment).filter((f) => f.text.startsWith("No path")).flatMap((f) => f.cells.map((c) => c.row)));
+  const told = new Set(aboutDead(moment).flatMap((f) => f.cells.flatMap((c) => (c.value === 1 ? [c.row] : []))));
   return new Set(name.flatMap((n, i) => ((living ? !living.has(i) : told.has(n)) ? [i] : [])));
 }
 

@@ -1,7 +1,8 @@
 """How much of a training's time tracing takes: measured, and kept within a budget.
 
-Tracing is what runs after a recorded forward pass, and by how much longer that pass took than the others did (their
-median). What a trace does to the steps after it, by displacing what was in caches, is not measured, but left room for.
+Tracing is what runs after a recorded forward pass, by how much longer that pass took than the others did (their
+median), and what is done at every step to see that it is not traced: some 20 µs. What all that does to the steps after
+it, by displacing what was in caches, is not measured, but left room for.
 
 A budget holds from the first step on. What a trace costs is not known before one was made: it is taken to cost a
 multiple of a rehearsal, one bare pass back, and that some steps.
@@ -35,21 +36,23 @@ class Clock:
         self._began: float | None = None
         self._before = (0.0, 0.0)  # of the processes that this one goes on from: tracing, training
         self._traced = 0.0
-        self._recorded: list[float] = []
+        self._recorded: list[float] = []  # forward passes, before it was known what one takes without a recording
         self._plain: deque[float] = deque(maxlen=WINDOW)
         self._steps: deque[float] = deque(maxlen=WINDOW)  # from the beginning of one to that of the next
         self._last = 0.0
         self._costs: deque[float] = deque(maxlen=COSTS)
         self._guess = 0.0  # what a trace costs, before one was made
+        self._begun = 0  # steps
+        self._wakes = 0  # of them, when it is looked again whether a trace is afforded
 
-    def start(self) -> None:
+    def start(self, now: float) -> None:
         """Note that a step begins; the training began when this was called first."""
-        now = self.now()
         if self._began is None:
             self._began = now
         else:
             self._steps.append(now - self._last)
         self._last = now
+        self._begun += 1
 
     def resume(self, tracing: float, training: float) -> None:
         """Go on from the times of a process that has ended."""
@@ -59,14 +62,21 @@ class Clock:
         """Note a forward pass that was not recorded."""
         self._plain.append(seconds)
 
+    def own(self, began: float) -> None:
+        """Note what was done from a moment until now as the monitor's own."""
+        self._traced += self.now() - began
+
     def traced(self, forward: float, trace: float, *, whole: bool = True) -> None:
         """Note a recorded forward pass, and the trace after it.
 
         Args:
             whole: whether the trace tells what another one costs; one that failed does not.
         """
-        self._recorded.append(forward)
-        self._traced += trace
+        if self._plain:
+            self._traced += self._cost(forward, trace)
+        else:
+            self._recorded.append(forward)
+            self._traced += trace
         if whole:
             self._costs.append(self._cost(forward, trace))
 
@@ -119,10 +129,16 @@ class Clock:
         return max(0, math.ceil(missing / self._pace)) if self._pace > 0 else 0
 
     def affords(self, at_most: float) -> bool:
-        """Tell whether another trace leaves tracing's share at `at_most`."""
-        if len(self._steps) < PACED:
+        """Tell whether another trace leaves tracing's share at `at_most`.
+
+        It is looked again when half the time that was missing has passed: a step costs next to nothing.
+        """
+        if len(self._steps) < PACED or self._begun < self._wakes:
             return False
-        return self.tracing + self.expected <= PLANNED * at_most * (self.training + self.expected)
+        if self.tracing + self.expected <= PLANNED * at_most * (self.training + self.expected):
+            return True
+        self._wakes = self._begun + self.steps_until(at_most) // 2
+        return False
 
 
 def rehearses_at(at_most: float) -> int:

@@ -159,18 +159,22 @@ class Monitor:
             number: of the step, where the program counts; several forward passes of one step may have the same, and
                 the first of them is traced.
         """
-        self._meet()
+        began = self.clock.now()
+        if self._ranks.apart:
+            self._meet()
         this = self._next if number is None else number
         if this != self._next - 1:  # of several forward passes of one step, the first begins it
-            self.clock.start()
+            self.clock.start(began)
         self._next = this + 1
-        return Step(self, this, examples, traced=self.wants(this))
+        step = Step(self, this, examples, traced=self.wants(this))
+        self.clock.own(began)
+        return step
 
     def _meet(self) -> None:
         """Let ranks agree where they are, once, and after a checkpoint was loaded: the first one has the history."""
         try:
             paced = self._due if self.at_most is None else max(self._due, self._next + rehearses_at(self.at_most))
-            self._next, self._due = self._ranks.meet((self._next, self._due), (self._next, paced))
+            self._next, self._due = self._ranks.meet((self._next, paced))
         except RankFailed as error:
             self.fail(self._next, error)
 

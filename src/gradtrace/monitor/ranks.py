@@ -41,18 +41,20 @@ class Ranks:
         """Meet again before the next step."""
         self._met = False
 
-    def meet(self, alone: tuple[int, int], own: tuple[int, int]) -> tuple[int, int]:
+    @property
+    def apart(self) -> bool:
+        """Whether there are others, and they have not met since they began, or parted."""
+        return not (self._met or self.lost) and is_distributed(self._group)
+
+    def meet(self, own: tuple[int, int]) -> tuple[int, int]:
         """Agree with the first rank on the number of the next step, and on that of the next trace.
 
         Args:
-            alone: what they are where there is no other rank.
             own: what this one proposes.
 
         Raises:
             RankFailed: some do not come.
         """
-        if self._met or self.lost or not is_distributed(self._group):
-            return alone
         self._met = True
         self.first = is_first(self._group)
         try:

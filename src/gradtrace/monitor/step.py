@@ -44,7 +44,7 @@ class Step:
         self._watcher, self._number, self._examples, self._traced = watcher, number, examples, traced
         self._loss: Tensor | None = None
         self._taped: Tape | Exception | None = None
-        self._recording = ExitStack()
+        self._recording: ExitStack | None = None
         self._began = 0.0
 
     @property
@@ -60,6 +60,7 @@ class Step:
     def __enter__(self) -> Step:
         self._began = self._watcher.clock.now()
         if self._traced:
+            self._recording = ExitStack()
             try:
                 self._taped = self._recording.enter_context(watch(self._watcher.model, self._examples))
             except Exception as error:
@@ -69,15 +70,18 @@ class Step:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        forward, taped, loss = self._watcher.clock.now() - self._began, self._taped, self._loss
+        ended, taped, loss = self._watcher.clock.now(), self._taped, self._loss
+        forward = ended - self._began
         self._taped = self._loss = self._examples = None
-        try:
-            self._recording.close()
-        except Exception as failure:
-            taped = failure
+        if self._recording is not None:
+            try:
+                self._recording.close()
+            except Exception as failure:
+                taped = failure
         if taped is None:
             if kind is None:
                 self._watcher.clock.plain(forward)
+                self._watcher.clock.own(ended)
         elif kind is not None:
             self._watcher.left(self._number, error)
         else:

@@ -157,6 +157,10 @@ class Asked(NamedTuple):
     group: str
     weight: float
 
+    def heavy(self, joins: Sequence[Join]) -> float:
+        """Give what part of all paths' weight comes to a join, on the average: none where no path weighs anything."""
+        return _mean(j.weight for j in joins) / self.weight if self.weight else 0.0
+
 
 def _of_grid(grid: Grid, asked: Asked) -> Iterator[Finding]:
     """Say by which branch paths come, at the joins of one kind: those that have the same branches together."""
@@ -231,13 +235,13 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
     joins, group = alike.joins, asked.group
     top = max(alike.branches, key=lambda name: alike.paths[name])
     share, others = alike.share(top), [n for n in alike.branches if n != top]
-    comes = max(_mean(j.share for j in joins), _mean(j.weight for j in joins) / asked.weight)
+    comes = max(_mean(j.share for j in joins), asked.heavy(joins))
     strength = (
         (comes if asked.table == "early" else 0.25)
         * (2 * share - 1 if share > NEARLY else 0.3)
         * (1.0 if any(j.modules for j in joins) else 0.4)
     )
-    where, amount = _where(alike) + ("" if asked.table == "all" else _few(joins, asked.weight)), f"{cell(share)}%"
+    where, amount = _where(alike) + ("" if asked.table == "all" else _few(joins, asked)), f"{cell(share)}%"
     more, moving = alike.by_weight(), alike.moving()
     found = _column(asked.table, joins, top), share, alike.total, min(strength, MOST_OF_JOINS)
     if share > NEARLY and top == AROUND:
@@ -251,7 +255,7 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
         text = f"{amount} of the paths from {group} take {top} {where}{_spread(alike, top)}, {_passed(alike, others)}"
         yield Finding("through", f"{text}{more}.", *found)
     elif moving:
-        yield _trend(alike, moving, asked, where + more, strength)
+        yield _trend(alike, moving, asked, where, more, strength)
     elif LISTS.issuperset([joins[0].operator]) or not top.startswith("part "):
         ranked = sorted(alike.branches, key=lambda name: -alike.paths[name])
         shares = listed([f"{n} {cell(alike.share(n))}%{_range(alike, n)}" for n in ranked if alike.paths[n]], most=5)
@@ -260,9 +264,8 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
         yield from _odd(alike, top)
 
 
-def _trend(alike: _Alike, moving: Sequence[str], asked: Asked, where: str, strength: float) -> Finding:
+def _trend(alike: _Alike, moving: Sequence[str], asked: Asked, where: str, more: str, strength: float) -> Finding:
     """Say how shares move from the first to the last of joins."""
-    where, _, more = where.partition(";")
     ends = alike.compared[0], alike.compared[-1]
     first, last = (alike.labels[n] for n in ends)
     said = [
@@ -276,7 +279,7 @@ def _trend(alike: _Alike, moving: Sequence[str], asked: Asked, where: str, stren
     cells = tuple(c for name in moving for c in _column(asked.table, alike.joins, name))
     most = max(abs(shares[-1] - shares[0]) for shares in map(alike.shares, moving))
     strength = min(strength * (2.6 + most), MOST_OF_JOINS)
-    return Finding("trend", f"{text}{';' + more if more else ''}.", cells, alike.shares(moving[0])[-1], 0.0, strength)
+    return Finding("trend", f"{text}{more}.", cells, alike.shares(moving[0])[-1], 0.0, strength)
 
 
 def _passed(alike: _Alike, others: Sequence[str]) -> str:
@@ -342,11 +345,8 @@ def _load(grid: Grid, one: str, numbers: Sequence[str]) -> Iterator[Finding]:
     ranked = sorted(zip(paths, numbers, strict=True), key=lambda pair: -paths[pair[0]])
     shares = listed([f"{number} ({cell(paths[name] / total)}%)" for name, number in ranked], most=5)
     top = ranked[0][0]
-    cells = tuple(
-        Cell("all", j.call, b.name, b.share, b.paths) for j in grid.joins for b in j.branches if b.name == top
-    )
     text = f"{one.capitalize()}s in {grid.pattern or 'the model'} by load: {shares}."
-    yield Finding("load", text, cells, paths[top] / total, total, 0.7)
+    yield Finding("load", text, _column("all", grid.joins, top), paths[top] / total, total, 0.7)
 
 
 def _nothing(early: JoinTable, group: str, found: Sequence[Finding]) -> Finding:
@@ -386,12 +386,12 @@ def _telling(alike: _Alike) -> str:
     return listed(["a way around" if n == AROUND else n for n in own or alike.branches], "and", 3)
 
 
-def _few(joins: Sequence[Join], weight: float) -> str:
+def _few(joins: Sequence[Join], asked: Asked) -> str:
     """Say how many of the paths come to joins, if not almost all; by weight, too, where those are the most."""
     low, high = (f(j.share for j in joins) for f in (min, max))
     if low > 0.9:
         return ""
-    heavy = _mean(j.weight for j in joins) / weight
+    heavy = asked.heavy(joins)
     more = f", {cell(heavy)}% by weight" if heavy > 0.5 > _mean(j.share for j in joins) else ""
     if high - low < SOME:
         return f" (where {cell(_mean(j.share for j in joins))}% of them come{more})"

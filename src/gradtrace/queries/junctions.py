@@ -49,7 +49,7 @@ class Descent:
 
     Attributes:
         of: by value id.
-        leaves: ids of the leaves, in the order of their bits.
+        leaves: by the id of a leaf, the number of its bit.
         calls: by number.
     """
 

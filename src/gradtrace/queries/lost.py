@@ -30,7 +30,11 @@ SAMPLED = 32  # paths of a group whose steps are read
 FAINT = -10.0  # log2 of the factor of one call, and of the paths to where parameters end, from which they vanish
 SHARED = 0.5  # of the paths, that come through the call
 # what is said of parameters from which the loss is not computed, before the place
-PLACED = {"cut": "autograd stops at", "result unused": "the loss is not computed from the result of"}
+PLACED = {
+    "unused": "not used in the recorded forward pass",
+    "cut": "autograd stops at",
+    "result unused": "the loss is not computed from the result of",
+}
 # whose results add up to as much as what was given: a small derivative is the share of one in many
 AVERAGES = frozenset(("mean", "bmm", "baddbmm", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_softmax"))
 AVERAGES |= frozenset(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d"))
@@ -187,7 +191,7 @@ class _Causes:
             found = why(self.reasons, name)
             place = re.sub(r"\((?:[^()]*/)?([^/()]+:\d+)\).*", r"(\1)", found.where[0]) if found.where else ""
             place = re.sub(r"^aten\.(\w+?)_?\.\w+(#\d+)?", r"\1", place)
-            said = f"{PLACED.get(found.cause, found.said)} {place}" if place else found.said
+            said = f"{PLACED.get(found.cause, found.said)} {place}".rstrip()
             self._asked[end] = said, said
         return self._asked[end]
 

@@ -70,8 +70,16 @@ def summarise(
         places: the junctions, where somebody knows them.
         by_example: have the joins of each example, too.
     """
-    dead, places = dead_shares(forest), places or Places(forest.record, forest.loss)
-    groups = earliest(forest, dead) if of is None else of, "*"
-    early, whole = joins_of(forest, groups, by_example=by_example, places=places)
+    dead, early, whole = tables_of(forest, of, places, by_example=by_example)
     lost = [*of_dead(forest, dead), *of_vanished(forest, select_leaves(forest.record, early.of))]
     return Summary(findings(early, whole, lost), early, whole, dead, loss)
+
+
+def tables_of(
+    forest: Forest, of: str | Sequence[str] | None, places: Places | None, *, by_example: bool
+) -> tuple[dict[str, float], JoinTable, JoinTable]:
+    """Give what findings are read off: dead shares, and the joins of the earliest and of all parameters."""
+    dead = dead_shares(forest)
+    groups = earliest(forest, dead) if of is None else of, "*"
+    early, whole = joins_of(forest, groups, by_example=by_example, places=places)
+    return dead, early, whole

@@ -30,7 +30,7 @@ from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable, Places
 from ..queries.strongest import of_all_strengths, strongest
 from ..queries.summaries import Answerable
-from ..queries.summary import summarise
+from ..queries.summary import summarise, tables_of
 from ..queries.tables import InfluenceTable
 from ..queries.tables import merged as merged_tables
 from ..recording.components import Component, matches, name_of, operators, select_leaves
@@ -301,17 +301,17 @@ def _joined(
     whole = any(ALL in ([of] if isinstance(of, str) else of) for of in groups)
     of = None if whole else groups[0]  # what is said of all parameters is said from the earliest on
     places = Places(trace.tape.record, trace.root)
-    said = {k: summarise(forest, trace.loss, of, places, by_example=by_example) for k, forest in forests.items()}
-    tables = [(name, table) for s in said.values() for name, table in (("early", s.early), ("all", s.whole))]
+    first, *others = forests.values()
+    said = summarise(first, trace.loss, of, places, by_example=by_example)
+    pairs = [(said.early, said.whole), *(tables_of(f, of, places, by_example=by_example)[1:] for f in others)]
+    tables = [named for pair in pairs for named in zip(("early", "all"), pair, strict=True)]
     kept = [_foremost(table, question.joins) for _, table in tables]
     if question.signed:
-        early = next(iter(said.values())).early
-        measured = trace.joins(
-            early.of, kind=early.kind, per_example=is_apart(trace.tape.record, question), signed=True
-        )
+        apart = is_apart(trace.tape.record, question)
+        measured = trace.joins(said.early.of, kind=said.early.kind, per_example=apart, signed=True)
         kept = [_with_parts(k, measured) if k.of == measured.of else k for k in kept]
     return {
-        "findings": [_finding(f) for f in next(iter(said.values())).findings],
+        "findings": [_finding(f) for f in said.findings],
         "joins": [_joins(name, whole, shown) for (name, whole), shown in zip(tables, kept, strict=True)],
     }, kept
 

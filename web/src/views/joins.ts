@@ -121,7 +121,7 @@ function gridTable(grid: JoinGrid, measure: Measure, before: Snapshot | undefine
   const rows = grid.joins.map((join, n) =>
     el(
       "tr",
-      { class: join.share !== null && join.share < FEW ? "few" : null },
+      { class: isFew(join) ? "few" : null },
       el("th", { scope: "row", title: join.source }, ...breakable(grid.labels[n])),
       el("td", {}, join.share === null ? count(join.paths) : percent(join.share)),
       ...grid.branches.map((b) => cell(grid, n, b, measure, before, was)),
@@ -153,7 +153,7 @@ function cell(grid: JoinGrid, n: number, branch: string, measure: Measure, befor
   const shown = before ? points(difference) : percent(value);
   const out = el("td", { class: value === 0 ? "share zero" : "share", tabindex: 0, "data-branch": branch, "aria-label": `${label}, ${branch}: ${shown}` }, before ? shown : brief(value));
   if (before) tint(out, difference);
-  else if (value !== null && value >= 0.0005 && !(join.share !== null && join.share < FEW)) shade(out, value);
+  else if (value !== null && isShaded(join, value)) shade(out, value);
   explain(out, () => [
     `${label}: ${branch}`,
     `${percent(share)} of the paths that had a choice there: ${paths.toLocaleString("en")}`,
@@ -163,6 +163,16 @@ function cell(grid: JoinGrid, n: number, branch: string, measure: Measure, befor
     `the branches part after ${join.fork} and meet at ${grid.operator}, ${join.source}`,
   ]);
   return out;
+}
+
+/** Whether so few paths come to a join that its shares say little. */
+function isFew(join: JoinGrid["joins"][number]): boolean {
+  return join.share !== null && join.share < FEW;
+}
+
+/** Whether a share has a colour: a zero has none, nor what few paths say. */
+function isShaded(join: JoinGrid["joins"][number], value: number): boolean {
+  return value >= 0.0005 && !isFew(join);
 }
 
 /** The page's policy allows no style in its text. */
@@ -203,7 +213,7 @@ function pictureOf(title: string, grids: JoinGrid[], measure: Measure): SVGSVGEl
       grid.branches.forEach((branch, i) => {
         const value = join.branches[branch]?.[PLACE[measure]];
         if (value === undefined || value === null) return;
-        const shaded = value >= 0.0005 && !(join.share !== null && join.share < FEW);
+        const shaded = isShaded(join, value);
         if (shaded) out.append(svg("rect", { x: right(i) + 8, y: y - 15, width: LINE.cell - 4, height: LINE.height - 2, fill: shadeOf(value) }));
         out.append(text(right(i + 1), y, brief(value), { "text-anchor": "end", fill: shaded ? inkOn(value) : ink }));
       });
