@@ -85,40 +85,49 @@ export function cutAt(graph: Graph, flow: FlowColumns, open: Set<number>, openGr
   const ofParameter = new Map<number, number>();
   graph.groups.item.forEach((item, n) => item >= 0 && ofParameter.set(item, n));
   const [modules, groups] = [shownFor(graph.modules, open), shownFor(graph.groups, openGroups)];
-  const idOf = (end: number) =>
-    end < 0 ? `p${groups[ofParameter.get(-1 - end)!]}` : `m${modules[ofCall.get(end)!]}`;
+  const ids = new Map<number, string>();
+  const idOf = (end: number) => {
+    const known = ids.get(end);
+    if (known !== undefined) return known;
+    const id = end < 0 ? `p${groups[ofParameter.get(-1 - end)!]}` : `m${modules[ofCall.get(end)!]}`;
+    ids.set(end, id);
+    return id;
+  };
 
-  const links = new Map<string, CutLink>();
+  const from = new Map<string, Map<string, CutLink>>();
+  const links: CutLink[] = [];
   const add = (source: string, target: string, paths: number, weights: number) => {
     if (source === target) return;
-    const key = `${source} ${target}`;
-    const link = links.get(key) ?? { source, target, paths: 0, weights: 0 };
+    const to = from.get(source) ?? new Map<string, CutLink>();
+    let link = to.get(target);
+    if (!link) {
+      link = { source, target, paths: 0, weights: 0 };
+      from.set(source, to.set(target, link));
+      links.push(link);
+    }
     link.paths += paths;
     link.weights += weights;
-    links.set(key, link);
   };
   flow.source.forEach((source, i) => add(idOf(source), idOf(flow.target[i]), flow.paths[i], flow.weights[i]));
   const last = graph.calls.number[graph.calls.number.length - 1];
   if (flow.total) add(idOf(last), "loss", flow.total, flow.weight);
   for (const [source, target] of passedBy(graph, links, idOf)) add(source, target, 0, 0);
-  return { nodes: nodesOf(graph, [...links.values()], open), links: [...links.values()] };
+  return { nodes: nodesOf(graph, links, open), links };
 }
 
 /** Ways that go on from what some paths cross, and that none of them takes. */
-function passedBy(graph: Graph, crossed: Map<string, CutLink>, idOf: (end: number) => string): [string, string][] {
-  const all = new Map<string, [string, string]>();
+function passedBy(graph: Graph, crossed: CutLink[], idOf: (end: number) => string): [string, string][] {
+  const after = new Map<string, Set<string>>();
   graph.links?.source.forEach((source, i) => {
-    const ends: [string, string] = [idOf(source), idOf(graph.links!.target[i])];
-    all.set(ends.join(" "), ends);
+    const id = idOf(source);
+    after.set(id, (after.get(id) ?? new Set()).add(idOf(graph.links!.target[i])));
   });
-  const reached = new Set([...crossed.values()].map((link) => link.target));
-  const after = new Map<string, [string, string][]>();
-  for (const ends of all.values()) after.set(ends[0], [...(after.get(ends[0]) ?? []), ends]);
+  const reached = new Set(crossed.map((link) => link.target));
   const out: [string, string][] = [];
   for (const id of reached) {
-    for (const ends of after.get(id) ?? []) {
-      reached.add(ends[1]);
-      out.push(ends);
+    for (const target of after.get(id) ?? []) {
+      reached.add(target);
+      out.push([id, target]);
     }
   }
   return out;
@@ -216,15 +225,20 @@ export function openWherePathsPart(
   if (!flow?.total) return open;
   const children = childrenOf(graph.modules);
   const groups = new Set(graph.groups.open);
+  let cut = cutAt(graph, flow, open, groups);
   const inside = (n: number) => within === undefined || aboveOf(graph.modules, n).includes(within);
   for (const parts of [whereTheyPart(graph, flow), foldersOf(graph, new Set(joins))]) {
     for (;;) {
-      const { nodes } = cutAt(graph, flow, open, groups);
-      const next = nodes
+      const next = cut.nodes
         .filter((n) => n.tree === "modules" && children[n.number].length && parts.has(n.number) && inside(n.number))
         .filter((n) => n.paths >= ALL * flow.total)
         .sort((a, b) => a.column - b.column)
-        .find((n) => foldRuns(cutAt(graph, flow, new Set([...open, n.number]), groups), new Set()).nodes.length <= MOST_SHOWN);
+        .find((n) => {
+          const opened = cutAt(graph, flow, new Set([...open, n.number]), groups);
+          const fits = foldRuns(opened, new Set()).nodes.length <= MOST_SHOWN;
+          if (fits) cut = opened;
+          return fits;
+        });
       if (!next) break;
       open.add(next.number);
     }

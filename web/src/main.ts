@@ -156,7 +156,7 @@ function main(): void {
   views.push(provenanceView(data));
   app.insertBefore(bar(data, store, views), content);
   content.append(whatPathsAre(data), ...views);
-  dispatchEvent(new Event("resize")); // now that there is room to measure
+  store.begin();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(isDark() ? "dark" : "light"));
   printLight();
   document.documentElement.dataset.ready = "true";

@@ -3,6 +3,7 @@
 import { button, el } from "./dom";
 import { csv, picture, save } from "./export";
 import { glossed } from "./glossary";
+import type { State, Store } from "./state";
 
 export interface Section {
   root: HTMLElement;
@@ -32,6 +33,13 @@ export function section(id: string, title: string, read: string, not: string, ex
   const head = el("div", { class: "head" }, el("h2", { id: `${id}-title` }, title), saves);
   const root = el("section", { id, "aria-labelledby": `${id}-title` }, head, notes, controls, body);
   return { root, controls, body };
+}
+
+/** Draw once there is room to measure, and again whenever the room, the theme or a named part of the state changes. */
+export function drawnBy(root: HTMLElement, store: Store, keys: (keyof State)[], draw: () => void): void {
+  store.watch(keys, draw);
+  addEventListener("resize", draw);
+  root.addEventListener("themechange", draw);
 }
 
 function saveSvg(id: string, exports: Exports): void {

@@ -22,6 +22,7 @@ type Listener = (changed: Set<Key>) => void;
 
 export class Store {
   private listeners: Listener[] = [];
+  private waiting: (() => void)[] | null = [];
 
   /** What the page opens with, whatever its address says. */
   readonly first: Readonly<State>;
@@ -41,11 +42,19 @@ export class Store {
     for (const listener of this.listeners) listener(changed);
   }
 
-  /** Run now, and again whenever one of the named parts changes. */
+  /** Run once the page stands, or now if it does, and again whenever one of the named parts changes. */
   watch(keys: Key[], run: () => void): void {
-    run();
+    if (this.waiting) this.waiting.push(run);
+    else run();
     this.listeners.push((changed) => {
       if (keys.some((key) => changed.has(key))) run();
     });
+  }
+
+  /** The page stands: run what has waited for that. */
+  begin(): void {
+    const waiting = this.waiting ?? [];
+    this.waiting = null;
+    for (const run of waiting) run();
   }
 }

@@ -4,7 +4,7 @@ import { scaleLinear } from "d3-scale";
 import { ofComponent } from "../colours";
 import type { AgreementRow, Outcome, ReportDocument } from "../data";
 import { count, el, explain, menu, percent, svg, table } from "../dom";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
 import type { Store } from "../state";
 import { chains, dips, samples, spread } from "./dips";
 
@@ -41,10 +41,7 @@ export function ablationView(data: ReportDocument, store: Store): HTMLElement | 
   );
   body.append(verdict, el("div", { class: "beside" }, holder, el("div", {}, outcomes(data), orders(agreement.rows))));
   body.append(el("div", { class: "beside" }, below, el("div", {}, chains(data))));
-  requestAnimationFrame(draw);
-  addEventListener("resize", draw);
-  root.addEventListener("themechange", draw);
-  void store;
+  drawnBy(root, store, [], draw);
   return root;
 }
 

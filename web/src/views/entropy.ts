@@ -5,11 +5,12 @@ import { answersWith, batchMenu, grainMenu, liveOf, nameOf, rowsOf, tall, type G
 import { axisAcross, powerOfTwo, raised, rowsOfBars, ticksOf, type Tick } from "../axes";
 import type { AnswerRow, ReportDocument } from "../data";
 import { count, explain, svg } from "../dom";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
+import type { Store } from "../state";
 
 const LEAST = 1; // bits on the scale, so that rounding is not drawn large
 
-export function entropyView(data: ReportDocument): HTMLElement | null {
+export function entropyView(data: ReportDocument, store: Store): HTMLElement | null {
   const answers = answersWith(data, "mean").filter((a) => a.semiring === "entropy");
   if (!answers.length) return null;
   let drawn: SVGSVGElement | null = null;
@@ -35,8 +36,7 @@ export function entropyView(data: ReportDocument): HTMLElement | null {
   const batches = batchMenu("entropy", answers, (batch) => choose({ batch }));
   controls.append(grainMenu("entropy", (grain) => choose({ grain })), ...(batches ? [batches] : []));
   body.append(holder);
-  addEventListener("resize", draw);
-  draw();
+  drawnBy(root, store, [], draw);
   return root;
 }
 

@@ -12,7 +12,7 @@ import { callsOf, joinsOf, labelsOf, lanesOf, type Lanes } from "../lanes";
 import { layerAlone, openLayer, repeatedLayers } from "../layers";
 import { amountOf, weighted } from "../measures";
 import { place, type Placed } from "../place";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
 import type { Store } from "../state";
 import { leavesOf, stepsOf, tableOf } from "../walk";
 
@@ -87,9 +87,7 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
     hinted(holder);
     if (focus) partNow(data, holder, focus)?.focus();
   };
-  store.watch(["snapshot", "against", "example", "kind", "group", "measure", "open", "openGroups", "unfolded", "path"], draw);
-  addEventListener("resize", draw);
-  root.addEventListener("themechange", draw);
+  drawnBy(root, store, ["snapshot", "against", "example", "kind", "group", "measure", "open", "openGroups", "unfolded", "path"], draw);
   return root;
 }
 

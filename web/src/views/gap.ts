@@ -5,13 +5,14 @@ import { answersWith, batchMenu, grainMenu, liveOf, nameOf, rowsOf, tall, type G
 import { axisAcross, factor, rowsOfBars, short, ticksOf } from "../axes";
 import type { AnswerRow, ReportDocument } from "../data";
 import { explain, menu, power, svg } from "../dom";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
+import type { Store } from "../state";
 
 const LEAST = { weight: 3, gap: 0.01 }; // bits on the scales, so that rounding is not drawn large
 
 type Scale = ScaleLinear<number, number>;
 
-export function gapView(data: ReportDocument): HTMLElement | null {
+export function gapView(data: ReportDocument, store: Store): HTMLElement | null {
   const answers = answersWith(data, "log2_strongest");
   if (!answers.length) return null;
   let drawn: SVGSVGElement | null = null;
@@ -39,8 +40,7 @@ export function gapView(data: ReportDocument): HTMLElement | null {
   const batches = batchMenu("gap", answers, (batch) => choose({ batch }));
   controls.append(grainMenu("gap", (grain) => choose({ grain })), ...[bounds, batches].filter((m) => m !== null));
   body.append(holder);
-  addEventListener("resize", draw);
-  draw();
+  drawnBy(root, store, [], draw);
   return root;
 }
 

@@ -6,7 +6,7 @@ import type { InfluenceRow, ReportDocument, Snapshot } from "../data";
 import { el, explain, fit, hinted, percent, scaleOfShares, svg } from "../dom";
 import { momentNow, whoseLine } from "../examples";
 import { shareBy } from "../measures";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
 import type { Store } from "../state";
 
 const FEW_GROUPS = 4; // up to which both kinds of trace show at once
@@ -44,9 +44,7 @@ export function influenceView(data: ReportDocument, store: Store): HTMLElement |
     holder.replaceChildren(...[whoseLine(data, store), legend, drawn].filter((part) => part !== null));
     hinted(holder);
   };
-  store.watch(["snapshot", "against", "example", "measure", "kind"], draw);
-  addEventListener("resize", draw);
-  root.addEventListener("themechange", draw);
+  drawnBy(root, store, ["snapshot", "against", "example", "measure", "kind"], draw);
   return root;
 }
 

@@ -5,7 +5,8 @@ import { answersWith, batchMenu, liveOf, nameOf } from "../answers";
 import { raised, short } from "../axes";
 import type { Answer, AnswerRow, ReportDocument } from "../data";
 import { el, explain, fit, menu, power, svg, table } from "../dom";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
+import type { Store } from "../state";
 
 /** What is drawn of one answer's row: bars, and behind them the sizes that they would have if nothing cancelled. */
 interface Spectrum {
@@ -20,7 +21,7 @@ interface Spectrum {
 
 const PANEL = { width: 340, height: 300, left: 76, right: 12, top: 66, bottom: 50 };
 
-export function lengthsView(data: ReportDocument): HTMLElement | null {
+export function lengthsView(data: ReportDocument, store: Store): HTMLElement | null {
   const answers = answersWith(data, "spectrum");
   if (!answers.length) return null;
   let drawn: SVGSVGElement | null = null;
@@ -55,8 +56,7 @@ export function lengthsView(data: ReportDocument): HTMLElement | null {
     ...(batches ? [batches] : []),
   );
   body.append(note, holder, details);
-  addEventListener("resize", draw);
-  draw();
+  drawnBy(root, store, [], draw);
   return root;
 }
 

@@ -5,7 +5,7 @@ import { ofComponent } from "../colours";
 import type { ReportDocument } from "../data";
 import { el, percent, svg } from "../dom";
 import { shareBy } from "../measures";
-import { section } from "../section";
+import { drawnBy, section } from "../section";
 import type { Store } from "../state";
 
 interface Line {
@@ -57,13 +57,11 @@ export function trainingView(data: ReportDocument, store: Store): HTMLElement | 
     const shares = taken.influence.filter((r) => r.kind === store.now.kind).map((r) => `${r.component} ${percent(r[shareBy(store)])}`);
     now.textContent = `Step ${taken.step}: ${shares.join(", ")}; loss of the traced windows ${taken.loss?.toFixed(3) ?? "–"}`;
   };
-  requestAnimationFrame(() => store.watch(["kind", "measure"], draw));
+  drawnBy(root, store, ["kind", "measure"], draw);
   store.watch(["snapshot"], () => {
     say();
     plots.forEach((p) => p.redraw(false));
   });
-  addEventListener("resize", draw);
-  root.addEventListener("themechange", draw);
   return root;
 }
 
