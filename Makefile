@@ -64,8 +64,10 @@ PAGES := $(basename $(notdir $(wildcard examples/pages/*.py)))
 pages: $(INSTALLED)
 	for name in $(PAGES); do $(BIN)/gradtrace trace examples/pages/$$name.py:build --out build/pages/$$name || exit 1; done
 
-# Their pictures and first sentences, for docs/seven-models.md.
-pictures: pages browser
+# Their pictures and first sentences, for docs/seven-models.md; and those of the views, for docs/report.md.
+pictures: pages demo browser
+	$(BIN)/gradtrace trace examples/pages/resnet.py:build --components 'layer*.conv1' --semiring graded,graded:abssum,graded:max \
+	  --out build/pages/lengths
 	$(BIN)/python docs/_site/pictures.py
 
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel: from Python 3.12 on for it and all later ones.

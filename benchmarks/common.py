@@ -16,7 +16,7 @@ import torch
 import gradtrace
 from gradtrace.experiments.study_analysis import between, write_text
 
-RESULTS = Path("benchmarks/results")
+RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:

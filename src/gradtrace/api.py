@@ -33,7 +33,7 @@ from .queries.arguments import (
     whole,
 )
 from .queries.bounds import Bound, Bounding
-from .queries.estimate import Estimate, estimate, key_of, refuse
+from .queries.estimate import Estimate, estimate, is_small, key_of, refuse
 from .queries.flow import Flow, flow
 from .queries.forest import FIRST, KINDS, Forest, check_loss, check_numbers, plant
 from .queries.influence import influence
@@ -41,7 +41,7 @@ from .queries.joins import JoinTable, Places, joins
 from .queries.k_best import Ranking
 from .queries.layers import LayerTable, layers
 from .queries.paths import NoPath, Path, follow, follow_all
-from .queries.sizes import Sizes, sizes
+from .queries.sizes import Sizes, at_most, sizes
 from .queries.strongest import strongest
 from .queries.summary import Summary, summarise
 from .queries.tables import InfluenceTable
@@ -166,6 +166,7 @@ class Tape(_NotSaved):
         self._capture = capture(self._record, model, names, examples)
         self._parameters = frozenset(n for n, _ in model.named_parameters()) if model is not None else frozenset()
         self._sizes: dict[tuple[Any, ...], Sizes] = {}  # by the loss and the leaves
+        self._at_most: dict[int, Sizes] = {}  # by the loss
 
     @property
     def record(self) -> Record:
@@ -380,7 +381,10 @@ class Tape(_NotSaved):
 
     def _afford(self, question: str, loss: Value, leaves: Sequence[Value] | None = None, *, lanes: int = 1) -> None:
         """Refuse a question for which there is not enough memory."""
-        refuse(question, self._size(loss, leaves), lanes)
+        if loss.id not in self._at_most:
+            self._at_most[loss.id] = at_most(self.record, loss)
+        if not is_small(question, self._at_most[loss.id], lanes):
+            refuse(question, self._size(loss, leaves), lanes)
 
 
 class Strength(Mapping[str, Tensor]):

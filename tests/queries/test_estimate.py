@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from programs import programs
 from torch import Tensor, nn
 
 import gradtrace
@@ -21,7 +23,7 @@ from gradtrace.kernels import available as memory
 from gradtrace.queries import estimate as estimates
 from gradtrace.queries.costs import BYTES, SECONDS
 from gradtrace.queries.estimate import QUESTIONS, bytes_of, key_of
-from gradtrace.queries.sizes import Sizes, sizes
+from gradtrace.queries.sizes import Sizes, at_most, sizes
 
 
 def recorded(model: nn.Module, x: Tensor) -> tuple[gradtrace.Tape, Tensor]:
@@ -44,6 +46,38 @@ def test_sizes_are_those_of_the_tape():
     assert found.largest == 20
     assert found.chosen == found.leaves + 5 * 4  # of the products' arguments
     assert found.live == 40  # the ReLU's argument and its result
+
+
+def assert_at_most(tape: gradtrace.Tape, loss: Tensor) -> None:
+    value, leaves = tape.value_of(loss), [*tape.record.leaves.values()]
+    most = dataclasses.asdict(at_most(tape.record, value))
+    for asked in (None, leaves[:1], leaves[1:]):
+        found = dataclasses.asdict(sizes(tape.record, value, asked))
+        timed = "products", "convolutions", "rows", "scalars", "uses"
+        assert all(found[what] <= most[what] for what in found if what not in timed)
+        assert all(bytes_of(q, Sizes(**found)) <= bytes_of(q, Sizes(**most)) for q in QUESTIONS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs(False))
+def test_what_sizes_are_at_most_is_no_less_than_they_are_of_programs(program):
+    leaves = program.leaves()
+    with gradtrace.record(names=leaves, examples=None) as tape:
+        loss = program.run(leaves)
+    assume(loss.requires_grad)
+    assert_at_most(tape, loss)
+
+
+def test_what_sizes_are_at_most_is_no_less_than_they_are_of_models():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 5), nn.Flatten()
+    assert_at_most(*recorded(nn.Sequential(*layers), torch.randn(2, 3, 8, 8)))
+    assert_at_most(*recorded(mlp(16, 3), torch.randn(4, 16)))
+    words = nn.Embedding(50, 8)
+    recurrent = nn.GRU(8, 8, batch_first=True)
+    with gradtrace.record(nn.ModuleList([words, recurrent])) as tape:
+        loss = recurrent(words(torch.arange(12).reshape(2, 6)))[0].sum()
+    assert_at_most(tape, loss)
 
 
 def test_sizes_of_a_group_leave_out_what_comes_before_it():

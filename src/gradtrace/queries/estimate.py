@@ -250,6 +250,11 @@ def estimate(
     return Estimate(tuple(rows), room)
 
 
+def is_small(question: str, at_most: Sizes, lanes: int = 1) -> bool:
+    """Tell whether a question surely takes so little memory that nobody has to be asked for it."""
+    return bytes_of(question, at_most, lanes) <= SMALL
+
+
 def refuse(question: str, of: Sizes, lanes: int = 1) -> None:
     """Refuse a question for which there surely is too little memory.
 

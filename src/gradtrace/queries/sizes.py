@@ -85,6 +85,24 @@ def sizes(record: Record, loss: Value, leaves: Iterable[Value] | None = None) ->
     return found
 
 
+def at_most(record: Record, loss: Value) -> Sizes:
+    """Give no less than `sizes` of whatever leaves, in a tenth of its time; of what takes time, nothing."""
+    values = largest = patches = 0.0
+    for call in record.calls:
+        made = _made(call)
+        values += made
+        largest = max(largest, made)
+        if call.base in CONVOLUTIONS:
+            patches = max(patches, _patches(call, made))
+    each = [float(prod(leaf.shape)) for leaf in record.leaves.values()]
+    leaves = sum(each)
+    return Sizes(
+        record.precision(loss).itemsize, record.examples or 1, len(record.calls), patches=patches,
+        largest=max(largest, *each, 0.0), leaves=leaves, each=leaves + values, values=values, chosen=leaves + values,
+        live=1.0 + values,
+    )  # fmt: skip
+
+
 def _made(call: Call) -> float:
     return float(sum([prod(v.shape) for v in call.outputs if v is not None]))
 
@@ -119,13 +137,19 @@ def _add_work(found: Sizes, call: Call, made: float) -> None:
     elif base in CONVOLUTIONS:
         weight = call.inputs[1].shape
         found.convolutions += made * prod(weight[1:])
-        found.patches = max(found.patches, made / max(1, weight[0]) * prod(weight[1:]))
+        found.patches = max(found.patches, _patches(call, made))
     else:
         read = max(made, *[prod(i.shape) for i in call.inputs[:1]], 0.0)
         if base in ROWS or base in FORMULAS:
             found.rows += read
         else:
             found.scalars += read
+
+
+def _patches(call: Call, made: float) -> float:
+    """Count the scalars that a convolution reads, each as often as it does."""
+    weight = call.inputs[1].shape
+    return made / max(1, weight[0]) * prod(weight[1:])
 
 
 def _carry(found: Sizes, calls: list[Call], loss: Value, among: Container[int] | None) -> None:
