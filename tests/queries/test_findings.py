@@ -107,6 +107,58 @@ def test_what_is_lost_is_said_first_with_its_place():
     assert "aten.relu" in said.where[0]
 
 
+def deep(activation: type[nn.Module], layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(16, 16), activation())]).double()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_gradients_that_fall_or_grow_all_the_way_are_told_in_autograds_numbers(scale):
+    model = deep(nn.Sigmoid, 10) if scale == 1 else Growing(8, scale)
+    x = torch.randn(8, 16, **F64)
+    trace, summary = _of_input(model, x)
+    (finding,) = [f for f in summary.findings if f.kind == "fading"]
+    model(x).sum().backward()
+    matrices = [name for name, p in model.named_parameters() if p.dim() > 1]
+    size = {name: model.get_parameter(name).grad.square().mean().log2().item() / 2 for name in matrices}
+    first, last = matrices[0], matrices[-1]
+    assert finding.figure == pytest.approx(size[first] - size[last])
+    word, fold = ("fall", "smaller") if scale == 1 else ("grow", "larger")
+    each = 2 ** (abs(finding.figure) / (len(matrices) - 1))
+    assert finding.text == (
+        f"Gradients {word} from layer to layer on the way back: of {last} they are 2^{size[last]:.0f}, of {first} "
+        f"2^{size[first]:.0f} (root mean squares), about {each:.2g} times {fold} at each of {len(matrices) - 1} steps."
+    )
+
+
+class Growing(nn.Module):
+    """Layers whose results are small again, and whose derivatives are not."""
+
+    def __init__(self, layers: int, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(layers)).double()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = (self.scale * layer(x)).sin()
+        return x
+
+
+def test_gradients_of_layers_alike_or_few_are_not_said_to_fall():
+    x = torch.randn(8, 16, **F64)
+    assert not _said(_of_input(deep(nn.Tanh, 10), x)[1], "fading")
+    assert not _said(_of_input(deep(nn.Sigmoid, 3), x)[1], "fading")
+    assert not _said(traced(deep(nn.Sigmoid, 10), x).summary(kind="best"), "fading")  # which knows no gradient
+
+
+def test_falling_gradients_are_said_of_a_saved_trace(tmp_path):
+    trace = traced(deep(nn.Sigmoid, 10), torch.randn(8, 16, **F64))
+    kept = gradtrace.load(trace.save(tmp_path / "trace.gradtrace"))
+    assert _said(kept.summary(), "fading") == _said(trace.summary(), "fading") != []
+
+
 def test_small_weights_that_a_norm_makes_up_for_take_nothing():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3, eps=1e-30), nn.Linear(3, 3)).double()

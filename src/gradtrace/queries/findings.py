@@ -65,9 +65,9 @@ class Finding:
     """A sentence, and what it is made of.
 
     Attributes:
-        kind: "dead", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or "nothing".
+        kind: "dead", "fading", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or "nothing".
         figure: the share that it gives, if it gives one: paths in `cells` over `paths`, or a cell's value. Of what
-            vanishes it is log2 of a factor.
+            fades or vanishes it is log2 of a factor.
         paths: what the figure is a share of.
         strength: how much it says, from 0 to 1.
     """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..recording.components import select_leaves
+from .fading import of_fading
 from .findings import Finding, counted, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
@@ -71,7 +72,8 @@ def summarise(
         by_example: have the joins of each example, too.
     """
     dead, early, whole = tables_of(forest, of, places, by_example=by_example)
-    lost = [*of_dead(forest, dead), *of_vanished(forest, select_leaves(forest.record, early.of))]
+    shrinking = of_vanished(forest, select_leaves(forest.record, early.of))
+    lost = [*of_dead(forest, dead), *of_fading(forest), *shrinking]
     return Summary(findings(early, whole, lost), early, whole, dead, loss)
 
 

@@ -1,0 +1,80 @@
+"""Findings of gradients that fall, or grow, from one layer to the one before: vanishing and exploding gradients.
+
+What one path weighs says little of that, since more paths come together the more layers there are. So gradients are
+compared, of which a greedy trace knows the absolute values: those of parameters of one name and shape, layer by layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..recording.record import Record
+from .findings import Finding
+from .forest import Forest
+
+LEAST = 4  # layers that are compared
+FAR = 10.0  # log2 of the first's gradient over the last's
+STEADY = 0.8  # of the pairs of layers, that say the same
+
+
+def of_fading(forest: Forest) -> list[Finding]:
+    """Say of which layers the gradients fall, or grow, all the way from the last to the first, and by how much.
+
+    Of several parameters of a layer the one in the middle counts; of several kinds of layers, the worst one.
+    """
+    if forest.kind != "greedy":
+        return []
+    found = [(log2, names) for names in repeated(forest.record) for log2 in [_levels(forest, names)] if _moves(log2)]
+    if not found:
+        return []
+    log2, names = sorted(found, key=lambda pair: abs(pair[0][-1] - pair[0][0]))[(len(found) - 1) // 2]
+    first, last = log2[0], log2[-1]
+    each = 2 ** (abs(last - first) / (len(log2) - 1))
+    word, fold = ("fall", "smaller") if first < last else ("grow", "larger")
+    text = (
+        f"Gradients {word} from layer to layer on the way back: of {names[-1]} they are 2^{last:.0f}, of {names[0]} "
+        f"2^{first:.0f} (root mean squares), about {each:.2g} times {fold} at each of {len(names) - 1} steps."
+    )
+    return [Finding("fading", text, (), first - last, len(names), 0.97)]
+
+
+def repeated(record: Record) -> list[list[str]]:
+    """Name parameters of one name and shape that a number tells apart, in the order of their numbers.
+
+    Vectors are left out: biases and scales have gradients of another size.
+    """
+    alike: dict[tuple[str, str, tuple[int, ...]], dict[int, str]] = {}
+    for name, leaf in record.leaves.items():
+        for number in re.finditer(r"\d+", name) if len(leaf.shape) > 1 else ():
+            key = name[: number.start()], name[number.end() :], leaf.shape
+            alike.setdefault(key, {})[int(number[0])] = name
+    return [[of[n] for n in sorted(of)] for of in alike.values() if len(of) >= LEAST]
+
+
+def _levels(forest: Forest, names: Sequence[str]) -> list[float]:
+    """Give log2 of the root mean square of each parameter's gradient; of those that have one."""
+    found = [root_mean_square(forest.log2[forest.record.leaves[name].id]) for name in names]
+    return found if all(map(math.isfinite, found)) else []
+
+
+def root_mean_square(log2: Tensor) -> float:
+    """Give log2 of the root mean square of numbers that are given by their log2.
+
+    >>> import torch
+    >>> root_mean_square(torch.tensor([3.0, 3.0])), root_mean_square(torch.tensor([-2000.0, -math.inf]))
+    (3.0, -2000.5)
+    """
+    top = log2.max().item() if log2.numel() else -math.inf
+    return top + 0.5 * (2 * (log2.double() - top)).exp2().mean().log2().item() if math.isfinite(top) else top
+
+
+def _moves(log2: Sequence[float]) -> bool:
+    """Tell whether levels fall far, or rise, at nearly every step."""
+    if len(log2) < LEAST or abs(log2[-1] - log2[0]) < FAR:
+        return False
+    ups = [(b > a) - (b < a) for n, a in enumerate(log2) for b in log2[n + 1 :]]
+    return abs(sum(ups)) >= STEADY * len(ups) and sum(ups) * (log2[-1] - log2[0]) > 0
