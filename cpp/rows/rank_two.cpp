@@ -26,7 +26,7 @@ constexpr int COARSE = 8, PARTS = 4;   // intervals of the first sieve, and of e
 constexpr int FINE = COARSE * PARTS;
 constexpr int BUCKETS = 1024;         // of places, by their t
 constexpr int DEEPEST = 64;           // halvings of a range of t by a Splitter
-constexpr int64_t DIRECT = 128;       // rows so short are not worth a sieve
+constexpr int64_t DIRECT = 48;        // rows so short are not worth a sieve
 constexpr int64_t LONG = 1024, SOME = 16;  // of so many candidates, one register in so many gives the levels of a sieve
 constexpr int64_t FEW = 32;           // candidates so few are not sieved again
 constexpr int64_t MANY = 256;        // candidates so many are not sieved again in one go

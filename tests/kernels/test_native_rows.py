@@ -374,7 +374,7 @@ def places(rng: np.random.Generator, kind: str, n: int) -> Array:
 @examples(150)
 @given(
     settings_of_a_call,
-    st.sampled_from([129, 200, 333, 700]),
+    st.sampled_from([49, 64, 128, 129, 200, 333, 700]),
     st.sampled_from(SHAPES_OF_T),
     st.sampled_from(["lognormal", "constant", "integers", "sparse", "one", "zero", "denormal", "ramp"]),
     st.booleans(),

@@ -116,7 +116,7 @@ def deep(activation: type[nn.Module], layers: int) -> nn.Module:
 def test_gradients_that_fall_or_grow_all_the_way_are_told_in_autograds_numbers(scale):
     model = deep(nn.Sigmoid, 10) if scale == 1 else Growing(8, scale)
     x = torch.randn(8, 16, **F64)
-    trace, summary = _of_input(model, x)
+    _, summary = _of_input(model, x)
     (finding,) = [f for f in summary.findings if f.kind == "fading"]
     model(x).sum().backward()
     matrices = [name for name, p in model.named_parameters() if p.dim() > 1]

@@ -65,7 +65,8 @@ class Finding:
     """A sentence, and what it is made of.
 
     Attributes:
-        kind: "dead", "fading", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or "nothing".
+        kind: "dead", "fading", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or
+            "nothing".
         figure: the share that it gives, if it gives one: paths in `cells` over `paths`, or a cell's value. Of what
             fades or vanishes it is log2 of a factor.
         paths: what the figure is a share of.
