@@ -706,14 +706,18 @@ class Trace(_NotSaved):
         return joins(forest, of, by_example=bool(by_example), signed=bool(signed), places=self._places)
 
     @lazily()
-    def summary(self, of: str | Sequence[str] | None = None, *, kind: str = FIRST) -> Summary:
+    def summary(
+        self, of: str | Sequence[str] | None = None, *, kind: str = FIRST, per_example: bool | None = None
+    ) -> Summary:
         """Say in ten lines what stands out: what paths do where they have a choice, what is idle, what is dead.
 
         Args:
             of: a glob over parameter names, or several; by default the parameters of the module that is used first.
             kind: "best" or "greedy".
+            per_example: count the paths of each example; by default if the recording knows them, as a report does.
         """
-        return summarise(self._forest(kind_of(kind), per_example=False), self.loss, of, self._places)
+        forest = self._forest(kind_of(kind), per_example=self._apart(per_example))
+        return summarise(forest, self.loss, of, self._places)
 
     def _apart(self, per_example: bool | None) -> bool:
         """Tell whether examples are traced on their own, by default if the recording knows them."""

@@ -309,6 +309,94 @@ class Skipping(nn.Module):
         return self.skip(x) + self.body(x)
 
 
+class Masked(nn.Module):
+    """A mask lets nothing through of some examples; a head sees all of them."""
+
+    def __init__(self, mask: list[float]) -> None:
+        super().__init__()
+        self.mask = torch.tensor(mask, **F64)[:, None]
+        self.first, self.second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.mask)
+
+
+def by_example(model: nn.Module, x: Tensor) -> Trace:
+    with gradtrace.record(model, examples=x) as tape:
+        loss = model(x).sum()
+    return tape.trace(loss)
+
+
+def test_examples_of_which_nothing_reaches_half_of_the_parameters_are_named():
+    trace = by_example(Masked([1, 0, 1, 0]), torch.randn(4, 3, **F64))
+    text = "In 2 of the 4 examples (1 and 3) no path leads from first and second.weight to the loss."
+    assert _said(trace.summary(), "examples") == [text]
+    for name in ("first.weight", "first.bias", "second.weight", "second.bias"):
+        rows = trace.influence("", name, per_example=True, kind="greedy").by_example
+        dead = [e for e, table in enumerate(rows) if table[0].dead_share == 1]
+        assert dead == ([] if name == "second.bias" else [1, 3])
+    assert not _said(trace.summary(per_example=False), "examples")
+    assert not _said(by_example(Masked([1, 1, 1, 1]), torch.randn(4, 3, **F64)).summary(), "examples")
+
+
+class Partly(nn.Module):
+    """Of eight numbers, each layer makes some larger, by its own branch, and leaves the others alone."""
+
+    def __init__(self, *strong: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8, bias=False).double()
+        self.layer = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in strong).double()
+        self.first.weight.data = torch.eye(8, **F64)
+        for inner, count in zip(self.layer, strong, strict=True):
+            inner.weight.data = torch.tensor([5.0] * count + [0.1] * (8 - count), **F64).diag()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for inner in self.layer:
+            x = x + inner(x)
+        return x
+
+
+def test_a_layer_is_compared_with_its_siblings_and_not_with_itself():
+    trace, summary = _of(Partly(1, 0, 3, 8), 1, 8)
+    around = [row.branches[0].share for row in trace.joins(["first*"], kind="greedy").rows]
+    assert sorted(around) == [0.0, 0.625, 0.875, 1.0]
+    (text,) = _said(summary, "odd")
+    assert text.endswith("0% go around, and 87.5% at the median.")
+
+
+def test_a_summary_counts_as_a_report_does():
+    trace = by_example(Stack(0.1, 5.0), torch.randn(4, 3, **F64))
+    assert "one for each scalar and example" in str(trace.summary()).replace("\n", " ")
+    assert "and example" not in str(trace.summary(per_example=False)).replace("\n", " ")
+
+
+class Beside(nn.Module):
+    """Two modules side by side, and a way around both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mean, self.spread, self.out = (nn.Linear(3, 3).double() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(x + self.mean(x) * self.spread(x).exp())
+
+
+def test_modules_side_by_side_are_no_chain():
+    torch.manual_seed(0)
+    trace = traced(Beside(), torch.ones(2, 3, **F64))
+    names = {b.name for row in trace.joins().rows for b in row.branches}
+    assert "mean & spread" in names
+    assert not any("mean → spread" in name for name in names)
+
+
+def test_few_joins_that_differ_are_told_one_by_one():
+    _, summary = _of(Stack(0.1, 5.0), 1, 3)
+    (text,) = [f.text for f in summary.findings if "2 additions" in f.text]
+    assert "around 50% (layer.0 100%, layer.1 0%)" in text
+
+
 def test_nothing_remarkable_is_said_to_be_so():
     scale = torch.tensor([0.5, 2.0, 0.5, 2.0], **F64)
     tape, loss = recorded(lambda x: (x + x * scale).sum(), {"x": drawn(4)})

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradtrace
-from gradtrace.errors import UnknownName
+from gradtrace.errors import NotANumber, UnknownName
 
 Program = tuple[nn.Module, Callable[[nn.Module], Tensor]]  # and its loss
 
@@ -137,6 +137,22 @@ def loss_of(model: nn.Module) -> Tensor:
 
 def plain(model: nn.Module) -> Program:
     return model, loss_of
+
+
+def at_nought(model: Two) -> None:
+    model.a.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+
+
+def below_half() -> Program:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
+    return model, lambda m: m(X.half()).float().mean() * 1e-8
+
+
+def in_place(m: Two, x: Tensor) -> Tensor:
+    h = m.a(x).tanh()
+    h.detach_()
+    return m.b(h)
 
 
 def only_b(m: Two, x: Tensor) -> Tensor:
@@ -365,6 +381,17 @@ SICK: dict[str, tuple[Callable[[], Program], str, str, str]] = {
     "infinite from two sides": (
         lambda: two(lambda m, x: m.b(x) + roots(m.a(x) * 0)), "a.bias", "nan", "∞ − ∞",
     ),
+    "a root of a parameter at 0": (
+        lambda: two(lambda m, x: m.b(x) + m.a.bias.sqrt(), at_nought), "a.bias", "infinite", "sqrt",
+    ),
+    "an arc sine at 1": (
+        lambda: two(lambda m, x: m.b(x) + m.a.bias.asin(), lambda m: m.a.bias.fill_(1)), "a.bias", "infinite", "asin",
+    ),
+    "a part that is cut off": (
+        lambda: two(lambda m, x: m.b((torch.cat([m.a(x), x], -1) * 2)[:, 4:])), "a.weight", "zero", "after cat uses",
+    ),
+    "below what a half holds": (below_half, "0.weight", "vanished", "the least that torch.float16 holds"),
+    "detached in place": (lambda: two(in_place), "a.weight", "result unused", "detach_()"),
     "LoRA, as libraries write it": (adapted, "2.A", "zero", "2.B, which is 0 everywhere"),
     "a frozen base": (adapted, "0.base.weight", "frozen", "requires_grad"),
     "item() in the loss": (lambda: two(in_the_loss), "a.weight", "cut", "_local_scalar_dense"),
@@ -454,6 +481,8 @@ def assert_autograd_agrees(
             may = {"unused", "cut", "result unused"} if parameter.grad is None else {"healthy", "cancelled", "vanished"}
         if parameter.grad is not None and parameter.grad.isnan().any():
             may = {"nan"}
+        elif parameter.grad is not None and parameter.grad.isinf().any():
+            may = {"infinite"}
         elif parameter.grad is not None and not parameter.grad.any():
             may = {"zero", "cancelled", "vanished"}
         assert trace.why(name).cause in may, (name, parameter.grad)
@@ -519,6 +548,10 @@ HEALTHY: dict[str, Callable[[], Program]] = {
     "straight through by hand": lambda: two(lambda m, x: m.b(m.a(x) + (m.a(x).round() - m.a(x)).detach())),
     "checkpointed": lambda: two(lambda m, x: m.b(computed_again(m.a, x))),
     "tied": lambda: two(lambda m, x: F.linear(m.b(m.a(x)), m.a.weight)),
+    "sixteen bits": lambda: (sixteen_bits(), lambda m: m(X.bfloat16()).float().square().mean()),
+    "sixteen bits, autocast": lambda: (sixteen_bits().float(), half),
+    "a slope that a mask hides": lambda: two(lambda m, x: m.b(m.a(x).relu().sqrt())),
+    "beside an infinite slope": lambda: (Rooted(), lambda m: m(X).square().mean()),
     "a mask": lambda: two(lambda m, x: m.b(m.a(x).masked_fill(x > 0, -1e9).softmax(-1))),
     "written in place": lambda: two(lambda m, x: m.b(m.a(x).add_(1).sigmoid_())),
     "written to slices": lambda: two(in_slices),
@@ -531,6 +564,22 @@ HEALTHY: dict[str, Callable[[], Program]] = {
     "a small beginning": lambda: two(lambda m, x: m.b(m.a(x).tanh()), lambda m: m.a.weight.mul_(1e-3)),
     "a few ReLUs that are off": lambda: two(lambda m, x: m.b(m.a(x).relu()), lambda m: m.a.bias[:2].fill_(-100)),
 }  # fmt: skip
+
+
+def sixteen_bits() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 3)).bfloat16()
+
+
+class Rooted(nn.Module):
+    """A buffer's roots do no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + torch.zeros(4).sqrt()
 
 
 def in_slices(m: Two, x: Tensor) -> Tensor:
@@ -560,7 +609,46 @@ def test_there_are_enough_of_both():
     assert len(SICK) >= 25
     assert len(HEALTHY) >= 25
     assert all(causes.count(cause) >= 2 for cause in set(causes))
-    assert set(causes) == {"frozen", "unused", "result unused", "cut", "zero", "cancelled", "vanished", "nan"}
+    kinds = {"frozen", "unused", "result unused", "cut", "zero", "cancelled", "vanished", "nan", "infinite"}
+    assert set(causes) == kinds
+
+
+def test_an_infinite_gradient_leaves_the_others_healthy_and_everything_works(tmp_path):
+    class Roots(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.p = nn.Linear(4, 4), nn.Parameter(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(x) + self.p.sqrt()
+
+    model = Roots()
+    with gradtrace.record(model, examples=X) as tape:
+        loss = model(X).square().mean()
+    trace = tape.trace(loss, check=True)
+    causes = {name: trace.why(name).cause for name in ("p", "b.weight", "b.bias")}
+    assert causes == {"p": "infinite", "b.weight": "healthy", "b.bias": "healthy"}
+    trace.report(tmp_path / "report.html")
+    kept = gradtrace.load(trace.save(tmp_path / "trace.gradtrace"))
+    assert str(kept.influence(["b"])) == str(trace.influence(["b"]))
+    kept.report(tmp_path / "kept.html")
+
+
+def test_a_functions_backward_that_gives_nan_is_named():
+    class Bad(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * float("nan")
+
+    model = nn.Linear(4, 4)
+    with gradtrace.record(model) as tape:
+        loss = Bad.apply(model(X)).square().mean()
+    with pytest.raises(NotANumber, match=r"autograd\.Bad.*test_why\.py"):
+        tape.trace(loss)
 
 
 def test_a_parameter_that_is_computed_is_no_leaf():

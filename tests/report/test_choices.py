@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,7 +222,7 @@ def test_what_is_dead_says_so_where_it_is_looked_for(stuck_report, open_report):
         assert "get no gradient" in page.locator("#paths .detail").text_content()  # as the finding says it
         assert page.locator("#flow .lit path").count() == 0
     page.fill("#search-parameter", "no such name")
-    assert page.locator("#paths .found").text_content() == "No parameter has such a name."
+    assert "has such a name: frozen ones" in page.locator("#paths .found").text_content()
     page.fill("#search-parameter", "")
     assert "nothing trains these parameters here" in tip_of(report, '#influence .dead[data-of="off"]')
     assert "none of these parameters has a path" in tip_of(report, '#influence .cell[data-of="off"]')
@@ -328,3 +330,69 @@ def test_every_name_in_the_flow_is_its_own(gpt2_report, stuck_report, open_repor
             "all => all.map(r => r.cells[0].textContent + ' → ' + r.cells[1].textContent)"
         )
         assert max(Counter(rows).values()) == 1
+
+
+class Halves(torch.nn.Module):
+    """Of some examples a mask lets nothing through, and all of them are centred together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x) * mask)
+
+
+@pytest.fixture(scope="module")
+def halves_report(tmp_path_factory) -> Path:
+    model, x, mask = Halves(), torch.randn(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])[:, None]
+    with record(model, examples=x) as tape:
+        y = model(x, mask)
+        loss = (y @ y.T).square().mean()
+    return tape.trace(loss).report(tmp_path_factory.mktemp("halves") / "report.html")
+
+
+def test_examples_that_are_connected_are_said_to_be_so(halves_report, open_report):
+    page = open_report(halves_report).page
+    sentences = page.locator(".headline p").all_text_contents()
+    assert any(re.match(r"Examples are connected at aten\.mm", s) for s in sentences)
+    assert "4, connected" in page.locator("#provenance").text_content()
+    assert "each on its own" not in page.locator("#provenance").text_content()
+
+
+def test_an_example_without_paths_is_not_said_to_be_the_death_of_parameters(tmp_path, open_report):
+    model, x, mask = Halves(), torch.randn(4, 4), torch.tensor([1.0, 0.0, 0.0, 1.0])[:, None]
+    with record(model, examples=x) as tape:
+        loss = model(x, mask).square().sum()
+    page = open_report(tape.trace(loss).report(tmp_path / "report.html", groups={"first": "first.*"})).page
+    text = "In 2 of the 4 examples (1 and 2) no path leads from first.weight, first.bias and second.weight to the loss."
+    assert text.replace("first.weight, first.bias", "first") in page.locator(".headline p").all_text_contents()
+    page.select_option("#example", "1")
+    said = page.locator("#flow .none").all_text_contents()
+    assert said == ["None of these parameters has a path to the loss in example 1, which does not train them."]
+
+
+def test_a_search_reads_what_a_list_shows_and_says_what_is_wrong_with_an_index(gpt2_report, open_report):
+    page = open_report(gpt2_report).page
+    entry = page.locator("#paths .pathlist button").first.get_attribute("data-path")
+    page.fill("#search-parameter", entry)
+    assert page.locator("#paths .pathlist button").first.get_attribute("data-path") == entry
+    name, _, index = entry.rstrip("]").partition("[")
+    assert page.input_value("#search-parameter") == name
+    assert page.input_value("#search-index") == index
+    found = page.locator("#paths .found")
+    page.fill("#search-index", "99999, 0")
+    assert "has no such index: its shape is (" in found.text_content()
+    page.fill("#search-index", "a")
+    assert found.text_content() == "An index is one number for each axis, such as 3, 5."
+
+
+def test_a_legend_is_all_there_on_any_screen(halves_report, open_report):
+    page = open_report(halves_report).page
+    for width in (390, 800, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        ends = page.evaluate(
+            "[...document.querySelectorAll('svg.flow .legend text')].map(t => t.getBoundingClientRect().right)"
+        )
+        assert max(ends) <= page.evaluate("document.querySelector('svg.flow').getBoundingClientRect().right + 1")

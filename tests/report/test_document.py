@@ -75,10 +75,9 @@ def test_a_headline_does_not_take_what_was_not_seen_for_what_is_not_there():
 
 def test_headlines_of_a_history():
     first, last = (taken("This.", influence=[row("out", share)]) for share in (0.5, 0.75))
-    assert headline.of_history([first]) == ["At step 5, the only one traced so far:", "This."]
+    assert headline.of_history([first]) == ["At step 5, the only one traced so far: This."]
     assert headline.of_history([first, last]) == [
-        "At step 5, the last of 2 traces:",
-        "This.",
+        "At step 5, the last of 2 traces: This.",
         "Since step 5 out moved most: its share went from 50.0% to 75.0%.",
     ]
 

@@ -114,7 +114,9 @@ def test_every_state_has_an_address(gpt2_report, open_report):
     again = open_report(gpt2_report)
     assert now(again) != there
     again.requests.clear()
-    again.page.goto(address)
+    again.page.goto(address)  # where the page is already, so that it loads itself again
+    again.page.wait_for_function("document.getElementById('kind')?.value === 'best'")
+    again.page.wait_for_selector("html[data-ready]", state="attached")
     assert now(again) == there
     again.page.goto(
         address.split("#")[0] + "#kind=best&of=nothing&open=99999&path=7x&step=9"

@@ -21,9 +21,9 @@ function aboutDead(moment: Snapshot): NonNullable<Snapshot["findings"]> {
   return moment.findings?.filter((f) => f.kind === "dead") ?? [];
 }
 
-/** What the file says of parameters that are dead: what speaks of some of these, or else of any. */
-export function saidOfDead(moment: Snapshot, names: string[]): string[] {
+/** What the file says of parameters that are dead: what speaks of some of these, or else of any if it may. */
+export function saidOfDead(moment: Snapshot, names: string[], any = true): string[] {
   const all = aboutDead(moment);
   const own = all.filter((f) => f.cells.some((c) => names.some((name) => c.row === name || c.row.startsWith(`${name}.`))));
-  return (own.length ? own : all).map((f) => f.text);
+  return (own.length || !any ? own : all).map((f) => f.text);
 }

@@ -65,7 +65,7 @@ def unpacked(given: list[Any], value: Value, read: Unpacker, targets: Any) -> di
         make = {"contraction": _contraction, "convolved": _convolved}[kind]
         structure, size = make(first, *rest)
         numbers = read.get(ref, size).astype(np.float64)
-        if not np.isfinite(numbers).all():
+        if np.isnan(numbers).any():
             raise ValueError("derivatives that are no numbers")
         if prod(structure.y_shape) != targets(step).numel or prod(structure.x_shape) != value.numel:
             raise ValueError("a structure of other values")

@@ -7,9 +7,10 @@ branch in which nothing is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from ..recording.record import Call, Record, Scope, Value
 from .junctions import CONTRACTIONS, SHUFFLES, Entry, Junction
@@ -95,7 +96,8 @@ class Names:
         out = []
         for modules, (calls, whole) in zip(inside, stretches, strict=True):
             names = [_relative(m, above) for m in modules] or [c.title for c in calls]
-            out.append(_listed(list(dict.fromkeys(names)), whole) if names else AROUND)
+            beside = _side_by_side(modules, calls, len(home)) if modules else set()
+            out.append(_listed(list(dict.fromkeys(names)), whole, beside) if names else AROUND)
         return out
 
     def _of_attention(self, junction: Junction) -> list[str]:
@@ -210,9 +212,41 @@ def _relative(scope: Scope, above: str) -> str:
     return str(scope).removeprefix(f"{above.partition(':')[0]}.") if above else str(scope)
 
 
-def _listed(names: Sequence[str], whole: bool) -> str:
-    shown = list(names) if len(names) <= MOST_NAMED else [names[0], "…", names[-1]]
-    return " → ".join(shown if whole or len(shown) == 1 else ["…", *shown[-2:]])
+def _listed(names: Sequence[str], whole: bool, beside: Container[int] = ()) -> str:
+    """Write what a branch runs through, one after the other.
+
+    Args:
+        whole: whether nothing of it was left out.
+        beside: the numbers of those that take nothing from the one before.
+    """
+    if len(names) > MOST_NAMED or (not whole and len(names) > 1):
+        return " → ".join([names[0] if whole else "…", "…" if whole else names[-2], names[-1]])
+    return names[0] + "".join(f" {'&' if n in beside else '→'} {name}" for n, name in enumerate(names[1:], 1))
+
+
+def _side_by_side(modules: Sequence[Scope], calls: Sequence[Call], depth: int) -> set[int]:
+    """Number the modules of a branch that take nothing from the one before them."""
+    of: dict[Scope, list[Call]] = {}
+    for call in calls:
+        if len(call.scopes) > depth:
+            of.setdefault(call.scopes[depth], []).append(call)
+    few = enumerate(pairwise(modules), 1) if len(modules) <= MOST_NAMED else ()
+    return {n for n, (before, after) in few if not _takes(of[after], of[before])}
+
+
+def _takes(calls: Sequence[Call], of: Sequence[Call]) -> bool:
+    """Tell whether what some calls take was computed of what others gave."""
+    wanted, seen, waiting = {c.index for c in of}, set[int](), list(calls)
+    first = min(wanted)
+    while waiting:
+        for value in (i.value for i in waiting.pop().inputs):
+            maker = value.call if value is not None else None
+            if maker is not None and maker.index >= first and maker.index not in seen:
+                if maker.index in wanted:
+                    return True
+                seen.add(maker.index)
+                waiting.append(maker)
+    return False
 
 
 def _before(value: Value) -> Call | None:

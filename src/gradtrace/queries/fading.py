@@ -35,9 +35,10 @@ def of_fading(forest: Forest) -> list[Finding]:
     first, last = log2[0], log2[-1]
     each = 2 ** (abs(last - first) / (len(log2) - 1))
     word, fold = ("fall", "smaller") if first < last else ("grow", "larger")
+    own = ", of each example's own" if forest.labels is not None else ""
     text = (
         f"Gradients {word} from layer to layer on the way back: of {names[-1]} they are 2^{last:.0f}, of {names[0]} "
-        f"2^{first:.0f} (root mean squares), about {each:.2g} times {fold} at each of {len(names) - 1} steps."
+        f"2^{first:.0f} (root mean squares{own}), about {each:.2g} times {fold} at each of {len(names) - 1} steps."
     )
     return [Finding("fading", text, (), first - last, len(names), 0.97)]
 

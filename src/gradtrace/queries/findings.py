@@ -25,12 +25,15 @@ from .units import live_scalars
 
 NEARLY = 0.8  # from which share on a branch has it all
 COMES = 0.05  # the least share of the paths at one of the joins that are spoken of,
+LITTLE = 0.01  # the same, of the paths from all parameters
 FEW = 10  # and how many paths have to come to a join to be compared with others, or from all parameters to be told
 APART = 0.2  # how far a layer is from its siblings that differs from them, and how much a share moves along them
 TIMES = 1.5  # or how many times it is as large, if it moves by more than
 SOME = 0.05
 TURNED = 0.02  # between shares of two branches whose order is another by weight
 WIDE = 0.1  # between shares of one branch at different joins, of which the average does not say enough
+FEW_JOINS = 3  # of which each is named, rather than the least and the most of them
+FEW_PARTS = 4  # without a name of their own, of which it says something how paths divide among them
 IDLE = 0.05  # of an even share, below which a head or an expert carries next to nothing
 MOST = 7
 MOST_OF_JOINS = 0.9  # the strength of what is said of joins: what is lost comes first
@@ -65,8 +68,8 @@ class Finding:
     """A sentence, and what it is made of.
 
     Attributes:
-        kind: "dead", "fading", "vanished", "around", "through", "divided", "trend", "odd", "idle", "load", or
-            "nothing".
+        kind: "dead", "examples", "fading", "vanished", "around", "through", "divided", "trend", "odd",
+            "idle", "load", or "nothing".
         figure: the share that it gives, if it gives one: paths in `cells` over `paths`, or a cell's value. Of what
             fades or vanishes it is log2 of a factor.
         paths: what the figure is a share of.
@@ -117,7 +120,8 @@ def findings(early: JoinTable, whole: JoinTable, lost: Sequence[Finding]) -> tup
     told = {(j.call, j.operator) for grid in spoken_of for j in grid.joins}
     for grid in whole.grids():
         found += _of_parts(grid)
-        if any(j.modules and j.paths >= FEW and (j.call, j.operator) not in told for j in grid.joins):
+        joins = [j for j in grid.joins if j.modules and j.paths >= FEW and j.share >= LITTLE]
+        if any((j.call, j.operator) not in told for j in joins):
             found += _of_grid(grid, Asked("all", ALL, whole.weight))
     found.sort(key=lambda f: -f.strength)
     if not any(f.kind != "divided" for f in found):
@@ -242,11 +246,12 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
         * (2 * share - 1 if share > NEARLY else 0.3)
         * (1.0 if any(j.modules for j in joins) else 0.4)
     )
-    where, amount = _where(alike) + ("" if asked.table == "all" else _few(joins, asked)), f"{cell(share)}%"
+    where, amount = _where(alike) + _few(joins, asked), f"{cell(share)}%"
     more, moving = alike.by_weight(), alike.moving()
     found = _column(asked.table, joins, top), share, alike.total, min(strength, MOST_OF_JOINS)
     if share > NEARLY and top == AROUND:
-        text = f"{amount} of the paths from {group} go around {listed(others, 'and', 2)} {where}{_spread(alike, top)}"
+        text = f"{amount} of the paths from {group} go around {listed(_taken(others), 'and', 2)} {where}"
+        text += _spread(alike, top)
         yield Finding("around", f"{text}{more}.", *found)
     elif share > NEARLY and top.endswith(STARTS):
         text = f"{amount} of the paths from {group} start {where} as its {top.removesuffix(STARTS)}, "
@@ -257,7 +262,7 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
         yield Finding("through", f"{text}{more}.", *found)
     elif moving:
         yield _trend(alike, moving, asked, where, more, strength)
-    elif LISTS.issuperset([joins[0].operator]) or not top.startswith("part "):
+    elif not top.startswith("part ") or (joins[0].operator in LISTS and len(alike.branches) <= FEW_PARTS):
         ranked = sorted(alike.branches, key=lambda name: -alike.paths[name])
         shares = listed([f"{n} {cell(alike.share(n))}%{_range(alike, n)}" for n in ranked if alike.paths[n]], most=5)
         yield Finding("divided", f"The paths from {group} divide {where}: {shares}{more}.", *found)
@@ -287,7 +292,17 @@ def _passed(alike: _Alike, others: Sequence[str]) -> str:
     """Say how many paths take the other branches."""
     rest = 1 - alike.share(next(n for n in alike.branches if n not in others))
     amount = f"{cell(rest)}%" if rest else "none"
-    return f"{amount} around" if AROUND in others else f"{amount} by {listed(others, 'or', 2)}"
+    return f"{amount} around" if AROUND in others else f"{amount} by {_alternatives(alike, others, 'or')}"
+
+
+def _alternatives(alike: _Alike, others: Sequence[str], word: str) -> str:
+    """Name branches that hardly any path takes: those that any does, or else those that one can come by."""
+    return listed([n.removesuffix(STARTS) for n in [n for n in others if alike.paths[n]] or _taken(others)], word, 2)
+
+
+def _taken(branches: Sequence[str]) -> Sequence[str]:
+    """Leave out those that paths can only begin with, if there are others."""
+    return [n for n in branches if not n.endswith(STARTS)] or branches
 
 
 def _odd(alike: _Alike, top: str) -> Iterator[Finding]:
@@ -300,6 +315,7 @@ def _odd(alike: _Alike, top: str) -> Iterator[Finding]:
     spread = median(abs(s - middle) for s in shares)
     if abs(shares[far] - middle) < max(APART, 4 * spread):
         return
+    middle = median(shares[:far] + shares[far + 1 :])
     number = alike.compared[far]
     how = "go around" if top == AROUND else f"take {top}"
     text = f"{alike.labels[number]} differs from its siblings: {cell(shares[far])}% {how}, and {cell(middle)}% at the "
@@ -390,7 +406,7 @@ def _telling(alike: _Alike) -> str:
 def _few(joins: Sequence[Join], asked: Asked) -> str:
     """Say how many of the paths come to joins, if not almost all; by weight, too, where those are the most."""
     low, high = (f(j.share for j in joins) for f in (min, max))
-    if low > 0.9:
+    if low > 0.95:
         return ""
     heavy = asked.heavy(joins)
     more = f", {cell(heavy)}% by weight" if heavy > 0.5 > _mean(j.share for j in joins) else ""
@@ -416,5 +432,9 @@ def _spread(alike: _Alike, top: str) -> str:
 def _range(alike: _Alike, name: str) -> str:
     """Give the least and the most of a branch whose average does not say enough."""
     shares = alike.shares(name)
-    wide = len(shares) > 1 and max(shares) - min(shares) >= WIDE
-    return f" ({cell(min(shares))}% to {cell(max(shares))}%)" if wide else ""
+    if len(shares) < 2 or max(shares) - min(shares) < WIDE:
+        return ""
+    if len(shares) > FEW_JOINS:
+        return f" ({cell(min(shares))}% to {cell(max(shares))}%)"
+    labels = (alike.labels[n] for n in alike.compared)
+    return f" ({', '.join(f'{label} {cell(s)}%' for label, s in zip(labels, shares, strict=True))})"

@@ -18,6 +18,7 @@ from .join_rows import pattern_of
 from .junctions import SHUFFLES
 from .paths import Reader, walk
 from .strongest import of_all_strengths
+from .units import live_in_examples
 from .why import Reasons, unanswered, why
 from .zeros import at, of_zero, placed
 
@@ -60,6 +61,30 @@ def of_dead(forest: Forest, dead: Mapping[str, float]) -> list[Finding]:
         cells = tuple(Cell("dead", name, "", dead[name]) for name in names)
         out.append(Finding("dead", text, cells, len(names) / len(dead), len(dead), 1.0))
     return out + _nearly(forest.record, dead)
+
+
+def of_examples(forest: Forest, dead: Mapping[str, float]) -> list[Finding]:
+    """Say from how many parameters no path leads to the loss in some examples, though it does in others.
+
+    Of a forest that tells examples apart, and where that is so of half of the parameters or more: that an expert or a
+    branch serves some examples alone is usual.
+    """
+    if forest.labels is None:
+        return []
+    living, without = [name for name, share in dead.items() if share < 1], dict[tuple[int, ...], list[str]]()
+    for name in living:
+        live = live_in_examples(forest, forest.record.leaves[name])
+        if not live.all():
+            without.setdefault(tuple((~live).nonzero().flatten().tolist()), []).append(name)
+    if not without:
+        return []
+    examples, names = max(without.items(), key=lambda pair: len(pair[1]))
+    if 2 * len(names) < len(living):
+        return []
+    count = forest.labels.count
+    which = f"{len(examples)} of the {count} examples ({listed([str(n) for n in examples], 'and', 8)})"
+    text = f"In {which} no path leads from {listed(gathered(names, list(dead)), 'and', MOST_NAMED)} to the loss."
+    return [Finding("examples", text, (), len(examples) / count, count, 0.96)]
 
 
 def _size(record: Record, names: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from .findings import Finding, counted, dead_shares, earliest, findings
 from .forest import Forest
 from .group_names import group_named
 from .joins import JoinTable, Places, joins_of
-from .lost import of_dead, of_vanished
+from .lost import of_dead, of_examples, of_vanished
 from .markup import list_of
 
 LINES, WIDTH = 10, 80
@@ -73,7 +73,7 @@ def summarise(
     """
     dead, early, whole = tables_of(forest, of, places, by_example=by_example)
     shrinking = of_vanished(forest, select_leaves(forest.record, early.of))
-    lost = [*of_dead(forest, dead), *of_fading(forest), *shrinking]
+    lost = [*of_dead(forest, dead), *of_examples(forest, dead), *of_fading(forest), *shrinking]
     return Summary(findings(early, whole, lost), early, whole, dead, loss)
 
 

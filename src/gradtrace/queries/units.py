@@ -81,6 +81,16 @@ def live_scalars(forest: Forest, leaf: Value) -> Tensor | None:
     return None if given is None else ((given.weight != 0) if given.live is None else given.live.bool()).any(0)
 
 
+def live_in_examples(forest: Forest, leaf: Value) -> Tensor:
+    """Tell in which examples a path leads from any scalar of a leaf to the loss, of a forest that tells them apart."""
+    assert forest.labels is not None
+    given = None if leaf is forest.loss else given_by(forest, leaf)
+    if given is None:
+        return torch.zeros(forest.labels.count, dtype=torch.bool)
+    live = (given.weight != 0) if given.live is None else given.live.bool()
+    return live.flatten(1).any(1).expand(forest.labels.count)
+
+
 def has_path(forest: Forest, leaf: Value) -> bool:
     """Tell whether a path leads to the loss from any scalar of a leaf."""
     live = live_scalars(forest, leaf)

@@ -34,8 +34,21 @@ from .paths import follow
 from .units import has_path
 from .zeros import of_zero
 
-CAUSES = ("frozen", "not a leaf", "unused", "cut", "result unused", "nan", "zero", "cancelled", "vanished", "healthy")
+CAUSES = (
+    "frozen",
+    "not a leaf",
+    "unused",
+    "cut",
+    "result unused",
+    "nan",
+    "infinite",
+    "zero",
+    "cancelled",
+    "vanished",
+    "healthy",
+)
 NOISE = 64  # roundings of the absolute terms, below which a sum of them is noise
+SURE = 2.0**-9  # of the terms: what a sum comes to by chance, of numbers of few digits, is no noise
 FAINT = 20.0  # powers of 2 below the largest gradient of all parameters
 INDICES = {"max", "min", "sort", "topk", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"}  # with values
 SHOWN = 4
@@ -119,6 +132,11 @@ class Reasons:
         found = ask(self.record, self.loss, leaves, [Sum], log2=True)[0]
         return {str(v.name): _largest(found[v.id]) for v in leaves if v.id in found}
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest of them that is finite."""
+        return max((size for size in self.sizes.values() if size < math.inf), default=-math.inf)
+
     def live(self, value: Value) -> bool:
         """Tell whether a path of non-zero weight leads to the loss from any scalar of a leaf, or of what is dead.
 
@@ -156,7 +174,7 @@ class Reasons:
             kind = torch.finfo(value.dtype)
             held = terms > value.numel * kind.tiny / kind.eps  # else it may have underflowed
             size = float(grad.double().abs().sum()) if grad is not None else math.inf
-            self._noise[value.id] = held and size <= NOISE * kind.eps * terms
+            self._noise[value.id] = held and terms < math.inf and size <= noise_of(value.dtype) * terms
         return self._noise[value.id]
 
     def _terms(self, value: Value) -> float:
@@ -185,13 +203,13 @@ def why(reasons: Reasons, name: str) -> Why:
     value = record.leaves[name]
     if not reasons.reached(value):
         return Why(name, *_unreached(reasons, value))
-    for look in (_nan, _zero, _cancelled):
+    for look in (_nan, _infinite, _zero, _cancelled):
         found = look(reasons, value)
         if found is not None:
             return Why(name, *found)
-    if reasons.sizes.get(name, -math.inf) < max(reasons.sizes.values()) - FAINT:
-        return _vanished(reasons, value)
     size = reasons.sizes.get(name, -math.inf)
+    if size < max(reasons.largest - FAINT, least_held(value.dtype)):
+        return _vanished(reasons, value)
     share = float((reasons.forest.log2[value.id].amax(0) == -torch.inf).double().mean())
     dead = f"{share:.1%}" if share else "none"
     return Why(name, "healthy", f"its largest gradient is 2^{size:.1f}; {dead} of its scalars have no path")
@@ -230,8 +248,11 @@ def _unreached(reasons: Reasons, value: Value) -> Found:
             names = names_listed(dict.fromkeys(call.name for call in calls))
             return "cut", f"{names} gives {what} have no derivative", _unique(call.where for call in calls)
     if not last:
-        return "unused", "nothing in the recorded forward pass uses it", ()
-    said = "it is used, but the loss is not computed from the result, or from what no operator reads, as tolist() does"
+        return "unused", "nothing in the recorded forward pass uses it while it requires a gradient", ()
+    said = (
+        "it is used, and nothing that autograd follows leads on from the result: it is not used, or by what shows as "
+        "no operator, such as tolist(), detach_() or nn.Parameter(…)"
+    )
     return "result unused", said, _unique(c.where for c in last)
 
 
@@ -307,6 +328,21 @@ def _nan(reasons: Reasons, value: Value) -> Found | None:
     return "nan", "its gradient is NaN, though no number of the forward pass is", tuple(said)
 
 
+def _infinite(reasons: Reasons, value: Value) -> Found | None:
+    """Say which operators' derivatives are infinite."""
+
+    def infinite(of: Value | None) -> bool:
+        grad = None if of is None else reasons.gradients.of.get(of.id)
+        return grad is not None and bool(grad.isinf().any())
+
+    if not infinite(value):
+        return None
+    ways = _downstream(reasons, value, infinite)
+    born = [call for here, call in ways if infinite(here) and not any(map(infinite, call.outputs))]
+    names = names_listed(dict.fromkeys(call.title for call in born)) or "an operator"
+    return "infinite", f"its gradient is infinite: the derivative of {names} is", _unique(c.where for c in born)
+
+
 def _zero(reasons: Reasons, value: Value) -> Found | None:
     """Say which operators have derivative 0, where no path of non-zero weight is left."""
     if reasons.live(value):
@@ -364,7 +400,18 @@ def _cancelled(reasons: Reasons, value: Value) -> Found | None:
         return None
     said = "what reaches it from the loss adds up to 0, up to rounding: the absolute terms are at least "
     places = _unique(v.call.where if v.call is not None else str(v) for v in noisy)
-    return "cancelled", said + f"{1 / (NOISE * torch.finfo(value.dtype).eps):,.0f} times as large", places
+    return "cancelled", said + f"{min(1 / noise_of(v.dtype) for v in noisy):,.0f} times as large", places
+
+
+def least_held(dtype: torch.dtype) -> float:
+    """Give log2 of the least number above 0 that a type has."""
+    kind = torch.finfo(dtype)
+    return math.log2(kind.tiny) + math.log2(kind.eps)
+
+
+def noise_of(dtype: torch.dtype) -> float:
+    """Give how small a sum is beside its absolute terms that is taken for rounding."""
+    return min(NOISE * torch.finfo(dtype).eps, SURE)
 
 
 def _vanished(reasons: Reasons, value: Value) -> Why:
@@ -375,9 +422,13 @@ def _vanished(reasons: Reasons, value: Value) -> Why:
     before = [0.0, *(step.log2_weight for step in path.steps)]
     losses = [step.log2_weight - was for was, step in zip(before, path.steps, strict=False)]
     lost, worst = min(losses), path.steps[losses.index(min(losses))]
+    size = reasons.sizes.get(name, -math.inf)
+    beside = f"that of others 2^{reasons.largest:.1f}"
+    if size >= reasons.largest - FAINT:
+        beside = f"and the least that {value.dtype} holds is 2^{least_held(value.dtype):.0f}"
     said = (
-        f"its largest gradient is 2^{reasons.sizes.get(name, -math.inf):.1f}, that of others "
-        f"2^{max(reasons.sizes.values()):.1f}; on its strongest path most is lost in {worst.operator}: 2^{lost:.1f}"
+        f"its largest gradient is 2^{size:.1f}, {beside}; on its strongest path most is lost in {worst.operator}: "
+        f"2^{lost:.1f}"
     )
     inside = f" in {worst.module}" if worst.module else ""
     layers: dict[str, float] = {}

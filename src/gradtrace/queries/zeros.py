@@ -15,6 +15,7 @@ OFF = {"relu", "threshold", "hardtanh", "clamp", "clamp_min", "clamp_max", "hard
 SATURATING = {"sigmoid", "tanh", "_softmax", "_safe_softmax", "_log_softmax", "erf", "elu", "celu", "gelu"}
 CHOOSING = {"index", "embedding", "gather", "select", "slice", "max", "min", "amax", "amin", "topk", "sort"}
 CHOOSING |= {"index_select", "where", "masked_fill", "max_pool2d_with_indices", "maximum", "minimum", "fmax", "fmin"}
+PLACING = {"cat", "stack", "overlay", "hstack", "vstack", "block_diag"}  # whose derivative is 1
 FARTHEST = 50  # calls that are gone back through to where zeros come from
 
 
@@ -58,6 +59,8 @@ def of_zero(here: Value, call: Call) -> Zero:
         return Zero(f"{base} {said}", call, said)
     if base in CHOOSING:
         return Zero(f"{base} chooses none of the scalars that have a path", call, "chooses none of its scalars")
+    if base in PLACING:
+        return Zero(f"what comes after {base} uses nothing of it", call, "is followed by what uses nothing of it")
     return Zero(
         f"the derivative of {base} is 0 for all of its scalars", call, "has derivative 0 for all of its scalars"
     )

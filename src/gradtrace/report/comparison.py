@@ -73,6 +73,13 @@ class Comparison:
             said.append(f"Not matched, {what}: {'; '.join(parts)}.")
         if self.reshaped:
             said.append(f"Of another shape: {listed(self.reshaped)}.")
+        apart = [any((row.get("examples") or 1) > 1 for row in of["influence"]) for _, of in self.shown]
+        if len(set(apart)) > 1:
+            one, other = self.sides if apart[0] else self.sides[::-1]
+            said.append(
+                f"{one.name} counts the paths of each example, {other.name} those of the batch: shares differ for that "
+                "alone."
+            )
         return said
 
     @property

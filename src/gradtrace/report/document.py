@@ -54,7 +54,7 @@ def of_trace(trace: Traced, question: Question, title: str | None = None) -> dic
             "graph": graph_of(trace),
             "snapshots": [{"step": None} | taken],
             "semirings": [{"batch": 0} | answer for answer in said],
-            "provenance": provenance(trace, apart=is_apart(trace.tape.record, question)),
+            "provenance": provenance(trace, apart=is_apart(trace.tape.record, question), connected=taken["connected"]),
         }
     )
 
@@ -137,7 +137,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 Section = tuple[str, list[tuple[str, str]]]
 
 
-def provenance(trace: Traced, *, apart: bool) -> list[Section]:
+def provenance(trace: Traced, *, apart: bool, connected: Sequence[str] = ()) -> list[Section]:
     """Tell where the numbers of a trace come from."""
     record, certificate = trace.tape.record, trace.certificate
     scalars = sum(v.numel for v in record.leaves.values())
@@ -158,7 +158,12 @@ def provenance(trace: Traced, *, apart: bool) -> list[Section]:
                 ("parameters", f"{scalars:,} scalars in {len(record.leaves)} tensors"),
                 ("modules", f"{len(record.modules):,}"),
                 ("operator calls recorded", f"{len(record.calls):,}"),
-                ("examples", f"{record.examples}, each on its own" if apart else "not told apart"),
+                (
+                    "examples",
+                    f"{record.examples}, {'connected' if connected else 'each on its own'}"
+                    if apart
+                    else "not told apart",
+                ),
             ],
         ),
         ("Proof", [(COMPARED, proved), served_by_fallback(trace.fallbacks)]),

@@ -83,6 +83,8 @@ def of_trace(snapshot: Mapping[str, Any], influence: Sequence[Mapping[str, Any]]
     rows = snapshot["influence"] if influence is None else influence
     unseen = list(dict.fromkeys(r["component"] for r in rows if not r.get("seen", True)))
     said = [finding["text"] for finding in snapshot.get("findings", ())]
+    if connected := snapshot.get("connected"):
+        said.append(f"Examples are connected at {listed(connected)}: a path of one can cross others there.")
     if unseen:
         own = "its" if len(unseen) == 1 else "their"
         said.append(f"Nothing can be said of {listed(unseen)}: none of {own} calls was seen.")
@@ -92,13 +94,13 @@ def of_trace(snapshot: Mapping[str, Any], influence: Sequence[Mapping[str, Any]]
 def of_history(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what the last trace of a training run found, and what moved most since the first."""
     first, last = traces[0], traces[-1]
-    said = of_trace(last)
+    begin, *said = of_trace(last)
     if len(traces) == 1:
-        return [f"At step {last['step']}, the only one traced so far:", *said]
+        return [f"At step {last['step']}, the only one traced so far: {begin}", *said]
     before = {_key(r): r["share"] for r in first["influence"]}
     rows = [r for r in last["influence"] if known(r["share"]) and known(before.get(_key(r)))]
     moved = max(rows, key=lambda r: abs(r["share"] - before[_key(r)]), default=None)
-    lead = f"At step {last['step']}, the last of {len(traces)} traces:"
+    lead = f"At step {last['step']}, the last of {len(traces)} traces: {begin}"
     if moved is None:
         return [lead, *said]
     was, now = percent(before[_key(moved)]), percent(moved["share"])

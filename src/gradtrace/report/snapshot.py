@@ -287,6 +287,7 @@ def written(taken: Taken) -> dict[str, Any]:
             for group, (plain, heavy) in zip(taken.groups, taken.flows[kind], strict=True)
         ],
         "paths": taken.paths,
+        "connected": sorted({where for tables in taken.tables.values() for t in tables for where in t.connected}),
     } | taken.joined
 
 
@@ -454,7 +455,7 @@ def _columns(plain: Flow, heavy: Flow, number: Mapping[str, int]) -> dict[str, A
 
 
 def _whole(number: float) -> float | int:
-    return int(number) if number == int(number) else number
+    return int(number) if float(number).is_integer() else number
 
 
 def _rounded(number: float) -> float:

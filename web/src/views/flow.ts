@@ -74,8 +74,12 @@ export function flowView(data: ReportDocument, store: Store): HTMLElement | null
     ];
     details.replaceChildren(el("summary", {}, "Ribbons as a table"), tableOfLinks(cut, taken, flow, heavy));
     if (!flow.total) {
-      const dead = "Dead: none of these parameters has a path to the loss, so no gradient reaches them and nothing trains them.";
-      const known = saidOfDead(momentNow(data, store), [store.now.group, ...namesIn(data, store.now.group)]);
+      const { example } = store.now;
+      const dead =
+        example === null
+          ? "Dead: none of these parameters has a path to the loss, so no gradient reaches them and nothing trains them."
+          : `None of these parameters has a path to the loss in example ${example}, which does not train them.`;
+      const known = saidOfDead(momentNow(data, store), [store.now.group, ...namesIn(data, store.now.group)], example === null);
       holder.replaceChildren(...[dead, ...known].map((text) => el("p", { class: "none" }, text)));
       drawn = null;
       return;
@@ -288,7 +292,7 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
   const placed = place(cut, weigh, room);
   const [low, high] = range;
   const scale = scaleLinear([low, high], [0, 1]).clamp(true);
-  const height = placed.height + 46;
+  const height = placed.height + (placed.width < SCALE ? 80 : placed.width < LEGEND ? 64 : 46);
   const out = svg("svg", {
     viewBox: `0 0 ${placed.width} ${height}`, width: placed.width, height, class: "flow", "aria-label": "Flow of paths",
   });
@@ -506,21 +510,26 @@ function operatorsIn(data: ReportDocument, number: number): string[] {
   return [`${operator[at]}, call ${inside[0]}`, source[at]].filter(Boolean);
 }
 
+const LEGEND = 930; // pixels of a legend in one line,
+const SCALE = 540; // and of its scale of colours with what that means beside it
+
 function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGElement {
+  const below = ramp && placed.width < LEGEND;
   const group = svg("g", { class: "legend", transform: `translate(4,${placed.height + 14})` });
   const [width, parts] = [180, 30];
   for (let i = 0; ramp && i < parts; i++) {
     group.append(svg("rect", { x: (i * width) / parts, width: width / parts + 0.5, height: 8, fill: strength(i / (parts - 1)) }));
   }
   for (const [i, [kind, text]] of [["groups", "θ parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
-    const x = [560, 670, 820][i] - (ramp ? 0 : 560);
-    group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: -1, class: `key ${kind}` }), svg("text", { x: x + 16, y: 8 }, text));
+    const x = [560, 670, 820][i] - (ramp && !below ? 0 : 560);
+    const y = below ? (placed.width < SCALE ? 46 : 30) : 0;
+    group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: y - 1, class: `key ${kind}` }), svg("text", { x: x + 16, y: y + 8 }, text));
   }
   if (!ramp || !Number.isFinite(low)) return group;
   group.append(
     svg("text", { y: 22 }, power(low)),
     svg("text", { x: width, y: 22, "text-anchor": "end" }, power(high)),
-    svg("text", { x: width + 12, y: 8 }, "mean weight of a ribbon's paths, one scale for the file"),
+    svg("text", placed.width < SCALE ? { y: 36 } : { x: width + 12, y: 8 }, "mean weight of a ribbon's paths, one scale for the file"),
   );
   return group;
 }

@@ -15,6 +15,7 @@ const FEW = 0.01; // of a group's paths: what fewer of them do is no finding
 const MOST_GRIDS = 12;
 const NO_CHOICE = "These paths have no choice: no two branches meet on their way.";
 const NOT_MEASURED = "Parts of the gradient are known of the earliest parameters, of all examples together; these are shares of paths.";
+const NOTHING_THEN = "The file has no joins of the moment that is subtracted: these are shares, not differences.";
 const NOT_KEPT = "Joins are kept of the last step: move the slider there.";
 
 export function joinsView(data: ReportDocument, store: Store): HTMLElement | null {
@@ -43,11 +44,13 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const found = foundNow();
     const [title, shown, measure] = gridsNow();
     const more = (found?.grids.length ?? 0) - shown.length;
-    const before = other(data, store);
+    const then = other(data, store);
+    const before = found && joinsIn(then, found).size ? then : undefined;
     holder.replaceChildren(
       ...[whoseLine(data, store), legendOf(before) ?? scaleOfShares(WHOLE[measure], "hatched: no such branch there")].filter((l) => l !== null),
       el("p", { class: "of" }, title),
       measure === store.now.measure ? "" : el("p", { class: "none" }, NOT_MEASURED),
+      then && found && !before ? el("p", { class: "none" }, NOTHING_THEN) : "",
       ...(shown.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
       ...(found ? shown.map((grid) => gridTable(grid, measure, before, joinsIn(before, found))) : []),
     );

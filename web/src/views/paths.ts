@@ -46,7 +46,11 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement | nul
     else detail.replaceChildren(...(dead.length ? saidOfDead(momentNow(data, store), dead) : ["Nothing found, so no path is shown."]).map((text) => el("p", { class: "none" }, text)));
   };
   names.append(...data.graph.parameters.name.map((name) => el("option", { value: name })));
-  for (const input of [parameter, index]) input.addEventListener("input", () => store.set({ search: parameter.value.trim(), at: index.value }));
+  parameter.addEventListener("input", () => {
+    const [, name, at] = parameter.value.match(LABEL) ?? [];
+    store.set({ search: name ?? parameter.value.trim(), at: at ?? index.value });
+  });
+  index.addEventListener("input", () => store.set({ search: parameter.value.trim(), at: index.value }));
   list.addEventListener("keydown", (event) => moveFocus(list, event));
   store.watch(["snapshot", "example", "kind", "group", "path", "search", "at"], () => {
     const focus = document.activeElement?.getAttribute("data-path");
@@ -55,6 +59,8 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement | nul
   });
   return root;
 }
+
+const LABEL = /^\s*(.+)\[([-\d,\s]*)\]\s*$/; // of a scalar, as the list writes it
 
 function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
   const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -113,14 +119,18 @@ function globOf(text: string): (name: string) => boolean {
 function summary(data: ReportDocument, store: Store, paths: PathTable | undefined, hits: number, dead: number): string {
   const { search, at, example } = store.now;
   const held = paths?.starts.leaf?.length ?? 0;
+  const wanted = at.match(/-?\d+/g) ?? [];
+  if (at.trim() && !wanted.length) return "An index is one number for each axis, such as 3, 5.";
   if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}.`;
   if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
   if (!held) return "No path of non-zero weight was found.";
   if (dead) return "";
-  const { name } = data.graph.parameters;
-  if (search && !name.some(globOf(search))) return "No parameter has such a name.";
-  const exact = name.includes(search);
-  const ask = exact && at.trim() ? ` Ask for it in Python: trace.path(${JSON.stringify(search)}, (${at.trim()},)${example === null ? "" : `, example=${example}`})` : "";
+  const { name, shape: shapes } = data.graph.parameters;
+  if (search && !name.some(globOf(search))) return "No parameter of this trace has such a name: frozen ones, and further names of a shared one, are not among them.";
+  const shape = shapes[name.indexOf(search)];
+  if (shape && wanted.some((n, axis) => !(Number(n) >= 0 && Number(n) < shape[axis]))) return `${search} has no such index: its shape is (${shape.join(", ")}).`;
+  const whole = shape?.length && wanted.length === shape.length;
+  const ask = whole ? ` If there is one, trace.path(${JSON.stringify(search)}, (${wanted.join(", ")},)${example === null ? "" : `, example=${example}`}) in Python gives it.` : "";
   const kept = example === null ? "the strongest of all and of each parameter, and some of all strengths" : `of example ${example} its strongest, of all parameters and of each group, and others that are strongest in it`;
   return `Not among the ${held} paths that this file holds: ${kept}.${ask}`;
 }

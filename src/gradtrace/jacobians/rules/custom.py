@@ -100,10 +100,10 @@ def elementwise(tried: Trial) -> Tensor | None:
     slope = tried.transposed(torch.ones_like(tried.y))
     if not slope.numel():
         return slope
-    floor = 1e-6 * float(slope.abs().max())
+    floor = 1e-6 * float(slope.abs().nan_to_num(nan=0.0, posinf=0.0).max())
     for seed in range(2):
         v = tried.draw(seed)
-        if not torch.allclose(tried.transposed(v), slope * v, rtol=1e-4, atol=floor):
+        if not torch.allclose(tried.transposed(v), slope * v, rtol=1e-4, atol=floor, equal_nan=True):
             return None
     return slope
 
