@@ -66,8 +66,8 @@ pages: $(INSTALLED)
 
 # Their pictures and first sentences, for docs/seven-models.md; and those of the views, for docs/report.md.
 pictures: pages demo browser
-	$(BIN)/gradtrace trace examples/pages/resnet.py:build --components 'layer*.conv1' --semiring graded,graded:abssum,graded:max \
-	  --out build/pages/lengths
+	$(BIN)/gradtrace trace examples/pages/resnet.py:build --semiring graded,graded:abssum,graded:max --out build/pages/lengths \
+	  --components $$(for n in 1 2 3 4; do printf "layer$$n.0.conv1,layer$$n.1.conv1,"; done | sed 's/,$$//')
 	$(BIN)/python docs/_site/pictures.py
 
 # What an index of packages would take: dist/*.tar.gz, and a manylinux wheel: from Python 3.12 on for it and all later ones.

@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 DOCS = Path(__file__).parents[1]
 PAGES = DOCS.parent / "build" / "pages"
 SIZE = {"width": 1280, "height": 900}
+WHOLE = {"width": 1280, "height": 1060}  # where the demo's flow is on the first screen
 COLOURS, SENTENCES = 48, 4
 VIEWS = {  # docs/report-NAME.png: a page, and a view of it, or its first screen
     "flow": ("demo", ""),
@@ -70,6 +71,7 @@ def main() -> None:
             page.close()
         for name, (of, view) in VIEWS.items():
             page = opened(browser, of)
+            page.set_viewport_size(WHOLE)
             (DOCS / f"report-{name}.png").write_bytes(pictured(page.locator(f"#{view}") if view else page))
             page.close()
         browser.close()

@@ -20,7 +20,7 @@ from .paths import Reader, walk
 from .strongest import of_all_strengths
 from .units import live_in_examples
 from .why import Reasons, unanswered, why
-from .zeros import at, of_zero, placed
+from .zeros import at, briefly, of_zero, placed
 
 MOST_NAMED = 4
 MOST_CAUSES = 3  # of which each has a sentence of its own
@@ -214,8 +214,7 @@ class _Causes:
         """Say why the loss is not computed from a parameter, once for all that end at one call."""
         if end not in self._asked:
             found = why(self.reasons, name)
-            place = re.sub(r"\((?:[^()]*/)?([^/()]+:\d+)\).*", r"(\1)", found.where[0]) if found.where else ""
-            place = re.sub(r"^aten\.(\w+?)_?\.\w+(#\d+)?", r"\1", place)
+            place = briefly(found.where[0]).partition(": ")[0] if found.where else ""  # without the line's code
             said = f"{PLACED.get(found.cause, found.said)} {place}".rstrip()
             self._asked[end] = said, said
         return self._asked[end]

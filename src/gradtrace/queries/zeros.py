@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -136,6 +137,16 @@ def placed(call: Call) -> str:
     makers = [i.value.call for i in call.inputs if i.value is not None and i.value.call is not None]
     after = next((m.module for m in makers if m.module), "")
     return f"{base} after {after}" if after else base
+
+
+def briefly(where: str) -> str:
+    """Say a place with the operator's bare name and without folders.
+
+    >>> briefly("aten.mm.default#9 in layers.0 (/home/me/model.py:31) and 2 more calls there")
+    'mm in layers.0 (model.py:31) and 2 more calls there'
+    """
+    place = re.sub(r"\((?:[^()]*/)?([^/()]+:\d+)\)", r"(\1)", where)
+    return re.sub(r"^aten\.(\w+?)_?\.\w+(#\d+)?", r"\1", place)
 
 
 def at(call: Call) -> str:

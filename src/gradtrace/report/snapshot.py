@@ -33,6 +33,7 @@ from ..queries.summaries import Answerable
 from ..queries.summary import summarise, tables_of
 from ..queries.tables import InfluenceTable
 from ..queries.tables import merged as merged_tables
+from ..queries.zeros import briefly
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record
 from ..semirings import Family, named
@@ -287,7 +288,7 @@ def written(taken: Taken) -> dict[str, Any]:
             for group, (plain, heavy) in zip(taken.groups, taken.flows[kind], strict=True)
         ],
         "paths": taken.paths,
-        "connected": sorted({where for tables in taken.tables.values() for t in tables for where in t.connected}),
+        "connected": sorted({briefly(at) for tables in taken.tables.values() for t in tables for at in t.connected}),
     } | taken.joined
 
 
