@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import Labels, propagate
 from .backward.several import ask
-from .errors import BadArgument, GradtraceError, NotOnTape, NotSaved, NotScalar, StaleTensor, UnknownName, Unused
+from .errors import (
+    BadArgument,
+    GradtraceError,
+    NotEnoughMemory,
+    NotOnTape,
+    NotSaved,
+    NotScalar,
+    StaleTensor,
+    UnknownName,
+    Unused,
+)
 from .jacobians.rules import served_by
 from .kept.trace import Kept, write
 from .kernels.memory import room_of
@@ -714,9 +724,15 @@ class Trace(_NotSaved):
         Args:
             of: a glob over parameter names, or several; by default the parameters of the module that is used first.
             kind: "best" or "greedy".
-            per_example: count the paths of each example; by default if the recording knows them, as a report does.
+            per_example: count the paths of each example; by default if the recording knows them, as a report does, and
+                there is the memory.
         """
-        forest = self._forest(kind_of(kind), per_example=self._apart(per_example))
+        try:
+            forest = self._forest(kind_of(kind), per_example=self._apart(per_example))
+        except NotEnoughMemory:
+            if per_example is not None:
+                raise
+            forest = self._forest(kind_of(kind), per_example=False)
         return summarise(forest, self.loss, of, self._places)
 
     def _apart(self, per_example: bool | None) -> bool:

@@ -236,6 +236,24 @@ def test_it_says_how_many_examples_and_which_group_would_fit(monkeypatch):
         trace.report("never.html")
 
 
+def test_a_summary_counts_the_batch_where_there_is_no_room_for_each_example(monkeypatch):
+    net, x = mlp(8, 2), torch.randn(4, 8)
+    tape, loss = recorded(net, x)
+    trace = tape.trace(loss)
+
+    def refuse(question: str, *_: object) -> None:
+        if question.endswith("each example"):
+            raise NotEnoughMemory("too little")
+
+    monkeypatch.setattr("gradtrace.api.is_small", lambda *_: False)
+    monkeypatch.setattr("gradtrace.api.refuse", refuse)
+    assert trace.summary().early.examples == 1
+    with pytest.raises(NotEnoughMemory):
+        trace.summary(per_example=True)
+    monkeypatch.undo()
+    assert trace.summary().early.examples == 4
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 10**11))
 def test_nothing_is_refused_that_fits_by_its_estimate_and_what_is_offered_fits(examples, leaves, values, had):
