@@ -519,3 +519,12 @@ def _printed(code: str, known: dict) -> list[str]:
     with contextlib.redirect_stdout(out):
         exec(code, known)
     return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_value_that_comes_into_a_product_twice_is_no_finding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4), nn.Linear(4, 3)).double()
+    trace, summary = _of(model, 2, 4)
+    names = {b.name for row in trace.joins(kind="greedy").rows for b in row.branches}
+    assert "around (part 0)" in names
+    assert "around (" not in str(summary)
