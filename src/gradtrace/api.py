@@ -19,7 +19,6 @@ from .backward.several import ask
 from .errors import (
     BadArgument,
     GradtraceError,
-    NotEnoughMemory,
     NotOnTape,
     NotSaved,
     NotScalar,
@@ -725,11 +724,11 @@ class Trace(_NotSaved):
             of: a glob over parameter names, or several; by default the parameters of the module that is used first.
             kind: "best" or "greedy".
             per_example: count the paths of each example; by default if the recording knows them, as a report does, and
-                there is the memory.
+                they can be told apart.
         """
         try:
             forest = self._forest(kind_of(kind), per_example=self._apart(per_example))
-        except NotEnoughMemory:
+        except GradtraceError:  # no memory for that, or a file that does not keep it
             if per_example is not None:
                 raise
             forest = self._forest(kind_of(kind), per_example=False)

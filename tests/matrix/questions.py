@@ -259,7 +259,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("layers", ("Trace.layers",), lambda a: a.trace.layers().rows),
     Question("joins", ("Trace.joins",), lambda a: [_join(row) for row in a.trace.joins(per_example=False).rows]),
     Question("joins greedy", ("Trace.joins",), lambda a: str(a.trace.joins(kind="greedy", per_example=False))),
-    Question("summary", ("Trace.summary",), lambda a: str(a.trace.summary()), most=MEDIUM),
+    Question("summary", ("Trace.summary",), lambda a: str(a.trace.summary(per_example=False)), most=MEDIUM),
     Question("why", ("Trace.why",), lambda a: [str(a.trace.why(name)) for name in a.leaves], most=MEDIUM),
     Question("unused", ("Trace.unused",), lambda a: a.trace.unused(), most=MEDIUM),
     Question("find", ("Tape.find",), lambda a: [str(a.tape.find(name)) for name in a.leaves]),

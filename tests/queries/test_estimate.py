@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import gradtrace
 from gradtrace import Entropy, Graded, Power, Sum, Through, TopK
 from gradtrace.cli import main
-from gradtrace.errors import NotEnoughMemory
+from gradtrace.errors import NotEnoughMemory, NotKept
 from gradtrace.kernels import available as memory
 from gradtrace.queries import estimate as estimates
 from gradtrace.queries.costs import BYTES, SECONDS
@@ -234,6 +234,15 @@ def test_it_says_how_many_examples_and_which_group_would_fit(monkeypatch):
     assert trace.influence(of="0.bias", per_example=True).rows
     with pytest.raises(NotEnoughMemory):
         trace.report("never.html")
+
+
+def test_a_summary_counts_the_batch_where_a_file_keeps_no_example(tmp_path):
+    net, x = mlp(8, 2), torch.randn(4, 8)
+    tape, loss = recorded(net, x)
+    kept = gradtrace.load(tape.trace(loss).save(tmp_path / "trace.gradtrace", per_example=False))
+    assert kept.summary().early.examples == 1
+    with pytest.raises(NotKept):
+        kept.summary(per_example=True)
 
 
 def test_a_summary_counts_the_batch_where_there_is_no_room_for_each_example(monkeypatch):
