@@ -16,16 +16,7 @@ from torch import Tensor, nn
 from .backward.certificate import Certificate, certify
 from .backward.example_labels import Labels, propagate
 from .backward.several import ask
-from .errors import (
-    BadArgument,
-    GradtraceError,
-    NotOnTape,
-    NotSaved,
-    NotScalar,
-    StaleTensor,
-    UnknownName,
-    Unused,
-)
+from .errors import BadArgument, GradtraceError, NotOnTape, NotSaved, NotScalar, StaleTensor, UnknownName, Unused
 from .jacobians.rules import served_by
 from .kept.trace import Kept, write
 from .kernels.memory import room_of

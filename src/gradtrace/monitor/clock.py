@@ -72,13 +72,12 @@ class Clock:
         Args:
             whole: whether the trace tells what another one costs; one that failed does not.
         """
-        if self._plain:
-            self._traced += self._cost(forward, trace)
-        else:
+        cost = self._cost(forward, trace)
+        self._traced += cost
+        if not self._plain:
             self._recorded.append(forward)
-            self._traced += trace
         if whole:
-            self._costs.append(self._cost(forward, trace))
+            self._costs.append(cost)
 
     def rehearsed(self, forward: float, trace: float, times: int) -> None:
         """Note a recorded forward pass and a bare pass back: a trace is taken to cost so many times as much."""

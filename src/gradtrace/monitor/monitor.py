@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +93,7 @@ class Monitor:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadArgument(f"Monitor(model) takes a torch.nn.Module, not {type(model).__name__}")
-        if at_most is not None and not (isinstance(at_most, (int, float)) and 0 < at_most <= 1):
+        if at_most is not None and not (isinstance(at_most, Real) and 0 < at_most <= 1):
             raise BadArgument(f"at_most must be a share of the time, above 0 and up to 1, not {at_most!r}")
         self.model, self.every, self.at_most = unwrapped(model), whole("every", every, 1), at_most
         self._ranks = Ranks(group, timeout)

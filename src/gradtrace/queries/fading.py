@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..recording.record import Record
-from .findings import Finding
+from .findings import Finding, steadily
 from .forest import Forest
+from .units import given_by
 
 LEAST = 4  # layers that are compared
 FAR = 10.0  # log2 of the first's gradient over the last's
@@ -24,7 +25,7 @@ STEADY = 0.8  # of the pairs of layers, that say the same
 def of_fading(forest: Forest) -> list[Finding]:
     """Say of which layers the gradients fall, or grow, all the way from the last to the first, and by how much.
 
-    Of several parameters of a layer the one in the middle counts; of several kinds of layers, the worst one.
+    Of several kinds of parameters of which that can be said, the one in the middle.
     """
     if forest.kind != "greedy":
         return []
@@ -57,25 +58,24 @@ def repeated(record: Record) -> list[list[str]]:
 
 
 def _levels(forest: Forest, names: Sequence[str]) -> list[float]:
-    """Give log2 of the root mean square of each parameter's gradient; of those that have one."""
-    found = [root_mean_square(forest.log2[forest.record.leaves[name].id]) for name in names]
+    """Give log2 of the root mean square of each parameter's gradient; nothing where one has none."""
+    given = [given_by(forest, forest.record.leaves[name]) for name in names]
+    found = [-math.inf if g is None else g.of + root_mean_square(g.weight) for g in given]
     return found if all(map(math.isfinite, found)) else []
 
 
-def root_mean_square(log2: Tensor) -> float:
-    """Give log2 of the root mean square of numbers that are given by their log2.
+def root_mean_square(numbers: Tensor) -> float:
+    """Give log2 of the root mean square of some numbers, none of them negative.
 
     >>> import torch
-    >>> root_mean_square(torch.tensor([3.0, 3.0])), root_mean_square(torch.tensor([-2000.0, -math.inf]))
-    (3.0, -2000.5)
+    >>> small = torch.tensor([2.0**-1000, 0.0], dtype=torch.float64)
+    >>> root_mean_square(torch.tensor([8.0, 8.0])), root_mean_square(small)
+    (3.0, -1000.5)
     """
-    top = log2.max().item() if log2.numel() else -math.inf
-    return top + 0.5 * (2 * (log2.double() - top)).exp2().mean().log2().item() if math.isfinite(top) else top
+    top = numbers.max().item() if numbers.numel() else 0.0
+    return math.log2(top) + 0.5 * (numbers.double() / top).square().mean().log2().item() if top else -math.inf
 
 
 def _moves(log2: Sequence[float]) -> bool:
     """Tell whether levels fall far, or rise, at nearly every step."""
-    if len(log2) < LEAST or abs(log2[-1] - log2[0]) < FAR:
-        return False
-    ups = [(b > a) - (b < a) for n, a in enumerate(log2) for b in log2[n + 1 :]]
-    return abs(sum(ups)) >= STEADY * len(ups) and sum(ups) * (log2[-1] - log2[0]) > 0
+    return bool(log2) and abs(log2[-1] - log2[0]) >= FAR and steadily(log2, STEADY)

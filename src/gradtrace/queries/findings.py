@@ -25,8 +25,8 @@ from .units import live_scalars
 
 NEARLY = 0.8  # from which share on a branch has it all
 COMES = 0.05  # the least share of the paths at one of the joins that are spoken of,
-LITTLE = 0.01  # the same, of the paths from all parameters
 FEW = 10  # and how many paths have to come to a join to be compared with others, or from all parameters to be told
+LITTLE = 0.01  # the least share of the paths from all parameters at one of the joins that are spoken of
 APART = 0.2  # how far a layer is from its siblings that differs from them, and how much a share moves along them
 TIMES = 1.5  # or how many times it is as large, if it moves by more than
 SOME = 0.05
@@ -233,8 +233,13 @@ def _moves(shares: Sequence[float]) -> bool:
     """Tell whether shares rise, or fall, by much: almost every one beside the next."""
     first, last = shares[0], shares[-1]
     far = abs(last - first) >= APART or (abs(last - first) > SOME and max(first, last) >= TIMES * min(first, last))
-    ups = [(b > a) - (b < a) for n, a in enumerate(shares) for b in shares[n + 1 :]]
-    return far and abs(sum(ups)) >= 0.6 * len(ups) and sum(ups) * (last - first) > 0  # Kendall's rank correlation
+    return far and steadily(shares, 0.6)
+
+
+def steadily(numbers: Sequence[float], least: float) -> bool:
+    """Tell whether numbers go from the first towards the last at nearly every step: Kendall's rank correlation."""
+    ups = [(b > a) - (b < a) for n, a in enumerate(numbers) for b in numbers[n + 1 :]]
+    return abs(sum(ups)) >= least * len(ups) and sum(ups) * (numbers[-1] - numbers[0]) > 0
 
 
 def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
@@ -252,7 +257,7 @@ def _of_joins(alike: _Alike, asked: Asked) -> Iterator[Finding]:
     more, moving = alike.by_weight(), alike.moving()
     found = _column(asked.table, joins, top), share, alike.total, min(strength, MOST_OF_JOINS)
     if share > NEARLY and top == AROUND:
-        text = f"{amount} of the paths from {group} go around {listed(_taken(others), 'and', 2)} {where}"
+        text = f"{amount} of the paths from {group} go around {listed(_come_by(others), 'and', 2)} {where}"
         text += _spread(alike, top)
         yield Finding("around", f"{text}{more}.", *found)
     elif share > NEARLY and top.endswith(STARTS):
@@ -294,15 +299,11 @@ def _passed(alike: _Alike, others: Sequence[str]) -> str:
     """Say how many paths take the other branches."""
     rest = 1 - alike.share(next(n for n in alike.branches if n not in others))
     amount = f"{cell(rest)}%" if rest else "none"
-    return f"{amount} around" if AROUND in others else f"{amount} by {_alternatives(alike, others, 'or')}"
+    names = [n.removesuffix(STARTS) for n in [n for n in others if alike.paths[n]] or _come_by(others)]
+    return f"{amount} around" if AROUND in others else f"{amount} by {listed(names, 'or', 2)}"
 
 
-def _alternatives(alike: _Alike, others: Sequence[str], word: str) -> str:
-    """Name branches that hardly any path takes: those that any does, or else those that one can come by."""
-    return listed([n.removesuffix(STARTS) for n in [n for n in others if alike.paths[n]] or _taken(others)], word, 2)
-
-
-def _taken(branches: Sequence[str]) -> Sequence[str]:
+def _come_by(branches: Sequence[str]) -> Sequence[str]:
     """Leave out those that paths can only begin with, if there are others."""
     return [n for n in branches if not n.endswith(STARTS)] or branches
 

@@ -77,18 +77,23 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
 
 def live_scalars(forest: Forest, leaf: Value) -> Tensor | None:
     """Tell which scalars of a leaf have a path to the loss, in any row; None where nothing leads from it there."""
-    given = None if leaf is forest.loss else given_by(forest, leaf)
-    return None if given is None else ((given.weight != 0) if given.live is None else given.live.bool()).any(0)
+    live = _live(forest, leaf)
+    return None if live is None else live.any(0)
 
 
 def live_in_examples(forest: Forest, leaf: Value) -> Tensor:
     """Tell in which examples a path leads from any scalar of a leaf to the loss, of a forest that tells them apart."""
     assert forest.labels is not None
+    live = _live(forest, leaf)
+    return (torch.zeros(1, dtype=torch.bool) if live is None else live.any(1)).expand(forest.labels.count)
+
+
+def _live(forest: Forest, leaf: Value) -> Tensor | None:
+    """Tell which scalars have a path in which row (rows × scalars); None where nothing leads to the loss."""
     given = None if leaf is forest.loss else given_by(forest, leaf)
     if given is None:
-        return torch.zeros(forest.labels.count, dtype=torch.bool)
-    live = (given.weight != 0) if given.live is None else given.live.bool()
-    return live.flatten(1).any(1).expand(forest.labels.count)
+        return None
+    return given.weight != 0 if given.live is None else given.live.bool()
 
 
 def has_path(forest: Forest, leaf: Value) -> bool:

@@ -141,6 +141,7 @@ def provenance(trace: Traced, *, apart: bool, connected: Sequence[str] = ()) -> 
     """Tell where the numbers of a trace come from."""
     record, certificate = trace.tape.record, trace.certificate
     scalars = sum(v.numel for v in record.leaves.values())
+    related = "connected" if connected else "each on its own"
     proved = "not asked for: trace(loss, check=True) does so"
     if certificate is not None:
         proved = (
@@ -158,12 +159,7 @@ def provenance(trace: Traced, *, apart: bool, connected: Sequence[str] = ()) -> 
                 ("parameters", f"{scalars:,} scalars in {len(record.leaves)} tensors"),
                 ("modules", f"{len(record.modules):,}"),
                 ("operator calls recorded", f"{len(record.calls):,}"),
-                (
-                    "examples",
-                    f"{record.examples}, {'connected' if connected else 'each on its own'}"
-                    if apart
-                    else "not told apart",
-                ),
+                ("examples", f"{record.examples}, {related}" if apart else "not told apart"),
             ],
         ),
         ("Proof", [(COMPARED, proved), served_by_fallback(trace.fallbacks)]),

@@ -292,7 +292,7 @@ function diagram(data: ReportDocument, store: Store, cut: Cut, flow: FlowColumns
   const placed = place(cut, weigh, room);
   const [low, high] = range;
   const scale = scaleLinear([low, high], [0, 1]).clamp(true);
-  const height = placed.height + (placed.width < SCALE ? 80 : placed.width < LEGEND ? 64 : 46);
+  const height = placed.height + Math.max(46, keysAt(placed.width) + 34);
   const out = svg("svg", {
     viewBox: `0 0 ${placed.width} ${height}`, width: placed.width, height, class: "flow", "aria-label": "Flow of paths",
   });
@@ -513,8 +513,13 @@ function operatorsIn(data: ReportDocument, number: number): string[] {
 const LEGEND = 930; // pixels of a legend in one line,
 const SCALE = 540; // and of its scale of colours with what that means beside it
 
+/** How far below its scale of colours a legend's keys stand, 0 where they are beside it. */
+function keysAt(width: number): number {
+  return width < SCALE ? 46 : width < LEGEND ? 30 : 0;
+}
+
 function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGElement {
-  const below = ramp && placed.width < LEGEND;
+  const below = ramp && keysAt(placed.width) > 0;
   const group = svg("g", { class: "legend", transform: `translate(4,${placed.height + 14})` });
   const [width, parts] = [180, 30];
   for (let i = 0; ramp && i < parts; i++) {
@@ -522,7 +527,7 @@ function legend(placed: Placed, low: number, high: number, ramp: boolean): SVGGE
   }
   for (const [i, [kind, text]] of [["groups", "θ parameters"], ["modules", "components; ▸ opens"], ["lit", "the chosen path"]].entries()) {
     const x = [560, 670, 820][i] - (ramp && !below ? 0 : 560);
-    const y = below ? (placed.width < SCALE ? 46 : 30) : 0;
+    const y = below ? keysAt(placed.width) : 0;
     group.append(svg("rect", { x, width: 10, height: 10, rx: 2, y: y - 1, class: `key ${kind}` }), svg("text", { x: x + 16, y: y + 8 }, text));
   }
   if (!ramp || !Number.isFinite(low)) return group;

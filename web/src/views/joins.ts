@@ -45,14 +45,15 @@ export function joinsView(data: ReportDocument, store: Store): HTMLElement | nul
     const [title, shown, measure] = gridsNow();
     const more = (found?.grids.length ?? 0) - shown.length;
     const then = other(data, store);
-    const before = found && joinsIn(then, found).size ? then : undefined;
+    const was = found && joinsIn(then, found);
+    const before = was?.size ? then : undefined;
     holder.replaceChildren(
       ...[whoseLine(data, store), legendOf(before) ?? scaleOfShares(WHOLE[measure], "hatched: no such branch there")].filter((l) => l !== null),
       el("p", { class: "of" }, title),
       measure === store.now.measure ? "" : el("p", { class: "none" }, NOT_MEASURED),
       then && found && !before ? el("p", { class: "none" }, NOTHING_THEN) : "",
       ...(shown.length ? [] : [el("p", { class: "none" }, found ? NO_CHOICE : NOT_KEPT)]),
-      ...(found ? shown.map((grid) => gridTable(grid, measure, before, joinsIn(before, found))) : []),
+      ...(was ? shown.map((grid) => gridTable(grid, measure, before, was)) : []),
     );
     hinted(...holder.querySelectorAll<HTMLElement>(".scroll"));
     if (more > 0) {

@@ -72,11 +72,15 @@ function moveFocus(list: HTMLElement, event: KeyboardEvent): void {
   next.focus();
 }
 
+function numbersIn(index: string): string[] {
+  return index.match(/-?\d+/g) ?? [];
+}
+
 /** Which paths show: those from the chosen parameters, or what a search finds: names by part or glob, an index by its first numbers. */
 export function listed(data: ReportDocument, store: Store, now: State): number[] {
   const paths = tableOf(data, now.snapshot, now.kind);
   const own = now.search || now.at.trim() ? null : leavesOf(flowNow(data, store));
-  const wanted = now.at.match(/-?\d+/g) ?? [];
+  const wanted = numbersIn(now.at);
   const glob = globOf(now.search);
   const met = new Set<string>(); // of all examples, that in which a scalar's path is strongest comes first
   const once = (key: string) => !met.has(key) && met.add(key);
@@ -119,7 +123,7 @@ function globOf(text: string): (name: string) => boolean {
 function summary(data: ReportDocument, store: Store, paths: PathTable | undefined, hits: number, dead: number): string {
   const { search, at, example } = store.now;
   const held = paths?.starts.leaf?.length ?? 0;
-  const wanted = at.match(/-?\d+/g) ?? [];
+  const wanted = numbersIn(at);
   if (at.trim() && !wanted.length) return "An index is one number for each axis, such as 3, 5.";
   if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}.`;
   if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
