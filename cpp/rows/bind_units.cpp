@@ -1,30 +1,17 @@
 // Units: what leaf scalars send along their traces, moved from value to value through winners. One pass does it for groups of
 // leaves: what has come to a scalar is kept by group, and of the many scalars of a value only those at which something came.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/unordered_map.h>
-#include <nanobind/stl/vector.h>
+#include "rows/departures.hpp"
 
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
+#include <nanobind/stl/unordered_map.h>
+
+#include <cmath>
 #include <map>
-#include <memory>
-#include <new>
-#include <stdexcept>
-#include <tuple>
-#include <unordered_map>
-#include <utility>
-#include <vector>
 
 namespace nb = nanobind;
 
 namespace {
 
-using Pointer = uintptr_t;
-using Numbers = std::vector<int64_t>;
-using Hop = std::pair<int64_t, int64_t>;  // from a call, or a leaf, to the argument of a call that is entered, by its number
+using namespace gradtrace::rows;
 
 // What has come to a scalar from one group of leaves: how many paths, and their weight.
 struct Unit {
@@ -71,118 +58,8 @@ struct Sum {
     std::vector<uint32_t> next;
 };
 
-// Flat positions of a shape, as places by strides. Axes along which places go on as along the next are one with it.
-struct Axes {
-    Numbers size, step;
-
-    Axes(const Numbers &shape, const Numbers &stride, size_t skip = 0) {
-        for (size_t d = skip; d < shape.size(); d++) {
-            const int64_t n = shape[d], s = stride[d];
-            if (n == 1) continue;
-            if (!size.empty() && step.back() == s * n) {
-                size.back() *= n;
-                step.back() = s;
-            } else {
-                size.push_back(n);
-                step.push_back(s);
-            }
-        }
-        if (size.empty()) size = {1}, step = {0};
-    }
-    // Gives the place, and how many positions from here on go on by the last step.
-    std::pair<int64_t, int64_t> at(int64_t flat) const {
-        int64_t place = 0, left = 0;
-        for (size_t d = size.size(); d-- > 0;) {
-            const int64_t n = size[d];
-            const bool narrow = uint64_t(flat | n) >> 32 == 0;  // short divisions take a third of the time
-            const int64_t above = !d ? 0 : narrow ? int64_t(uint32_t(flat) / uint32_t(n)) : flat / n, here = flat - above * n;
-            place += here * step[d];
-            if (d + 1 == size.size()) left = n - here;
-            flat = above;
-        }
-        return {place, left};
-    }
-    int64_t along() const { return step.back(); }
-    // Whether no two positions are surely one place.
-    bool apart() const {
-        std::vector<std::pair<int64_t, int64_t>> by_step;
-        for (size_t d = 0; d < size.size(); d++) by_step.emplace_back(std::abs(step[d]), size[d]);
-        std::sort(by_step.begin(), by_step.end());
-        int64_t reach = 0;
-        for (const auto &[s, n] : by_step) {
-            if (n > 1 && s <= reach) return false;
-            reach += s * (n - 1);
-        }
-        return true;
-    }
-};
-
-// What kernels stored of the winners of a value, batch × shape.
-struct Plane {
-    const char *data;
-    int width;  // bytes of an integer; those of one byte have no sign
-    int64_t row;
-    Axes axes;
-
-    explicit operator bool() const { return data; }
-    int64_t operator()(int64_t at) const {
-        switch (width) {
-        case 1: return reinterpret_cast<const uint8_t *>(data)[at];
-        case 2: return reinterpret_cast<const int16_t *>(data)[at];
-        default: return reinterpret_cast<const int32_t *>(data)[at];
-        }
-    }
-};
-
-// A way on: to a value, through one call or two. Where strides and stored numbers don't say to which place, Python does.
-struct Way {
-    std::vector<Hop> hops;
-    int64_t target;
-    bool rows, straight, split, strided;  // straight: nobody has to know the place
-    Axes axes;
-    int64_t offset, step;
-    const int64_t *table;
-    int64_t size, begin;  // of the target; where the target's places begin among those of all ways
-
-    int64_t moved(int64_t stored) const { return table ? table[stored] : step * stored; }
-};
-
-struct Winners {
-    int64_t numel;
-    Plane raw, choice;
-    const int64_t *ordinal, *local;  // of each stored number, where several products were put into one
-    std::vector<Way> ways;
-};
-
-// (address, bytes of an integer, strides of batch × shape); address 0: there is none.
-using GivenPlane = std::tuple<Pointer, int, Numbers>;
-// (shape, stored numbers, choices, ordinals and their numbers, ways)
-using GivenWinners = std::tuple<Numbers, GivenPlane, GivenPlane, std::pair<Pointer, Pointer>, nb::list>;
-
-Plane plane(const GivenPlane &given, const Numbers &shape) {
-    const auto &[data, width, stride] = given;
-    if (!data) return {nullptr, 0, 0, Axes({}, {})};
-    return {reinterpret_cast<const char *>(data), width, stride[0], Axes(shape, Numbers(stride.begin() + 1, stride.end()))};
-}
-
-Winners winners(const GivenWinners &given) {
-    const auto &[shape, raw, choice, terms, ways] = given;
-    Winners w{1, plane(raw, shape), plane(choice, shape), reinterpret_cast<const int64_t *>(terms.first), reinterpret_cast<const int64_t *>(terms.second), {}};
-    for (int64_t n : shape) w.numel *= n;
-    int64_t begin = 0;
-    for (nb::handle h : ways) {
-        const nb::tuple t = nb::cast<nb::tuple>(h);
-        const bool straight = nb::cast<bool>(t[3]), strided = nb::cast<bool>(t[5]);
-        const Numbers seen = nb::cast<Numbers>(t[6]), stride = nb::cast<Numbers>(t[7]);
-        w.ways.push_back({nb::cast<std::vector<Hop>>(t[0]), nb::cast<int64_t>(t[1]), nb::cast<bool>(t[2]), straight, nb::cast<bool>(t[4]), strided,
-                          Axes(seen, stride), nb::cast<int64_t>(t[8]), nb::cast<int64_t>(t[9]),
-                          reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[10])), nb::cast<int64_t>(t[11]), begin});
-        if (!straight) begin += w.ways.back().size;
-    }
-    for (const Way &way : w.ways)
-        if (std::max(way.size, w.numel) >> 32) throw nb::value_error("a value of more than 2^32 scalars");
-    return w;
-}
+// Where a leaf's units go: hops, target, whether the target has rows, and whether nobody has to know the place there.
+using GivenWay = std::tuple<std::vector<Hop>, int64_t, bool, bool>;
 
 // Zeros that are only there once they are written to: where the unit of a place is, while units are being added up.
 class Slots {
@@ -206,14 +83,24 @@ class Slots {
 
 class Units {
   public:
-    // Sends what the scalars of a leaf do: those that are live one path each, of a weight. The group is that of the row and the way.
-    nb::list leave(const GivenWinners &given, const std::vector<std::vector<int32_t>> &groups, bool is_double, Pointer weight, Pointer live, double factor) {
-        const Winners w = winners(given);
-        if (is_double)
-            all_of(w, groups, reinterpret_cast<const double *>(weight), reinterpret_cast<const bool *>(live), factor);
-        else
-            all_of(w, groups, reinterpret_cast<const float *>(weight), reinterpret_cast<const bool *>(live), factor);
-        return told();
+    // Sends what has departed from a leaf, for the group of each row and way. Weights are to be multiplied by 2^shift.
+    void leave(const Departures &leaf, const std::vector<GivenWay> &ways, const std::vector<std::vector<int32_t>> &groups, double shift) {
+        const int whole = int(std::floor(shift));
+        const double part = std::exp2(shift - whole);
+        for (const Sent &s : leaf.sent) {
+            const auto &[hops, target, rows, straight] = ways[s.ordinal];
+            const int32_t group = groups[size_t(s.row)][s.ordinal];
+            const Amounts total{{group, s.count, std::ldexp(s.weight * part, whole)}};
+            for (const Hop &hop : hops) add_up(edges[hop], total);
+            if (straight) {
+                add_up(totals[target], total);
+                continue;
+            }
+            List units;
+            units.reserve(s.units.size());
+            for (const Landed &u : s.units) units.push_back({u.place, group, u.count, std::ldexp(u.weight * part, whole)});
+            row_of(target, rows ? size_t(s.row) : 0).take(std::move(units), total);
+        }
     }
 
     // Gives the groups of which something waits at a value.
@@ -277,7 +164,7 @@ class Units {
             }
             begin(w);
             for (const Unit &u : rows[row].units) {
-                const auto [way, stored] = chosen(w, int64_t(row), u.place);
+                const auto [way, stored] = w.chosen(int64_t(row), u.place);
                 if (w.ways[way].straight) {
                     add_total(way, u.group, u.count, u.weight);
                 } else if (!w.ways[way].strided) {
@@ -361,59 +248,6 @@ class Units {
     mutable std::vector<Amount> summed;  // by group, while units are summed
     Slots room;
     uint32_t *slots = nullptr;
-
-    static std::pair<size_t, int64_t> chosen(const Winners &w, int64_t row, int64_t flat) {
-        const int64_t stored = w.raw ? std::max<int64_t>(w.raw(row * w.raw.row + w.raw.axes.at(flat).first), 0) : 0;
-        if (w.ordinal) return {size_t(w.ordinal[stored]), w.local[stored]};
-        return {w.choice ? size_t(w.choice(row * w.choice.row + w.choice.axes.at(flat).first)) : 0, stored};
-    }
-
-    template <class T> void all_of(const Winners &w, const std::vector<std::vector<int32_t>> &groups, const T *weight, const bool *live, double factor) {
-        const int64_t rows = int64_t(groups.size());
-        std::vector<int64_t> base(w.ways.size()), along(w.ways.size());
-        const bool looks = w.raw || w.choice;
-        for (int64_t row = 0; row < rows; row++, weight += w.numel, live += live ? w.numel : 0) {
-            begin(w);
-            for (int64_t x = 0; x < w.numel;) {  // a run, along which every way and plane goes on by one step
-                int64_t run = w.numel - x, raw = 0, choice = 0;
-                const auto shorter = [&](std::pair<int64_t, int64_t> found) {
-                    run = std::min(run, found.second);
-                    return found.first;
-                };
-                for (size_t n = 0; n < w.ways.size(); n++) {
-                    const Way &way = w.ways[n];
-                    if (way.straight || !way.strided || !way.size) continue;  // nobody goes to a result without scalars
-                    base[n] = way.offset + shorter(way.axes.at(x + (way.split ? row * w.numel : 0)));
-                    along[n] = way.axes.along();
-                }
-                if (w.raw) raw = row * w.raw.row + shorter(w.raw.axes.at(x));
-                if (w.choice) choice = row * w.choice.row + shorter(w.choice.axes.at(x));
-                for (int64_t i = 0; i < run; i++) {
-                    if (live ? !live[x + i] : weight[x + i] == 0) continue;
-                    const double amount = double(weight[x + i]) * factor;
-                    size_t n = 0;
-                    int64_t stored = 0;
-                    if (looks) {
-                        stored = w.raw ? std::max<int64_t>(w.raw(raw + i * w.raw.axes.along()), 0) : 0;
-                        if (w.ordinal)
-                            n = size_t(w.ordinal[stored]), stored = w.local[stored];
-                        else if (w.choice)
-                            n = size_t(w.choice(choice + i * w.choice.axes.along()));
-                    }
-                    const Way &way = w.ways[n];
-                    const int32_t group = groups[size_t(row)][n];
-                    if (way.straight)
-                        add_total(n, group, 1.0, amount);
-                    else if (way.strided)
-                        add(way, n, base[n] + i * along[n] + way.moved(stored), group, 1.0, amount);
-                    else
-                        leave_open(n, {uint32_t(x + i), group, 1.0, amount}, stored);
-                }
-                x += run;
-            }
-            end(w, row);
-        }
-    }
 
     void begin(const Winners &w) {
         outs.assign(w.ways.size(), {});
@@ -530,10 +364,18 @@ class Units {
 void bind_units(nb::module_ &m);
 void bind_units(nb::module_ &m) {
     using nb::arg;
+    nb::class_<Departures>(m, "Departures", "What a leaf's scalars send, added up where it arrives first")
+        .def(nb::init<const GivenWinners &, int64_t, bool, Pointer, Pointer, int>(), arg("winners"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("threads"))
+        .def("open", &Departures::open, "(number, ordinal, row, positions, stored numbers) of what is to be placed")
+        .def("place", &Departures::place, arg("number"), arg("places_ptr"), arg("size"), "Say where units go that strides don't lead")
+        .def("alive", &Departures::alive, "How many scalars have a trace in any row")
+        .def("totals", &Departures::totals, arg("rows"), "By row (how many traces, their weight)")
+        .def("tally", [](const Departures &d, int word, const std::vector<std::tuple<Pointer, int64_t, bool, int64_t>> &sources) {
+            return word == 1 ? d.tally<uint8_t>(sources) : word == 2 ? d.tally<int16_t>(sources) : word == 4 ? d.tally<int32_t>(sources) : d.tally<int64_t>(sources);
+        }, arg("word"), arg("sources"), "(row, set, count, weight) of the sets of components at the places");
     nb::class_<Units>(m, "Units", "Units of groups of leaves, on their way along winners")
         .def(nb::init<>())
-        .def("leave", &Units::leave, arg("winners"), arg("groups"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("factor"),
-             "Send what a leaf's scalars do, for the group of each row and way: what is to be placed")
+        .def("leave", &Units::leave, arg("departures"), arg("ways"), arg("groups"), arg("shift"), "Send what a leaf does, for the group of each row and way")
         .def("groups_at", &Units::groups_at, arg("value"), "The groups of which something waits at a value")
         .def("regroup", &Units::regroup, arg("value"), arg("numel"), arg("groups"), "Count what waits at a value to other groups from here on")
         .def("at", &Units::at, arg("value"), "(row, place, group, count, weight) of what waits at a value")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradtrace import record
+from gradtrace.queries.departures import given_by
 from gradtrace.queries.forest import Forest
-from gradtrace.queries.units import ByPointers, Compiled, Stream, given_by
+from gradtrace.queries.units import ByPointers, Compiled, Stream
 
 
 class Mixed(nn.Module):

@@ -87,6 +87,21 @@ class Use:
         return out
 
 
+def through(outer: Use, inner: Use) -> Use:
+    """Go by strides to a value that has the axes in another order, and from there by another edge."""
+    way, then = outer.way, inner.way
+    assert isinstance(way, Affine)
+    assert isinstance(then, Affine)
+    seen, split = then.shape[1:] if inner.split else then.shape, then.stride[:1] if inner.split else ()
+    # which axis of the value between each axis is: the one that it steps along
+    steps = {(step, n): d for d, (step, n) in enumerate(zip(contiguous(seen), seen, strict=True))}
+    axes = [steps[step, n] if n > 1 else None for n, step in zip(way.shape, way.stride, strict=True)]
+    tail = then.stride[1:] if inner.split else then.stride
+    stride = (*split, *(0 if d is None else tail[d] for d in axes))
+    shape = (*then.shape[:1], *way.shape) if inner.split else way.shape
+    return Use(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
+
+
 def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:
     """Read one number of a plane (batch × shape, any strides)."""
     return int(plane[(row if len(plane) > 1 else 0, *at)])

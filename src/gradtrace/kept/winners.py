@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Borrowed, Use, Winners, pick
+from ..backward.backpointers import Borrowed, Use, Winners, pick, through
 from ..backward.walk import EDGE_BITS, offsets
 from ..jacobians.index_maps import Affine, Composed, Raw, Reordered, Shared, Sought, Table, Way
-from ..queries.component_sets import through
 from ..queries.forest import Forest
 from ..recording.record import Value
 from .blobs import Packer, Some, Unpacker

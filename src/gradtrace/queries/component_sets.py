@@ -7,15 +7,17 @@ the same set, it is one integer and no gather.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backward.backpointers import Borrowed, Use, Winners
+from ..backward.backpointers import Borrowed, Use, Winners, through
 from ..backward.best import Best
 from ..jacobians.index_maps import Affine
 from ..kernels import native
@@ -24,6 +26,7 @@ from ..kernels.reference import window
 from ..recording.components import Component, Membership, Slice
 from ..recording.layouts import Layout, contiguous
 from ..recording.record import Call, Record, Value
+from .departures import Ahead, Counted, Departed, Route, ahead_of, departed, direct
 from .flat_index import Places
 from .forest import Forest
 
@@ -69,12 +72,14 @@ class Crossed:
     Attributes:
         rows: by example, where each has its own; a function from a range of flat positions to their sets.
         numbered: where given, `also` and rows are numbers of sets in this list, which may be of any length.
+        counted: where given, how many traces have which of the words in `rows`, without a look at each of them.
     """
 
     leaf: Value
     also: int
     rows: Sequence[Callable[[int, int], Tensor]] | None = None
     numbered: Sequence[int] | None = None
+    counted: Callable[[], list[Counted]] | None = None
 
     def set_of(self, word: int) -> int:
         """Give the set that a word stands for."""
@@ -209,75 +214,143 @@ def _inherited(places: Places, winners: Tensor, bits: Tensor) -> Tensor:
 def _by_winners(forest: Forest, found: Best, own: Own, leaves: Sequence[Value]) -> Iterator[Crossed]:
     """Read sets off compact winners; a leaf's as soon as can be, so that nobody's are kept longer than needed."""
     sets: dict[int, Sets] = {forest.loss.id: Sets(0)}
-    waiting = _Waiting(found, leaves)
+    ahead = {leaf.id: found_ahead for leaf in leaves if (found_ahead := _ahead(forest, leaf, own)) is not None}
+    waiting = _Waiting(found, ahead, leaves)
     for call in reversed(forest.record.calls):
         for value in call.outputs:
-            if value is None or (value.id not in found.winners and value is not forest.loss):
+            if value is None or (value.id not in waiting.reads and value is not forest.loss):
                 continue
             winners = found.winners.get(value.id)
-            inherited = sets[value.id] if winners is None else _of(winners, sets, forest.batch(value), own)
+            sources = [] if winners is None else [sets[edge.target.id] for edge in winners.edges]
+            inherited = sets[value.id] if winners is None else _of(winners, sources, forest.batch(value), own)
             here = own.of(call, value.shape)
             if isinstance(here, Tensor) and winners is not None and inherited.edge is not None:
-                inherited = _looked_up(winners, sets, forest.batch(value), own)
+                inherited = _looked_up(winners, sources, forest.batch(value), own)
             sets[value.id] = own.joined(inherited, here)
             waiting.done(value.id, sets)
         for leaf in waiting.ready.pop(call.index, ()):
-            yield _of_leaf(leaf, found.winners[leaf.id], own, sets, forest.batch(leaf))
+            yield _of_leaf(forest, leaf, ahead[leaf.id], own, sets)
             waiting.done(leaf.id, sets)
     for leaf in leaves:
-        if leaf.id not in found.winners:
+        if leaf.id not in ahead:
             here = own.of_leaf(leaf)
             yield Crossed(leaf, here) if isinstance(here, int) else _held(leaf, 0, here.unsqueeze(0))
 
 
-class _Waiting:
-    """Who still needs the sets of a value, and which leaves can be read after a call's results."""
+def _ahead(forest: Forest, leaf: Value, own: Own) -> Ahead | None:
+    """Look past operators that tell none of a leaf's scalars apart."""
+    ahead = ahead_of(forest, leaf)
+    if ahead is None or (
+        isinstance(own.of_leaf(leaf), int) and all(_between(r, own) is not None for r in ahead.routes)
+    ):
+        return ahead
+    assert forest.compact is not None
+    return direct(forest.compact.winners[leaf.id])
 
-    def __init__(self, found: Best, leaves: Sequence[Value]) -> None:
-        self.found, asked = found, {leaf.id for leaf in leaves}
-        self.needs: dict[int, int] = {}
+
+def _between(route: Route, own: Own) -> int | None:
+    """Give what all scalars cross that go by a route, before its end; None where they cross different components."""
+    out = 0
+    for value in route.between:
+        assert value.call is not None
+        here = own.of(value.call, value.shape)
+        if not isinstance(here, int):
+            return None
+        out |= here
+    return out
+
+
+class _Waiting:
+    """Who still needs the sets of a value, and which leaves can be read after a call's results.
+
+    Attributes:
+        reads: by id of a value whose sets somebody needs, or of a leaf, the ids of those whose sets it needs itself.
+        ready: by number of a call, the leaves that can be read when it is done.
+    """
+
+    def __init__(self, found: Best, ahead: Mapping[int, Ahead], leaves: Sequence[Value]) -> None:
+        self.reads = {i: _targets(winners) for i, winners in found.winners.items() if i not in found.planes}
+        passed = {v.id for of in ahead.values() for route in of.routes for v in route.between}
+        self.reads |= {i: _targets(of.winners) for i, of in ahead.items()}
+        waiting = [i for i in self.reads if i not in passed]
+        while waiting:  # some of those that leaves look past are read by others, and by those in turn
+            needed = passed.intersection(self.reads[waiting.pop()])
+            waiting += needed
+            passed -= needed
+        self.reads = {i: targets for i, targets in self.reads.items() if i not in passed}
+        self.needs = Counter(target for targets in self.reads.values() for target in targets)
         self.ready: dict[int, list[Value]] = {}
-        for value_id, winners in found.winners.items():
-            if value_id in asked or value_id not in found.planes:  # other leaves are not asked about
-                for edge in winners.edges:
-                    self.needs[edge.target.id] = self.needs.get(edge.target.id, 0) + 1
         for leaf in leaves:
-            if leaf.id in found.winners:
-                calls = [edge.target.call for edge in found.winners[leaf.id].edges]
+            if leaf.id in ahead:
+                calls = [edge.target.call for edge in ahead[leaf.id].winners.edges]
                 self.ready.setdefault(min(call.index for call in calls if call is not None), []).append(leaf)
 
     def done(self, value_id: int, sets: dict[int, Sets]) -> None:
         """Forget the sets that only this value needed."""
-        winners = self.found.winners.get(value_id)
-        for edge in winners.edges if winners is not None else ():
-            self.needs[edge.target.id] -= 1
-            if not self.needs[edge.target.id]:
-                del sets[edge.target.id]
+        for target in self.reads.get(value_id, ()):
+            self.needs[target] -= 1
+            if not self.needs[target]:
+                del sets[target]
 
 
-def _of_leaf(leaf: Value, winners: Winners, own: Own, sets: dict[int, Sets], batch: int) -> Crossed:
+def _targets(winners: Winners) -> list[int]:
+    return [edge.target.id for edge in winners.edges]
+
+
+def _of_leaf(forest: Forest, leaf: Value, ahead: Ahead, own: Own, sets: dict[int, Sets]) -> Crossed:
     """Give a leaf's sets, to be looked up piece by piece where that is possible."""
-    here, shared = own.of_leaf(leaf), _shared(winners, sets)
-    if isinstance(here, int) and shared is not None:
+    here, winners, batch = own.of_leaf(leaf), ahead.winners, forest.batch(leaf)
+    sources = [own.joined(sets[r.edge.target.id], _between(r, own) or 0) for r in ahead.routes]
+    if isinstance(here, int) and (shared := _shared(sources)) is not None:
         return Crossed(leaf, shared | here)
     if isinstance(here, int):
         own.tell_apart()
-        walks = _walks(winners, sets, batch)
-        assert walks is not None
-        return Crossed(leaf, here, [partial(native.inherit, walk, word=own.word, widen=True) for walk in walks])
-    both = _looked_up(winners, sets, batch, own).joined(here)
+        gone = departed(forest, leaf)
+        ends = [r.edge.target.id for r in gone.routes] if gone is not None else None
+        counted = _counted(gone, sources, own.word) if gone is not None and ends == _targets(winners) else None
+        return Crossed(leaf, here, _Rows(winners, sources, batch, own.word), counted=counted)
+    both = _looked_up(winners, sources, batch, own).joined(here)
     assert both.plane is not None
     return _held(leaf, both.also, both.plane)
 
 
-def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
+class _Rows(Sequence[Callable[[int, int], Tensor]]):
+    """By row, a function from a range of flat positions to their sets; made ready when somebody asks."""
+
+    def __init__(self, winners: Winners, sources: Sequence[Sets], batch: int, word: torch.dtype) -> None:
+        self._winners, self._sources, self._batch, self._word = winners, sources, batch, word
+
+    def __len__(self) -> int:
+        return self._batch
+
+    @cached_property
+    def _walks(self) -> list[native.Walk]:
+        walks = _walks(self._winners, self._sources, self._batch)
+        assert walks is not None
+        return walks
+
+    def __getitem__(self, row: Any) -> Any:
+        return partial(native.inherit, self._walks[row], word=self._word, widen=True)
+
+
+def _counted(gone: Departed, sources: Sequence[Sets], word: torch.dtype) -> Callable[[], list[Counted]] | None:
+    """Count a leaf's sets by what departs from it, where the sets are known at the places to which that comes."""
+    if any(known.edge is not None for known in sources):
+        return None
+    planes = [
+        None if known.plane is None else known.plane.expand(len(known.plane), *route.edge.target.shape).contiguous()
+        for known, route in zip(sources, gone.routes, strict=True)
+    ]
+    return partial(gone.tally, [(p, known.also) for p, known in zip(planes, sources, strict=True)], word)
+
+
+def _of(winners: Winners, sources: Sequence[Sets], batch: int, own: Own) -> Sets:
     """Give the sets of a value's consumers, looked up only where that cannot be put off."""
-    shared = _shared(winners, sets)
+    shared = _shared(sources)
     if shared is not None:
         return _alike(shared)
     if len(winners.edges) == 1:
-        (edge,) = winners.edges
-        source = sets[edge.target.id]
+        (edge,), (source,) = winners.edges, sources
         assert source.plane is not None
         if isinstance(winners, Borrowed):  # what chose its scalars is known at the value that its product went on to
             there = edge if source.edge is None else through(edge, source.edge)
@@ -285,32 +358,13 @@ def _of(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
         seen = _seen(winners, edge, source, batch)
         if seen is not None:
             return Sets(source.also, seen)
-    return _looked_up(winners, sets, batch, own)
+    return _looked_up(winners, sources, batch, own)
 
 
-def _shared(winners: Winners, sets: dict[int, Sets]) -> int | None:
-    """Give the one set of all scalars; None where they differ."""
-    if len(winners.edges) == 1:
-        only = sets[winners.edges[0].target.id]
-        return only.also if only.plane is None else None
-    sources = [sets[edge.target.id] for edge in winners.edges]
+def _shared(sources: Sequence[Sets]) -> int | None:
+    """Give the one set of all scalars that go on to some others; None where they differ."""
     alike = all(s.plane is None and s.also == sources[0].also for s in sources)
     return sources[0].also if alike else None
-
-
-def through(outer: Use, inner: Use) -> Use:
-    """Go by strides to a value that has the axes in another order, and from there by another edge."""
-    way, then = outer.way, inner.way
-    assert isinstance(way, Affine)
-    assert isinstance(then, Affine)
-    seen, split = then.shape[1:] if inner.split else then.shape, then.stride[:1] if inner.split else ()
-    # which axis of the value between each axis is: the one that it steps along
-    steps = {(step, n): d for d, (step, n) in enumerate(zip(contiguous(seen), seen, strict=True))}
-    axes = [steps[step, n] if n > 1 else None for n, step in zip(way.shape, way.stride, strict=True)]
-    tail = then.stride[1:] if inner.split else then.stride
-    stride = (*split, *(0 if d is None else tail[d] for d in axes))
-    shape = (*then.shape[:1], *way.shape) if inner.split else way.shape
-    return Use(outer.first, inner.target, Affine(shape, stride, then.offset, then.step, then.table), inner.split)
 
 
 def _seen(winners: Winners, edge: Use, source: Sets, batch: int) -> Tensor | None:
@@ -329,11 +383,11 @@ def _seen(winners: Winners, edge: Use, source: Sets, batch: int) -> Tensor | Non
     return window(plane, Layout(way.shape, way.stride, way.offset)).reshape(batch, *winners.shape)
 
 
-def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) -> Sets:
+def _looked_up(winners: Winners, sources: Sequence[Sets], batch: int, own: Own) -> Sets:
     """Look up the sets of all scalars."""
-    walks = _walks(winners, sets, batch)
+    walks = _walks(winners, sources, batch)
     if walks is None:
-        shared = _shared(winners, sets)
+        shared = _shared(sources)
         assert shared is not None
         return _alike(shared)
     own.tell_apart()
@@ -342,9 +396,9 @@ def _looked_up(winners: Winners, sets: dict[int, Sets], batch: int, own: Own) ->
     return Sets(0, rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows))
 
 
-def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.Walk] | None:
+def _walks(winners: Winners, sources: Sequence[Sets], batch: int) -> list[native.Walk] | None:
     """Say how the sets of each row are looked up; None where all are one."""
-    if _shared(winners, sets) is not None:
+    if _shared(sources) is not None:
         return None
     choice, raw, terms = winners.planes()
     return [
@@ -353,7 +407,7 @@ def _walks(winners: Winners, sets: dict[int, Sets], batch: int) -> list[native.W
             _row(raw, row),
             _row(choice, row),
             terms,
-            [source_of(winners, n, edge, sets[edge.target.id], row) for n, edge in enumerate(winners.edges)],
+            [source_of(winners, n, edge, sources[n], row) for n, edge in enumerate(winners.edges)],
         )
         for row in range(batch)
     ]

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..recording.record import Record
+from .departures import given_by
 from .findings import Finding, steadily
 from .forest import Forest
-from .units import given_by
 
 LEAST = 4  # layers that are compared
 FAR = 10.0  # log2 of the first's gradient over the last's

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from ..recording.record import Record, Value
 from .branch_names import AROUND, LISTS, QUERIES, STARTS, VALUES
+from .departures import living
 from .forest import Forest
 from .group_names import group_named, listed
 from .join_rows import Grid, Join, pattern_of
 from .join_text import cell, labels_of, stem_of
 from .joins import JoinTable
-from .units import live_scalars
 
 NEARLY = 0.8  # from which share on a branch has it all
 COMES = 0.05  # the least share of the paths at one of the joins that are spoken of,
@@ -101,9 +101,10 @@ def _by_first_use(record: Record, loss: Value) -> list[Value]:
 
 def dead_shares(forest: Forest) -> dict[str, float]:
     """Give for each parameter the share of its scalars from which no path leads to the loss."""
-    live = {name: live_scalars(forest, leaf) for name, leaf in forest.record.leaves.items()}
-    count = {name: leaf.numel if leaf is not forest.loss else 0 for name, leaf in forest.record.leaves.items()}
-    return {n: 0.0 if not count[n] else 1.0 if of is None else 1 - int(of.sum()) / count[n] for n, of in live.items()}
+    return {
+        name: 1 - living(forest, leaf) / leaf.numel if leaf.numel and leaf is not forest.loss else 0.0
+        for name, leaf in forest.record.leaves.items()
+    }
 
 
 def findings(early: JoinTable, whole: JoinTable, lost: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -16,10 +16,11 @@ import numpy as np
 
 from ..errors import BadArgument
 from ..recording.components import select_leaves
+from .departures import Hop, given_by
 from .forest import Forest
 from .markup import table_of
 from .plots import draw_bars
-from .units import Grouping, Hop, Went, given_by, stream
+from .units import Grouping, Went, stream
 
 if TYPE_CHECKING:
     import pandas
@@ -137,8 +138,8 @@ def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -
     weighted = any(a.weighted for a in asked)
     leaves = [v for v in record.leaves.values() if any(v.id in ids for ids in chosen)]
     names = [str(v.name) for v in leaves]
-    given = {n: found for n, v in enumerate(leaves) if v is not forest.loss and (found := given_by(forest, v))}
-    tops = {n: found.top() if weighted else -math.inf for n, found in given.items()}
+    given = {n: found for n, v in enumerate(leaves) if (found := given_by(forest, v))}
+    tops = {n: found.top if weighted else -math.inf for n, found in given.items()}
     member_of = {n: tuple(leaves[n].id in ids for ids in chosen) for n in given}
     groups = list(dict.fromkeys(member_of.values()))
     bases = [_base(tops[n] for n in given if member_of[n] == group) for group in groups]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from ..kernels import native
 from ..recording.layouts import unravelled
 from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
+
+if TYPE_CHECKING:
+    from .departures import Departed, Given
 
 NONE = -1  # in `winners`: no path
 KINDS = ("greedy", "best")  # as they are shown: greedy influence foretells better what ablation does (docs/study.md)
@@ -65,6 +68,7 @@ class Forest:
         log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
         compact: what the compiled kernels left, where they ran.
         derivatives: of a saved trace, the local derivatives along its paths, by value, row and flat positions.
+        given, departed: what leaves send, by id, of those that somebody asked about (see `departures`).
     """
 
     record: Record
@@ -77,6 +81,8 @@ class Forest:
     seconds: dict[str, float] = field(default_factory=dict)
     compact: Best | None = None
     derivatives: Known | None = None
+    given: dict[int, Given | None] = field(default_factory=dict, repr=False)
+    departed: dict[int, Departed | None] = field(default_factory=dict, repr=False)
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""

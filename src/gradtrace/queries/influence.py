@@ -7,7 +7,7 @@ without the component; that is what ablation is for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,6 +28,7 @@ from ..recording.components import (
 )
 from ..recording.record import Call, Value
 from .component_sets import Crossed
+from .departures import Counted, Departed, departed
 from .forest import NONE, Forest
 from .many_components import all_crossings
 from .tables import Counts, InfluenceTable, rows_of
@@ -100,19 +101,21 @@ class _Weights:
         weight: its weight over 2^unit.
         pairs: how many (example, scalar) pairs count, by example.
         compiled: whether a compiled kernel may count: a trace is live where its weight is not 0.
+        gone: what departs from the leaf, where all of its scalars count.
     """
 
     live: Tensor
     weight: Tensor
     unit: float
     pairs: Tensor
-    compiled: bool
+    compiled: bool = False
+    gone: Departed | None = None
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Give by example (how many traces, the sum of their weights)."""
-        if not self.compiled:
+        if self.gone is None:
             return self.live.sum(1).to(torch.float64), self.weight.sum(1, dtype=torch.float64)
-        found = torch.tensor([native.measure(row) for row in self.weight], dtype=torch.float64)
+        found = torch.tensor(self.gone.totals, dtype=torch.float64)
         return found[:, 0], found[:, 1]
 
 
@@ -132,7 +135,7 @@ def _weights(forest: Forest, leaf: Value) -> _Weights:
     if belongs is not None:
         live, weight = live.bool() & belongs, weight * belongs
         return _Weights(live, weight, unit, belongs.sum(1), compiled)
-    return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled)
+    return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled, departed(forest, leaf))
 
 
 def _relative(log2: Tensor, unit: float) -> Tensor:
@@ -162,6 +165,17 @@ def _members(bits: int, count: int) -> Tensor:
     """Give which of some components a set has: 0 or 1 for each."""
     data = bits.to_bytes(count // 8 + 9, "little", signed=True)  # 64 bits in a tensor may have a sign
     return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count].astype(np.float64))
+
+
+def _tallies(crossed: Crossed, of: _Weights) -> Iterator[Counted]:
+    """Give by row (the row, a word, how many live scalars have it, their weights' sum)."""
+    if crossed.counted is not None and of.gone is not None:
+        yield from ((row, word | crossed.also, n, a) for row, word, n, a in crossed.counted())
+        return
+    for row in range(len(of.weight)):
+        for begin, end, bits in crossed.parts(row):
+            found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
+            yield from ((row, *one) for one in found)
 
 
 def tally(bits: Tensor, live: Tensor, weight: Tensor, *, compiled: bool) -> Sequence[tuple[int, float, float]]:
@@ -207,14 +221,12 @@ class _Totals:
             self.cross[:, there] += live.unsqueeze(1) * members
             self.crossed[:, there] += (weight * unit).unsqueeze(1) * members
             return
-        for row in range(len(of.weight)):
-            for begin, end, bits in crossed.parts(row):
-                found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
-                # in the order of the sets themselves, so that sums do not depend on how those are numbered
-                for whole, number, amount in sorted((crossed.set_of(word), n, a) for word, n, a in found):
-                    members = _members(whole, count)
-                    self.cross[row, there] += number * members
-                    self.crossed[row, there] += amount * unit * members
+        # in the order of the sets themselves, so that sums do not depend on how those are numbered
+        found = sorted((row, crossed.set_of(word), n, a) for row, word, n, a in _tallies(crossed, of))
+        for row, whole, number, amount in found:
+            members = _members(whole, count)
+            self.cross[row, there] += number * members
+            self.crossed[row, there] += amount * unit * members
 
     def join(self, more: _Totals) -> None:
         """Add what was counted of other traces."""

@@ -15,9 +15,10 @@ from typing import TypeAlias
 import numpy as np
 
 from ..recording.record import Call, Value
+from .departures import Given, given_by
 from .forest import Forest
 from .junctions import Junction
-from .units import Given, Stream, given_by, stream
+from .units import Stream, stream
 
 Group: TypeAlias = tuple[int, tuple[int, ...], int]  # the example, the sets, the junctions, as bits
 

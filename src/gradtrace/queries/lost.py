@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from ..errors import GradtraceError
 from ..recording.record import Call, Record, Value
+from .departures import live_in_examples
 from .findings import Cell, Finding
 from .forest import Forest
 from .group_names import group_named, listed
@@ -18,7 +19,6 @@ from .join_rows import pattern_of
 from .junctions import SHUFFLES
 from .paths import Reader, walk
 from .strongest import of_all_strengths
-from .units import live_in_examples
 from .why import Reasons, unanswered, why
 from .zeros import at, briefly, of_zero, placed
 
@@ -74,8 +74,8 @@ def of_examples(forest: Forest, dead: Mapping[str, float]) -> list[Finding]:
     living, without = [name for name, share in dead.items() if share < 1], dict[tuple[int, ...], list[str]]()
     for name in living:
         live = live_in_examples(forest, forest.record.leaves[name])
-        if not live.all():
-            without.setdefault(tuple((~live).nonzero().flatten().tolist()), []).append(name)
+        if not all(live):
+            without.setdefault(tuple(n for n, lives in enumerate(live) if not lives), []).append(name)
     if not without:
         return []
     examples, names = max(without.items(), key=lambda pair: len(pair[1]))

@@ -8,98 +8,21 @@ is the definition, along backpointers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..backward.backpointers import Borrowed, Use, Winners
 from ..backward.best import Best
-from ..backward.walk import EDGE_BITS
-from ..jacobians.index_maps import Affine, Raw
 from ..kernels import native
 from ..recording.record import Value
-from .component_sets import through
 from .consumers import Consumers
-from .forest import NONE, Forest
+from .departures import Given, argument, departed, described, placed, routed
+from .forest import Forest
 
-FARTHEST = 900.0  # powers of two between weights, from which on a float is too narrow for their quotient
-
-Hop: TypeAlias = tuple[int, int]  # from a call, or a leaf (from -1 downwards), to the argument that is entered
 Went: TypeAlias = tuple[int, int, int, float, float]  # (from, argument, group, paths, weight): see `Stream.found`
 Waiting: TypeAlias = tuple[int, int, int, float, float]  # (row, flat position, group, paths, weight)
 Grouping: TypeAlias = Callable[[int, int], int]  # the group of a row's scalars that enter a call first, by its number
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a leaf's scalars may send.
-
-    Attributes:
-        weight: rows × scalars, the weights over 2^of.
-        live: rows × scalars, which have a trace; None where those are the ones whose weight is not 0.
-    """
-
-    weight: Tensor
-    live: Tensor | None
-    of: float
-
-    def top(self) -> float:
-        """Give log2 of the largest weight."""
-        return float(self.weight.amax().to(torch.float64).log2() + self.of) if self.weight.numel() else -math.inf
-
-    def over(self, base: float) -> tuple[Tensor, float]:
-        """Give the weights over 2^base: as they are, and a factor."""
-        shift = self.of - base
-        if abs(shift) < FARTHEST:
-            return self.weight, 2.0**shift
-        return torch.exp2(self.weight.to(torch.float64).log2() + shift), 1.0  # the factor alone is beyond a float
-
-
-def given_by(forest: Forest, leaf: Value) -> Given | None:
-    """Read what a leaf may send; None where nothing leads from it to the loss."""
-    if forest.compact is not None:
-        plane = forest.compact.weights.get(leaf.id)
-        if plane is None:
-            return None
-        live = forest.compact.live(leaf.id)
-        rows = len(plane.data), -1
-        return Given(plane.data.reshape(rows), None if live is None else live.reshape(rows), float(plane.exponent))
-    log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
-    top = float(log2.max()) if log2.numel() else -math.inf
-    relative = torch.zeros_like(log2) if top == -math.inf else torch.exp2(log2 - top)
-    return Given(relative.reshape(len(log2), -1), live.reshape(len(log2), -1), 0.0 if top == -math.inf else top)
-
-
-def live_scalars(forest: Forest, leaf: Value) -> Tensor | None:
-    """Tell which scalars of a leaf have a path to the loss, in any row; None where nothing leads from it there."""
-    live = _live(forest, leaf)
-    return None if live is None else live.any(0)
-
-
-def live_in_examples(forest: Forest, leaf: Value) -> Tensor:
-    """Tell in which examples a path leads from any scalar of a leaf to the loss, of a forest that tells them apart."""
-    assert forest.labels is not None
-    live = _live(forest, leaf)
-    return (torch.zeros(1, dtype=torch.bool) if live is None else live.any(1)).expand(forest.labels.count)
-
-
-def _live(forest: Forest, leaf: Value) -> Tensor | None:
-    """Tell which scalars have a path in which row (rows × scalars); None where nothing leads to the loss."""
-    given = None if leaf is forest.loss else given_by(forest, leaf)
-    if given is None:
-        return None
-    return given.weight != 0 if given.live is None else given.live.bool()
-
-
-def has_path(forest: Forest, leaf: Value) -> bool:
-    """Tell whether a path leads to the loss from any scalar of a leaf."""
-    live = live_scalars(forest, leaf)
-    return live is not None and bool(live.any())
 
 
 class Stream(Protocol):
@@ -148,9 +71,8 @@ class ByPointers:
         self._edges: dict[tuple[int, int, int], np.ndarray] = {}
 
     def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
-        weight, factor = given.over(base)
-        live = (weight != 0 if given.live is None else given.live).numpy()
-        for row, (alive, amounts) in enumerate(zip(live, weight.numpy() * factor, strict=True)):
+        weight = given.over(base).numpy()
+        for row, (alive, amounts) in enumerate(zip(given.alive().numpy(), weight, strict=True)):
             positions = np.flatnonzero(alive)
             units = np.stack([np.ones(len(positions)), amounts[positions]], 1)
             self._send(leaf, number, row, positions, units, lambda call, row=row: group_of(row, call))
@@ -225,18 +147,16 @@ class Compiled:
         return out
 
     def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
-        winners = self._winners.get(leaf.id)
-        if winners is None or not leaf.numel:
+        gone = departed(self._forest, leaf)
+        if gone is None:
             return
-        weight, factor = given.over(base)
-        weight = weight.contiguous()
-        live = None if given.live is None else given.live.contiguous()
-        known, kept = self._known(winners, number)
-        where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
-        calls = [_entered(edge) for edge in winners.edges]
-        groups = [[group_of(row, call) for call in calls] for row in range(len(weight))]
-        self._place(leaf, winners, self._units.leave(known, groups, *where, factor))
-        del kept
+        groups = [[group_of(row, route.enters) for route in gone.routes] for row in range(gone.rows)]
+        ways = [
+            (r.hops(number), target.id, self._forest.batch(target) > 1, target.id in self._straight)
+            for r in gone.routes
+            for target in [r.edge.target]
+        ]
+        self._units.leave(gone.sent, ways, groups, given.of - base)
 
     def groups_at(self, value: Value) -> list[int]:
         return sorted(self._units.groups_at(value.id))
@@ -254,61 +174,18 @@ class Compiled:
         winners = self._winners[value.id]
         assert value.call is not None
         edge, *others = winners.edges
-        hop = value.call.index, _argument(edge)
+        hop = value.call.index, argument(edge)
         if straight:
             self._units.send_straight(value.id, hop, edge.target.id)
             return
         if not others and edge.same(value.shape) and edge.target.id not in self._straight:
             self._units.pass_on(value.id, hop, edge.target.id, self._forest.batch(edge.target) > 1)
             return
-        known, kept = self._known(winners, value.call.index)
-        self._place(value, winners, self._units.send(value.id, known))
+        ahead = routed(winners, self._winners)
+        known, kept = described(self._forest, ahead, value.call.index, self._straight)
+        for number, _, _, found in placed(ahead.routes, self._units.send(value.id, known), value.numel):
+            self._units.place(number, found.ctypes.data)
         del kept
 
     def found(self) -> list[Went]:
         return self._units.found()
-
-    def _known(self, winners: Winners, source: int) -> tuple[tuple, list]:
-        """Describe winners for the kernel; the second is what has to live as long as it reads."""
-        choice, raw, terms = winners.planes()
-        ways, tables = [], []
-        for edge in winners.edges:
-            hops, after = [(source, _argument(edge))], self._winners.get(edge.target.id)
-            if isinstance(after, Borrowed) and after.lender is winners:  # what these winners say decides there as well
-                (then,) = after.edges
-                assert edge.target.call is not None
-                hops.append((edge.target.call.index, _argument(then)))
-                edge = through(edge, then)
-            way, target = edge.way, edge.target
-            if type(way) is Affine:
-                strided, table = (True, way.shape, way.stride, way.offset, way.step), way.table and way.table()
-            else:
-                strided, table = (type(way) is Raw, (), (), 0, 1), None
-            if table is not None:
-                table = table.contiguous()
-                tables.append(table)
-            address = 0 if table is None else table.data_ptr()
-            rows, straight = self._forest.batch(target) > 1, target.id in self._straight
-            ways.append((hops, target.id, rows, straight, edge.split, *strided, address, target.numel))
-        numbers = (0, 0) if terms is None else (terms[0].data_ptr(), terms[1].data_ptr())
-        known = winners.shape, native.plane(raw), native.plane(choice), numbers, ways
-        return known, [choice, raw, terms, tables]
-
-    def _place(self, value: Value, winners: Winners, waiting: list[tuple[int, int, int, bytes, bytes]]) -> None:
-        """Follow ways that are not strided."""
-        for number, ordinal, row, places, stored in waiting:
-            edge, at = winners.edges[ordinal], np.frombuffer(bytearray(places), np.int64)
-            numbers = np.frombuffer(bytearray(stored), np.int64) if edge.way.stored else None
-            found = np.ascontiguousarray(edge.places(at, numbers, row, value.numel), np.int64)
-            self._units.place(number, found.ctypes.data)
-
-
-def _entered(edge: Use) -> int:
-    """Give the number of the call that an edge enters."""
-    assert edge.target.call is not None
-    return edge.target.call.index
-
-
-def _argument(edge: Use) -> int:
-    """Give the number, among all edges, of the argument that an edge enters."""
-    return edge.first >> EDGE_BITS

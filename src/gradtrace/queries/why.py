@@ -29,9 +29,9 @@ from ..recording.layouts import unravelled
 from ..recording.record import Call, Cut, Record, Value
 from ..recording.replay import replay
 from ..semirings.base import AbsSum, Max, Sum
+from .departures import living
 from .forest import Forest
 from .paths import follow
-from .units import has_path
 from .zeros import of_zero
 
 CAUSES = (
@@ -144,7 +144,7 @@ class Reasons:
         """
         if value is self.loss:
             return True
-        return has_path(self.forest, value) if value.call is None else value.id in self._live
+        return living(self.forest, value) > 0 if value.call is None else value.id in self._live
 
     @cached_property
     def _live(self) -> set[int]:
@@ -159,7 +159,7 @@ class Reasons:
             if bool((Max.carrier.log2(g.g) > -math.inf).any()):
                 found.add(cast("int", key))
 
-        of_dead = self.record.after([v for v in self.record.leaves.values() if not has_path(self.forest, v)])
+        of_dead = self.record.after([v for v in self.record.leaves.values() if not living(self.forest, v)])
         watch_strongest(self.record, self.loss, plane, element, of_dead, among=of_dead)
         return found
 

@@ -1,0 +1,284 @@
+// Departures: what the scalars of a leaf send along their traces, added up at the first values that they go on to.
+#pragma once
+#include "rows/ways.hpp"
+
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <unordered_map>
+
+namespace gradtrace::rows {
+
+// How many paths have come to a scalar, and their weight.
+struct Landed {
+    uint32_t place;
+    double count, weight;
+};
+
+// What one row of a leaf sends along one way.
+struct Sent {
+    size_t ordinal;
+    int64_t row;
+    std::vector<Landed> units;
+    double count, weight;
+};
+
+class Departures {
+  public:
+    // Of scalars that are live: those of a weight that is not 0, unless `live` says which.
+    Departures(const GivenWinners &given, int64_t rows, bool is_double, Pointer weight, Pointer live, int threads) {
+        const Winners w = winners(given);
+        nb::gil_scoped_release unlocked;
+        const bool *alive = reinterpret_cast<const bool *>(live);
+        if (is_double)
+            all_of(w, rows, reinterpret_cast<const double *>(weight), alive, threads);
+        else
+            all_of(w, rows, reinterpret_cast<const float *>(weight), alive, threads);
+    }
+
+    std::vector<Sent> sent;
+
+    // How many scalars have a trace in any row.
+    int64_t alive() const { return living; }
+
+    // By row (how many traces, their weight).
+    std::vector<std::pair<double, double>> totals(size_t rows) const {
+        std::vector<std::pair<double, double>> out(rows, {0.0, 0.0});
+        for (const Sent &s : sent) {
+            out[size_t(s.row)].first += s.count;
+            out[size_t(s.row)].second += s.weight;
+        }
+        return out;
+    }
+
+    // (number, ordinal of the way, row, positions, stored numbers) of what Python has to say the places of.
+    nb::list open() const {
+        nb::list out;
+        for (size_t n = 0; n < opened.size(); n++) {
+            const nb::bytes at(reinterpret_cast<const char *>(opened[n].from.data()), opened[n].from.size() * sizeof(int64_t));
+            const nb::bytes stored(reinterpret_cast<const char *>(opened[n].stored.data()), opened[n].stored.size() * sizeof(int64_t));
+            out.append(nb::make_tuple(n, opened[n].ordinal, opened[n].row, at, stored));
+        }
+        return out;
+    }
+
+    // Says them.
+    void place(size_t number, Pointer places, int64_t size) {
+        const Open &o = opened[number];
+        const int64_t *at = reinterpret_cast<const int64_t *>(places);
+        Cells cells(size);
+        List touched;
+        bool inside = true;
+        for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], touched);
+        if (!inside) throw std::out_of_range(ASTRAY);
+        sent.push_back(cells.gathered(0, touched, o.ordinal, o.row));
+    }
+
+    // Counts sets of components, which the places that units have come to have: (row, set, count, weight).
+    // sources: by way (address of the sets, or 0, how many a row has, whether rows have their own, what is in all of them).
+    template <class Word> std::vector<std::tuple<int64_t, int64_t, double, double>> tally(const std::vector<std::tuple<Pointer, int64_t, bool, int64_t>> &sources) const {
+        std::vector<std::tuple<int64_t, int64_t, double, double>> out;
+        int64_t rows = 0;
+        for (const Sent &s : sent) rows = std::max(rows, s.row + 1);
+        std::vector<std::unordered_map<int64_t, std::pair<double, double>>> sums{size_t(rows)};
+        for (const Sent &s : sent) {
+            const auto &[address, size, own, also] = sources[s.ordinal];
+            auto &sum = sums[size_t(s.row)];
+            if (!address) {
+                auto &[count, weight] = sum[also];
+                count += s.count;
+                weight += s.weight;
+                continue;
+            }
+            const Word *bits = reinterpret_cast<const Word *>(address) + (own ? s.row * size : 0);
+            std::pair<double, double> *known = nullptr;
+            int64_t last = 0;
+            for (const Landed &u : s.units) {
+                const int64_t set = also | int64_t(bits[u.place]);
+                if (!known || set != last) known = &sum[last = set];
+                known->first += u.count;
+                known->second += u.weight;
+            }
+        }
+        for (int64_t row = 0; row < rows; row++)
+            for (const auto &[set, amount] : sums[size_t(row)]) out.emplace_back(row, set, amount.first, amount.second);
+        return out;
+    }
+
+  private:
+    using List = std::vector<uint32_t>;
+    static constexpr const char *ASTRAY = "a winner leads out of its consumer's results";
+
+    // Units of one row and way, whose places Python has to say.
+    struct Open {
+        size_t ordinal;
+        int64_t row;
+        Numbers from, stored;
+        std::vector<double> weight;
+    };
+
+    // The sums at the places of all ways. Zeros are only there once they are written to.
+    class Cells {
+      public:
+        explicit Cells(int64_t size) : cells(static_cast<Cell *>(std::calloc(size_t(std::max<int64_t>(size, 1)), sizeof(Cell)))) {
+            if (!cells) throw std::bad_alloc();
+        }
+        // False where the place is out of the way's target.
+        bool add(int64_t begin, int64_t size, int64_t place, double weight, List &touched) {
+            if (place < 0 || place >= size) return false;
+            Cell &cell = cells[begin + place];
+            if (!cell.count++) touched.push_back(uint32_t(place));
+            cell.weight += weight;
+            return true;
+        }
+        // Takes what has come out, and leaves zeros.
+        Sent gathered(int64_t begin, const List &touched, size_t ordinal, int64_t row) {
+            Sent out{ordinal, row, {}, 0.0, 0.0};
+            out.units.reserve(touched.size());
+            for (const uint32_t place : touched) {
+                Cell &cell = cells[begin + place];
+                out.units.push_back({place, double(cell.count), cell.weight});
+                out.count += double(cell.count);
+                out.weight += cell.weight;
+                cell = {0.0, 0};
+            }
+            return out;
+        }
+
+      private:
+        struct Cell {
+            double weight;
+            uint32_t count;
+        };
+        struct Free {
+            void operator()(Cell *p) const { std::free(p); }
+        };
+        std::unique_ptr<Cell[], Free> cells;
+    };
+
+    int64_t living = 0;
+    std::vector<Open> opened;
+
+    template <class T> void all_of(const Winners &w, int64_t rows, const T *weight, const bool *live, int threads) {
+        constexpr int64_t SERIAL = 1 << 18;  // scalars below which waking a thread costs more than it saves
+        [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
+        std::vector<std::vector<Sent>> found{size_t(rows)};
+        std::vector<std::vector<Open>> unplaced{size_t(rows)};
+        bool inside = true;
+#pragma omp parallel num_threads(team) if (team > 1) reduction(&& : inside)
+        {
+            Cells cells(w.ways.back().begin + w.ways.back().size);
+#pragma omp for schedule(dynamic)
+            for (int64_t row = 0; row < rows; row++) {
+                const int64_t first = row * w.numel;
+                inside = of_row(w, row, weight + first, live ? live + first : nullptr, cells, found[size_t(row)], unplaced[size_t(row)]) && inside;
+            }
+        }
+        if (!inside) throw std::out_of_range(ASTRAY);
+        for (auto &own : found)
+            for (Sent &s : own) sent.push_back(std::move(s));
+        for (auto &own : unplaced)
+            for (Open &o : own) opened.push_back(std::move(o));
+        count_living(w.numel, rows, weight, live);
+    }
+
+    template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const bool *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
+        const size_t count = w.ways.size();
+        std::vector<int64_t> base(count), along(count);
+        std::vector<List> touched(count);
+        std::vector<Open> left(count);
+        bool inside = true;
+        const bool looks = w.ordinal || w.choice || !w.ways[0].strided;
+        for (int64_t x = 0; x < w.numel;) {  // a run, along which every way and plane goes on by one step
+            int64_t run = w.numel - x, raw = 0, choice = 0;
+            const auto shorter = [&](std::pair<int64_t, int64_t> at) {
+                run = std::min(run, at.second);
+                return at.first;
+            };
+            for (size_t n = 0; n < count; n++) {
+                const Way &way = w.ways[n];
+                if (!way.strided || !way.size) continue;  // nobody goes to a result without scalars
+                base[n] = way.offset + shorter(way.axes.at(x + (way.split ? row * w.numel : 0)));
+                along[n] = way.axes.along();
+            }
+            if (w.raw) raw = row * w.raw.row + shorter(w.raw.axes.at(x));
+            if (w.choice) choice = row * w.choice.row + shorter(w.choice.axes.at(x));
+            const bool *here = live ? live + x : nullptr;
+            if (!looks) {
+                const auto by = [&](auto moved) { return by_one(w.ways[0], weight + x, here, base[0], along[0], run, moved, cells, touched[0]); };
+                inside = moving(w, raw, by) && inside;
+            } else {
+                for (int64_t i = 0; i < run; i++) {
+                    if (here ? !here[i] : weight[x + i] == 0) continue;
+                    int64_t stored = w.raw ? std::max<int64_t>(w.raw(raw + i * w.raw.axes.along()), 0) : 0;
+                    size_t n = 0;
+                    if (w.ordinal)
+                        n = size_t(w.ordinal[stored]), stored = w.local[stored];
+                    else if (w.choice)
+                        n = size_t(w.choice(choice + i * w.choice.axes.along()));
+                    const Way &way = w.ways[n];
+                    if (way.strided) {
+                        inside = cells.add(way.begin, way.size, base[n] + i * along[n] + way.moved(stored), double(weight[x + i]), touched[n]) && inside;
+                    } else {
+                        left[n].from.push_back(x + i);
+                        left[n].stored.push_back(stored);
+                        left[n].weight.push_back(double(weight[x + i]));
+                    }
+                }
+            }
+            x += run;
+        }
+        for (size_t n = 0; n < count; n++) {
+            if (!touched[n].empty()) found.push_back(cells.gathered(w.ways[n].begin, touched[n], n, row));
+            if (!left[n].from.empty()) {
+                left[n].ordinal = n, left[n].row = row;
+                unplaced.push_back(std::move(left[n]));
+            }
+        }
+        return inside;
+    }
+
+    // Runs a loop with how far what is stored moves it, in variables of its own.
+    template <class Loop> static bool moving(const Winners &w, int64_t raw, Loop loop) {
+        const Way &way = w.ways[0];
+        if (!w.raw || (!way.table && !way.step)) return loop([](int64_t) { return int64_t(0); });
+        const int64_t step = w.raw.axes.along(), by = way.step, *table = way.table;
+        const auto of = [&](auto *stored) {
+            if (table) return loop([=](int64_t i) { return table[std::max<int64_t>(stored[i * step], 0)]; });
+            return loop([=](int64_t i) { return by * std::max<int64_t>(stored[i * step], 0); });
+        };
+        switch (w.raw.width) {
+        case 1: return of(reinterpret_cast<const uint8_t *>(w.raw.data) + raw);
+        case 2: return of(reinterpret_cast<const int16_t *>(w.raw.data) + raw);
+        default: return of(reinterpret_cast<const int32_t *>(w.raw.data) + raw);
+        }
+    }
+
+    template <class T, class Moved>
+    static bool by_one(const Way &way, const T *weight, const bool *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, List &touched) {
+        const int64_t begin = way.begin, size = way.size;
+        bool inside = true;
+        for (int64_t i = 0; i < run; i++)
+            if (live ? live[i] : weight[i] != 0) inside = cells.add(begin, size, base + i * along + moved(i), double(weight[i]), touched) && inside;
+        return inside;
+    }
+
+    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const bool *live) {
+        constexpr int64_t BLOCK = 4096;
+        uint8_t any[BLOCK];
+        for (int64_t begin = 0; begin < numel; begin += BLOCK) {
+            const int64_t n = std::min(BLOCK, numel - begin);
+            std::fill_n(any, n, uint8_t(0));
+            for (int64_t row = 0; row < rows; row++) {
+                const int64_t at = row * numel + begin;
+                if (live)
+                    for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(live[at + i]);
+                else
+                    for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(weight[at + i] != 0);
+            }
+            for (int64_t i = 0; i < n; i++) living += any[i];
+        }
+    }
+};
+
+}  // namespace gradtrace::rows

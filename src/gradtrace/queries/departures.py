@@ -1,0 +1,319 @@
+"""Departures: what the scalars of a leaf send along their traces, added up where it arrives first.
+
+Nearly all scalars of a model are its parameters', and each step of a question that goes through them costs more than
+the rest of the tape: so each leaf is gone through once for a forest. What its traces come to, by (row, edge, place at
+the far end), is few numbers, and flows, joins and tables of influence are counted from there on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backward.backpointers import Borrowed, Use, Winners, through
+from ..backward.walk import EDGE_BITS
+from ..jacobians.index_maps import Affine, Raw
+from ..kernels import native
+from ..recording.layouts import contiguous
+from ..recording.record import Value
+from .forest import NONE, Forest
+from .junctions import SHUFFLES
+
+Hop: TypeAlias = tuple[int, int]  # from a call, or a leaf (from -1 downwards), to the argument that is entered
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a leaf's scalars may send.
+
+    Attributes:
+        weight: rows × scalars, the weights over 2^of.
+        live: rows × scalars, which have a trace; None where those are the ones whose weight is not 0.
+    """
+
+    weight: Tensor
+    live: Tensor | None
+    of: float
+
+    @cached_property
+    def top(self) -> float:
+        """log2 of the largest weight."""
+        return float(self.weight.amax().to(torch.float64).log2() + self.of) if self.weight.numel() else -math.inf
+
+    def over(self, base: float) -> Tensor:
+        """Give the weights over 2^base."""
+        half = 2.0 ** min(max((self.of - base) / 2, -1000.0), 1000.0)  # the whole may be beyond a float
+        return self.weight.to(torch.float64) * half * half
+
+    def alive(self) -> Tensor:
+        """Tell which scalars have a trace (rows × scalars)."""
+        return self.weight != 0 if self.live is None else self.live.bool()
+
+
+def given_by(forest: Forest, leaf: Value) -> Given | None:
+    """Read what a leaf may send; None where nothing leads from it to the loss."""
+    if leaf.id not in forest.given:
+        forest.given[leaf.id] = None if leaf is forest.loss else _read(forest, leaf)
+    return forest.given[leaf.id]
+
+
+def _read(forest: Forest, leaf: Value) -> Given | None:
+    if forest.compact is not None:
+        plane = forest.compact.weights.get(leaf.id)
+        if plane is None:
+            return None
+        live = forest.compact.live(leaf.id)
+        rows = len(plane.data), -1
+        return Given(plane.data.reshape(rows), None if live is None else live.reshape(rows), float(plane.exponent))
+    log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
+    top = float(log2.max()) if log2.numel() else -math.inf
+    relative = torch.zeros_like(log2) if top == -math.inf else torch.exp2(log2 - top)
+    return Given(relative.reshape(len(log2), -1), live.reshape(len(log2), -1), 0.0 if top == -math.inf else top)
+
+
+def living(forest: Forest, leaf: Value) -> int:
+    """Count the scalars of a leaf that have a path to the loss, in any row."""
+    gone = departed(forest, leaf)
+    if gone is not None:
+        return gone.sent.alive()
+    given = given_by(forest, leaf)
+    return 0 if given is None else int(given.alive().any(0).sum())
+
+
+def live_in_examples(forest: Forest, leaf: Value) -> list[bool]:
+    """Tell in which examples a path leads from any scalar of a leaf to the loss, of a forest that tells them apart."""
+    assert forest.labels is not None
+    gone, given = departed(forest, leaf), given_by(forest, leaf)
+    if gone is not None:
+        rows = [count > 0 for count, _ in gone.totals]
+    else:
+        rows = [False] if given is None else given.alive().any(1).tolist()
+    return rows * (forest.labels.count // len(rows))
+
+
+# ---------------------------------------------------------------- by compiled winners
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A way on from a value, through one call or through several of which those before the last decide nothing.
+
+    Attributes:
+        first: the number, among all edges, of the argument that is entered first.
+        further: hops from there on.
+        edge: all of them as one.
+        between: results on the way.
+    """
+
+    first: int
+    further: tuple[Hop, ...]
+    edge: Use
+    between: tuple[Value, ...] = ()
+
+    @property
+    def enters(self) -> int:
+        """The number of the call that is entered first."""
+        call = (self.between[0] if self.between else self.edge.target).call
+        assert call is not None
+        return call.index
+
+    def hops(self, source: int) -> list[Hop]:
+        """Give the hops from a call or leaf."""
+        return [(source, self.first), *self.further]
+
+    def then(self, later: Route, edge: Use) -> Route:
+        """Go on from this one's end; `edge` is both as one."""
+        end = self.edge.target
+        assert end.call is not None
+        hop = end.call.index, later.first
+        return Route(self.first, (*self.further, hop, *later.further), edge, (*self.between, end, *later.between))
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """Where the traces of a value go on, seen from as near the loss as nothing is decided before.
+
+    Attributes:
+        winners: of the value's scalars, their edges those of the routes.
+    """
+
+    winners: Winners
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Departed:
+    """What the scalars of a leaf send, in the compiled kernel's hands.
+
+    Attributes:
+        sent: by row, route and place how many traces there are, and their weight over 2^of.
+    """
+
+    sent: Any
+    routes: tuple[Route, ...]
+    rows: int
+    of: float
+
+    @cached_property
+    def totals(self) -> list[tuple[float, float]]:
+        """By row (how many traces, the sum of their weights over 2^of)."""
+        return self.sent.totals(self.rows)
+
+    def tally(self, sources: Sequence[tuple[Tensor | None, int]], word: torch.dtype) -> list[Counted]:
+        """Count sets of components.
+
+        Args:
+            sources: by route the sets at its far end (rows, possibly one, × scalars, contiguous) and what joins all.
+            word: of the sets.
+        """
+        planes = [
+            (0, 0, False, also) if bits is None else (bits.data_ptr(), bits[0].numel(), len(bits) > 1, also)
+            for bits, also in sources
+        ]
+        return self.sent.tally(word.itemsize, planes)
+
+
+Counted: TypeAlias = tuple[int, int, float, float]  # (row, set, how many traces, their weight over 2^of)
+
+
+def departed(forest: Forest, leaf: Value) -> Departed | None:
+    """Go through a leaf's scalars, once for each forest; None where none has a trace, or no kernel has them."""
+    if leaf.id not in forest.departed:
+        forest.departed[leaf.id] = _departed(forest, leaf)
+    return forest.departed[leaf.id]
+
+
+def _departed(forest: Forest, leaf: Value) -> Departed | None:
+    ahead, given = ahead_of(forest, leaf), given_by(forest, leaf)
+    if ahead is None or given is None or not leaf.numel:
+        return None
+    weight, live = given.weight.contiguous(), None if given.live is None else given.live.contiguous()
+    known, kept = described(forest, ahead, source=0)
+    where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
+    sent = native.lib.Departures(known, len(weight), *where, torch.get_num_threads())
+    del kept
+    for number, ordinal, _, found in placed(ahead.routes, sent.open(), leaf.numel):
+        sent.place(number, found.ctypes.data, ahead.routes[ordinal].edge.target.numel)
+    return Departed(sent, ahead.routes, len(weight), given.of)
+
+
+def ahead_of(forest: Forest, leaf: Value) -> Ahead | None:
+    """Look past operators that only move a leaf's scalars; None where no kernel has its winners."""
+    every = {} if forest.compact is None else forest.compact.winners
+    winners = every.get(leaf.id)
+    if winners is None:
+        return None
+    ahead = routed(winners, every)
+    while (further := _further(forest, ahead, forest.batch(leaf), every)) is not None:
+        ahead = further
+    return ahead
+
+
+def direct(winners: Winners) -> Ahead:
+    """Give the ways on one by one."""
+    return Ahead(winners, tuple(Route(argument(edge), (), edge) for edge in winners.edges))
+
+
+def routed(winners: Winners, every: Mapping[int, Winners]) -> Ahead:
+    """Give the ways on; what these winners say where others borrow them decides there as well."""
+    out = []
+    for edge in winners.edges:
+        route, after = Route(argument(edge), (), edge), every.get(edge.target.id)
+        while isinstance(after, Borrowed) and after.lender is winners:
+            (then,) = after.edges
+            route = route.then(Route(argument(then), (), then), through(route.edge, then))
+            after = every.get(route.edge.target.id)
+        out.append(route)
+    if not any(route.between for route in out):
+        return Ahead(winners, tuple(out))
+    choice, index, terms = winners.planes()
+    return Ahead(Winners(winners.shape, [r.edge for r in out], choice, index, terms), tuple(out))
+
+
+def _further(forest: Forest, ahead: Ahead, rows: int, every: Mapping[int, Winners]) -> Ahead | None:
+    """Look past one more operator; None where something is decided there, or its scalars are not those before it."""
+    route, *others = ahead.routes
+    edge, end, shape = route.edge, route.edge.target, ahead.winners.shape
+    after = every.get(end.id)
+    if others or after is None or isinstance(after, Borrowed) or type(edge.way) is not Affine or edge.way.stored:
+        return None
+    if edge.split or edge.way.offset or end.call is None or end.call.base not in SHUFFLES or forest.batch(end) != rows:
+        return None
+    then = routed(after, every)
+    if edge.same(shape):
+        routes = tuple(route.then(later, later.edge) for later in then.routes)
+        return Ahead(then.winners, routes)
+    order = _turned(edge.way, shape, end.shape)
+    ways = [later.edge.way for later in then.routes]
+    if order is None or any(
+        type(way) is not Affine or way.shape[later.edge.split :] != end.shape
+        for way, later in zip(ways, then.routes, strict=True)
+    ):
+        return None
+    routes = tuple(route.then(later, through(edge, later.edge)) for later in then.routes)
+    choice, index, terms = then.winners.planes()
+    planes = [None if p is None else p.reshape(len(p), *order[0]).permute(0, *order[1]) for p in (choice, index)]
+    choice, index = (None if p is None else p.reshape(len(p), *shape) for p in planes)
+    return Ahead(Winners(shape, [r.edge for r in routes], choice, index, terms), routes)
+
+
+def _turned(way: Affine, shape: tuple[int, ...], there: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
+    """Give the axes of what is seen, those of size 1 left out, and the order (from 1 on) in which a way sees them."""
+    steps = {step: (d, n) for d, (step, n) in enumerate(zip(contiguous(there), there, strict=True)) if n > 1}
+    if way.shape != shape:
+        return None
+    seen = [steps.pop(step, (0, 0)) for step, n in zip(way.stride, shape, strict=True) if n > 1]
+    if steps or [n for _, n in seen] != [n for n in shape if n > 1]:
+        return None
+    rank = {d: place for place, (d, _) in enumerate(sorted(seen), 1)}
+    return [n for n in there if n > 1], [rank[d] for d, _ in seen]
+
+
+def described(
+    forest: Forest, ahead: Ahead, source: int, straight: Container[int] = ()
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """Describe where traces go on for the kernel; the second is what has to live as long as it reads.
+
+    Args:
+        source: the number of the call, or leaf, that the routes lead on from.
+        straight: ids of values of which nobody has to know the place.
+    """
+    choice, raw, terms = ahead.winners.planes()
+    ways, tables = [], []
+    for route in ahead.routes:
+        way, target = route.edge.way, route.edge.target
+        if type(way) is Affine:
+            strided, table = (True, way.shape, way.stride, way.offset, way.step), way.table and way.table()
+        else:
+            strided, table = (type(way) is Raw, (), (), 0, 1), None
+        if table is not None:
+            table = table.contiguous()
+            tables.append(table)
+        address = 0 if table is None else table.data_ptr()
+        there = target.id, forest.batch(target) > 1, target.id in straight, route.edge.split
+        ways.append((route.hops(source), *there, *strided, address, target.numel))
+    numbers = (0, 0) if terms is None else (terms[0].data_ptr(), terms[1].data_ptr())
+    known = ahead.winners.shape, native.plane(raw), native.plane(choice), numbers, ways
+    return known, [choice, raw, terms, tables]
+
+
+def placed(
+    routes: Sequence[Route], waiting: Sequence[tuple[int, int, int, bytes, bytes]], numel: int
+) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """Follow ways that are not strided: (number of what waits, ordinal of the route, row, places)."""
+    for number, ordinal, row, places, stored in waiting:
+        edge, at = routes[ordinal].edge, np.frombuffer(bytearray(places), np.int64)
+        numbers = np.frombuffer(bytearray(stored), np.int64) if edge.way.stored else None
+        yield number, ordinal, row, np.ascontiguousarray(edge.places(at, numbers, row, numel), np.int64)
+
+
+def argument(edge: Use) -> int:
+    """Give the number, among all edges, of the argument that an edge enters."""
+    return edge.first >> EDGE_BITS
