@@ -24,6 +24,7 @@ from gradtrace.report.snapshot import (
     paths_of,
     short_source,
     snapshot,
+    starts_of,
 )
 
 
@@ -184,7 +185,8 @@ def test_paths_cover_parameters_and_strengths_as_far_as_there_is_room(gpt2):
     assert max(own) == pytest.approx(float(every.max()), abs=1e-4)
     assert min(own) == pytest.approx(float(every.min()), abs=1e-4)
     asked = Question(kinds="best", cover=10**9, paths=0, each=0, examples=0)
-    full = paths_of(forest := trace.forest("best", per_example=True), asked, {"best": forest}, {})
+    forest = trace.forest("best", per_example=True)
+    full = paths_of(forest, starts_of(forest, asked, {}), None, MOST_STEPS)
     assert len(full["steps"]["call"]) >= MOST_STEPS
     assert len(json.dumps(full, separators=(",", ":"))) < 2_000_000
 

@@ -1,9 +1,11 @@
-"""The scalars with the strongest paths, found without a logarithm of every weight."""
+"""The scalars with the strongest paths, found without a logarithm of every weight, or a second look at most of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,40 +29,65 @@ def strongest(
     Returns:
         (log2 of the weight, number of the leaf, flat index), fewer where there are not so many.
     """
-    found = [(log2, n, flat) for n, leaf in enumerate(leaves) for log2, flat in _of_leaf(forest, leaf, k, example)]
-    found.sort(key=lambda f: (-f[0], f[1], f[2]))
-    return found[:k]
+    return Strengths(forest).strongest(leaves, k, example)
 
 
-def _of_leaf(forest: Forest, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
-    if not k or not leaf.numel:
-        return []
-    weight, exponent = _weights(forest, leaf, example)
-    flat = _largest(weight, k)
-    if exponent is None:
-        log2 = weight[flat].numpy()
-    else:
-        flat = flat[(weight[flat] > 0).numpy()]
-        log2 = (weight[flat].to(torch.float64).log2() + exponent).numpy()
-    order = np.lexsort((flat, -log2))[:k]
-    pairs = zip(log2[order].tolist(), flat[order].tolist(), strict=True)
-    return [(value, at) for value, at in pairs if value > -math.inf]
+class _Weights(NamedTuple):
+    """The weights of a leaf's paths.
+
+    Attributes:
+        rows: rows × scalars, over 2^exponent, or their log2 where there is none.
+        least: what is no path's.
+        tops: rows × blocks, the largest of each block of scalars; None where there are few scalars.
+    """
+
+    rows: Tensor
+    exponent: int | None
+    least: float
+    tops: Tensor | None
 
 
-def _weights(forest: Forest, leaf: Value, example: int | None) -> tuple[Tensor, int | None]:
-    """Give the weight of each scalar's path, flat, 0 where there is none, and their exponent; or its log2, and None."""
+@dataclass(eq=False)
+class Strengths:
+    """Finds the strongest scalars, again and again."""
+
+    forest: Forest
+    _known: dict[int, _Weights] = field(default_factory=dict)
+
+    def strongest(self, leaves: Sequence[Value], k: int, example: int | None = None) -> list[tuple[float, int, int]]:
+        """Do what the function of that name does."""
+        found = [(log2, n, flat) for n, leaf in enumerate(leaves) for log2, flat in self._of_leaf(leaf, k, example)]
+        found.sort(key=lambda f: (-f[0], f[1], f[2]))
+        return found[:k]
+
+    def _of_leaf(self, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
+        if not k or not leaf.numel:
+            return []
+        weights = self._weights(leaf)
+        flat, found = _largest(weights, k, example)
+        log2 = found if weights.exponent is None else found.to(torch.float64).log2() + weights.exponent
+        order = np.lexsort((flat, -log2.numpy()))[:k]
+        return list(zip(log2[order].tolist(), flat[order].tolist(), strict=True))
+
+    def _weights(self, leaf: Value) -> _Weights:
+        if leaf.id not in self._known:
+            rows, exponent = _rows(self.forest, leaf)
+            blocks, rest = divmod(rows.shape[1], BLOCK)
+            tops = None
+            if blocks > 1:
+                whole = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
+                tops = torch.cat([whole, rows[:, -rest:].amax(1, keepdim=True)], 1) if rest else whole
+            self._known[leaf.id] = _Weights(rows, exponent, -math.inf if exponent is None else 0.0, tops)
+        return self._known[leaf.id]
+
+
+def _rows(forest: Forest, leaf: Value) -> tuple[Tensor, int | None]:
+    """Give the weight of each scalar's path, 0 where there is none, and their exponent; or its log2, and None."""
     plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
     if plane is not None:
-        return _over_rows(plane.data, example), plane.exponent
+        return plane.data.reshape(len(plane.data), -1), plane.exponent
     every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
-    return _over_rows(every, example), None
-
-
-def _over_rows(rows: Tensor, example: int | None) -> Tensor:
-    """Give the largest of each scalar's rows, or one of them, flat."""
-    if len(rows) == 1:
-        return rows[0].reshape(-1)
-    return (rows.amax(0) if example is None else rows[example]).reshape(-1)
+    return every.reshape(len(every), -1), None
 
 
 def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
@@ -71,26 +98,31 @@ def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
     if not k:
         return []
     step = max(1, leaf.numel // SAMPLED)
-    every, exponent = _weights(forest, leaf, None)
-    weight = every[::step]
+    rows, exponent = _rows(forest, leaf)
+    weight = rows[:, ::step].amax(0)
     live = (weight > (-math.inf if exponent is None else 0)).nonzero().reshape(-1)
     order = live[weight[live].argsort(descending=True, stable=True)]
     chosen = order[torch.linspace(0, max(0, len(order) - 1), min(k, len(order))).round().long()]
     return (chosen * step).tolist()
 
 
-def _largest(weight: Tensor, k: int) -> np.ndarray:
-    """Give the places of the k largest, and of what is as large as the last of them, in rising order."""
-    n = len(weight)
-    if n <= k:
-        return np.arange(n)
-    blocks = n // BLOCK
-    if blocks > 2 * k:  # the k-th largest of the blocks' largest bounds the k-th of all from below
-        least = weight[: blocks * BLOCK].reshape(blocks, BLOCK).amax(1).topk(k).values[-1]
-        places = (weight >= least).numpy().nonzero()[0]
-        kept = weight[places]
-    else:
-        places, kept = np.arange(n), weight
-    if len(places) <= k:
-        return places
-    return places[(kept >= kept.topk(k).values[-1]).numpy()]
+def _largest(weights: _Weights, k: int, example: int | None) -> tuple[Tensor, Tensor]:
+    """Give the places, in rising order, of the k largest and of what is as large as the last, and what is there.
+
+    What has no path is left out.
+    """
+    rows, _, least, tops = weights
+    chosen = slice(None) if example is None or len(rows) == 1 else slice(example, example + 1)
+    if tops is None:
+        places, found = torch.arange(rows.shape[1]), rows[chosen].amax(0)
+    else:  # the k-th largest of the blocks' largest bounds the k-th of all from below
+        top = tops[chosen].amax(0)
+        bound = top.topk(k).values[-1] if len(top) > k else least
+        blocks = ((top >= bound) & (top > least)).nonzero()
+        places = (blocks * BLOCK + torch.arange(BLOCK)).reshape(-1)
+        places = places[places < rows.shape[1]]
+        found = rows[chosen][:, places].amax(0)
+    kept = found > least
+    if len(found) > k:
+        kept &= found >= found.topk(k).values[-1]
+    return places[kept], found[kept]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from math import fsum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
@@ -28,14 +28,14 @@ from ..queries.influence import influences
 from ..queries.join_rows import Branch, Grid, Join
 from ..queries.join_text import labels_of
 from ..queries.joins import JoinTable, Places
-from ..queries.strongest import of_all_strengths, strongest
+from ..queries.strongest import Strengths, of_all_strengths
 from ..queries.summaries import Answerable
 from ..queries.summary import summarise, tables_of
 from ..queries.tables import InfluenceTable
 from ..queries.tables import merged as merged_tables
 from ..queries.zeros import briefly
 from ..recording.components import Component, matches, name_of, operators, select_leaves
-from ..recording.record import Call, Record
+from ..recording.record import Call, Record, Value
 from ..semirings import Family, named
 from .branches import Branches
 from .tokens import Texts, Tokens
@@ -47,6 +47,9 @@ ALL = "*"
 AT_ONCE = 1000  # paths that are read together, if there is still room
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
+
+# a leaf, a flat index, the example; None for the one in which the path is the strongest
+Start: TypeAlias = tuple[Value, int, int | None]
 
 
 class Traced(Answerable, Protocol):
@@ -233,13 +236,15 @@ def take(trace: Traced, question: Question) -> Taken:
     if examples:
         own = _own_flows(flowing, len(examples))
         joined["examples"] = [_of_example(n, tables, tabled, question) | {"flows": own[n]} for n in examples]
+    guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
+    starts = starts_of(guide, question, groups)  # for every kind the same scalars
     return Taken(
         trace.loss,
         tuple(groups),
         tuple(record.leaves),
         tables,
         flowing,
-        {kind: paths_of(forest, question, forests, groups) for kind, forest in forests.items()},
+        {kind: paths_of(f, starts, question.tokens, MOST_STEPS // len(forests)) for kind, f in forests.items()},
         joined,
     )
 
@@ -464,32 +469,33 @@ def _rounded(number: float) -> float:
     return float(f"{number:.10g}")
 
 
-def paths_of(
-    forest: Forest,
-    question: Question,
-    forests: Mapping[str, Forest],
-    groups: Mapping[str, str | Sequence[str]],
-) -> dict[str, Any]:
-    """Give the paths of the strongest scalars, and of others while there is room; for every kind the same scalars."""
-    leaves = select_leaves(forest.record, question.only)
-    guide = forests.get("best") or forests[question.kinds[0]]  # strongest is what best paths are
-    found = [(n, flat, None) for _, n, flat in strongest(guide, leaves, question.paths)]
-    found += [(n, flat, None) for n, leaf in enumerate(leaves) for *_, flat in strongest(guide, [leaf], question.each)]
-    number = {leaf.id: n for n, leaf in enumerate(leaves)}
-    members = [[v for v in select_leaves(forest.record, of) if v.id in number] for of in groups.values()]
+def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequence[str]]) -> list[Start]:
+    """Choose the scalars whose paths are shown: the strongest first, then others of all strengths."""
+    leaves, strengths = select_leaves(guide.record, question.only), Strengths(guide)
+    ids = {leaf.id for leaf in leaves}
+    members = [[v for v in select_leaves(guide.record, of) if v.id in ids] for of in groups.values()]
+
+    def strongest(among: Sequence[Value], k: int, example: int | None = None) -> list[Start]:
+        return [(among[n], flat, example) for _, n, flat in strengths.strongest(among, k, example)]
+
+    found = strongest(leaves, question.paths)
+    found += [start for leaf in leaves for start in strongest([leaf], question.each)]
     for example in range(_examples(guide, question)):
-        found += [(n, flat, example) for _, n, flat in strongest(guide, leaves, question.paths, example)]
-        for own in members:
-            found += [(number[own[n].id], at, example) for _, n, at in strongest(guide, own, question.each, example)]
+        found += strongest(leaves, question.paths, example)
+        found += [start for own in members for start in strongest(own, question.each, example)]
     share = question.cover // max(1, len(leaves))
-    spread = [[(n, at, None) for at in of_all_strengths(guide, leaf, share)] for n, leaf in enumerate(leaves)]
+    spread = [[(leaf, at, None) for at in of_all_strengths(guide, leaf, share)] for leaf in leaves]
     found += [one for rank in zip_longest(*spread) for one in rank if one is not None]
-    tokens = None if question.tokens is None else Tokens(question.tokens)
-    branches = Branches(forest, tokens)
+    return list(dict.fromkeys(found))
+
+
+def paths_of(forest: Forest, starts: Sequence[Start], texts: Texts | None, most: int) -> dict[str, Any]:
+    """Give the paths of some scalars, the first ones first, of no more than about so many steps."""
+    branches = Branches(forest, None if texts is None else Tokens(texts))
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
-    chosen = [(leaves[n], numbers[leaves[n].id], flat, example) for n, flat, example in dict.fromkeys(found)]
+    chosen = [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts]
     for begin in range(0, len(chosen), AT_ONCE):
-        branches.add_all(chosen[begin : begin + AT_ONCE], MOST_STEPS // len(forests))
+        branches.add_all(chosen[begin : begin + AT_ONCE], most)
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
     steps = {name: column for name, column in branches.steps.items() if name != "log2"}
