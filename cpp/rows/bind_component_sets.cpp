@@ -1,10 +1,14 @@
 // What runs over whole tensors once, outside the reverse pass: sets of components along winners, counts, NaN.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <tuple>
 #include <vector>
 
 #ifdef _OPENMP
@@ -195,29 +199,38 @@ void inherit(std::vector<int64_t> shape, Pointer raw, std::vector<int64_t> raw_s
     word == 1 ? run(uint8_t()) : word == 2 ? run(int16_t()) : word == 4 ? run(int32_t()) : run(int64_t());
 }
 
-template <class T> std::pair<int64_t, double> measured(const T *data, int64_t n, int threads) {
-    int64_t live = 0;
-    double sum = 0;
+// Absolute values, in place, and (the largest, the smallest that is not 0, whether there is a NaN). Of a block without a
+// sign nothing is written: zeros may be of memory that is not there before it is written to.
+template <class T> std::tuple<double, double, int> absolute_of(T *data, int64_t n, int threads) {
+    constexpr int64_t BLOCK = 4096;
+    double high = 0, low = std::numeric_limits<double>::infinity();
+    bool nan = false;
     [[maybe_unused]] const int crew = team(n, threads);
-#pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1) reduction(+ : live, sum)
-    for (int64_t b = 0; b < (n + 4095) / 4096; b++) {
-        double part[8] = {};  // independent sums, so that the loop is wide
-        int64_t count = 0;
-        const int64_t end = std::min<int64_t>(n, (b + 1) * 4096);
-        for (int64_t i = b * 4096; i < end; i++) {
-            part[i % 8] += double(data[i]);
-            count += data[i] > 0;
+#pragma omp parallel for num_threads(crew) schedule(static) if (crew > 1) reduction(max : high) reduction(min : low) reduction(|| : nan)
+    for (int64_t b = 0; b < (n + BLOCK - 1) / BLOCK; b++) {
+        T *block = data + b * BLOCK;
+        const int64_t count = std::min(BLOCK, n - b * BLOCK);
+        T most = 0, least = std::numeric_limits<T>::infinity();
+        bool odd = false, negative = false;
+        for (int64_t i = 0; i < count; i++) {
+            const T size = std::abs(block[i]);
+            odd |= !(size == size);
+            negative |= std::signbit(block[i]);
+            most = std::max(most, size);
+            least = std::min(least, size > 0 ? size : std::numeric_limits<T>::infinity());
         }
-        live += count;
-        for (double p : part) sum += p;
+        if (negative)
+            for (int64_t i = 0; i < count; i++) block[i] = std::abs(block[i]);
+        high = std::max(high, double(most));
+        low = std::min(low, double(least));
+        nan = nan || odd;
     }
-    return {live, sum};
+    return {high, low, nan ? 1 : 0};
 }
 
-// How many of n weights are above zero, and their sum.
-std::pair<int64_t, double> measure(bool is_double, Pointer data, int64_t n, int threads) {
+std::tuple<double, double, int> absolute(bool is_double, Pointer data, int64_t n, int threads) {
     nb::gil_scoped_release unlocked;
-    return is_double ? measured(reinterpret_cast<const double *>(data), n, threads) : measured(reinterpret_cast<const float *>(data), n, threads);
+    return is_double ? absolute_of(reinterpret_cast<double *>(data), n, threads) : absolute_of(reinterpret_cast<float *>(data), n, threads);
 }
 
 template <class T> bool has_nan(const T *data, int64_t n) {
@@ -254,6 +267,6 @@ void bind_crossing(nb::module_ &m) {
     using nb::arg;
     m.def("inherit", &inherit, arg("shape"), arg("raw_ptr"), arg("raw_stride"), arg("short_raw"), arg("choice_ptr"), arg("choice_stride"), arg("wide_choice"),
           arg("ordinal_ptr"), arg("local_ptr"), arg("sources"), arg("begin"), arg("end"), arg("word"), arg("widen"), arg("out_ptr"), arg("threads"), "Sets of components, read through winners");
-    m.def("measure", &measure, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "(how many are above zero, their sum)");
+    m.def("absolute", &absolute, arg("double_"), arg("data_ptr"), arg("n"), arg("threads"), "Absolute values, in place: their range");
     m.def("any_nan", &any_nan, arg("double_"), arg("tensors"), arg("threads"), "Whether one of some (pointer, n) holds a NaN");
 }

@@ -61,7 +61,9 @@ class Best:
 
         A greedy trace can start from a gradient of 0.
         """
-        return None if self.gradients is None else self.planes[value_id].data > 0
+        if self.gradients is None or self.gradients[value_id].data is self.planes[value_id].data:
+            return None
+        return self.planes[value_id].data > 0
 
 
 def best(
@@ -157,7 +159,7 @@ class Strongest(Algebra[Arrivals, Plane]):
 
     def _arrive(self, argument: Value, known: Arrivals | None, edge: Use, part: Pulled | Product) -> Arrivals:
         if known is None:
-            known = Arrivals(argument, Winners(argument.shape), self._batch(argument))
+            known = Arrivals(argument, Winners(argument.shape), self.batch(argument))
         free = known.plane is None and not known.parts
         if free and isinstance(part, Product) and (not known.terms or known.terms[0].key == part.key):
             known.terms.append(part)
@@ -220,7 +222,8 @@ class Strongest(Algebra[Arrivals, Plane]):
         for borrowed, order in self.owners.pop(id(part), ()):
             borrowed.borrow(winners, ordinal, order)
 
-    def _batch(self, value: Value) -> int:
+    def batch(self, value: Value) -> int:
+        """Give how many entries a value's planes have."""
         return self.labels.batch(value) if self.labels is not None else 1
 
     # ------------------------------------------------------------ leaving

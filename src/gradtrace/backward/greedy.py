@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..jacobians.structure import Strided
 from ..kernels import native
 from ..kernels.gradient import gradient
+from ..kernels.maps import turned
 from ..kernels.shared_exponent import OutOfRange, Plane
 from ..recording.record import Record, Value
 from .arrivals import Arrivals
@@ -27,7 +30,13 @@ from .walk import Algebra, Edge, Track
 ONE = torch.ones((), dtype=torch.float64)
 LEAST = 2.0**-500  # a product of two numbers that are not less than this is one that float64 holds
 
-Both = tuple[Reached, Arrivals]
+
+class Both(NamedTuple):
+    """What has come to a value: the sum, the winners, and whether all of it has only been moved, from one result."""
+
+    sum: Reached
+    winners: Arrivals
+    moved: bool = False
 
 
 def greedy(
@@ -67,30 +76,44 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
         self.found.gradients = {}
 
     def begin(self, loss: Value) -> Both:
-        return self._sum.begin(loss), self._strongest.begin(loss)
+        return Both(self._sum.begin(loss), self._strongest.begin(loss))
 
     def finish(self, value: Value, arrived: Both, *, alone: bool) -> tuple[Reached, Plane]:
-        weights = self._strongest.finish(value, arrived[1], alone=alone)
+        weights = self._strongest.finish(value, arrived.winners, alone=alone)
         if weights.high > 0 and math.ldexp(weights.low, weights.exponent) < LEAST:
             raise OutOfRange
-        g = self._sum.finish(value, arrived[0], alone=False)
-        plane = absolute(g.g[0])  # the weights that winners of arguments are chosen by
+        g = self._sum.finish(value, arrived.sum, alone=False)
+        # the weights that winners of arguments are chosen by; of what was moved they are known
+        plane = weights if arrived.moved else absolute(g.g[0], last=value.call is None and arrived.sum.own)
         if value.id in self.found.planes and self.found.gradients is not None:
             self.found.gradients[value.id] = plane
         return g, plane
 
     def send(self, edge: Edge, g: tuple[Reached, Plane], known: Both | None) -> Both:
-        sums, winners = (None, None) if known is None else known
-        return self._sum.send(edge, g[0], sums), self._strongest.send(edge, g[1], winners)
+        sums, winners = (None, None) if known is None else known[:2]
+        sent = self._sum.send(edge, g[0], sums), self._strongest.send(edge, g[1], winners)
+        return Both(*sent, known is None and moves(edge) and len(g[1].data) == self._strongest.batch(edge.argument))
 
 
-def absolute(g: Tensor) -> Plane:
+def moves(edge: Edge) -> bool:
+    """Tell whether an edge gives each scalar of the argument what one of the result has."""
+    structure = edge.structure
+    return type(structure) is Strided and turned(structure.layout, structure.x_shape) is not None
+
+
+def absolute(g: Tensor, *, last: bool = False) -> Plane:
     """Give absolute numbers as a plane.
+
+    Args:
+        last: whether nobody reads these again, so that they may be written over.
 
     Raises:
         OutOfRange: some are not finite, or too small.
     """
-    data, found = native.scale(ONE.expand(g.shape), g.shape, "given", g)  # |g|·1, and what it spans
+    if last and g.is_contiguous():
+        data, found = g, native.absolute(g)
+    else:
+        data, found = native.scale(ONE.expand(g.shape), g.shape, "given", g)  # |g|·1, and what it spans
     if found.flags or not found.high < math.inf or found.low < LEAST:
         raise OutOfRange
     return Plane(data, 0, found.high, found.low, owned=True)

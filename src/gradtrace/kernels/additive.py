@@ -33,6 +33,7 @@ from ..jacobians.structure import (
 )
 from ..recording.layouts import Layout, contiguous, positions
 from .additive_rows import alike, low_rank
+from .memory import zeros
 from .reference import axes, injective, window
 
 aten = torch.ops.aten
@@ -264,7 +265,8 @@ def placed(s: Placed, g: Tensor) -> Tensor:
 
 def gather(s: Gather, g: Tensor) -> Tensor:
     """Add rows up where they were read."""
-    return gathered(s, g, g.new_zeros(g.shape[0], *s.x_shape))
+    shape = g.shape[0], *s.x_shape
+    return gathered(s, g, zeros(g.dtype, *shape) if g.device.type == "cpu" else g.new_zeros(shape))
 
 
 def gathered(s: Gather, g: Tensor, out: Tensor) -> Tensor:

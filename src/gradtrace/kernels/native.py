@@ -328,10 +328,10 @@ def plane(stored: Tensor | None) -> tuple[int, int, list[int]]:
     return stored.data_ptr(), stored.dtype.itemsize, [batch if len(stored) > 1 else 0, *strides]
 
 
-def measure(weight: Tensor) -> tuple[int, float]:
-    """Give how many weights are not 0, and their sum."""
-    weight = weight.contiguous()
-    return lib.measure(weight.dtype is torch.float64, weight.data_ptr(), weight.numel(), torch.get_num_threads())
+def absolute(numbers: Tensor) -> Range:
+    """Write absolute values over numbers (contiguous), and give what they span. Memory of zeros is not written to."""
+    double, threads = numbers.dtype is torch.float64, torch.get_num_threads()
+    return Range(*lib.absolute(double, numbers.data_ptr(), numbers.numel(), threads))
 
 
 def any_nan(tensors: Sequence[Tensor]) -> bool:

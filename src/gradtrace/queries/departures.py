@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -34,18 +34,23 @@ class Given:
     """What a leaf's scalars may send.
 
     Attributes:
-        weight: rows × scalars, the weights over 2^of.
-        live: rows × scalars, which have a trace; None where those are the ones whose weight is not 0.
+        planes: rows × the leaf's shape, in any layout: the weights over 2^of, and which scalars have a trace; None
+            where those are the ones whose weight is not 0.
     """
 
-    weight: Tensor
-    live: Tensor | None
+    planes: tuple[Tensor, Tensor | None]
     of: float
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """Rows × scalars, the weights over 2^of."""
+        return self.planes[0].reshape(len(self.planes[0]), -1)
 
     @cached_property
     def top(self) -> float:
         """log2 of the largest weight."""
-        return float(self.weight.amax().to(torch.float64).log2() + self.of) if self.weight.numel() else -math.inf
+        weight = self.planes[0]
+        return float(weight.amax().to(torch.float64).log2() + self.of) if weight.numel() else -math.inf
 
     def over(self, base: float) -> Tensor:
         """Give the weights over 2^base."""
@@ -54,28 +59,26 @@ class Given:
 
     def alive(self) -> Tensor:
         """Tell which scalars have a trace (rows × scalars)."""
-        return self.weight != 0 if self.live is None else self.live.bool()
+        weight, live = self.planes
+        return self.weight != 0 if live is None else live.reshape(len(weight), -1)
 
 
 def given_by(forest: Forest, leaf: Value) -> Given | None:
     """Read what a leaf may send; None where nothing leads from it to the loss."""
     if leaf.id not in forest.given:
-        forest.given[leaf.id] = None if leaf is forest.loss else _read(forest, leaf)
+        forest.given[leaf.id] = _read(forest, leaf)
     return forest.given[leaf.id]
 
 
 def _read(forest: Forest, leaf: Value) -> Given | None:
     if forest.compact is not None:
         plane = forest.compact.weights.get(leaf.id)
-        if plane is None:
-            return None
-        live = forest.compact.live(leaf.id)
-        rows = len(plane.data), -1
-        return Given(plane.data.reshape(rows), None if live is None else live.reshape(rows), float(plane.exponent))
+        return None if plane is None else Given((plane.data, forest.compact.live(leaf.id)), float(plane.exponent))
     log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
     top = float(log2.max()) if log2.numel() else -math.inf
-    relative = torch.zeros_like(log2) if top == -math.inf else torch.exp2(log2 - top)
-    return Given(relative.reshape(len(log2), -1), live.reshape(len(log2), -1), 0.0 if top == -math.inf else top)
+    if math.isinf(top):  # beside an infinite weight all finite ones are nothing
+        return Given(((log2 == math.inf).to(log2.dtype), live), 0.0)
+    return Given((torch.exp2(log2 - top), live), top)
 
 
 def living(forest: Forest, leaf: Value) -> int:
@@ -83,14 +86,14 @@ def living(forest: Forest, leaf: Value) -> int:
     gone = departed(forest, leaf)
     if gone is not None:
         return gone.sent.alive()
-    given = given_by(forest, leaf)
+    given = None if leaf is forest.loss else given_by(forest, leaf)
     return 0 if given is None else int(given.alive().any(0).sum())
 
 
 def live_in_examples(forest: Forest, leaf: Value) -> list[bool]:
     """Tell in which examples a path leads from any scalar of a leaf to the loss, of a forest that tells them apart."""
     assert forest.labels is not None
-    gone, given = departed(forest, leaf), given_by(forest, leaf)
+    gone, given = departed(forest, leaf), None if leaf is forest.loss else given_by(forest, leaf)
     if gone is not None:
         rows = [count > 0 for count, _ in gone.totals]
     else:
@@ -194,7 +197,7 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     ahead, given = ahead_of(forest, leaf), given_by(forest, leaf)
     if ahead is None or given is None or not leaf.numel:
         return None
-    weight, live = given.weight.contiguous(), None if given.live is None else given.live.contiguous()
+    ahead, weight, live = _as_it_lies(ahead, *given.planes)
     known, kept = described(forest, ahead, source=0)
     where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
     sent = native.lib.Departures(known, len(weight), *where, torch.get_num_threads())
@@ -202,6 +205,31 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     for number, ordinal, _, found in placed(ahead.routes, sent.open(), leaf.numel):
         sent.place(number, found.ctypes.data, ahead.routes[ordinal].edge.target.numel)
     return Departed(sent, ahead.routes, len(weight), given.of)
+
+
+def _as_it_lies(ahead: Ahead, weight: Tensor, live: Tensor | None) -> tuple[Ahead, Tensor, Tensor | None]:
+    """See a leaf with its axes in the order in which its weights lie in memory, and make them contiguous."""
+    winners = ahead.winners
+    if not weight.is_contiguous() and weight.shape[1:] == winners.shape:
+        order = sorted(range(len(winners.shape)), key=lambda d: -weight.stride(d + 1))
+        if turned := _reordered(ahead, order):
+            rows = [0, *(d + 1 for d in order)]
+            ahead, weight, live = turned, weight.permute(rows), None if live is None else live.permute(rows)
+    return ahead, weight.contiguous(), None if live is None else live.contiguous()
+
+
+def _reordered(ahead: Ahead, order: Sequence[int]) -> Ahead | None:
+    """Put the axes of a value in another order; None where a way is not by strides along them."""
+    shape, routes = tuple(ahead.winners.shape[d] for d in order), []
+    for route in ahead.routes:
+        way = route.edge.way
+        if type(way) is not Affine or way.shape != ahead.winners.shape or route.edge.split:
+            return None
+        turned = Affine(shape, tuple(way.stride[d] for d in order), way.offset, way.step, way.table)
+        routes.append(replace(route, edge=Use(route.edge.first, route.edge.target, turned)))
+    choice, index, terms = ahead.winners.planes()
+    choice, index = (None if p is None else p.permute(0, *(d + 1 for d in order)) for p in (choice, index))
+    return Ahead(Winners(shape, [r.edge for r in routes], choice, index, terms), tuple(routes))
 
 
 def ahead_of(forest: Forest, leaf: Value) -> Ahead | None:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..recording.record import Record
@@ -20,6 +21,7 @@ from .forest import Forest
 LEAST = 4  # layers that are compared
 FAR = 10.0  # log2 of the first's gradient over the last's
 STEADY = 0.8  # of the pairs of layers, that say the same
+FARTHEST = 2.0**-450, 2.0**450  # numbers whose squares, and their sums, a float holds
 
 
 def of_fading(forest: Forest) -> list[Finding]:
@@ -60,7 +62,7 @@ def repeated(record: Record) -> list[list[str]]:
 def _levels(forest: Forest, names: Sequence[str]) -> list[float]:
     """Give log2 of the root mean square of each parameter's gradient; nothing where one has none."""
     given = [given_by(forest, forest.record.leaves[name]) for name in names]
-    found = [-math.inf if g is None else g.of + root_mean_square(g.weight) for g in given]
+    found = [-math.inf if g is None else g.of + root_mean_square(g.planes[0]) for g in given]
     return found if all(map(math.isfinite, found)) else []
 
 
@@ -73,7 +75,11 @@ def root_mean_square(numbers: Tensor) -> float:
     (3.0, -1000.5)
     """
     top = numbers.max().item() if numbers.numel() else 0.0
-    return math.log2(top) + 0.5 * (numbers.double() / top).square().mean().log2().item() if top else -math.inf
+    if not top:
+        return -math.inf
+    unit = 1.0 if FARTHEST[0] < top < FARTHEST[1] else top  # squares beyond a float
+    norm = torch.linalg.vector_norm(numbers if unit == 1 else numbers.double() / unit, dtype=torch.float64).item()
+    return math.log2(unit) + math.log2(norm) - 0.5 * math.log2(numbers.numel())
 
 
 def _moves(log2: Sequence[float]) -> bool:

@@ -138,7 +138,7 @@ def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -
     weighted = any(a.weighted for a in asked)
     leaves = [v for v in record.leaves.values() if any(v.id in ids for ids in chosen)]
     names = [str(v.name) for v in leaves]
-    given = {n: found for n, v in enumerate(leaves) if (found := given_by(forest, v))}
+    given = {n: found for n, v in enumerate(leaves) if v is not forest.loss and (found := given_by(forest, v))}
     tops = {n: found.top if weighted else -math.inf for n, found in given.items()}
     member_of = {n: tuple(leaves[n].id in ids for ids in chosen) for n in given}
     groups = list(dict.fromkeys(member_of.values()))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from ..recording.components import (
 )
 from ..recording.record import Call, Value
 from .component_sets import Crossed
-from .departures import Counted, Departed, departed
-from .forest import NONE, Forest
+from .departures import Counted, departed, given_by
+from .forest import Forest
 from .many_components import all_crossings
 from .tables import Counts, InfluenceTable, rows_of
 
@@ -57,7 +57,7 @@ def influences(
     totals = [_Totals(names, count) for _ in groups]
     for there, crossed in all_crossings(forest, parts, list(leaves.values())):
         of_leaf = _Totals(names, count)
-        of_leaf.add(there, crossed, _weights(forest, crossed.leaf))
+        of_leaf.add(there, crossed, _Traces(forest, crossed.leaf))
         for total, group in zip(totals, of_groups, strict=True):
             if crossed.leaf.id in group:
                 total.join(of_leaf)
@@ -92,24 +92,38 @@ def lines_of(calls: Sequence[Call]) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Weights:
+class _Traces:
     """A leaf's traces: examples × scalars.
 
     Attributes:
-        live: whether there is one.
-        weight: its weight over 2^unit.
+        gone: what departs from the leaf, where that is known, and all of its scalars count.
+        unit: log2 of what weights are multiples of.
         pairs: how many (example, scalar) pairs count, by example.
-        compiled: whether a compiled kernel may count: a trace is live where its weight is not 0.
-        gone: what departs from the leaf, where all of its scalars count.
     """
 
-    live: Tensor
-    weight: Tensor
-    unit: float
-    pairs: Tensor
-    compiled: bool = False
-    gone: Departed | None = None
+    def __init__(self, forest: Forest, leaf: Value) -> None:
+        self._leaf, self._given, self._belongs = leaf, given_by(forest, leaf), _belongs(forest, leaf)
+        self.gone = None if self._belongs is not None else departed(forest, leaf)
+        self.unit = -math.inf if self._given is None else self._given.of
+        everything = torch.full((forest.batch(leaf),), leaf.numel)
+        self.pairs = everything if self._belongs is None else self._belongs.sum(1)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiled kernel may count: a trace is live where its weight is not 0."""
+        return self._given is not None and self._given.planes[1] is None
+
+    @cached_property
+    def live(self) -> Tensor:
+        """Whether there is one."""
+        live = torch.zeros(len(self.pairs), self._leaf.numel, dtype=torch.bool)
+        live = live if self._given is None else self._given.alive()
+        return live if self._belongs is None else live & self._belongs
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """Its weight over 2^unit; a greedy trace can start from a gradient of 0."""
+        return torch.zeros(self.live.shape) if self._given is None else self._given.weight.masked_fill(~self.live, 0)
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Give by example (how many traces, the sum of their weights)."""
@@ -117,32 +131,6 @@ class _Weights:
             return self.live.sum(1).to(torch.float64), self.weight.sum(1, dtype=torch.float64)
         found = torch.tensor(self.gone.totals, dtype=torch.float64)
         return found[:, 0], found[:, 1]
-
-
-def _weights(forest: Forest, leaf: Value) -> _Weights:
-    belongs = _belongs(forest, leaf)
-    compact = forest.compact if forest.compact is not None and leaf.id in forest.compact.planes else None
-    compiled = False
-    if compact is not None:
-        plane, there = compact.weights[leaf.id], compact.live(leaf.id)
-        weight, unit, compiled = plane.data.reshape(len(plane.data), -1), float(plane.exponent), there is None
-        live = weight if there is None else there.reshape(weight.shape)  # a number counts as true where it is not 0
-    else:
-        winners, log2 = forest.winners[leaf.id], forest.log2[leaf.id]
-        live, log2 = (winners != NONE).reshape(len(winners), -1), log2.reshape(len(log2), -1)
-        unit = float(log2[live].max()) if live.any() else -math.inf
-        weight = _relative(log2, unit).masked_fill(~live, 0)  # a greedy trace can start from a gradient of 0
-    if belongs is not None:
-        live, weight = live.bool() & belongs, weight * belongs
-        return _Weights(live, weight, unit, belongs.sum(1), compiled)
-    return _Weights(live, weight, unit, torch.full((len(live),), live.shape[1]), compiled, departed(forest, leaf))
-
-
-def _relative(log2: Tensor, unit: float) -> Tensor:
-    """Give weights over the largest; beside an infinite one all finite ones are nothing."""
-    if unit == -math.inf:
-        return torch.zeros_like(log2)
-    return (log2 == math.inf).to(log2.dtype) if unit == math.inf else torch.exp2(log2 - unit)
 
 
 def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
@@ -167,12 +155,12 @@ def _members(bits: int, count: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count].astype(np.float64))
 
 
-def _tallies(crossed: Crossed, of: _Weights) -> Iterator[Counted]:
+def _tallies(crossed: Crossed, of: _Traces) -> Iterator[Counted]:
     """Give by row (the row, a word, how many live scalars have it, their weights' sum)."""
     if crossed.counted is not None and of.gone is not None:
         yield from ((row, word | crossed.also, n, a) for row, word, n, a in crossed.counted())
         return
-    for row in range(len(of.weight)):
+    for row in range(len(of.pairs)):
         for begin, end, bits in crossed.parts(row):
             found = tally(bits, of.live[row, begin:end], of.weight[row, begin:end], compiled=of.compiled)
             yield from ((row, *one) for one in found)
@@ -205,7 +193,7 @@ class _Totals:
         self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
         self.top = -math.inf
 
-    def add(self, there: slice, crossed: Crossed, of: _Weights) -> None:
+    def add(self, there: slice, crossed: Crossed, of: _Traces) -> None:
         """Count the traces of one leaf's scalars by which of some components they cross."""
         count = len(self.names[there])
         if of.unit > self.top:
