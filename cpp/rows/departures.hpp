@@ -25,15 +25,14 @@ struct Sent {
 
 class Departures {
   public:
-    // Of scalars that are live: those of a weight that is not 0, unless `live` says which.
+    // Of scalars that are live: those of a weight above 0, unless `live` has other numbers that are.
     Departures(const GivenWinners &given, int64_t rows, bool is_double, Pointer weight, Pointer live, int threads) {
         const Winners w = winners(given);
         nb::gil_scoped_release unlocked;
-        const bool *alive = reinterpret_cast<const bool *>(live);
         if (is_double)
-            all_of(w, rows, reinterpret_cast<const double *>(weight), alive, threads);
+            all_of(w, rows, reinterpret_cast<const double *>(weight), reinterpret_cast<const double *>(live), threads);
         else
-            all_of(w, rows, reinterpret_cast<const float *>(weight), alive, threads);
+            all_of(w, rows, reinterpret_cast<const float *>(weight), reinterpret_cast<const float *>(live), threads);
     }
 
     std::vector<Sent> sent;
@@ -159,7 +158,7 @@ class Departures {
     int64_t living = 0;
     std::vector<Open> opened;
 
-    template <class T> void all_of(const Winners &w, int64_t rows, const T *weight, const bool *live, int threads) {
+    template <class T> void all_of(const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
         constexpr int64_t SERIAL = 1 << 18;  // scalars below which waking a thread costs more than it saves
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
         std::vector<std::vector<Sent>> found{size_t(rows)};
@@ -182,7 +181,7 @@ class Departures {
         count_living(w.numel, rows, weight, live);
     }
 
-    template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const bool *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
+    template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
         const size_t count = w.ways.size();
         std::vector<int64_t> base(count), along(count);
         std::vector<List> touched(count);
@@ -203,13 +202,13 @@ class Departures {
             }
             if (w.raw) raw = row * w.raw.row + shorter(w.raw.axes.at(x));
             if (w.choice) choice = row * w.choice.row + shorter(w.choice.axes.at(x));
-            const bool *here = live ? live + x : nullptr;
+            const T *here = live ? live + x : nullptr;
             if (!looks) {
                 const auto by = [&](auto moved) { return by_one(w.ways[0], weight + x, here, base[0], along[0], run, moved, cells, touched[0]); };
                 inside = moving(w, raw, by) && inside;
             } else {
                 for (int64_t i = 0; i < run; i++) {
-                    if (here ? !here[i] : weight[x + i] == 0) continue;
+                    if (!((here ? here[i] : weight[x + i]) > 0)) continue;
                     int64_t stored = w.raw ? std::max<int64_t>(w.raw(raw + i * w.raw.axes.along()), 0) : 0;
                     size_t n = 0;
                     if (w.ordinal)
@@ -255,15 +254,15 @@ class Departures {
     }
 
     template <class T, class Moved>
-    static bool by_one(const Way &way, const T *weight, const bool *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, List &touched) {
+    static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, List &touched) {
         const int64_t begin = way.begin, size = way.size;
         bool inside = true;
         for (int64_t i = 0; i < run; i++)
-            if (live ? live[i] : weight[i] != 0) inside = cells.add(begin, size, base + i * along + moved(i), double(weight[i]), touched) && inside;
+            if ((live ? live[i] : weight[i]) > 0) inside = cells.add(begin, size, base + i * along + moved(i), double(weight[i]), touched) && inside;
         return inside;
     }
 
-    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const bool *live) {
+    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const T *live) {
         constexpr int64_t BLOCK = 4096;
         uint8_t any[BLOCK];
         for (int64_t begin = 0; begin < numel; begin += BLOCK) {
@@ -271,10 +270,8 @@ class Departures {
             std::fill_n(any, n, uint8_t(0));
             for (int64_t row = 0; row < rows; row++) {
                 const int64_t at = row * numel + begin;
-                if (live)
-                    for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(live[at + i]);
-                else
-                    for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(weight[at + i] != 0);
+                const T *own = live ? live + at : weight + at;
+                for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(own[i] > 0);
             }
             for (int64_t i = 0; i < n; i++) living += any[i];
         }

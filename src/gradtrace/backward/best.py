@@ -57,13 +57,13 @@ class Best:
         return self.planes if self.gradients is None else self.gradients
 
     def live(self, value_id: int) -> Tensor | None:
-        """Tell which scalars have a trace (batch × shape); None where those are the ones whose weight is not 0.
+        """Give numbers, batch × shape, that are above 0 where there is a trace; None where the weights themselves are.
 
         A greedy trace can start from a gradient of 0.
         """
         if self.gradients is None or self.gradients[value_id].data is self.planes[value_id].data:
             return None
-        return self.planes[value_id].data > 0
+        return self.planes[value_id].data
 
 
 def best(

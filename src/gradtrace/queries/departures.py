@@ -34,8 +34,8 @@ class Given:
     """What a leaf's scalars may send.
 
     Attributes:
-        planes: rows × the leaf's shape, in any layout: the weights over 2^of, and which scalars have a trace; None
-            where those are the ones whose weight is not 0.
+        planes: rows × the leaf's shape, in any layout: the weights over 2^of, and numbers above 0 where there is a
+            trace; None where the weights themselves are.
     """
 
     planes: tuple[Tensor, Tensor | None]
@@ -60,7 +60,7 @@ class Given:
     def alive(self) -> Tensor:
         """Tell which scalars have a trace (rows × scalars)."""
         weight, live = self.planes
-        return self.weight != 0 if live is None else live.reshape(len(weight), -1)
+        return (weight if live is None else live).reshape(len(weight), -1) > 0
 
 
 def given_by(forest: Forest, leaf: Value) -> Given | None:
@@ -215,7 +215,7 @@ def _as_it_lies(ahead: Ahead, weight: Tensor, live: Tensor | None) -> tuple[Ahea
         if turned := _reordered(ahead, order):
             rows = [0, *(d + 1 for d in order)]
             ahead, weight, live = turned, weight.permute(rows), None if live is None else live.permute(rows)
-    return ahead, weight.contiguous(), None if live is None else live.contiguous()
+    return ahead, weight.contiguous(), None if live is None else live.to(weight.dtype).contiguous()
 
 
 def _reordered(ahead: Ahead, order: Sequence[int]) -> Ahead | None:

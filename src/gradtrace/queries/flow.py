@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import starmap
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -61,6 +61,13 @@ class Link:
     paths: float
 
 
+class OfExample(NamedTuple):
+    """One example's own flow: the units that reach the loss, and those along each edge of the flow of all."""
+
+    total: float
+    along: Sequence[float]
+
+
 @dataclass(frozen=True)
 class Flow:
     """One unit (or the path weight) from every leaf scalar, pushed along its trace.
@@ -82,7 +89,7 @@ class Flow:
     edges: tuple[FlowEdge, ...] = ()
     unit: float = 0.0
     weighted: bool = False
-    by_example: tuple[Flow, ...] = ()
+    by_example: tuple[OfExample, ...] = ()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """Give one row an operator call, as a pandas DataFrame."""
@@ -154,7 +161,7 @@ def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -
                 units.send_on(value)
     hops, amounts = _between_calls(forest, units.found(), len(groups) * examples)
     amounts = amounts.reshape(len(hops), len(groups), examples, 2)
-    out = []
+    out, last = [], -1 if forest.loss.call is None else forest.loss.call.index
     for number, a in enumerate(asked):
         own = [g for g, group in enumerate(groups) if group[number]]
         top = max([tops[n] for n in given if member_of[n][number]], default=-math.inf)
@@ -164,11 +171,11 @@ def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -
         chosen = amounts[:, own]
         # pairs × examples
         through = np.einsum("pge,g->pe", chosen[..., 1], np.array(scale)) if a.weighted else chosen[..., 0].sum(1)
-        whole, *each = [
-            replace(_flow(forest, _named(hops, column.tolist(), names), unit), weighted=a.weighted)
-            for column in [through.sum(1), *(through.T if by_example else ())]
-        ]
-        out.append(replace(whole, by_example=tuple(each)))
+        whole = through.sum(1)
+        named, own = _named(hops, whole.tolist(), names), through[whole != 0]
+        ends = np.array([target == last for _, target, _ in named], bool)
+        each = [OfExample(float(n[ends].sum()), n.tolist()) for n in own.T] if by_example else ()
+        out.append(replace(_flow(forest, named, unit), weighted=a.weighted, by_example=tuple(each)))
     return out
 
 

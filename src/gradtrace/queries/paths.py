@@ -138,10 +138,14 @@ Start: TypeAlias = tuple[Value, int, int]  # a value, a row of it (the example, 
 
 @dataclass(eq=False)
 class Reader:
-    """Reads steps of paths, each once: paths that meet share what follows, those through a value step together."""
+    """Reads steps of paths, each once: paths that meet share what follows, those through a value step together.
+
+    Attributes:
+        moves: those that were read, by value, row (0 where examples have none of their own) and flat position.
+    """
 
     forest: Forest
-    _moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
+    moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
     _edges: dict[int, list[Edge]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -156,7 +160,7 @@ class Reader:
             if value is self.forest.loss:
                 return
             row = row if self.forest.batch(value) > 1 else 0
-            new = {(row, flat) for flat in flats if (value.id, row, flat) not in self._moves}
+            new = {(row, flat) for flat in flats if (value.id, row, flat) not in self.moves}
             if new and value.id not in waiting:
                 waiting[value.id] = value, set()
                 heapq.heappush(order, (-1 if value.call is None else value.call.index, value.id))
@@ -176,14 +180,14 @@ class Reader:
     def _note(self, value: Value, row: int, flats: np.ndarray, part: Part) -> None:
         weights = self.along(value, row, flats, part)
         for flat, there, weight in zip(flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True):
-            self._moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
+            self.moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
 
     def move(self, value: Value, row: int, flat: int) -> Move:
         """Give the step from one scalar on a trace (row: the example, where each has its own)."""
         key = value.id, row if self.forest.batch(value) > 1 else 0, flat
-        if key not in self._moves:
+        if key not in self.moves:
             self.read([(value, row, flat)])
-        return self._moves[key]
+        return self.moves[key]
 
     def derivative(self, call: Call, argument: int, x: int, output: int, y: int) -> float:
         """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""

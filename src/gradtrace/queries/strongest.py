@@ -53,6 +53,7 @@ class Strengths:
 
     forest: Forest
     _known: dict[int, _Weights] = field(default_factory=dict)
+    _found: dict[tuple[int, int | None], tuple[int, list[tuple[float, int]]]] = field(default_factory=dict)
 
     def strongest(self, leaves: Sequence[Value], k: int, example: int | None = None) -> list[tuple[float, int, int]]:
         """Do what the function of that name does."""
@@ -63,6 +64,13 @@ class Strengths:
     def _of_leaf(self, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
         if not k or not leaf.numel:
             return []
+        most, known = self._found.get((leaf.id, example), (0, []))
+        if most < k:
+            known = self._look(leaf, k, example)
+            self._found[leaf.id, example] = k, known
+        return known[:k]
+
+    def _look(self, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
         weights = self._weights(leaf)
         flat, found = _largest(weights, k, example)
         log2 = found if weights.exponent is None else found.to(torch.float64).log2() + weights.exponent

@@ -245,9 +245,10 @@ def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
     if not patterns or not all(isinstance(p, str) for p in patterns):
         raise BadArgument(f"of must be a glob over parameter names, or several, not {of!r}")
     names = {**{n: n for n in record.leaves}, **record.aliases}
-    found = {record.leaves[real].id: record.leaves[real] for n, real in names.items() if _any(n, patterns)}
+    exact, globs = set(patterns), [p for p in dict.fromkeys(patterns) if is_glob(p)]
+    found = {record.leaves[real].id: record.leaves[real] for n, real in names.items() if n in exact or _any(n, globs)}
     if not found:
-        frozen = [n for n in sorted(record.frozen) if _any(n, patterns)]
+        frozen = [n for n in sorted(record.frozen) if n in exact or _any(n, globs)]
         if frozen:
             raise UnknownName(f"{names_listed(frozen, 5)}: frozen (requires_grad is False), so no gradient reaches it")
         raise UnknownName(f"no parameter matches {of!r}; there are {names_listed(names) or 'none'}")
@@ -255,7 +256,7 @@ def select_leaves(record: Record, of: str | Sequence[str]) -> list[Value]:
 
 
 def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, p) or name == p for p in patterns)
+    return any(fnmatchcase(name, p) for p in patterns)
 
 
 def _any_of(names: Iterable[str], pattern: str) -> bool:

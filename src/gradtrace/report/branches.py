@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..queries.forest import Forest
 from ..queries.paths import Reader
 from ..recording.layouts import unravelled
@@ -17,27 +19,26 @@ from ..recording.record import Value
 from .tokens import Tokens
 
 END = -1
-COLUMNS = ("call", "index", "derivative", "log2", "token", "next")
 
 
 @dataclass(eq=False)
 class Branches:
-    """The steps met so far, by column, and the paths that begin at them.
-
-    Attributes:
-        steps: `call` and `index` say which scalar is reached, `derivative` is the local one, `log2` that of its
-            absolute value, `token` the token at that position (or None), `next` the step after it.
-    """
+    """The steps met so far, and the paths that begin at them."""
 
     forest: Forest
-    tokens: Tokens | None = None
-    steps: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     paths: list[dict[str, Any]] = field(default_factory=list)
     _known: dict[tuple[int, int, int], int] = field(default_factory=dict)
     _begun: set[tuple[int, int, int]] = field(default_factory=set)
+    # of each step: what is reached, the flat index there, the derivative, log2 of the path from here on, the next step
+    _made: list[Value] = field(default_factory=list)
+    _flat: list[int] = field(default_factory=list)
+    _derivative: list[float] = field(default_factory=list)
+    _log2: list[float] = field(default_factory=list)
+    _next: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.forest)
+        self._apart: dict[int, bool] = {}  # of a value, whether examples have scalars of their own
 
     def add_all(self, scalars: Sequence[tuple[Value, int, int, int | None]], most: int) -> None:
         """Add the paths of some scalars that have one, the first ones first, while there is room.
@@ -47,66 +48,70 @@ class Branches:
                 its path is the strongest.
             most: from how many steps on no path is added.
         """
-        if len(self.steps["call"]) >= most:
+        if len(self._made) >= most:
             return
         rows = [self.forest.row(leaf, flat) if row is None else row for leaf, _, flat, row in scalars]
         starts = {(n, flat, row): leaf for (leaf, n, flat, _), row in zip(scalars, rows, strict=True)}
         fresh = {key: leaf for key, leaf in starts.items() if key not in self._begun}
         self._begun.update(fresh)
         there = {key: leaf for key, leaf in fresh.items() if self.forest.traced(leaf, key[2], key[1])}
+        there = {key: leaf for key, leaf in there.items() if leaf is not self.forest.loss}
         self._reader.read((leaf, row, flat) for (_, flat, row), leaf in there.items())
         for (number, flat, row), leaf in there.items():
-            if len(self.steps["call"]) < most:
-                self._add(leaf, number, flat, row)
-
-    def _add(self, leaf: Value, number: int, flat: int, example: int) -> None:
-        first = self._follow(leaf, example, flat)
-        if first == END:
-            return
-        self.paths.append(
-            {
-                "leaf": number,
-                "index": [*unravelled(flat, leaf.shape)],
-                "example": example,
-                "first": first,
-                "log2": self.log2(first),
-            }
-        )
-
-    def log2(self, step: int) -> float:
-        """Give log2 of the absolute product of the derivatives from a step on."""
-        total = 0.0
-        while step != END:
-            total, step = total + self.steps["log2"][step], self.steps["next"][step]
-        return total
+            if len(self._made) >= most:
+                return
+            first = self._follow(leaf, row, flat)
+            index = [*unravelled(flat, leaf.shape)]
+            start = {"leaf": number, "index": index, "example": row, "first": first, "log2": self._log2[first]}
+            self.paths.append(start)
 
     def _follow(self, value: Value, example: int, flat: int) -> int:
         """Give the number of the step that a scalar's path begins with, adding what is new of it."""
-        added: list[int] = []
-        found = END
-        while value is not self.forest.loss:
-            key = value.id, example if self.forest.batch(value) > 1 else 0, flat
-            if key in self._known:
-                found = self._known[key]
+        begin, loss, found = len(self._made), self.forest.loss, END
+        while value is not loss:
+            apart = self._apart.get(value.id)
+            if apart is None:
+                apart = self._apart[value.id] = self.forest.batch(value) > 1
+            key = value.id, example if apart else 0, flat
+            known = self._known.get(key)
+            if known is not None:
+                found = known
                 break
-            if not added and not self.forest.traced(value, key[1], flat):
-                break
-            call, _, output, there, weight = self._reader.move(value, key[1], flat)
+            call, _, output, flat, weight = self._reader.moves[key]
             made = call.outputs[output]
             assert made is not None
-            self._known[key] = len(self.steps["call"])
-            added.append(self._known[key])
-            self._append(made, there, weight)
-            value, flat = made, there
-        for step, after in zip(added, [*added[1:], found][: len(added)], strict=True):
-            self.steps["next"][step] = after
-        return added[0] if added else found
+            value = made
+            self._known[key] = len(self._made)
+            self._made.append(made)
+            self._flat.append(flat)
+            self._derivative.append(weight)
+        total = 0.0 if found == END else self._log2[found]
+        added = []
+        for weight in reversed(self._derivative[begin:]):
+            total += math.log2(abs(weight)) if weight else -math.inf
+            added.append(total)
+        self._log2 += reversed(added)
+        end = len(self._made)
+        self._next += [*range(begin + 1, end), found][: end - begin]
+        return begin if end > begin else found
 
-    def _append(self, made: Value, flat: int, weight: float) -> None:
-        index = unravelled(flat, made.shape)
-        assert made.call is not None
-        token = self.tokens.at(made, index) if self.tokens is not None and index else None
-        log2 = math.log2(abs(weight)) if weight else -math.inf
-        row = made.call.index, list(index), weight, log2, token, END
-        for name, item in zip(COLUMNS, row, strict=True):
-            self.steps[name].append(item)
+    def columns(self, tokens: Tokens | None = None) -> dict[str, list[Any]]:
+        """Give the steps: by column, one entry a step.
+
+        `call` and `index` say which scalar is reached, `derivative` is the local one, `token` the token at that
+        position (or None), `next` the step after it.
+        """
+        index: list[Any] = [None] * len(self._made)
+        token: list[str | None] = [None] * len(self._made)
+        alike: dict[int, list[int]] = {}
+        for step, made in enumerate(self._made):
+            alike.setdefault(made.id, []).append(step)
+        for steps in alike.values():
+            made = self._made[steps[0]]
+            flat = np.array([self._flat[step] for step in steps])
+            places = np.stack(np.unravel_index(flat, made.shape), 1) if made.shape else np.zeros((len(steps), 0), int)
+            words = tokens.at(made, places) if tokens is not None and made.shape else token[: len(steps)]
+            for step, at, word in zip(steps, places.tolist(), words, strict=True):
+                index[step], token[step] = at, word
+        call = [made.call.index for made in self._made if made.call is not None]
+        return {"call": call, "index": index, "derivative": self._derivative, "token": token, "next": self._next}

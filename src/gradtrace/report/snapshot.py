@@ -406,13 +406,14 @@ def _own_flows(flowing: Mapping[str, Sequence[tuple[Flow, Flow]]], examples: int
     room = MOST_OWN
     for plain, heavy in (pair for pairs in flowing.values() for pair in pairs):
         room -= len(plain.edges) * examples
+        at = {(e.source, e.target): n for n, e in enumerate(heavy.edges)}
+        places = [at.get((e.source, e.target), -1) for e in plain.edges]
         for own, count, weight in zip(out, plain.by_example, heavy.by_example, strict=True):
             found: dict[str, Any] = {"total": count.total, "weight": weight.total}
             if room >= 0:
-                paths, weights = ({(e.source, e.target): e.paths for e in f.edges} for f in (count, weight))
-                ends = [(e.source, e.target) for e in plain.edges]
-                found["paths"] = [_whole(paths.get(end, 0)) for end in ends]
-                found["weights"] = [_whole(float(f"{weights.get(end, 0):.4g}")) for end in ends]
+                weights = [0.0 if n < 0 else weight.along[n] for n in places]
+                found["paths"] = [*map(_whole, count.along)]
+                found["weights"] = [_whole(float(f"{w:.4g}")) for w in weights]
             own.append(found)
     return out
 
@@ -491,14 +492,14 @@ def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequ
 
 def paths_of(forest: Forest, starts: Sequence[Start], texts: Texts | None, most: int) -> dict[str, Any]:
     """Give the paths of some scalars, the first ones first, of no more than about so many steps."""
-    branches = Branches(forest, None if texts is None else Tokens(texts))
+    branches = Branches(forest)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
     chosen = [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts]
     for begin in range(0, len(chosen), AT_ONCE):
         branches.add_all(chosen[begin : begin + AT_ONCE], most)
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
-    steps = {name: column for name, column in branches.steps.items() if name != "log2"}
+    steps = branches.columns(None if texts is None else Tokens(texts))
     return {"steps": steps, "starts": {name: [p[name] for p in branches.paths] for name in columns}}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..recording.record import Value
 
 Texts = Sequence[Sequence[str]]
@@ -26,24 +28,22 @@ class Tokens:
         """Batch and time."""
         return len(self.texts), len(self.texts[0]) if self.texts else 0
 
-    def at(self, value: Value, index: Sequence[int]) -> str | None:
-        """Give the token at whose position a scalar stands; None where that cannot be told."""
-        place = self._place(value, index)
-        return None if place is None else self.texts[place[0]][place[1]]
-
-    def _place(self, value: Value, index: Sequence[int]) -> tuple[int, int] | None:
+    def at(self, value: Value, index: np.ndarray) -> list[str | None]:
+        """Give the tokens at whose positions some scalars stand, a row of the index each; None where unclear."""
         batch, time = self.sizes
-        shape = value.shape
-        swapped = self._is_swapped(value)
+        shape, swapped = value.shape, self._is_swapped(value)
         if batch == time or swapped is None:
-            return None
+            return [None] * len(index)
+        first = index[:, 0]
         if shape[0] == batch * time:
-            return (index[0] % batch, index[0] // batch) if swapped else divmod(index[0], time)
-        if shape[:2] in ((batch, time), (time, batch)):
-            return (index[1], index[0]) if swapped else (index[0], index[1])
-        if len(shape) == 4:
-            return index[0], index[2]
-        return index[0] * batch // shape[0], index[1]
+            places = (first % batch, first // batch) if swapped else (first // time, first % time)
+        elif shape[:2] in ((batch, time), (time, batch)):
+            places = (index[:, 1], first) if swapped else (first, index[:, 1])
+        elif len(shape) == 4:
+            places = first, index[:, 2]
+        else:
+            places = first * batch // shape[0], index[:, 1]
+        return [self.texts[row][at] for row, at in zip(*(p.tolist() for p in places), strict=True)]
 
     def _is_swapped(self, value: Value) -> bool | None:
         """Tell whether time comes before batch; None where the shape does not say that there are both."""
