@@ -165,8 +165,10 @@ def _weights(forest: Forest, leaf: Value, kept: np.ndarray, pack: Packer) -> dic
     if forest.compact is None:
         return {"log2": pack.put(forest.log2[leaf.id].reshape(-1).numpy()[kept])}
     plane = forest.compact.weights[leaf.id]
-    numbers = plane.data.reshape(-1).numpy()[kept]
-    return {"weight": pack.put(numbers), "double": plane.dtype is torch.float64, "exponent": plane.exponent}
+    numbers, stride = plane.data.reshape(-1).numpy()[kept], plane.data.stride()[1:]
+    order = sorted(range(len(stride)), key=lambda d: -stride[d])  # sums go through weights as they lie in memory
+    about = {"weight": pack.put(numbers), "double": plane.dtype is torch.float64, "exponent": plane.exponent}
+    return about | ({} if order == [*range(len(order))] else {"axes": order})
 
 
 def _packed_labels(labels: Labels, record: Record, row: dict[int, int], pack: Packer) -> dict[str, Any]:
@@ -259,7 +261,12 @@ def _plane_of_leaf(found: Best, leaf: Value, given: Any, kept: Some, batch: int,
     size = batch, *leaf.shape
     data = torch.zeros(read.room(kept.total), dtype=torch.float64 if given["double"] else torch.float32)
     data[where] = torch.from_numpy(numbers)
-    plane = Plane(data.reshape(size), exponent, math.inf, 0.0)
+    order = given.get("axes", [*range(len(leaf.shape))])
+    if sorted(order) != [*range(len(leaf.shape))]:
+        raise ValueError(f"axes {order!r}")
+    rows = [0, *(d + 1 for d in order)]
+    laid = data.reshape(size).permute(rows).contiguous().permute([rows.index(d) for d in range(len(rows))])
+    plane = Plane(laid, exponent, math.inf, 0.0)
     if found.gradients is None:
         found.planes[leaf.id] = plane
         return
