@@ -129,7 +129,7 @@ class Units {
         if (come == arrived.end()) return;
         for (Arrived &row : come->second) {
             if (row.units.empty()) continue;
-            const Way here{{}, value, false, false, false, false, Axes({}, {}), 0, 0, nullptr, numel, 0};
+            const Way here{{}, value, false, false, false, false, Axes({}, {}), 0, 0, nullptr, numel, 0, nullptr, 0, 1};
             outs.assign(1, {});
             slots = room.room(numel);
             for (const Unit &u : row.units) add(here, 0, u.place, groups.at(u.group), u.count, u.weight);
@@ -158,7 +158,7 @@ class Units {
         const bool apart = w.ways.size() == 1 && only.strided && !only.straight && !only.step && !only.table && only.axes.apart();
         for (size_t row = 0; row < rows.size(); row++) {
             if (apart && rows[row].units.size() <= size_t(2 * w.numel)) {  // nothing meets; and where little has, nothing has to
-                for (Unit &u : rows[row].units) u.place = uint32_t(only.offset + only.axes.at(u.place + (only.split ? int64_t(row) * w.numel : 0)).first);
+                for (Unit &u : rows[row].units) u.place = uint32_t(only.placed(only.offset + only.axes.at(u.place + (only.split ? int64_t(row) * w.numel : 0)).first));
                 arrive(only, int64_t(row), std::move(rows[row].units), rows[row].total);
                 continue;
             }
@@ -172,7 +172,7 @@ class Units {
                 } else {
                     const Way &to = w.ways[way];
                     const int64_t flat = u.place + (to.split ? int64_t(row) * w.numel : 0);
-                    add(to, way, to.offset + to.axes.at(flat).first + to.moved(stored), u.group, u.count, u.weight);
+                    add(to, way, to.placed(to.offset + to.axes.at(flat).first + to.moved(stored)), u.group, u.count, u.weight);
                 }
             }
             end(w, int64_t(row));
@@ -230,7 +230,7 @@ class Units {
   private:
     // Units of one row and way, whose places Python has to say.
     struct Open {
-        Way way{{}, 0, false, false, false, false, Axes({}, {}), 0, 0, nullptr, 0, 0};
+        Way way{{}, 0, false, false, false, false, Axes({}, {}), 0, 0, nullptr, 0, 0, nullptr, 0, 1};
         int64_t row = 0;
         size_t ordinal = 0;
         List units;

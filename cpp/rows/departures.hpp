@@ -217,7 +217,7 @@ class Departures {
                         n = size_t(w.choice(choice + i * w.choice.axes.along()));
                     const Way &way = w.ways[n];
                     if (way.strided) {
-                        inside = cells.add(way.begin, way.size, base[n] + i * along[n] + way.moved(stored), double(weight[x + i]), touched[n]) && inside;
+                        inside = cells.add(way.begin, way.size, way.placed(base[n] + i * along[n] + way.moved(stored)), double(weight[x + i]), touched[n]) && inside;
                     } else {
                         left[n].from.push_back(x + i);
                         left[n].stored.push_back(stored);
@@ -258,7 +258,7 @@ class Departures {
         const int64_t begin = way.begin, size = way.size;
         bool inside = true;
         for (int64_t i = 0; i < run; i++)
-            if ((live ? live[i] : weight[i]) > 0) inside = cells.add(begin, size, base + i * along + moved(i), double(weight[i]), touched) && inside;
+            if ((live ? live[i] : weight[i]) > 0) inside = cells.add(begin, size, way.placed(base + i * along + moved(i)), double(weight[i]), touched) && inside;
         return inside;
     }
 

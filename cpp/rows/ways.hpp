@@ -92,8 +92,16 @@ struct Way {
     int64_t offset, step;
     const int64_t *table;
     int64_t size, begin;  // of the target; where the target's places begin among those of all ways
+    const int64_t *order;  // of an axis of `count` positions, in which the target was seen; null: as it is
+    int64_t count, inner;
 
     int64_t moved(int64_t stored) const { return table ? table[stored] : step * stored; }
+    // The place in the target of what was seen at a place.
+    int64_t placed(int64_t seen) const {
+        if (!order || seen < 0) return seen;
+        const int64_t above = seen / inner, outer = above / count;
+        return (outer * count + order[above - outer * count]) * inner + (seen - above * inner);
+    }
 };
 
 struct Winners {
@@ -130,9 +138,11 @@ inline Winners winners(const GivenWinners &given) {
         const nb::tuple t = nb::cast<nb::tuple>(h);
         const bool straight = nb::cast<bool>(t[3]), strided = nb::cast<bool>(t[5]);
         const Numbers seen = nb::cast<Numbers>(t[6]), stride = nb::cast<Numbers>(t[7]);
+        const auto [order, count, inner] = nb::cast<std::tuple<Pointer, int64_t, int64_t>>(t[12]);
         w.ways.push_back({nb::cast<std::vector<Hop>>(t[0]), nb::cast<int64_t>(t[1]), nb::cast<bool>(t[2]), straight, nb::cast<bool>(t[4]), strided,
                           Axes(seen, stride), nb::cast<int64_t>(t[8]), nb::cast<int64_t>(t[9]),
-                          reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[10])), nb::cast<int64_t>(t[11]), begin});
+                          reinterpret_cast<const int64_t *>(nb::cast<Pointer>(t[10])), nb::cast<int64_t>(t[11]), begin,
+                          reinterpret_cast<const int64_t *>(order), count, inner});
         if (!straight) begin += w.ways.back().size;
     }
     for (const Way &way : w.ways)

@@ -69,7 +69,7 @@ def test_examples_have_winners_of_their_own_inside():
     inner = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
     way = Composed(identity((2,)), Affine((2,), (1,), 0, 10), inner)
     assert [way.flat(ALL[:2], None, row).tolist() for row in (0, 1)] == [[0, 11], [10, 1]]
-    around = Reordered(Composed(way, identity((12,)), None), lambda: torch.arange(12).flip(0))
+    around = Reordered(Composed(way, identity((12,)), None), torch.arange(12).flip(0), 1)
     assert around.flat(ALL[:2], None, 1).tolist() == [1, 10]
 
 

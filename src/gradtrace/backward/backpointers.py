@@ -54,7 +54,7 @@ class Use:
             out = positions
         else:
             out = _strided(way, positions, stored)
-        return out if order is None else order[out]
+        return _placed(order, out)
 
     def all_places(self, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
         """Give the places of all scalars of one row."""
@@ -70,7 +70,7 @@ class Use:
         if way.step:
             assert stored is not None
             out = out + np.maximum(stored, 0).astype(np.int64) * way.step
-        return out if order is None else order[out]
+        return _placed(order, out)
 
     def place(self, position: int, stored: int | None, row: int, numel: int) -> int:
         """Give what `places` does of one scalar."""
@@ -107,9 +107,14 @@ def _read(plane: Tensor, row: int, at: tuple[int, ...]) -> int:
     return int(plane[(row if len(plane) > 1 else 0, *at)])
 
 
-def _in_order(way: Way) -> tuple[Way, np.ndarray | None]:
+def _in_order(way: Way) -> tuple[Way, Reordered | None]:
     """Take the order in which a result was seen off a way."""
-    return (way.way, way.order().numpy()) if type(way) is Reordered else (way, None)
+    return (way.way, way) if type(way) is Reordered else (way, None)
+
+
+def _placed(order: Reordered | None, seen: np.ndarray) -> np.ndarray:
+    """Give the places in the result of what was seen in an order."""
+    return seen if order is None else order.placed(torch.from_numpy(seen)).numpy()
 
 
 def _strided(way: Affine, positions: np.ndarray, stored: np.ndarray | None) -> np.ndarray:

@@ -48,11 +48,6 @@ class Division:
         data = data.reshape(1, *self.y_shape)
         return data if self.order is None else data.index_select(1 + self.axis, self.order)
 
-    def places(self) -> Tensor:
-        """Give for each position in that order the position in the result."""
-        assert self.order is not None
-        return torch.arange(prod(self.y_shape)).reshape(self.y_shape).index_select(self.axis, self.order).flatten()
-
 
 def divide(structure: Structure, y: Value, labels: Labels) -> Division | None:
     """Say how a result's examples are told apart on the way to an argument; None where no scalar is one's own."""
@@ -145,7 +140,7 @@ def plane_by_example(
     if found is not None and found.own is None:
         out = _unstacked(out, (labels.count, *x.shape))
         if found.order is not None:
-            out.way = Reordered(out.way, found.places)
+            out.way = Reordered(out.way, found.order, prod(found.y_shape[found.axis + 1 :]))
     return (out if own is None else _masked(out, own, x)), found is not None and found.own is None
 
 

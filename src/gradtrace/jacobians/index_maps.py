@@ -134,17 +134,34 @@ class Composed:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Reordered:
-    """The result was seen in another order of its scalars: `order()` says where each of them is."""
+    """The result was seen with the positions of one axis in another order.
+
+    Attributes:
+        way: to what was seen.
+        order: by position there, the position in the result.
+        inner: how many scalars each position has, beside the axes before this one.
+    """
 
     way: Way
-    order: Callable[[], Tensor]
+    order: Tensor
+    inner: int
 
     @property
     def stored(self) -> bool:
         return self.way.stored
 
     def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
-        return self.order()[self.way.flat(positions, raw, row)]
+        return self.placed(self.way.flat(positions, raw, row))
+
+    def placed(self, seen: Tensor) -> Tensor:
+        """Give the positions in the result, flat, of what was seen at some."""
+        above, within = seen // self.inner, seen % self.inner
+        outer, at = above // len(self.order), above % len(self.order)
+        return (outer * len(self.order) + self.order[at]) * self.inner + within
+
+    def seen(self, result: Tensor) -> Tensor:
+        """See numbers of all scalars of the result in that order (flat)."""
+        return result.reshape(-1, len(self.order), self.inner).index_select(1, self.order).reshape(-1)
 
 
 Way: TypeAlias = Affine | Table | Sought | Shared | Raw | Composed | Reordered

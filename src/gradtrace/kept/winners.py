@@ -44,7 +44,7 @@ def packed_way(way: Way, pack: Packer) -> list[Any]:
             inner = None if way.inner is None else [len(way.inner), pack.put(way.inner.clamp(min=0))]
             return ["composed", packed_way(way.first, pack), packed_way(way.then, pack), inner]
         case Reordered():
-            return ["reordered", packed_way(way.way, pack), pack.put(way.order())]
+            return ["reordered", packed_way(way.way, pack), pack.put(way.order), way.inner]
 
 
 def _affine(read: Unpacker, size: Any, stride: Any, offset: Any, step: Any, table: Any) -> Way:
@@ -78,9 +78,11 @@ def _composed(read: Unpacker, first: Any, then: Any, inner: Any) -> Way:
     return Composed(unpacked_way(first, read), unpacked_way(then, read), found)
 
 
-def _reordered(read: Unpacker, way: Any, order: Any) -> Way:
+def _reordered(read: Unpacker, way: Any, order: Any, inner: Any) -> Way:
     found = _tensor(read, order)
-    return Reordered(unpacked_way(way, read), lambda: found)
+    if not len(found) or not count(inner):
+        raise ValueError("an order of nothing")
+    return Reordered(unpacked_way(way, read), found, inner)
 
 
 WAYS: dict[str, Callable[..., Way]] = {

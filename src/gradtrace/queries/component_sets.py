@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..backward.backpointers import Borrowed, Use, Winners, through
 from ..backward.best import Best
-from ..jacobians.index_maps import Affine
+from ..jacobians.index_maps import Affine, Reordered
 from ..kernels import native
 from ..kernels.memory import within
 from ..kernels.reference import window
@@ -425,6 +425,8 @@ def source_of(winners: Winners, ordinal: int, edge: Use, sets: Sets, row: int) -
     there = edge if sets.edge is None else through(edge, sets.edge)
     plane = _row(sets.plane.expand(len(sets.plane), *there.target.shape), row)
     assert plane is not None
+    if type(there.way) is Reordered:
+        there, plane = Use(there.first, there.target, there.way.way, there.split), there.way.seen(plane)
     plane = plane.contiguous()
     way = _on(there, shape, row)
     if way is None:  # of another kind: by a table of all scalars' places, or of what is stored

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..backward.backpointers import Borrowed, Use, Winners, through
 from ..backward.walk import EDGE_BITS
-from ..jacobians.index_maps import Affine, Raw
+from ..jacobians.index_maps import Affine, Raw, Reordered
 from ..kernels import native
 from ..recording.layouts import contiguous
 from ..recording.record import Value
@@ -316,17 +316,19 @@ def described(
     choice, raw, terms = ahead.winners.planes()
     ways, tables = [], []
     for route in ahead.routes:
-        way, target = route.edge.way, route.edge.target
+        way, target, order, inner = route.edge.way, route.edge.target, None, 1
+        if type(way) is Reordered:
+            way, order, inner = way.way, way.order.contiguous(), way.inner
         if type(way) is Affine:
             strided, table = (True, way.shape, way.stride, way.offset, way.step), way.table and way.table()
         else:
             strided, table = (type(way) is Raw, (), (), 0, 1), None
-        if table is not None:
-            table = table.contiguous()
-            tables.append(table)
-        address = 0 if table is None else table.data_ptr()
+        table = None if table is None else table.contiguous()
+        tables += [table, order]
+        address, at = (0 if t is None else t.data_ptr() for t in (table, order))
         there = target.id, forest.batch(target) > 1, target.id in straight, route.edge.split
-        ways.append((route.hops(source), *there, *strided, address, target.numel))
+        seen = at, 0 if order is None else len(order), inner
+        ways.append((route.hops(source), *there, *strided, address, target.numel, seen))
     numbers = (0, 0) if terms is None else (terms[0].data_ptr(), terms[1].data_ptr())
     known = ahead.winners.shape, native.plane(raw), native.plane(choice), numbers, ways
     return known, [choice, raw, terms, tables]
