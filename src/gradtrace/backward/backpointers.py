@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from ..jacobians.index_maps import Affine, Reordered, Way
 from ..recording.layouts import Layout, contiguous, unravelled
 from ..recording.record import Value
+
+Rows: TypeAlias = "int | np.ndarray"  # the example of all scalars, or that of each
 
 
 @dataclass(eq=False, slots=True)
@@ -42,14 +45,15 @@ class Use:
             return False
         return way.shape == shape or prod(way.shape) == prod(shape)
 
-    def places(self, positions: np.ndarray, stored: np.ndarray | None, row: int, numel: int) -> np.ndarray:
-        """Give the places in the output of some scalars of one row, of a value of `numel` scalars."""
-        if self.split and row:
+    def places(self, positions: np.ndarray, stored: np.ndarray | None, row: Rows, numel: int) -> np.ndarray:
+        """Give the places in the output of some scalars of a value of `numel` scalars."""
+        if self.split:
             positions = positions + row * numel
         way, order = _in_order(self.way)
         if type(way) is not Affine or way.table is not None:
             raw = None if stored is None else torch.from_numpy(stored)
-            out = way.flat(torch.from_numpy(positions), raw, row).numpy()
+            at = row if isinstance(row, int) else torch.from_numpy(row)
+            out = way.flat(torch.from_numpy(positions), raw, at).numpy()
         elif not way.stored and not way.offset and way.stride == contiguous(way.shape):
             out = positions
         else:
@@ -175,8 +179,8 @@ class Winners:
             self.settle()
         return self.choice, self.index, self.terms
 
-    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give (the ordinal of the edge, what is stored) of some scalars."""
+    def at(self, row: int | Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give (the ordinal of the edge, what is stored) of some scalars, all of one row or each of its own."""
         if self.windows is not None:
             self.settle()
         raw = None if self.index is None else pick(self.index, row, positions, self.shape)
@@ -252,11 +256,12 @@ class Borrowed(Winners):
         winners, ordinal, _ = self._link
         return winners.one(row, self._there(position))[0] == ordinal
 
-    def known(self, row: int, positions: np.ndarray) -> np.ndarray:
+    def known(self, row: Rows, positions: np.ndarray) -> np.ndarray:
         """Do what `knows` does for some scalars."""
         assert self._link is not None
         winners, ordinal, way = self._link
-        return (winners.at(row, way.flat(torch.from_numpy(positions), None))[0] == ordinal).numpy()
+        rows = row if isinstance(row, int) else torch.from_numpy(row)
+        return (winners.at(rows, way.flat(torch.from_numpy(positions), None))[0] == ordinal).numpy()
 
     def _there(self, position: int) -> int:
         """Give the position of a scalar among the lender's."""
@@ -274,7 +279,7 @@ class Borrowed(Winners):
         stored = stored.reshape(-1, *self._link[0].shape)
         return None, stored.permute(0, *(1 + self._order.index(d) for d in range(len(self.shape)))), None
 
-    def at(self, row: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def at(self, row: int | Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         assert self._link is not None
         winners, _, way = self._link
         return torch.zeros_like(positions), winners.at(row, way.flat(positions, None))[1]
@@ -284,8 +289,14 @@ class Borrowed(Winners):
         return 0, self._link[0].one(row, self._there(position))[1]
 
 
-def pick(plane: Tensor, row: int, positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """Read some scalars of a plane (batch × shape, any strides) by their flat positions."""
+def pick(plane: Tensor, row: int | Tensor, positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """Read some scalars of a plane (batch × shape, any strides), flat, of one row or each of its own."""
+    if isinstance(row, Tensor) and len(plane) > 1:
+        if plane.is_contiguous():
+            return plane.reshape(len(plane), -1)[row, positions]
+        return plane[(row, *torch.unravel_index(positions, tuple(shape)))] if shape else plane[row]
+    if isinstance(row, Tensor):
+        row = 0
     plane = plane[row if len(plane) > 1 else 0]
     if 4 * len(positions) > prod(shape) or plane.is_contiguous():
         return plane.reshape(-1)[positions]

@@ -3,7 +3,7 @@
 A kernel stores a winner only where several scalars competed, and then only their number among them ("raw"). Where
 a scalar has one consumer, as under a view or a pointwise operator, the way is arithmetic and nothing is stored.
 `flat(positions, raw, row)` turns flat positions of an argument into flat positions of the result, `row` being the
-example, where each has winners of its own.
+example, where each has winners of its own: one of all positions, or that of each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Affine:
     def stored(self) -> bool:
         return self.step != 0 or self.table is not None
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         out = torch.full_like(positions, self.offset)
         rest = positions
         for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
@@ -60,7 +60,7 @@ class Table:
     index: Callable[[], Tensor]
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         del raw, row
         return self.index()[positions]
 
@@ -79,7 +79,7 @@ class Sought:
     width: int
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         del raw, row
         found = torch.searchsorted(self.rows, positions // self.width).clamp_(max=len(self.rows) - 1)
         return self.order[found] * self.width + positions % self.width
@@ -93,7 +93,7 @@ class Shared:
     width: int
     stored: bool = False
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         del raw, row
         return self.place[positions // self.width]
 
@@ -104,7 +104,7 @@ class Raw:
 
     stored: bool = True
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         assert raw is not None
         return raw.to(torch.int64)
 
@@ -121,15 +121,16 @@ class Composed:
     def stored(self) -> bool:
         return self.first.stored
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         between = self.first.flat(positions, raw, row)
         if self.inner is None:
             return self.then.flat(between, None, row)
-        inner = self.inner[row if len(self.inner) > 1 else 0].reshape(-1)
-        if not len(inner):  # nothing leads anywhere
+        inner = self.inner.reshape(len(self.inner), -1)
+        if not inner.shape[1]:  # nothing leads anywhere
             return self.then.flat(between, torch.zeros_like(between), row)
         # of a scalar without a path the stored number means nothing
-        return self.then.flat(between, inner[between.clamp(0, len(inner) - 1)], row)
+        found = inner[row if len(inner) > 1 else 0, between.clamp(0, inner.shape[1] - 1)]
+        return self.then.flat(between, found, row)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -150,7 +151,7 @@ class Reordered:
     def stored(self) -> bool:
         return self.way.stored
 
-    def flat(self, positions: Tensor, raw: Tensor | None, row: int = 0) -> Tensor:
+    def flat(self, positions: Tensor, raw: Tensor | None, row: int | Tensor = 0) -> Tensor:
         return self.placed(self.way.flat(positions, raw, row))
 
     def placed(self, seen: Tensor) -> Tensor:

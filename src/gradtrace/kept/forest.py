@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backward.backpointers import Rows
 from ..backward.best import Best
 from ..backward.example_labels import Labels
 from ..backward.walk import EDGE_BITS, Edges
@@ -48,9 +49,9 @@ class Derivatives:
         self._numbers[value.id] = kept, numbers
 
     def of(
-        self, value: Value, row: int, flats: np.ndarray, step: kept_structures.Step, there: np.ndarray
+        self, value: Value, row: Rows, flats: np.ndarray, step: kept_structures.Step, there: np.ndarray
     ) -> np.ndarray:
-        """Give those of some scalars of one row, each towards the scalar through which its path goes on."""
+        """Give those of some scalars, each towards the scalar through which its path goes on."""
         if value.id in self.structures:
             return entries(self.structures[value.id][step], there, flats)
         kept, numbers = self._numbers[value.id]
@@ -65,16 +66,14 @@ def values_in_order(forest: Forest, known: Callable[[Value], bool]) -> Iterator[
             yield value
 
 
-def steps(forest: Forest, value: Value, kept: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray, Part]]:
-    """Tell where some scalars (rows × shape) go on: (their numbers among these, row, flat positions, the edge)."""
+def steps(forest: Forest, value: Value, kept: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Part]]:
+    """Tell where some scalars (rows × shape) go on: (their numbers among these, rows, flat positions, the edge)."""
     consumers, numel = Consumers(forest), max(value.numel, 1)
     for begin in range(0, len(kept), BLOCK):
         rows, flats = np.divmod(kept[begin : begin + BLOCK].astype(np.int64), numel)
-        for row in np.unique(rows).tolist():
-            here = np.flatnonzero(rows == row)
-            for part in consumers.of(value, row, flats[here]):
-                which = here if part.which is None else here[part.which]
-                yield begin + which, row, flats[which], part
+        for part in consumers.of(value, rows, flats):
+            which = np.arange(len(rows)) if part.which is None else part.which
+            yield begin + which, rows[which], flats[which], part
 
 
 # ---------------------------------------------------------------- to a file
@@ -127,8 +126,8 @@ def _derivatives(
     """Describe the derivatives of a step from some scalars, and mark the scalars to which it leads."""
     out = np.zeros(len(kept))
     structures: dict[kept_structures.Step, list[Structure]] = {}
-    for which, row, flats, part in steps(forest, value, kept):
-        out[which] = reader.along(value, row, flats, part)
+    for which, rows, flats, part in steps(forest, value, kept):
+        out[which] = reader.along(value, rows, flats, part)
         target, batch = part.target, forest.batch(part.target)
         step = part.call.index, part.argument, part.output
         if step not in structures:
@@ -136,7 +135,7 @@ def _derivatives(
         if target is not forest.loss:
             if target.id not in reached:
                 reached[target.id] = np.zeros(batch * target.numel, bool)
-            reached[target.id][(row if batch > 1 else 0) * target.numel + part.flat] = True
+            reached[target.id][(rows if batch > 1 else 0) * target.numel + part.flat] = True
     several = bool(len(out)) and bool((out != out[0]).any())
     if several and all(len(found) == 1 for found in structures.values()):
         about = kept_structures.packed({step: found[0] for step, found in structures.items()}, len(kept), pack)

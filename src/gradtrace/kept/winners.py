@@ -122,10 +122,10 @@ def packed(winners: Winners, kept: np.ndarray, owner: dict[int, int], pack: Pack
         about["borrowed"] = None if link is None else [owner[id(link[0])], *link[1:]]
         return about
     choice, index, terms = winners.planes()
-    rows, positions = np.divmod(kept, max(prod(winners.shape), 1))
+    rows, positions = map(torch.from_numpy, np.divmod(kept.astype(np.int64), max(prod(winners.shape), 1)))
     for name, plane in ("choice", choice), ("index", index):
         if plane is not None:
-            about[name] = pack.put(_at(plane, rows, positions, winners.shape).clamp(min=0))
+            about[name] = pack.put(pick(plane, rows, positions, winners.shape).clamp(min=0))
     if terms is not None:
         about["terms"] = [pack.put(terms[0]), pack.put(terms[1])]
     return about
@@ -136,15 +136,6 @@ def _edge(edge: Use, pack: Packer) -> list[Any]:
     assert call is not None
     output = next(n for n, made in enumerate(call.outputs) if made is edge.target)
     return [call.index, edge.first >> EDGE_BITS, output, edge.split, packed_way(edge.way, pack)]
-
-
-def _at(plane: Tensor, rows: np.ndarray, positions: np.ndarray, size: Sequence[int]) -> Tensor:
-    """Read some scalars of a plane (batch × shape, or 1 × shape for all examples)."""
-    out = torch.zeros(len(rows), dtype=plane.dtype)
-    for row in np.unique(rows).tolist():
-        here = torch.from_numpy(np.flatnonzero(rows == row))
-        out[here] = pick(plane, row, torch.from_numpy(positions)[here], size)
-    return out
 
 
 def unpacked(value: Value, about: dict[str, Any], kept: Some, batch: int, forest: Forest, read: Unpacker) -> Winners:

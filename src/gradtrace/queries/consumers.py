@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..backward.backpointers import Borrowed, Winners
+from ..backward.backpointers import Borrowed, Rows, Winners
 from ..backward.walk import EDGE_BITS, offsets
 from ..recording.record import Call, Value
 from .forest import NONE, Forest
@@ -55,8 +55,8 @@ class Consumers:
         """Give a value's winners as the compiled kernels stored them, if they did."""
         return None if self.forest.compact is None else self.forest.compact.winners.get(value.id)
 
-    def of(self, value: Value, row: int, positions: np.ndarray) -> Iterator[Part]:
-        """Tell where some scalars (flat positions of one row) go on; those without a path nowhere."""
+    def of(self, value: Value, row: Rows, positions: np.ndarray) -> Iterator[Part]:
+        """Tell where some scalars go on (flat, of one row or each of its own); those without a path nowhere."""
         winners = self.compact(value)
         if winners is None:
             yield from self.by_pointers(value, row, positions)
@@ -64,23 +64,26 @@ class Consumers:
         if isinstance(winners, Borrowed):
             known = winners.known(row, positions)
             if not known.all():  # on no leaf's path
-                yield from _of_some(self.by_pointers(value, row, positions[~known]), np.flatnonzero(~known))
-                yield from _of_some(self._by_winners(value, winners, row, positions[known]), np.flatnonzero(known))
+                others, known = np.flatnonzero(~known), np.flatnonzero(known)
+                there = self.by_pointers(value, _some(row, others), positions[others])
+                here = self._by_winners(value, winners, _some(row, known), positions[known])
+                yield from _of_some(there, others)
+                yield from _of_some(here, known)
                 return
         yield from self._by_winners(value, winners, row, positions)
 
-    def _by_winners(self, value: Value, winners: Winners, row: int, positions: np.ndarray) -> Iterator[Part]:
+    def _by_winners(self, value: Value, winners: Winners, row: Rows, positions: np.ndarray) -> Iterator[Part]:
         if len(winners.edges) == 1 and not winners.edges[0].way.stored:
             yield self._part(value, winners, 0, None, positions, None, row)
             return
-        chosen, raw = winners.at(row, torch.from_numpy(positions))
+        chosen, raw = winners.at(row if isinstance(row, int) else torch.from_numpy(row), torch.from_numpy(positions))
         stored = None if raw is None else raw.numpy()
         if len(winners.edges) == 1:
             yield self._part(value, winners, 0, None, positions, stored, row)
             return
         for ordinal, which in _grouped(chosen.numpy()):
             here = None if stored is None else stored[which]
-            yield self._part(value, winners, ordinal, which, positions[which], here, row)
+            yield self._part(value, winners, ordinal, which, positions[which], here, _some(row, which))
 
     def _part(
         self,
@@ -90,7 +93,7 @@ class Consumers:
         which: np.ndarray | None,
         positions: np.ndarray,
         stored: np.ndarray | None,
-        row: int,
+        row: Rows,
     ) -> Part:
         edge = winners.edges[ordinal]
         call = edge.target.call
@@ -99,10 +102,10 @@ class Consumers:
         output = next(n for n, made in enumerate(call.outputs) if made is edge.target)
         return Part(call, argument, output, which, edge.places(positions, stored, row, value.numel))
 
-    def by_pointers(self, value: Value, row: int, positions: np.ndarray) -> Iterator[Part]:
+    def by_pointers(self, value: Value, row: Rows, positions: np.ndarray) -> Iterator[Part]:
         """Do what `of` does by backpointers, which every forest has."""
         winners = self.forest.winners[value.id]
-        pointers = winners[row if len(winners) > 1 else 0].reshape(-1)[torch.from_numpy(positions)].numpy()
+        pointers = winners.reshape(len(winners), -1).numpy()[row if len(winners) > 1 else 0, positions]
         live = np.flatnonzero(pointers != NONE)
         pointers = pointers[live]
         for edge, which in _grouped(pointers >> EDGE_BITS):
@@ -120,6 +123,10 @@ class Consumers:
         if found is None:
             found = self._calls[edge] = self.forest.step(edge << EDGE_BITS)[0]
         return found
+
+
+def _some(row: Rows, which: np.ndarray) -> Rows:
+    return row if isinstance(row, int) else row[which]
 
 
 def _of_some(parts: Iterator[Part], asked: np.ndarray) -> Iterator[Part]:

@@ -45,9 +45,9 @@ class Known(Protocol):
     """Local derivatives along paths that were read before."""
 
     def of(
-        self, value: Value, row: int, flats: np.ndarray, step: tuple[int, int, int], there: np.ndarray
+        self, value: Value, row: int | np.ndarray, flats: np.ndarray, step: tuple[int, int, int], there: np.ndarray
     ) -> np.ndarray:
-        """Give those of some scalars of one row.
+        """Give those of some scalars, of one row or each of its own.
 
         Args:
             step: the call, the position of its argument and the number of its result, by which their paths go on.

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..backward.backpointers import Rows
 from ..errors import BadArgument, GradtraceError, UnknownName
 from ..jacobians import rules
 from ..jacobians.rules import Edge
@@ -146,6 +147,7 @@ class Reader:
 
     forest: Forest
     moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
+    _read: dict[int, set[int]] = field(default_factory=dict)
     _edges: dict[int, list[Edge]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,33 +155,34 @@ class Reader:
 
     def read(self, starts: Iterable[Start]) -> None:
         """Read all steps of the paths of some scalars that have a trace."""
-        waiting: dict[int, tuple[Value, set[tuple[int, int]]]] = {}
+        waiting: dict[int, tuple[Value, set[int]]] = {}  # by value, its scalars, numbered rows × shape
         order: list[tuple[int, int]] = []  # a value's consumers come after the call that made it
 
-        def add(value: Value, row: int, flats: Iterable[int]) -> None:
-            if value is self.forest.loss:
+        def add(value: Value, scalars: Iterable[int]) -> None:
+            new = set(scalars).difference(self._read.setdefault(value.id, set()))
+            if value is self.forest.loss or not new:
                 return
-            row = row if self.forest.batch(value) > 1 else 0
-            new = {(row, flat) for flat in flats if (value.id, row, flat) not in self.moves}
-            if new and value.id not in waiting:
+            if value.id not in waiting:
                 waiting[value.id] = value, set()
                 heapq.heappush(order, (-1 if value.call is None else value.call.index, value.id))
-            if new:
-                waiting[value.id][1].update(new)
+            waiting[value.id][1].update(new)
 
         for value, row, flat in starts:
-            add(value, row, [flat])
+            add(value, [(row if self.forest.batch(value) > 1 else 0) * value.numel + flat])
         while order:
             value, scalars = waiting.pop(heapq.heappop(order)[1])
-            for row in {row for row, _ in scalars}:
-                flats = np.array(sorted(flat for r, flat in scalars if r == row))
-                for part in self._consumers.of(value, row, flats):
-                    self._note(value, row, flats if part.which is None else flats[part.which], part)
-                    add(part.target, row, part.flat.tolist())
+            self._read[value.id] |= scalars
+            rows, flats = np.divmod(np.array(sorted(scalars)), value.numel)
+            for part in self._consumers.of(value, rows, flats):
+                which = slice(None) if part.which is None else part.which
+                self._note(value, rows[which], flats[which], part)
+                there = rows[which] if self.forest.batch(part.target) > 1 else 0
+                add(part.target, (there * part.target.numel + part.flat).tolist())
 
-    def _note(self, value: Value, row: int, flats: np.ndarray, part: Part) -> None:
-        weights = self.along(value, row, flats, part)
-        for flat, there, weight in zip(flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True):
+    def _note(self, value: Value, rows: np.ndarray, flats: np.ndarray, part: Part) -> None:
+        weights = self.along(value, rows, flats, part)
+        every = zip(rows.tolist(), flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True)
+        for row, flat, there, weight in every:
             self.moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
 
     def move(self, value: Value, row: int, flat: int) -> Move:
@@ -193,8 +196,8 @@ class Reader:
         """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
         return float(self._derivatives(call, argument, np.array([x]), output, np.array([y]))[0])
 
-    def along(self, value: Value, row: int, flats: np.ndarray, part: Part) -> np.ndarray:
-        """Give the derivatives of steps from some scalars of one row of a value, by the edge of `part`."""
+    def along(self, value: Value, row: Rows, flats: np.ndarray, part: Part) -> np.ndarray:
+        """Give the derivatives of steps from some scalars of a value, by the edge of `part`."""
         if self.forest.derivatives is not None:
             step = part.call.index, part.argument, part.output
             return self.forest.derivatives.of(value, row, flats, step, part.flat)
