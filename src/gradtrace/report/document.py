@@ -272,8 +272,11 @@ def finite(content: Any) -> Any:
         return content if math.isfinite(content) else None
     if kind in PLAIN:
         return content
-    if isinstance(content, Mapping):
+    if kind is list and PLAIN.issuperset(map(type, content)):
+        return content
+    if kind is dict or (kind is not list and isinstance(content, Mapping)):
         return {str(key): finite(value) for key, value in content.items()}
-    if isinstance(content, Sequence) and not isinstance(content, str):  # a version of torch is a kind of text
-        return [*content] if PLAIN.issuperset(map(type, content)) else [*map(finite, content)]
+    # a version of torch is a kind of text
+    if kind is list or (isinstance(content, Sequence) and not isinstance(content, str)):
+        return [*map(finite, content)]
     return None if isinstance(content, float) and not math.isfinite(content) else content

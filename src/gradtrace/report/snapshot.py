@@ -44,7 +44,7 @@ from .tree import call_tree, cut, open_at_first, parameter_tree
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
-AT_ONCE = 1000  # paths that are read together, if there is still room
+READ = 1_500_000  # steps that may be read in vain, where there is no room for them
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
 
@@ -495,8 +495,9 @@ def paths_of(forest: Forest, starts: Sequence[Start], texts: Texts | None, most:
     branches = Branches(forest)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
     chosen = [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts]
-    for begin in range(0, len(chosen), AT_ONCE):
-        branches.add_all(chosen[begin : begin + AT_ONCE], most)
+    at_once = max(100, READ // max(1, len(forest.record.calls)))  # each value is gone to once for those read together
+    for begin in range(0, len(chosen), at_once):
+        branches.add_all(chosen[begin : begin + at_once], most)
     branches.paths.sort(key=lambda p: -p["log2"])
     columns = list(branches.paths[0]) if branches.paths else []
     steps = branches.columns(None if texts is None else Tokens(texts))
