@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Labels:
     together: set[int] = field(default_factory=set)
     known: dict[Hashable, list[_Said | None]] = field(default_factory=dict)  # of calls that are alike
     alike: dict[Hashable, Tensor] = field(default_factory=dict)  # labels, so that equal ones are one
+    merged: dict[Hashable, Any] = field(default_factory=dict)  # axes along which examples differ (see `per_example`)
     origin: dict[int, int] = field(default_factory=dict)  # of a mixed value: the one that was mixed first
     named: set[int] = field(default_factory=set)  # those of them that `connected` speaks of
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +61,10 @@ def divide(structure: Structure, y: Value, labels: Labels) -> Division | None:
     if isinstance(seen, Gather):
         found = _rows_apart(seen, label.expand(y.shape), count)
     elif isinstance(seen, Contraction):
-        found = _axis_apart(seen, refit(label, y.shape, seen.y_shape), count)
+        key = id(label), y.shape, seen.y_shape, seen.y, seen.x
+        if key not in labels.merged:
+            labels.merged[key] = _merged(seen, refit(label, y.shape, seen.y_shape), count)
+        found = _axis_apart(seen, labels.merged[key], count)
     if found is not None:
         return found
     return Division(structure, y.shape, torch.arange(count).reshape(-1, *[1] * len(y.shape)) == label)
@@ -79,8 +83,16 @@ def _rows_apart(s: Gather, label: Tensor, count: int) -> Division:
     return Division(Gather(index, s.y_shape, (count * size, width), width), s.y_shape)
 
 
-def _axis_apart(s: Contraction, label: Tensor, count: int) -> Division | None:
-    """Split the one merged axis along which examples differ into (example, rest); None if there isn't one."""
+class Merged(NamedTuple):
+    """The one axis along which examples of a result differ, how many scalars each has, and their order, if mixed."""
+
+    axis: int
+    each: int
+    order: Tensor | None
+
+
+def _merged(s: Contraction, label: Tensor, count: int) -> Merged | None:
+    """Find the one axis along which examples differ; None if there isn't one."""
     axes = [d for d in range(label.dim()) if label.shape[d] > 1]
     axis = axes[0] if axes else next((d for d, c in enumerate(s.y) if c not in s.x and count == 1), None)
     if len(axes) > 1 or axis is None or s.y[axis] in s.x or bool((label < 0).any()):
@@ -89,8 +101,15 @@ def _axis_apart(s: Contraction, label: Tensor, count: int) -> Division | None:
     sizes = torch.bincount(vector, minlength=count)
     if len(sizes) != count or bool((sizes != sizes[0]).any()):
         return None
-    each_size = len(vector) // count
     order = None if bool((vector[1:] >= vector[:-1]).all()) else torch.argsort(vector, stable=True)
+    return Merged(axis, len(vector) // count, order)
+
+
+def _axis_apart(s: Contraction, merged: Merged | None, count: int) -> Division | None:
+    """Split the one merged axis along which examples differ into (example, rest)."""
+    if merged is None:
+        return None
+    axis, each_size, order = merged
     letter, new = s.y[axis], next(c for c in "ZYXWVUTSRQP" if c not in s.y + s.x + s.w)
     y_shape = (*s.y_shape[:axis], count, each_size, *s.y_shape[axis + 1 :])
 

@@ -41,10 +41,10 @@ class _Weights(NamedTuple):
         tops: rows × blocks, the largest of each block of scalars; None where there are few scalars.
     """
 
-    rows: Tensor
+    rows: np.ndarray
     exponent: int | None
     least: float
-    tops: Tensor | None
+    tops: np.ndarray | None
 
 
 @dataclass(eq=False)
@@ -73,9 +73,11 @@ class Strengths:
     def _look(self, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
         weights = self._weights(leaf)
         flat, found = _largest(weights, k, example)
-        log2 = found if weights.exponent is None else found.to(torch.float64).log2() + weights.exponent
-        order = np.lexsort((flat, -log2.numpy()))[:k]
-        return list(zip(log2[order].tolist(), flat[order].tolist(), strict=True))
+        order = np.lexsort((flat, -found))[:k]
+        log2 = found[order]
+        if weights.exponent is not None:
+            log2 = np.log2(log2.astype(np.float64)) + weights.exponent
+        return list(zip(log2.tolist(), flat[order].tolist(), strict=True))
 
     def _weights(self, leaf: Value) -> _Weights:
         if leaf.id not in self._known:
@@ -83,9 +85,9 @@ class Strengths:
             blocks, rest = divmod(rows.shape[1], BLOCK)
             tops = None
             if blocks > 1:
-                whole = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
-                tops = torch.cat([whole, rows[:, -rest:].amax(1, keepdim=True)], 1) if rest else whole
-            self._known[leaf.id] = _Weights(rows, exponent, -math.inf if exponent is None else 0.0, tops)
+                tops = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
+                tops = torch.cat([tops, rows[:, -rest:].amax(1, keepdim=True)], 1).numpy() if rest else tops.numpy()
+            self._known[leaf.id] = _Weights(rows.numpy(), exponent, -math.inf if exponent is None else 0.0, tops)
         return self._known[leaf.id]
 
 
@@ -107,14 +109,16 @@ def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
         return []
     step = max(1, leaf.numel // SAMPLED)
     rows, exponent = _rows(forest, leaf)
-    weight = rows[:, ::step].amax(0)
-    live = (weight > (-math.inf if exponent is None else 0)).nonzero().reshape(-1)
-    order = live[weight[live].argsort(descending=True, stable=True)]
-    chosen = order[torch.linspace(0, max(0, len(order) - 1), min(k, len(order))).round().long()]
-    return (chosen * step).tolist()
+    weight = rows[:, ::step].amax(0).numpy()
+    live = np.flatnonzero(weight > (-math.inf if exponent is None else 0))
+    if not len(live):
+        return []
+    ranks = np.linspace(0, len(live) - 1, min(k, len(live))).round().astype(np.int64)
+    order = np.argpartition(-weight[live], ranks)  # each of these ranks has what a sort would put there
+    return (live[order[ranks]] * step).tolist()
 
 
-def _largest(weights: _Weights, k: int, example: int | None) -> tuple[Tensor, Tensor]:
+def _largest(weights: _Weights, k: int, example: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Give the places, in rising order, of the k largest and of what is as large as the last, and what is there.
 
     What has no path is left out.
@@ -122,15 +126,15 @@ def _largest(weights: _Weights, k: int, example: int | None) -> tuple[Tensor, Te
     rows, _, least, tops = weights
     chosen = slice(None) if example is None or len(rows) == 1 else slice(example, example + 1)
     if tops is None:
-        places, found = torch.arange(rows.shape[1]), rows[chosen].amax(0)
+        places, found = np.arange(rows.shape[1]), rows[chosen].max(0)
     else:  # the k-th largest of the blocks' largest bounds the k-th of all from below
-        top = tops[chosen].amax(0)
-        bound = top.topk(k).values[-1] if len(top) > k else least
-        blocks = ((top >= bound) & (top > least)).nonzero()
-        places = (blocks * BLOCK + torch.arange(BLOCK)).reshape(-1)
+        top = tops[chosen].max(0)
+        bound = np.partition(top, -k)[-k] if len(top) > k else least
+        blocks = np.flatnonzero((top >= bound) & (top > least))
+        places = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
         places = places[places < rows.shape[1]]
-        found = rows[chosen][:, places].amax(0)
+        found = rows[chosen][:, places].max(0)
     kept = found > least
     if len(found) > k:
-        kept &= found >= found.topk(k).values[-1]
+        kept &= found >= np.partition(found, -k)[-k]
     return places[kept], found[kept]
