@@ -364,8 +364,9 @@ class Units {
 void bind_units(nb::module_ &m);
 void bind_units(nb::module_ &m) {
     using nb::arg;
+    nb::class_<Scratch>(m, "Scratch", "Memory that leaves are added up in").def(nb::init<>());
     nb::class_<Departures>(m, "Departures", "What a leaf's scalars send, added up where it arrives first")
-        .def(nb::init<const GivenWinners &, int64_t, bool, Pointer, Pointer, int>(), arg("winners"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("threads"))
+        .def(nb::init<Scratch &, const GivenWinners &, int64_t, bool, Pointer, Pointer, int>(), arg("scratch"), arg("winners"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("threads"))
         .def("open", &Departures::open, "(number, ordinal, row, positions, stored numbers) of what is to be placed")
         .def("place", &Departures::place, arg("number"), arg("places_ptr"), arg("size"), "Say where units go that strides don't lead")
         .def("alive", &Departures::alive, "How many scalars have a trace in any row")

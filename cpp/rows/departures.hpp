@@ -7,6 +7,10 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace gradtrace::rows {
 
 // How many paths have come to a scalar, and their weight.
@@ -23,16 +27,69 @@ struct Sent {
     double count, weight;
 };
 
+using Places = std::vector<uint32_t>;
+
+// The sums at the places of all ways, all of them 0 between one leaf and the next. Zeros are only there once they are written to.
+class Cells {
+  public:
+    void reserve(int64_t n) {
+        if (n <= size) return;
+        cells.reset(static_cast<Cell *>(std::calloc(size_t(n), sizeof(Cell))));
+        if (!cells) throw std::bad_alloc();
+        size = n;
+    }
+    // False where the place is out of the way's target.
+    bool add(int64_t begin, int64_t end, int64_t place, double weight, Places &touched) {
+        if (place < 0 || place >= end) return false;
+        Cell &cell = cells[begin + place];
+        if (!cell.count++) touched.push_back(uint32_t(place));
+        cell.weight += weight;
+        return true;
+    }
+    // Takes what has come out, and leaves zeros.
+    Sent gathered(int64_t begin, const Places &touched, size_t ordinal, int64_t row) {
+        Sent out{ordinal, row, {}, 0.0, 0.0};
+        out.units.reserve(touched.size());
+        for (const uint32_t place : touched) {
+            Cell &cell = cells[begin + place];
+            out.units.push_back({place, double(cell.count), cell.weight});
+            out.count += double(cell.count);
+            out.weight += cell.weight;
+            cell = {0.0, 0};
+        }
+        return out;
+    }
+
+  private:
+    struct Cell {
+        double weight;
+        uint32_t count;
+    };
+    struct Free {
+        void operator()(Cell *p) const { std::free(p); }
+    };
+    std::unique_ptr<Cell[], Free> cells;
+    int64_t size = 0;
+};
+
+
+// Memory that one leaf after the other is added up in, by thread.
+struct Scratch {
+    Scratch() = default;
+    Scratch(const Scratch &) = delete;
+    std::vector<Cells> cells;
+};
+
 class Departures {
   public:
     // Of scalars that are live: those of a weight above 0, unless `live` has other numbers that are.
-    Departures(const GivenWinners &given, int64_t rows, bool is_double, Pointer weight, Pointer live, int threads) {
+    Departures(Scratch &scratch, const GivenWinners &given, int64_t rows, bool is_double, Pointer weight, Pointer live, int threads) {
         const Winners w = winners(given);
         nb::gil_scoped_release unlocked;
         if (is_double)
-            all_of(w, rows, reinterpret_cast<const double *>(weight), reinterpret_cast<const double *>(live), threads);
+            all_of(scratch, w, rows, reinterpret_cast<const double *>(weight), reinterpret_cast<const double *>(live), threads);
         else
-            all_of(w, rows, reinterpret_cast<const float *>(weight), reinterpret_cast<const float *>(live), threads);
+            all_of(scratch, w, rows, reinterpret_cast<const float *>(weight), reinterpret_cast<const float *>(live), threads);
     }
 
     std::vector<Sent> sent;
@@ -65,8 +122,9 @@ class Departures {
     void place(size_t number, Pointer places, int64_t size) {
         const Open &o = opened[number];
         const int64_t *at = reinterpret_cast<const int64_t *>(places);
-        Cells cells(size);
-        List touched;
+        Cells cells;
+        cells.reserve(size);
+        Places touched;
         bool inside = true;
         for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], touched);
         if (!inside) throw std::out_of_range(ASTRAY);
@@ -105,7 +163,6 @@ class Departures {
     }
 
   private:
-    using List = std::vector<uint32_t>;
     static constexpr const char *ASTRAY = "a winner leads out of its consumer's results";
 
     // Units of one row and way, whose places Python has to say.
@@ -116,57 +173,29 @@ class Departures {
         std::vector<double> weight;
     };
 
-    // The sums at the places of all ways. Zeros are only there once they are written to.
-    class Cells {
-      public:
-        explicit Cells(int64_t size) : cells(static_cast<Cell *>(std::calloc(size_t(std::max<int64_t>(size, 1)), sizeof(Cell)))) {
-            if (!cells) throw std::bad_alloc();
-        }
-        // False where the place is out of the way's target.
-        bool add(int64_t begin, int64_t size, int64_t place, double weight, List &touched) {
-            if (place < 0 || place >= size) return false;
-            Cell &cell = cells[begin + place];
-            if (!cell.count++) touched.push_back(uint32_t(place));
-            cell.weight += weight;
-            return true;
-        }
-        // Takes what has come out, and leaves zeros.
-        Sent gathered(int64_t begin, const List &touched, size_t ordinal, int64_t row) {
-            Sent out{ordinal, row, {}, 0.0, 0.0};
-            out.units.reserve(touched.size());
-            for (const uint32_t place : touched) {
-                Cell &cell = cells[begin + place];
-                out.units.push_back({place, double(cell.count), cell.weight});
-                out.count += double(cell.count);
-                out.weight += cell.weight;
-                cell = {0.0, 0};
-            }
-            return out;
-        }
-
-      private:
-        struct Cell {
-            double weight;
-            uint32_t count;
-        };
-        struct Free {
-            void operator()(Cell *p) const { std::free(p); }
-        };
-        std::unique_ptr<Cell[], Free> cells;
-    };
-
     int64_t living = 0;
     std::vector<Open> opened;
 
-    template <class T> void all_of(const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
+    // The number of this thread among those that share the rows.
+    static int here() {
+#ifdef _OPENMP
+        return omp_get_thread_num();
+#else
+        return 0;
+#endif
+    }
+
+    template <class T> void all_of(Scratch &scratch, const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
         constexpr int64_t SERIAL = 1 << 18;  // scalars below which waking a thread costs more than it saves
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
         std::vector<std::vector<Sent>> found{size_t(rows)};
         std::vector<std::vector<Open>> unplaced{size_t(rows)};
         bool inside = true;
+        if (scratch.cells.size() < size_t(team)) scratch.cells.resize(size_t(team));
+        for (int t = 0; t < team; t++) scratch.cells[size_t(t)].reserve(w.ways.back().begin + w.ways.back().size);
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : inside)
         {
-            Cells cells(w.ways.back().begin + w.ways.back().size);
+            Cells &cells = scratch.cells[size_t(here())];
 #pragma omp for schedule(dynamic)
             for (int64_t row = 0; row < rows; row++) {
                 const int64_t first = row * w.numel;
@@ -184,7 +213,7 @@ class Departures {
     template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
         const size_t count = w.ways.size();
         std::vector<int64_t> base(count), along(count);
-        std::vector<List> touched(count);
+        std::vector<Places> touched(count);
         std::vector<Open> left(count);
         bool inside = true;
         const bool looks = w.ordinal || w.choice || !w.ways[0].strided;
@@ -254,7 +283,7 @@ class Departures {
     }
 
     template <class T, class Moved>
-    static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, List &touched) {
+    static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, Places &touched) {
         const int64_t begin = way.begin, size = way.size;
         bool inside = true;
         for (int64_t i = 0; i < run; i++)

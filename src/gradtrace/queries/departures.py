@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -63,11 +63,30 @@ class Given:
         return (weight if live is None else live).reshape(len(weight), -1) > 0
 
 
+@dataclass(eq=False)
+class Leaving:
+    """What is known of a forest's leaves, by id.
+
+    Attributes:
+        scratch: memory in which what one leaf after the other sends is added up.
+    """
+
+    given: dict[int, Given | None] = field(default_factory=dict)
+    departed: dict[int, Departed | None] = field(default_factory=dict)
+    scratch: Any = None
+
+
+def _leaving(forest: Forest) -> Leaving:
+    forest.leaving = forest.leaving or Leaving(scratch=None if forest.compact is None else native.lib.Scratch())
+    return forest.leaving
+
+
 def given_by(forest: Forest, leaf: Value) -> Given | None:
     """Read what a leaf may send; None where nothing leads from it to the loss."""
-    if leaf.id not in forest.given:
-        forest.given[leaf.id] = _read(forest, leaf)
-    return forest.given[leaf.id]
+    known = _leaving(forest).given
+    if leaf.id not in known:
+        known[leaf.id] = _read(forest, leaf)
+    return known[leaf.id]
 
 
 def _read(forest: Forest, leaf: Value) -> Given | None:
@@ -188,9 +207,10 @@ Counted: TypeAlias = tuple[int, int, float, float]  # (row, set, how many traces
 
 def departed(forest: Forest, leaf: Value) -> Departed | None:
     """Go through a leaf's scalars, once for each forest; None where none has a trace, or no kernel has them."""
-    if leaf.id not in forest.departed:
-        forest.departed[leaf.id] = _departed(forest, leaf)
-    return forest.departed[leaf.id]
+    known = _leaving(forest).departed
+    if leaf.id not in known:
+        known[leaf.id] = _departed(forest, leaf)
+    return known[leaf.id]
 
 
 def _departed(forest: Forest, leaf: Value) -> Departed | None:
@@ -200,7 +220,7 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     ahead, weight, live = _as_it_lies(ahead, *given.planes)
     known, kept = described(forest, ahead, source=0)
     where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
-    sent = native.lib.Departures(known, len(weight), *where, torch.get_num_threads())
+    sent = native.lib.Departures(_leaving(forest).scratch, known, len(weight), *where, torch.get_num_threads())
     del kept
     for number, ordinal, _, found in placed(ahead.routes, sent.open(), leaf.numel):
         sent.place(number, found.ctypes.data, ahead.routes[ordinal].edge.target.numel)

@@ -34,7 +34,7 @@ from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
 
 if TYPE_CHECKING:
-    from .departures import Departed, Given
+    from .departures import Leaving
 
 NONE = -1  # in `winners`: no path
 KINDS = ("greedy", "best")  # as they are shown: greedy influence foretells better what ablation does (docs/study.md)
@@ -68,7 +68,7 @@ class Forest:
         log2: by value id, batch × shape: log2 of the best path's weight (best) or of |∂ℓ/∂v| (greedy).
         compact: what the compiled kernels left, where they ran.
         derivatives: of a saved trace, the local derivatives along its paths, by value, row and flat positions.
-        given, departed: what leaves send, by id, of those that somebody asked about (see `departures`).
+        leaving: what leaves send, of those that somebody asked about (see `departures`).
     """
 
     record: Record
@@ -81,8 +81,7 @@ class Forest:
     seconds: dict[str, float] = field(default_factory=dict)
     compact: Best | None = None
     derivatives: Known | None = None
-    given: dict[int, Given | None] = field(default_factory=dict, repr=False)
-    departed: dict[int, Departed | None] = field(default_factory=dict, repr=False)
+    leaving: Leaving | None = field(default=None, repr=False)
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""

@@ -12,7 +12,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,10 @@ class JoinTable:
 
     def grids(self) -> tuple[Grid, ...]:
         """Fold joins of repeated blocks: layers down, branches across."""
+        return self._grids
+
+    @cached_property
+    def _grids(self) -> tuple[Grid, ...]:
         return tuple(grids_of(self.rows))
 
     def plot(self, ax: Axes | None = None, *, pattern: str | None = None) -> Axes:
