@@ -85,7 +85,6 @@ class Departures {
     // Of scalars that are live: those of a weight above 0, unless `live` has other numbers that are.
     Departures(Scratch &scratch, const GivenWinners &given, int64_t rows, bool is_double, Pointer weight, Pointer live, int threads) {
         const Winners w = winners(given);
-        nb::gil_scoped_release unlocked;
         if (is_double)
             all_of(scratch, w, rows, reinterpret_cast<const double *>(weight), reinterpret_cast<const double *>(live), threads);
         else
@@ -231,6 +230,7 @@ class Departures {
             }
             if (w.raw) raw = row * w.raw.row + shorter(w.raw.axes.at(x));
             if (w.choice) choice = row * w.choice.row + shorter(w.choice.axes.at(x));
+            run = std::max<int64_t>(run, 1);  // a way that nobody goes may see fewer scalars
             const T *here = live ? live + x : nullptr;
             if (!looks) {
                 const auto by = [&](auto moved) { return by_one(w.ways[0], weight + x, here, base[0], along[0], run, moved, cells, touched[0]); };

@@ -191,14 +191,14 @@ def _grouping(first: int, apart: bool) -> Grouping:
 
 def _between_calls(forest: Forest, went: Sequence[Went], groups: int) -> tuple[list[Hop], np.ndarray]:
     """Give the pairs of calls, or leaf and call, in rising order, and what went along: pairs × groups × 2."""
-    sums: dict[Hop, np.ndarray] = {}
-    for source, edge, group, paths, weight in went:
-        hop = source, forest.edges.call(edge)
-        if hop not in sums:
-            sums[hop] = np.zeros((groups, 2))
-        sums[hop][group] += paths, weight
-    hops = sorted(sums)
-    return hops, np.array([sums[hop] for hop in hops]).reshape(len(hops), groups, 2)
+    if not went:
+        return [], np.zeros((0, groups, 2))
+    source, edge, group = np.array([found[:3] for found in went]).T
+    target = np.searchsorted(forest.edges.first, edge, side="right") - 1
+    hops, number = np.unique(np.stack([source, target], 1), axis=0, return_inverse=True)
+    amounts = np.zeros((len(hops), groups, 2))
+    np.add.at(amounts, (number.reshape(-1), group), np.array([found[3:] for found in went]))
+    return [tuple(hop) for hop in hops.tolist()], amounts
 
 
 def merged(found: Sequence[Flow], scales: Sequence[float] | None = None) -> Flow:

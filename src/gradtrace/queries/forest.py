@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from ..kernels import native
 from ..recording.layouts import unravelled
 from ..recording.record import Again, Call, Record, Saved, Slot, Value
 from ..semirings.base import NO_ID, AbsSum, Element, Extreme, Greedy
-
-if TYPE_CHECKING:
-    from .departures import Leaving
 
 NONE = -1  # in `winners`: no path
 KINDS = ("greedy", "best")  # as they are shown: greedy influence foretells better what ablation does (docs/study.md)
@@ -81,7 +78,7 @@ class Forest:
     seconds: dict[str, float] = field(default_factory=dict)
     compact: Best | None = None
     derivatives: Known | None = None
-    leaving: Leaving | None = field(default=None, repr=False)
+    leaving: Any = field(default=None, repr=False)
 
     def batch(self, value: Value) -> int:
         """Give how many elements a value has for each scalar: one for each example, if none reaches it."""

@@ -105,8 +105,8 @@ class _Traces:
         self._leaf, self._given, self._belongs = leaf, given_by(forest, leaf), _belongs(forest, leaf)
         self.gone = None if self._belongs is not None else departed(forest, leaf)
         self.unit = -math.inf if self._given is None else self._given.of
-        everything = torch.full((forest.batch(leaf),), leaf.numel)
-        self.pairs = everything if self._belongs is None else self._belongs.sum(1)
+        everything = np.full(forest.batch(leaf), leaf.numel)
+        self.pairs = everything if self._belongs is None else self._belongs.sum(1).numpy()
 
     @property
     def compiled(self) -> bool:
@@ -125,12 +125,12 @@ class _Traces:
         """Its weight over 2^unit; a greedy trace can start from a gradient of 0."""
         return torch.zeros(self.live.shape) if self._given is None else self._given.weight.masked_fill(~self.live, 0)
 
-    def totals(self) -> tuple[Tensor, Tensor]:
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """Give by example (how many traces, the sum of their weights)."""
         if self.gone is None:
-            return self.live.sum(1).to(torch.float64), self.weight.sum(1, dtype=torch.float64)
-        found = torch.tensor(self.gone.totals, dtype=torch.float64)
-        return found[:, 0], found[:, 1]
+            return self.live.sum(1).numpy().astype(np.float64), self.weight.sum(1, dtype=torch.float64).numpy()
+        count, weight = np.array(self.gone.totals).T
+        return count, weight
 
 
 def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
@@ -149,10 +149,10 @@ def _inside(leaves: Sequence[Value], parts: Sequence[Component]) -> list[bool]:
     return [any(fnmatchcase(h, p) for h in homes) if is_glob(p) else p in homes for p in patterns]
 
 
-def _members(bits: int, count: int) -> Tensor:
+def _members(bits: int, count: int) -> np.ndarray:
     """Give which of some components a set has: 0 or 1 for each."""
     data = bits.to_bytes(count // 8 + 9, "little", signed=True)  # 64 bits in a tensor may have a sign
-    return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count].astype(np.float64))
+    return np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[:count].astype(np.float64)
 
 
 def _tallies(crossed: Crossed, of: _Traces) -> Iterator[Counted]:
@@ -184,13 +184,8 @@ class _Totals:
 
     def __init__(self, names: Sequence[str], count: int) -> None:
         self.names = names
-        self.cross = torch.zeros(count, len(names), dtype=torch.float64)
-        self.live, self.pairs = (
-            torch.zeros(count, dtype=torch.float64),
-            torch.zeros(count, dtype=torch.float64),
-        )
-        self.weight = torch.zeros(count, dtype=torch.float64)
-        self.crossed = torch.zeros(count, len(names), dtype=torch.float64)
+        self.cross, self.crossed = np.zeros((count, len(names))), np.zeros((count, len(names)))
+        self.live, self.pairs, self.weight = np.zeros(count), np.zeros(count), np.zeros(count)
         self.top = -math.inf
 
     def add(self, there: slice, crossed: Crossed, of: _Traces) -> None:
@@ -206,8 +201,8 @@ class _Totals:
             self.weight += weight * unit
         if crossed.rows is None:
             members = _members(crossed.set_of(crossed.also), count)
-            self.cross[:, there] += live.unsqueeze(1) * members
-            self.crossed[:, there] += (weight * unit).unsqueeze(1) * members
+            self.cross[:, there] += np.outer(live, members)
+            self.crossed[:, there] += np.outer(weight * unit, members)
             return
         # in the order of the sets themselves, so that sums do not depend on how those are numbered
         found = sorted((row, crossed.set_of(word), n, a) for row, word, n, a in _tallies(crossed, of))

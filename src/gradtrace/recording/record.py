@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class Value:
     @property
     def numel(self) -> int:
         """Number of scalars."""
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
 
     def __str__(self) -> str:
         return self.name or (f"{self.call.name}#{self.call.index}" if self.call else f"value{self.id}")
