@@ -14,6 +14,7 @@ from zoo import ZOO, build
 from gradtrace import Slice, Tape, component, record
 from gradtrace.kernels import native
 from gradtrace.queries.component_sets import AT_ONCE, crossing
+from gradtrace.queries.departures import given_by
 from gradtrace.queries.forest import Forest
 from gradtrace.recording.components import Component
 
@@ -32,6 +33,23 @@ def sets(forest: Forest, components: list[Component]) -> dict[str, Tensor]:
     return {c.leaf.name or str(c.leaf): c.whole() for c in crossing(forest, components, leaves)}
 
 
+def assert_counted(forest: Forest, components: list[Component]) -> None:
+    """Compare the sets that are counted from where traces arrive with those of all scalars, one by one."""
+    for crossed in crossing(forest, components, list(forest.record.leaves.values())):
+        traces = given_by(forest, crossed.leaf)
+        if crossed.counted is None or traces is None:
+            continue
+        alive, weight = traces.alive(), traces.weight.double()
+        own = crossed.whole().expand(len(alive), *crossed.leaf.shape).reshape(alive.shape)
+        every = {(row, bits) for row in range(len(alive)) for bits in own[row][alive[row]].tolist()}
+        found = {(row, bits | crossed.also): (n, amount) for row, bits, n, amount in crossed.counted()}
+        assert found.keys() == every
+        for (row, bits), (n, amount) in found.items():
+            here = alive[row] & (own[row] == bits)
+            assert n == int(here.sum())
+            assert amount == pytest.approx(float(weight[row][here].sum()), rel=1e-12)
+
+
 def assert_same(tape: Tape, loss: Tensor, components: list[Component], *, per_example: bool, exact: bool) -> int:
     """Compare the sets of all leaf scalars that have a trace, and give how many distinct ones there are.
 
@@ -43,6 +61,8 @@ def assert_same(tape: Tape, loss: Tensor, components: list[Component], *, per_ex
     else:
         plain = Forest(compiled.record, compiled.loss, "best", compiled.labels, compiled.edges)
         plain.winners, plain.log2 = compiled.winners, compiled.log2
+    assert_counted(compiled, components)
+    assert_counted(tape.trace(loss).forest("greedy", per_example=per_example), components)
     ours, theirs, seen = sets(compiled, components), sets(plain, components), set()
     for value in tape.leaves.values():
         name = value.name or str(value)
