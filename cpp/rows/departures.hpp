@@ -38,25 +38,30 @@ class Cells {
         if (!cells) throw std::bad_alloc();
         size = n;
     }
-    // False where the place is out of the way's target.
-    bool add(int64_t begin, int64_t end, int64_t place, double weight, Places &touched) {
+    // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`): to tell
+    // whether one is new is a branch that no processor can foresee.
+    bool add(int64_t begin, int64_t end, int64_t place, double weight, Places *touched) {
         if (place < 0 || place >= end) return false;
         Cell &cell = cells[begin + place];
-        if (!cell.count++) touched.push_back(uint32_t(place));
+        if (touched && !cell.count) touched->push_back(uint32_t(place));
+        cell.count++;
         cell.weight += weight;
         return true;
     }
-    // Takes what has come out, and leaves zeros.
-    Sent gathered(int64_t begin, const Places &touched, size_t ordinal, int64_t row) {
-        Sent out{ordinal, row, {}, 0.0, 0.0};
-        out.units.reserve(touched.size());
-        for (const uint32_t place : touched) {
-            Cell &cell = cells[begin + place];
-            out.units.push_back({place, double(cell.count), cell.weight});
-            out.count += double(cell.count);
-            out.weight += cell.weight;
-            cell = {0.0, 0};
-        }
+    // Takes what has come out of some places, or of all of a way's, and leaves zeros.
+    Sent gathered(const Places &touched, size_t ordinal, int64_t row, int64_t begin) {
+        Sent out{ordinal, row, std::vector<Landed>(touched.size()), 0.0, 0.0};
+        Landed *unit = out.units.data();
+        for (const uint32_t place : touched) take(out, *unit++, begin, place);
+        return out;
+    }
+    Sent gathered(size_t ordinal, int64_t row, int64_t begin, int64_t end) {
+        size_t come = 0;
+        for (int64_t place = 0; place < end; place++) come += cells[begin + place].count != 0;
+        Sent out{ordinal, row, std::vector<Landed>(come + 1), 0.0, 0.0};  // what has not come is written over
+        Landed *unit = out.units.data();
+        for (int64_t place = 0; place < end; place++) unit += take(out, *unit, begin, uint32_t(place));
+        out.units.resize(come);
         return out;
     }
 
@@ -65,13 +70,20 @@ class Cells {
         double weight;
         uint32_t count;
     };
+    bool take(Sent &out, Landed &unit, int64_t begin, uint32_t place) {
+        Cell &cell = cells[begin + place];
+        unit = {place, double(cell.count), cell.weight};
+        out.count += double(cell.count);
+        out.weight += cell.weight;
+        cell.weight = 0.0;
+        return std::exchange(cell.count, 0u) != 0;
+    }
     struct Free {
         void operator()(Cell *p) const { std::free(p); }
     };
     std::unique_ptr<Cell[], Free> cells;
     int64_t size = 0;
 };
-
 
 // Memory that one leaf after the other is added up in, by thread.
 struct Scratch {
@@ -125,9 +137,9 @@ class Departures {
         cells.reserve(size);
         Places touched;
         bool inside = true;
-        for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], touched);
+        for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], &touched);
         if (!inside) throw std::out_of_range(ASTRAY);
-        sent.push_back(cells.gathered(0, touched, o.ordinal, o.row));
+        sent.push_back(cells.gathered(touched, o.ordinal, o.row, 0));
     }
 
     // Counts sets of components, which the places that units have come to have: (row, set, count, weight).
@@ -214,6 +226,8 @@ class Departures {
         std::vector<int64_t> base(count), along(count);
         std::vector<Places> touched(count);
         std::vector<Open> left(count);
+        const bool dense = 4 * w.numel >= w.ways.back().begin + w.ways.back().size;
+        const auto note = [&](size_t n) { return dense ? nullptr : &touched[n]; };
         bool inside = true;
         const bool looks = w.ordinal || w.choice || !w.ways[0].strided;
         for (int64_t x = 0; x < w.numel;) {  // a run, along which every way and plane goes on by one step
@@ -233,7 +247,7 @@ class Departures {
             run = std::max<int64_t>(run, 1);  // a way that nobody goes may see fewer scalars
             const T *here = live ? live + x : nullptr;
             if (!looks) {
-                const auto by = [&](auto moved) { return by_one(w.ways[0], weight + x, here, base[0], along[0], run, moved, cells, touched[0]); };
+                const auto by = [&](auto moved) { return by_one(w.ways[0], weight + x, here, base[0], along[0], run, moved, cells, note(0)); };
                 inside = moving(w, raw, by) && inside;
             } else {
                 for (int64_t i = 0; i < run; i++) {
@@ -246,7 +260,7 @@ class Departures {
                         n = size_t(w.choice(choice + i * w.choice.axes.along()));
                     const Way &way = w.ways[n];
                     if (way.strided) {
-                        inside = cells.add(way.begin, way.size, way.placed(base[n] + i * along[n] + way.moved(stored)), double(weight[x + i]), touched[n]) && inside;
+                        inside = cells.add(way.begin, way.size, way.placed(base[n] + i * along[n] + way.moved(stored)), double(weight[x + i]), note(n)) && inside;
                     } else {
                         left[n].from.push_back(x + i);
                         left[n].stored.push_back(stored);
@@ -257,7 +271,8 @@ class Departures {
             x += run;
         }
         for (size_t n = 0; n < count; n++) {
-            if (!touched[n].empty()) found.push_back(cells.gathered(w.ways[n].begin, touched[n], n, row));
+            Sent sent = dense ? cells.gathered(n, row, w.ways[n].begin, w.ways[n].size) : cells.gathered(touched[n], n, row, w.ways[n].begin);
+            if (!sent.units.empty()) found.push_back(std::move(sent));
             if (!left[n].from.empty()) {
                 left[n].ordinal = n, left[n].row = row;
                 unplaced.push_back(std::move(left[n]));
@@ -283,7 +298,7 @@ class Departures {
     }
 
     template <class T, class Moved>
-    static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, Places &touched) {
+    static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, Places *touched) {
         const int64_t begin = way.begin, size = way.size;
         bool inside = true;
         for (int64_t i = 0; i < run; i++)
