@@ -462,6 +462,21 @@ def test_tally(call: Call, n: int, kinds: int, weighted: bool) -> None:
         np.testing.assert_allclose(total, want[x][1] if weighted else 0, rtol=1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_absolute_values_are_written_over_what_was_there(kind: Any, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 4095, 4097, 300_000):
+        given = np.where(rng.random(n) < 0.5, 0.0, rng.standard_normal(n)).astype(kind)
+        numbers = given.copy()
+        high, low, flags = native.absolute(kind is np.float64, address(numbers), n, threads)
+        same(numbers, np.abs(given))
+        some_are = numbers[numbers > 0]
+        assert (high, low, flags) == (numbers.max(initial=0), some_are.min(initial=np.inf), 0)
+    numbers[7] = np.nan
+    assert native.absolute(kind is np.float64, address(numbers), n, threads)[2] & NAN_SEEN
+
+
 def test_tally_gives_up_on_too_many_sets_and_threads_agree() -> None:
     bits = np.arange(65536, dtype=np.uint64)
     assert len(native.tally(False, address(bits), 0, len(bits), 2)) == 65536

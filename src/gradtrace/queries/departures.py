@@ -175,17 +175,16 @@ class Departed:
     """What the scalars of a leaf send, in the compiled kernel's hands.
 
     Attributes:
-        sent: by row, route and place how many traces there are, and their weight over 2^of.
+        sent: by row, route and place how many traces there are, and their weight, in the unit of what is `Given`.
     """
 
     sent: Any
     routes: tuple[Route, ...]
     rows: int
-    of: float
 
     @cached_property
     def totals(self) -> list[tuple[float, float]]:
-        """By row (how many traces, the sum of their weights over 2^of)."""
+        """By row (how many traces, the sum of their weights)."""
         return self.sent.totals(self.rows)
 
     def tally(self, sources: Sequence[tuple[Tensor | None, int]], word: torch.dtype) -> list[Counted]:
@@ -202,7 +201,7 @@ class Departed:
         return self.sent.tally(word.itemsize, planes)
 
 
-Counted: TypeAlias = tuple[int, int, float, float]  # (row, set, how many traces, their weight over 2^of)
+Counted: TypeAlias = tuple[int, int, float, float]  # (row, set, how many traces, their weight)
 
 
 def departed(forest: Forest, leaf: Value) -> Departed | None:
@@ -224,7 +223,7 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     del kept
     for number, ordinal, _, found in placed(ahead.routes, sent.open(), leaf.numel):
         sent.place(number, found.ctypes.data, ahead.routes[ordinal].edge.target.numel)
-    return Departed(sent, ahead.routes, len(weight), given.of)
+    return Departed(sent, ahead.routes, len(weight))
 
 
 def _as_it_lies(ahead: Ahead, weight: Tensor, live: Tensor | None) -> tuple[Ahead, Tensor, Tensor | None]:

@@ -43,7 +43,8 @@ class Tokens:
             places = first, index[:, 2]
         else:
             places = first * batch // shape[0], index[:, 1]
-        return [self.texts[row][at] for row, at in zip(*(p.tolist() for p in places), strict=True)]
+        rows, times = (map(int, p) for p in places)
+        return [self.texts[row][at] for row, at in zip(rows, times, strict=True)]
 
     def _is_swapped(self, value: Value) -> bool | None:
         """Tell whether time comes before batch; None where the shape does not say that there are both."""
