@@ -22,6 +22,11 @@ from ..recording.record import Value
 Rows: TypeAlias = "int | np.ndarray"  # the example of all scalars, or that of each
 
 
+def tensor_of(row: Rows) -> int | Tensor:
+    """Give rows as what reads tensors takes them."""
+    return row if isinstance(row, int) else torch.from_numpy(row)
+
+
 @dataclass(eq=False, slots=True)
 class Use:
     """One (call, argument, output) by which a value is used.
@@ -52,8 +57,7 @@ class Use:
         way, order = _in_order(self.way)
         if type(way) is not Affine or way.table is not None:
             raw = None if stored is None else torch.from_numpy(stored)
-            at = row if isinstance(row, int) else torch.from_numpy(row)
-            out = way.flat(torch.from_numpy(positions), raw, at).numpy()
+            out = way.flat(torch.from_numpy(positions), raw, tensor_of(row)).numpy()
         elif not way.stored and not way.offset and way.stride == contiguous(way.shape):
             out = positions
         else:
@@ -260,8 +264,7 @@ class Borrowed(Winners):
         """Do what `knows` does for some scalars."""
         assert self._link is not None
         winners, ordinal, way = self._link
-        rows = row if isinstance(row, int) else torch.from_numpy(row)
-        return (winners.at(rows, way.flat(torch.from_numpy(positions), None))[0] == ordinal).numpy()
+        return (winners.at(tensor_of(row), way.flat(torch.from_numpy(positions), None))[0] == ordinal).numpy()
 
     def _there(self, position: int) -> int:
         """Give the position of a scalar among the lender's."""

@@ -308,13 +308,13 @@ def _of_leaf(forest: Forest, leaf: Value, ahead: Ahead, own: Own, sets: dict[int
         gone = departed(forest, leaf)
         ends = [r.edge.target.id for r in gone.routes] if gone is not None else None
         counted = _counted(gone, sources, own.word) if gone is not None and ends == _targets(winners) else None
-        return Crossed(leaf, here, _Rows(winners, sources, batch, own.word), counted=counted)
+        return Crossed(leaf, here, _ByRow(winners, sources, batch, own.word), counted=counted)
     both = _looked_up(winners, sources, batch, own).joined(here)
     assert both.plane is not None
     return _held(leaf, both.also, both.plane)
 
 
-class _Rows(Sequence[Callable[[int, int], Tensor]]):
+class _ByRow(Sequence[Callable[[int, int], Tensor]]):
     """By row, a function from a range of flat positions to their sets; made ready when somebody asks."""
 
     def __init__(self, winners: Winners, sources: Sequence[Sets], batch: int, word: torch.dtype) -> None:

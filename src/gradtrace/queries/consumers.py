@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..backward.backpointers import Borrowed, Rows, Winners
+from ..backward.backpointers import Borrowed, Rows, Winners, tensor_of
 from ..backward.walk import EDGE_BITS, offsets
 from ..recording.record import Call, Value
 from .forest import NONE, Forest
@@ -76,7 +76,7 @@ class Consumers:
         if len(winners.edges) == 1 and not winners.edges[0].way.stored:
             yield self._part(value, winners, 0, None, positions, None, row)
             return
-        chosen, raw = winners.at(row if isinstance(row, int) else torch.from_numpy(row), torch.from_numpy(positions))
+        chosen, raw = winners.at(tensor_of(row), torch.from_numpy(positions))
         stored = None if raw is None else raw.numpy()
         if len(winners.edges) == 1:
             yield self._part(value, winners, 0, None, positions, stored, row)

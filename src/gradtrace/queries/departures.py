@@ -8,10 +8,10 @@ the far end), is few numbers, and flows, joins and tables of influence are count
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from ..backward.backpointers import Borrowed, Use, Winners, through
 from ..backward.walk import EDGE_BITS
 from ..jacobians.index_maps import Affine, Raw, Reordered
 from ..kernels import native
-from ..recording.layouts import contiguous
+from ..kernels.reference import axes
+from ..recording.layouts import Layout
 from ..recording.record import Value
 from .forest import NONE, Forest
 from .junctions import SHUFFLES
 
 Hop: TypeAlias = tuple[int, int]  # from a call, or a leaf (from -1 downwards), to the argument that is entered
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,16 @@ def _leaving(forest: Forest) -> Leaving:
     return forest.leaving
 
 
+def _once(known: dict[int, Found], find: Callable[[Forest, Value], Found], forest: Forest, leaf: Value) -> Found:
+    """Give what is known of a leaf, or find it."""
+    if leaf.id not in known:
+        known[leaf.id] = find(forest, leaf)
+    return known[leaf.id]
+
+
 def given_by(forest: Forest, leaf: Value) -> Given | None:
     """Read what a leaf may send; None where nothing leads from it to the loss."""
-    known = _leaving(forest).given
-    if leaf.id not in known:
-        known[leaf.id] = _read(forest, leaf)
-    return known[leaf.id]
+    return _once(_leaving(forest).given, _read, forest, leaf)
 
 
 def _read(forest: Forest, leaf: Value) -> Given | None:
@@ -206,10 +212,7 @@ Counted: TypeAlias = tuple[int, int, float, float]  # (row, set, how many traces
 
 def departed(forest: Forest, leaf: Value) -> Departed | None:
     """Go through a leaf's scalars, once for each forest; None where none has a trace, or no kernel has them."""
-    known = _leaving(forest).departed
-    if leaf.id not in known:
-        known[leaf.id] = _departed(forest, leaf)
-    return known[leaf.id]
+    return _once(_leaving(forest).departed, _departed, forest, leaf)
 
 
 def _departed(forest: Forest, leaf: Value) -> Departed | None:
@@ -297,30 +300,17 @@ def _further(forest: Forest, ahead: Ahead, rows: int, every: Mapping[int, Winner
     if edge.same(shape):
         routes = tuple(route.then(later, later.edge) for later in then.routes)
         return Ahead(then.winners, routes)
-    order = _turned(edge.way, shape, end.shape)
-    ways = [later.edge.way for later in then.routes]
-    if order is None or any(
-        type(way) is not Affine or way.shape[later.edge.split :] != end.shape
-        for way, later in zip(ways, then.routes, strict=True)
-    ):
+    order = axes(Layout(shape, edge.way.stride, 0), end.shape) if edge.way.shape == shape else None
+    if order is None or [shape[d] for d in order if shape[d] != 1] != [n for n in end.shape if n != 1]:
+        return None
+    edges = [later.edge for later in then.routes]
+    if any(type(e.way) is not Affine or e.way.shape[e.split :] != end.shape for e in edges):
         return None
     routes = tuple(route.then(later, through(edge, later.edge)) for later in then.routes)
     choice, index, terms = then.winners.planes()
-    planes = [None if p is None else p.reshape(len(p), *order[0]).permute(0, *order[1]) for p in (choice, index)]
-    choice, index = (None if p is None else p.reshape(len(p), *shape) for p in planes)
+    sizes, back = [shape[d] for d in order], [1 + order.index(d) for d in range(len(shape))]
+    choice, index = (None if p is None else p.reshape(len(p), *sizes).permute(0, *back) for p in (choice, index))
     return Ahead(Winners(shape, [r.edge for r in routes], choice, index, terms), routes)
-
-
-def _turned(way: Affine, shape: tuple[int, ...], there: tuple[int, ...]) -> tuple[list[int], list[int]] | None:
-    """Give the axes of what is seen, those of size 1 left out, and the order (from 1 on) in which a way sees them."""
-    steps = {step: (d, n) for d, (step, n) in enumerate(zip(contiguous(there), there, strict=True)) if n > 1}
-    if way.shape != shape:
-        return None
-    seen = [steps.pop(step, (0, 0)) for step, n in zip(way.stride, shape, strict=True) if n > 1]
-    if steps or [n for _, n in seen] != [n for n in shape if n > 1]:
-        return None
-    rank = {d: place for place, (d, _) in enumerate(sorted(seen), 1)}
-    return [n for n in there if n > 1], [rank[d] for d, _ in seen]
 
 
 def described(

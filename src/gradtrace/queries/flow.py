@@ -172,9 +172,9 @@ def flows(forest: Forest, asked: Sequence[Asked], *, by_example: bool = False) -
         # pairs × examples
         through = np.einsum("pge,g->pe", chosen[..., 1], np.array(scale)) if a.weighted else chosen[..., 0].sum(1)
         whole = through.sum(1)
-        named, own = _named(hops, whole.tolist(), names), through[whole != 0]
+        named, along = _named(hops, whole.tolist(), names), through[whole != 0]
         ends = np.array([target == last for _, target, _ in named], bool)
-        each = [OfExample(float(n[ends].sum()), n.tolist()) for n in own.T] if by_example else ()
+        each = [OfExample(float(n[ends].sum()), n.tolist()) for n in along.T] if by_example else ()
         out.append(replace(_flow(forest, named, unit), weighted=a.weighted, by_example=tuple(each)))
     return out
 
