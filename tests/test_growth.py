@@ -6,19 +6,19 @@ least of several repeats, so that what else the machine does falls out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from growing import least
 from torch import nn
 
 from gradtrace import Trace, record
 from gradtrace.kernels import native
 
-TIMES, ALLOWED, REPEATS, ATTEMPTS = 4, 8.0, 3, 3
+TIMES, ALLOWED, ATTEMPTS = 4, 8.0, 3
 Ask = Callable[[], object]
 
 
@@ -142,23 +142,13 @@ ROWS = [
 ]
 
 
-def seconds(ask: Ask) -> float:
-    """Give the least time that a question took."""
-    taken = []
-    for _ in range(REPEATS):
-        began = time.process_time()
-        ask()
-        taken.append(time.process_time() - began)
-    return min(taken)
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_growth(row: Row, tmp_path: Path):
     with native.using(row.kernels):
         small, large = row.make(row.size, tmp_path), row.make(TIMES * row.size, tmp_path)
         large()  # a warm-up
         for _ in range(ATTEMPTS):
-            growth = seconds(large) / seconds(small)
+            growth = least(large) / least(small)
             if growth <= ALLOWED:
                 break
     assert growth <= ALLOWED, f"{row.name}: {TIMES} times the size took {growth:.1f} times as long"

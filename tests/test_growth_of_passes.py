@@ -6,16 +6,16 @@ little. What grows with the square takes sixteen times as long; eight is allowed
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from growing import least
 from torch import Tensor, nn
 
 from gradtrace import Sum, Tape, record
 
-ALLOWED, REPEATS, LONG, ATTEMPTS = 8.0, 4, 1.0, 3  # a neighbour may take the caches once, what grows does so always
+ALLOWED, ATTEMPTS = 8.0, 3  # a neighbour may take the caches once, what grows does so always
 Program = tuple[nn.Module, Callable[[], Tensor]]
 
 
@@ -72,16 +72,6 @@ def certifying(program: Program) -> Callable[[], object]:
 def differentiating(program: Program) -> Callable[[], object]:
     tape, loss = recorded(program)
     return lambda: tape.grad(loss, list(tape.leaves), Sum)
-
-
-def least(ask: Callable[[], object]) -> float:
-    """Give the least CPU seconds of a few repeats, or the first if it is long, in which no warm-up shows."""
-    taken: list[float] = []
-    while len(taken) < REPEATS and not (taken and taken[0] > LONG):
-        start = time.process_time()
-        ask()
-        taken.append(time.process_time() - start)
-    return min(taken)
 
 
 ROWS = {

@@ -28,16 +28,18 @@ struct Amount {
 };
 using Amounts = std::vector<Amount>;
 
-void add_up(Amounts &sum, const Amounts &more) {
-    for (const Amount &m : more) {
-        const auto known = std::find_if(sum.begin(), sum.end(), [&](const Amount &a) { return a.group == m.group; });
-        if (known == sum.end()) {
-            sum.push_back(m);
-        } else {
-            known->count += m.count;
-            known->weight += m.weight;
-        }
+void add_up(Amounts &sum, const Amount &more) {
+    const auto known = std::find_if(sum.begin(), sum.end(), [&](const Amount &a) { return a.group == more.group; });
+    if (known == sum.end()) {
+        sum.push_back(more);
+    } else {
+        known->count += more.count;
+        known->weight += more.weight;
     }
+}
+
+void add_up(Amounts &sum, const Amounts &more) {
+    for (const Amount &m : more) add_up(sum, m);
 }
 
 // What has come to one row of a value, and all of it together.
@@ -92,7 +94,7 @@ class Units {
         for (const Sent &s : leaf.sent) {
             const auto &[hops, target, rows, straight] = ways[s.ordinal];
             const int32_t group = groups[size_t(s.row)][s.ordinal];
-            const Amounts total{{group, s.count, scaled(s.weight)}};
+            const Amount total{group, s.count, scaled(s.weight)};
             for (const Hop &hop : hops) add_up(edges[hop], total);
             if (straight) {
                 add_up(totals[target], total);
@@ -101,7 +103,7 @@ class Units {
             List units;
             units.reserve(s.units.size());
             for (const Landed &u : s.units) units.push_back({u.place, group, u.count, scaled(u.weight)});
-            row_of(target, rows ? size_t(s.row) : 0).take(std::move(units), total);
+            row_of(target, rows ? size_t(s.row) : 0).take(std::move(units), {total});
         }
     }
 
@@ -122,7 +124,7 @@ class Units {
             Amounts out;
             for (Amount &a : amounts) {
                 a.group = groups.at(a.group);
-                add_up(out, {a});
+                add_up(out, a);
             }
             return out;
         };
@@ -141,12 +143,15 @@ class Units {
         }
     }
 
-    // Gives what waits at a value: (row, place, group, count, weight).
-    std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> at(int64_t value) const {
-        std::vector<std::tuple<int64_t, int64_t, int32_t, double, double>> out;
+    // Gives what waits at a value, of which parts of some size follow each other: (number of the part, group, count, weight).
+    std::vector<std::tuple<size_t, int32_t, double, double>> parts(int64_t value, int64_t size, size_t count) const {
+        std::vector<Amounts> sums(count);
         if (const auto come = arrived.find(value); come != arrived.end())
-            for (size_t row = 0; row < come->second.size(); row++)
-                for (const Unit &u : come->second[row].units) out.emplace_back(row, u.place, u.group, u.count, u.weight);
+            for (const Arrived &row : come->second)
+                for (const Unit &u : row.units) add_up(sums[size_t(u.place / size) % count], Amount{u.group, u.count, u.weight});
+        std::vector<std::tuple<size_t, int32_t, double, double>> out;
+        for (size_t n = 0; n < count; n++)
+            for (const Amount &a : sums[n]) out.emplace_back(n, a.group, a.count, a.weight);
         return out;
     }
 
@@ -281,7 +286,7 @@ class Units {
             amounts.back().count += count;
             amounts.back().weight += weight;
         } else {
-            add_up(amounts, {{group, count, weight}});
+            add_up(amounts, Amount{group, count, weight});
         }
     }
 
@@ -381,7 +386,7 @@ void bind_units(nb::module_ &m) {
         .def("leave", &Units::leave, arg("departures"), arg("ways"), arg("groups"), arg("shift"), "Send what a leaf does, for the group of each row and way")
         .def("groups_at", &Units::groups_at, arg("value"), "The groups of which something waits at a value")
         .def("regroup", &Units::regroup, arg("value"), arg("numel"), arg("groups"), "Count what waits at a value to other groups from here on")
-        .def("at", &Units::at, arg("value"), "(row, place, group, count, weight) of what waits at a value")
+        .def("parts", &Units::parts, arg("value"), arg("size"), arg("count"), "(part, group, count, weight) of what waits at a value")
         .def("send", &Units::send, arg("value"), arg("winners"), "Move on what has come to a value: what is to be placed")
         .def("pass_on", &Units::pass_on, arg("value"), arg("hop"), arg("target"), arg("rows"), "The same, where the consumer has the same scalars")
         .def("send_straight", &Units::send_straight, arg("value"), arg("hop"), arg("target"), "The same, where all go one way")

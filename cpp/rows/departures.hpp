@@ -184,6 +184,8 @@ class Departures {
         std::vector<double> weight;
     };
 
+    static constexpr int64_t BLOCK = 64;  // scalars that are looked at together
+
     int64_t living = 0;
     std::vector<Open> opened;
 
@@ -218,7 +220,7 @@ class Departures {
             for (Sent &s : own) sent.push_back(std::move(s));
         for (auto &own : unplaced)
             for (Open &o : own) opened.push_back(std::move(o));
-        count_living(w.numel, rows, weight, live);
+        count_living(w.numel, rows, weight, live, rows * w.numel < SERIAL ? 1 : threads);
     }
 
     template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
@@ -300,25 +302,39 @@ class Departures {
     template <class T, class Moved>
     static bool by_one(const Way &way, const T *weight, const T *live, int64_t base, int64_t along, int64_t run, Moved moved, Cells &cells, Places *touched) {
         const int64_t begin = way.begin, size = way.size;
+        const T *mark = live ? live : weight;
         bool inside = true;
-        for (int64_t i = 0; i < run; i++)
-            if ((live ? live[i] : weight[i]) > 0) inside = cells.add(begin, size, way.placed(base + i * along + moved(i)), double(weight[i]), touched) && inside;
+        for (int64_t first = 0; first < run; first += BLOCK) {
+            const int64_t last = std::min(first + BLOCK, run);
+            if (!any_live(mark + first, last - first)) continue;
+            for (int64_t i = first; i < last; i++)
+                if (mark[i] > 0) inside = cells.add(begin, size, way.placed(base + i * along + moved(i)), double(weight[i]), touched) && inside;
+        }
         return inside;
     }
 
-    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const T *live) {
-        constexpr int64_t BLOCK = 4096;
-        uint8_t any[BLOCK];
-        for (int64_t begin = 0; begin < numel; begin += BLOCK) {
-            const int64_t n = std::min(BLOCK, numel - begin);
+    // Whole rows of an embedding are dead: looking at many scalars at once costs little where they are not.
+    template <class T> static bool any_live(const T *mark, int64_t n) {
+        bool any = false;
+        for (int64_t i = 0; i < n; i++) any |= mark[i] > 0;
+        return any;
+    }
+
+    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const T *live, int threads) {
+        constexpr int64_t PART = 4096;
+        int64_t found = 0;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : found)
+        for (int64_t begin = 0; begin < numel; begin += PART) {
+            uint8_t any[PART];
+            const int64_t n = std::min(PART, numel - begin);
             std::fill_n(any, n, uint8_t(0));
             for (int64_t row = 0; row < rows; row++) {
-                const int64_t at = row * numel + begin;
-                const T *own = live ? live + at : weight + at;
+                const T *own = (live ? live : weight) + row * numel + begin;
                 for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(own[i] > 0);
             }
-            for (int64_t i = 0; i < n; i++) living += any[i];
+            for (int64_t i = 0; i < n; i++) found += any[i];
         }
+        living = found;
     }
 };
 

@@ -81,6 +81,12 @@ class Opened:
         flows = self.data["snapshots"][snapshot]["flows"]
         return next(f for f in flows if f["kind"] == kind and of in (None, f["of"]))
 
+    def wait_for_value(self, selector: str, value: str) -> None:
+        """A control shows a value soon. A function to wait for would be evaluated, which a page's policy forbids."""
+        from playwright.sync_api import expect
+
+        expect(self.page.locator(selector)).to_have_value(value)
+
     def assert_apart(self, selector: str) -> None:
         """No two of some texts lie on one another, but for a pixel or two of their boxes."""
         boxes = self.page.locator(selector).evaluate_all(

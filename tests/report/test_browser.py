@@ -431,7 +431,7 @@ def test_an_example_shows_its_own_shares_and_paths(gpt2_report, open_report):
     again = open_report(gpt2_report)
     again.requests.clear()
     again.page.goto(page.url)  # where the page is already, so that it loads itself again
-    again.page.wait_for_function("document.getElementById('example')?.value === '1'")
+    again.wait_for_value("#example", "1")
     again.requests[:] = [gpt2_report.as_uri()]
 
 

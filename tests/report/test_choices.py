@@ -264,7 +264,7 @@ def test_the_chosen_path_is_one_that_shows(stuck_report, open_report):
     again = open_report(stuck_report)
     again.requests.clear()
     again.page.goto(address)
-    again.page.wait_for_function("document.getElementById('search-parameter')?.value === 'squeeze.bias'")
+    again.wait_for_value("#search-parameter", "squeeze.bias")
     again.requests[:] = [stuck_report.as_uri()]
     for example in range(4):
         page.select_option("#example", str(example))

@@ -115,7 +115,7 @@ def test_every_state_has_an_address(gpt2_report, open_report):
     assert now(again) != there
     again.requests.clear()
     again.page.goto(address)  # where the page is already, so that it loads itself again
-    again.page.wait_for_function("document.getElementById('kind')?.value === 'best'")
+    again.wait_for_value("#kind", "best")
     again.page.wait_for_selector("html[data-ready]", state="attached")
     assert now(again) == there
     again.page.goto(

@@ -205,7 +205,9 @@ class Arrivals:
         choice.index_copy_(1, rows, chosen)
         if index is not None and indices is not None:
             index.index_copy_(1, rows, indices[0].to(index.dtype))
-        self.plane = Plane(old.data, exponent, max(old.high, new.high * fb), min(old.low, new.low * fb), owned=True)
+        high, low = max(old.high, new.high * fb), min(old.low, new.low * fb)
+        known = None if old.rows is None else torch.cat([old.rows, rows]).unique()
+        self.plane = Plane(old.data, exponent, high, low, owned=True, rows=known)
         return True
 
 

@@ -84,7 +84,8 @@ class Greedy(Algebra[Both, tuple[Reached, Plane]]):
             raise OutOfRange
         g = self._sum.finish(value, arrived.sum, alone=False)
         # the weights that winners of arguments are chosen by; of what was moved they are known
-        plane = weights if arrived.moved else absolute(g.g[0], last=value.call is None and arrived.sum.own)
+        last = value.call is None and arrived.sum.own
+        plane = weights if arrived.moved else absolute(g.g[0], last=last, rows=weights.rows)
         if value.id in self.found.planes and self.found.gradients is not None:
             self.found.gradients[value.id] = plane
         return g, plane
@@ -101,19 +102,24 @@ def moves(edge: Edge) -> bool:
     return type(structure) is Strided and turned(structure.layout, structure.x_shape) is not None
 
 
-def absolute(g: Tensor, *, last: bool = False) -> Plane:
+def absolute(g: Tensor, *, last: bool = False, rows: Tensor | None = None) -> Plane:
     """Give absolute numbers as a plane.
 
     Args:
         last: whether nobody reads these again, so that they may be written over.
+        rows: as of a plane.
 
     Raises:
         OutOfRange: some are not finite, or too small.
     """
-    if last and g.is_contiguous():
+    if last and g.is_contiguous() and rows is not None:
+        some = g.index_select(1, rows)
+        found = native.absolute(some)
+        data = g.index_copy_(1, rows, some)
+    elif last and g.is_contiguous():
         data, found = g, native.absolute(g)
     else:
         data, found = native.scale(ONE.expand(g.shape), g.shape, "given", g)  # |g|·1, and what it spans
     if found.flags or not found.high < math.inf or found.low < LEAST:
         raise OutOfRange
-    return Plane(data, 0, found.high, found.low, owned=True)
+    return Plane(data, 0, found.high, found.low, owned=True, rows=rows)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..jacobians.index_maps import Reordered
+from ..jacobians.index_maps import Affine, Reordered
 from ..jacobians.structure import Contraction, Convolved, Gather, Shape, Structure
 from ..kernels.fast import pull as fast_pull
 from ..kernels.product import Product
@@ -165,9 +165,28 @@ def plane_by_example(
 
 def _unstacked(part: Pulled, shape: Shape) -> Pulled:
     """Take the first axis of x for the batch."""
+    if part.rows is not None and prod(shape[:2]) * part.plane.shape[2] == prod(shape):
+        return _unstacked_rows(part, part.rows, shape)
     part = part.laid_out((1, prod(shape)))
     plane = Plane(part.plane.data.reshape(shape), part.plane.exponent, part.plane.high, part.plane.low, owned=True)
     return Pulled(plane, None if part.raw is None else part.raw.reshape(shape), part.way)
+
+
+def _unstacked_rows(part: Pulled, rows: Tensor, shape: Shape) -> Pulled:
+    """Do so for some rows, each of one example's: of all examples those that are any's."""
+    plane, width = part.plane, part.plane.shape[2]
+    found, number = torch.unique(rows % shape[1], return_inverse=True)
+    number = number + rows // shape[1] * len(found)
+
+    def of(some: Tensor) -> Tensor:
+        out = some.new_zeros(1, shape[0] * len(found), width)
+        return out.index_copy_(1, number, some).reshape(shape[0], len(found), width)
+
+    way, apart = part.way, Plane(of(plane.data), plane.exponent, plane.high, plane.low, owned=True)
+    if type(way) is Affine and way.shape == (shape[0] * shape[1], width):
+        step, along = way.stride
+        way = Affine((*shape[:2], width), (shape[1] * step, step, along), way.offset, way.step, way.table)
+    return Pulled(apart, None if part.raw is None else of(part.raw), way, rows=found)
 
 
 def _masked(part: Pulled, own: Tensor, x: Value) -> Pulled:

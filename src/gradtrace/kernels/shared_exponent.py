@@ -42,6 +42,7 @@ class Plane:
         data: non-negative, float32 or float64, any strides.
         high, low: bounds of the largest and the smallest non-zero of `data`.
         owned: whether nobody else reads this memory.
+        rows: numbers along the first axis of the value, rising, beside which there are zeros alone; None: not known.
     """
 
     data: Tensor
@@ -49,6 +50,7 @@ class Plane:
     high: float
     low: float
     owned: bool = False
+    rows: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -89,6 +91,7 @@ class Spikes(Plane):
     def __init__(self, places: Tensor, values: Tensor, shape: Shape, like: Plane) -> None:
         self.places, self.values, self._shape, self._full = places, values, torch.Size(shape), None
         self.exponent, self.high, self.low, self.owned = like.exponent, like.high, like.low, False
+        self.rows = None
 
     @property
     def shape(self) -> torch.Size:
@@ -127,6 +130,8 @@ class Pulled:
             return self
         data, raw = self._spread(self.plane.data, shape), None if self.raw is None else self._spread(self.raw, shape)
         plane = Plane(data, self.plane.exponent, self.plane.high, self.plane.low, owned=True)
+        if self.rows is not None and len(shape) > 1 and shape[1] * self.plane.shape[2] == prod(shape[1:]):
+            plane.rows = self.rows
         return Pulled(plane, raw, self.way)
 
     def _spread(self, some: Tensor, shape: Shape) -> Tensor:
@@ -144,7 +149,7 @@ def fits(g: Plane, kind: torch.dtype) -> Plane:
     if kind is not torch.float64 and g.dtype is torch.float64 and g.low > 0 and g.high / g.low < 2.0**60:
         data = torch.ldexp(g.data, torch.tensor(g.shift)).to(torch.float32)
         factor = 2.0**g.shift
-        return Plane(data, g.exponent - g.shift, g.high * factor, g.low * factor, owned=True)
+        return Plane(data, g.exponent - g.shift, g.high * factor, g.low * factor, owned=True, rows=g.rows)
     return g
 
 

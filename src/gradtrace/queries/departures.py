@@ -22,7 +22,7 @@ from ..backward.walk import EDGE_BITS
 from ..jacobians.index_maps import Affine, Raw, Reordered
 from ..kernels import native
 from ..kernels.reference import axes
-from ..recording.layouts import Layout
+from ..recording.layouts import Layout, Shape
 from ..recording.record import Value
 from .forest import NONE, Forest
 from .junctions import SHUFFLES
@@ -38,10 +38,13 @@ class Given:
     Attributes:
         planes: rows × the leaf's shape, in any layout: the weights over 2^of, and numbers above 0 where there is a
             trace; None where the weights themselves are.
+        of: see there.
+        rows: numbers along the leaf's first axis, rising, beside which there are zeros alone; None: not known.
     """
 
     planes: tuple[Tensor, Tensor | None]
     of: float
+    rows: Tensor | None = None
 
     @cached_property
     def weight(self) -> Tensor:
@@ -49,9 +52,17 @@ class Given:
         return self.planes[0].reshape(len(self.planes[0]), -1)
 
     @cached_property
+    def some(self) -> tuple[Tensor, Tensor | None]:
+        """Give what `planes` has at `rows`, or all of it."""
+        if self.rows is None:
+            return self.planes
+        weight, live = self.planes
+        return weight.index_select(1, self.rows), None if live is None else live.index_select(1, self.rows)
+
+    @cached_property
     def top(self) -> float:
         """log2 of the largest weight."""
-        weight = self.planes[0]
+        weight = self.some[0]
         return float(weight.amax().to(torch.float64).log2() + self.of) if weight.numel() else -math.inf
 
     def over(self, base: float) -> Tensor:
@@ -98,7 +109,9 @@ def given_by(forest: Forest, leaf: Value) -> Given | None:
 def _read(forest: Forest, leaf: Value) -> Given | None:
     if forest.compact is not None:
         plane = forest.compact.weights.get(leaf.id)
-        return None if plane is None else Given((plane.data, forest.compact.live(leaf.id)), float(plane.exponent))
+        if plane is None:
+            return None
+        return Given((plane.data, forest.compact.live(leaf.id)), float(plane.exponent), plane.rows)
     log2, live = forest.log2[leaf.id], forest.winners[leaf.id] != NONE
     top = float(log2.max()) if log2.numel() else -math.inf
     if math.isinf(top):  # beside an infinite weight all finite ones are nothing
@@ -219,7 +232,8 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     ahead, given = ahead_of(forest, leaf), given_by(forest, leaf)
     if ahead is None or given is None or not leaf.numel:
         return None
-    ahead, weight, live = _as_it_lies(ahead, *given.planes)
+    few = None if given.rows is None else _at_rows(ahead, given.rows)
+    ahead, weight, live = _as_it_lies(ahead, *given.planes) if few is None else _as_it_lies(few, *given.some)
     known, kept = described(forest, ahead, source=0)
     where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
     sent = native.lib.Departures(_leaving(forest).scratch, known, len(weight), *where, torch.get_num_threads())
@@ -242,15 +256,46 @@ def _as_it_lies(ahead: Ahead, weight: Tensor, live: Tensor | None) -> tuple[Ahea
 
 def _reordered(ahead: Ahead, order: Sequence[int]) -> Ahead | None:
     """Put the axes of a value in another order; None where a way is not by strides along them."""
-    shape, routes = tuple(ahead.winners.shape[d] for d in order), []
-    for route in ahead.routes:
-        way = route.edge.way
-        if type(way) is not Affine or way.shape != ahead.winners.shape or route.edge.split:
+    if not all(_strided_along(route.edge, ahead.winners.shape) for route in ahead.routes):
+        return None
+    shape = tuple(ahead.winners.shape[d] for d in order)
+
+    def turned(way: Affine, split: bool) -> Affine:
+        stride = *way.stride[:split], *(way.stride[split:][d] for d in order)
+        return Affine((*way.shape[:split], *shape), stride, way.offset, way.step, way.table)
+
+    return _seen(ahead, shape, turned, lambda plane: plane.permute(0, *(d + 1 for d in order)))
+
+
+def _at_rows(ahead: Ahead, rows: Tensor) -> Ahead | None:
+    """See some rows of a value alone; None where a way goes on from one row to the next."""
+    for edge in (route.edge for route in ahead.routes):
+        if not _strided_along(edge, ahead.winners.shape) or edge.way.stride[edge.split]:
             return None
-        turned = Affine(shape, tuple(way.stride[d] for d in order), way.offset, way.step, way.table)
-        routes.append(replace(route, edge=Use(route.edge.first, route.edge.target, turned)))
+    shape = len(rows), *ahead.winners.shape[1:]
+
+    def fewer(way: Affine, split: bool) -> Affine:
+        return Affine((*way.shape[:split], *shape), way.stride, way.offset, way.step, way.table)
+
+    return _seen(ahead, shape, fewer, lambda plane: plane.index_select(1, rows))
+
+
+def _strided_along(edge: Use, shape: Shape) -> bool:
+    """Tell whether an edge leads on by strides along the axes of a value; examples told apart are an axis before."""
+    return type(edge.way) is Affine and edge.way.shape[edge.split :] == shape
+
+
+def _seen(
+    ahead: Ahead, shape: Shape, of_way: Callable[[Affine, bool], Affine], of_plane: Callable[[Tensor], Tensor]
+) -> Ahead:
+    """See a value, all of whose ways are by strides, in another shape."""
+    routes = []
+    for route in ahead.routes:
+        edge = route.edge
+        assert isinstance(edge.way, Affine)
+        routes.append(replace(route, edge=Use(edge.first, edge.target, of_way(edge.way, edge.split), edge.split)))
     choice, index, terms = ahead.winners.planes()
-    choice, index = (None if p is None else p.permute(0, *(d + 1 for d in order)) for p in (choice, index))
+    choice, index = (None if p is None else of_plane(p) for p in (choice, index))
     return Ahead(Winners(shape, [r.edge for r in routes], choice, index, terms), tuple(routes))
 
 

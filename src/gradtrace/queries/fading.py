@@ -74,12 +74,11 @@ def root_mean_square(numbers: Tensor) -> float:
     >>> root_mean_square(torch.tensor([8.0, 8.0])), root_mean_square(small)
     (3.0, -1000.5)
     """
-    top = numbers.max().item() if numbers.numel() else 0.0
-    if not top:
-        return -math.inf
-    unit = 1.0 if FARTHEST[0] < top < FARTHEST[1] else top  # squares beyond a float
-    norm = torch.linalg.vector_norm(numbers if unit == 1 else numbers.double() / unit, dtype=torch.float64).item()
-    return math.log2(unit) + math.log2(norm) - 0.5 * math.log2(numbers.numel())
+    unit, norm = 1.0, torch.linalg.vector_norm(numbers, dtype=torch.float64).item()
+    if not FARTHEST[0] < norm < FARTHEST[1] and numbers.numel():  # squares beyond a float
+        unit = numbers.max().item() or 1.0
+        norm = torch.linalg.vector_norm(numbers.double() / unit, dtype=torch.float64).item()
+    return math.log2(unit) + math.log2(norm) - 0.5 * math.log2(numbers.numel()) if norm else -math.inf
 
 
 def _moves(log2: Sequence[float]) -> bool:

@@ -189,10 +189,10 @@ class _Pass:
     def _count_heads(self, units: Stream, value: Value) -> None:
         number = self._heads[value.id]
         heads, size = self._asked[number].heads, value.numel // value.shape[0]
-        for _, place, group, paths, weight in units.at(value):
+        for head, group, paths, weight in units.parts(value, size, heads):
             example, sets, unasked = self._groups[group]
             for counts, scale in self._counting[sets] if not unasked >> number & 1 else ():
-                counts.came[number][example, place // size % heads] += paths, weight * scale
+                counts.came[number][example, head] += paths, weight * scale
 
 
 def _made(call: Call) -> Value:

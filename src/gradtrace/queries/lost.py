@@ -17,7 +17,7 @@ from .forest import Forest
 from .group_names import group_named, listed
 from .join_rows import pattern_of
 from .junctions import SHUFFLES
-from .paths import Reader, walk
+from .paths import Reader, Start
 from .strongest import of_all_strengths
 from .why import Reasons, unanswered, why
 from .zeros import at, briefly, of_zero, placed
@@ -258,12 +258,9 @@ def factors(forest: Forest, leaves: Sequence[Value]) -> list[dict[int, float]]:
     """
     each = max(1, math.ceil(SAMPLED / max(1, len(leaves))))
     starts = [(leaf, flat) for leaf in leaves[:SAMPLED] for flat in of_all_strengths(forest, leaf, each)]
-    reader, last, out = Reader(forest), _last_use(forest.record, forest.loss), []
-    reader.read((leaf, forest.row(leaf, flat), flat) for leaf, flat in starts)
-    for leaf, flat in starts:
-        moves = walk(forest, leaf, flat, None, reader)
-        out.append({c.index: math.log2(abs(w)) for c, *_, w in moves if c.index <= last and w})
-    return out
+    steps = Reader(forest).read([Start(leaf, flat, forest.row(leaf, flat)) for leaf, flat in starts])
+    paths, last = map(steps.along, range(len(starts))), _last_use(forest.record, forest.loss)
+    return [{c.index: math.log2(abs(w)) for c, *_, w in moves if c.index <= last and w} for moves in paths]
 
 
 def _last_use(record: Record, loss: Value) -> int:

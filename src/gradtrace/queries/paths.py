@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -101,7 +101,6 @@ def follow(
     value: Value,
     index: tuple[int, ...] | int,
     example: int | None = None,
-    reader: Reader | None = None,
 ) -> Path | None:
     """Read the path of one scalar; None where it has none.
 
@@ -110,13 +109,13 @@ def follow(
         value: where the path starts.
         index: which scalar of it.
         example: in a per-example forest, which example; the one with the strongest path by default.
-        reader: knows the steps of the paths that it has read before.
     """
     where = flat_index(value, index)
-    path = path_of(forest.kind, value, where, walk(forest, value, where, example, reader))
+    path = path_of(forest.kind, value, where, walk(forest, value, where, example))
     return path if path.steps or value is forest.loss else None
 
 
+END = -1  # instead of a step: the loss
 Move: TypeAlias = tuple[Call, int, int, int, float]  # call, argument, output, flat index in the output, derivative
 
 
@@ -134,79 +133,109 @@ def path_of(kind: str, value: Value, where: int, moves: Iterable[Move]) -> Path:
     return Path(*start, kind, tuple(steps))
 
 
-Start: TypeAlias = tuple[Value, int, int]  # a value, a row of it (the example, where each has its own), a flat index
+class Start(NamedTuple):
+    """Where a path begins: a scalar (by its flat index) of a value, in a row (the example, where each has its own)."""
+
+    value: Value
+    flat: int
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps of some paths, each once: paths that meet share what follows. A path goes to steps of higher numbers.
+
+    Attributes:
+        edges: (call, argument, number of the result), each as often as steps by it were read together.
+        edge: of each step the number of its edge.
+        flat: the place in the result that it goes to.
+        derivative: ∂(that scalar)/∂(the one before).
+        then: the number of the step after it; END at the loss.
+        first: by path its first step; END where it begins at the loss.
+    """
+
+    edges: Sequence[tuple[Call, int, int]]
+    edge: np.ndarray
+    flat: np.ndarray
+    derivative: np.ndarray
+    then: np.ndarray
+    first: np.ndarray
+
+    def along(self, path: int) -> Iterator[Move]:
+        """Go along a path."""
+        step = int(self.first[path])
+        while step != END:
+            yield *self.edges[self.edge[step]], int(self.flat[step]), float(self.derivative[step])
+            step = int(self.then[step])
 
 
 @dataclass(eq=False)
 class Reader:
-    """Reads steps of paths, each once: paths that meet share what follows, those through a value step together.
-
-    Attributes:
-        moves: those that were read, by value, row (0 where examples have none of their own) and flat position.
-    """
+    """Reads steps of paths, those through a value together."""
 
     forest: Forest
-    moves: dict[tuple[int, int, int], Move] = field(default_factory=dict)
-    _read: dict[int, set[int]] = field(default_factory=dict)
     _edges: dict[int, list[Edge]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._consumers = Consumers(self.forest)
 
-    def read(self, starts: Iterable[Start]) -> None:
+    def read(self, starts: Sequence[Start]) -> Steps:
         """Read all steps of the paths of some scalars that have a trace."""
-        waiting: dict[int, tuple[Value, set[int]]] = {}  # by value, its scalars, numbered rows × shape
+        forest, loss = self.forest, self.forest.loss
+        # by value: its scalars, numbered rows × shape, and the steps, or paths from -1 downwards, that lead there
+        waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         order: list[tuple[int, int]] = []  # a value's consumers come after the call that made it
+        values: dict[int, Value] = {}
 
-        def add(value: Value, scalars: Iterable[int]) -> None:
-            new = set(scalars).difference(self._read.setdefault(value.id, set()))
-            if value is self.forest.loss or not new:
+        def add(value: Value, row: Rows, flat: np.ndarray, before: np.ndarray) -> None:
+            if value is loss:
                 return
             if value.id not in waiting:
-                waiting[value.id] = value, set()
+                waiting[value.id], values[value.id] = [], value
                 heapq.heappush(order, (-1 if value.call is None else value.call.index, value.id))
-            waiting[value.id][1].update(new)
+            waiting[value.id].append((flat + row * value.numel if forest.batch(value) > 1 else flat, before))
 
-        for value, row, flat in starts:
-            add(value, [(row if self.forest.batch(value) > 1 else 0) * value.numel + flat])
+        begun: dict[int, list[int]] = {}
+        for path, start in enumerate(starts):
+            values[start.value.id] = start.value
+            begun.setdefault(start.value.id, []).append(path)
+        for i, paths in begun.items():
+            rows, flats = (np.array([getattr(starts[p], of) for p in paths]) for of in ("row", "flat"))
+            add(values[i], rows, flats, -1 - np.array(paths))
+        edges: list[tuple[Call, int, int]] = []
+        columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        leads: list[tuple[np.ndarray, np.ndarray]] = []  # steps or paths, and the step after each
+        count = 0
         while order:
-            value, scalars = waiting.pop(heapq.heappop(order)[1])
-            self._read[value.id] |= scalars
-            rows, flats = np.divmod(np.array(sorted(scalars)), value.numel)
+            value = values[heapq.heappop(order)[1]]
+            come = waiting.pop(value.id)
+            scalars, number = np.unique(np.concatenate([here for here, _ in come]), return_inverse=True)
+            leads.append((np.concatenate([before for _, before in come]), count + number))
+            rows, flats = np.divmod(scalars, value.numel)
+            edge, there, derivative = np.zeros_like(scalars), np.zeros_like(scalars), np.zeros(len(scalars))
             for part in self._consumers.of(value, rows, flats):
                 which = slice(None) if part.which is None else part.which
-                self._note(value, rows[which], flats[which], part)
-                there = rows[which] if self.forest.batch(part.target) > 1 else 0
-                add(part.target, (there * part.target.numel + part.flat).tolist())
-
-    def _note(self, value: Value, rows: np.ndarray, flats: np.ndarray, part: Part) -> None:
-        weights = self.along(value, rows, flats, part)
-        every = zip(rows.tolist(), flats.tolist(), part.flat.tolist(), weights.tolist(), strict=True)
-        for row, flat, there, weight in every:
-            self.moves[value.id, row, flat] = part.call, part.argument, part.output, there, weight
-
-    def move(self, value: Value, row: int, flat: int) -> Move:
-        """Give the step from one scalar on a trace (row: the example, where each has its own)."""
-        key = value.id, row if self.forest.batch(value) > 1 else 0, flat
-        if key not in self.moves:
-            self.read([(value, row, flat)])
-        return self.moves[key]
-
-    def derivative(self, call: Call, argument: int, x: int, output: int, y: int) -> float:
-        """Give ∂(scalar y of a result)/∂(scalar x of an argument), read off the call's structures."""
-        return float(self._derivatives(call, argument, np.array([x]), output, np.array([y]))[0])
+                edge[which], there[which] = len(edges), part.flat
+                derivative[which] = self.along(value, rows[which], flats[which], part)
+                edges.append((part.call, part.argument, part.output))
+                add(part.target, rows[which], part.flat, np.arange(count, count + len(scalars))[which])
+            columns.append((edge, there, derivative))
+            count += len(scalars)
+        then, first = np.full(count, END), np.full(len(starts), END)
+        for before, after in leads:
+            steps = before >= 0
+            then[before[steps]], first[-1 - before[~steps]] = after[steps], after[~steps]
+        none = np.zeros(0, np.int64)
+        joined = [np.concatenate(c) for c in zip(*columns, strict=True)] or [none, none, none.astype(float)]
+        return Steps(edges, *joined, then, first)
 
     def along(self, value: Value, row: Rows, flats: np.ndarray, part: Part) -> np.ndarray:
         """Give the derivatives of steps from some scalars of a value, by the edge of `part`."""
         if self.forest.derivatives is not None:
             step = part.call.index, part.argument, part.output
             return self.forest.derivatives.of(value, row, flats, step, part.flat)
-        return self._derivatives(part.call, part.argument, flats, part.output, part.flat)
-
-    def _derivatives(self, call: Call, argument: int, x: np.ndarray, output: int, y: np.ndarray) -> np.ndarray:
-        """Do so for pairs of them."""
-        found = self.structures(call, argument, output)
-        return sum((entries(s, y, x) for s in found), np.zeros(len(y)))
+        found = self.structures(part.call, part.argument, part.output)
+        return sum((entries(s, part.flat, flats) for s in found), np.zeros(len(flats)))
 
     def structures(self, call: Call, argument: int, output: int) -> list[Structure]:
         """Give what a call says of the dependence of a result on an argument; all of it adds up."""
@@ -215,22 +244,14 @@ class Reader:
         return [s for position, number, s in self._edges[call.index] if (position, number) == (argument, output)]
 
 
-def walk(forest: Forest, value: Value, flat: int, example: int | None, reader: Reader | None = None) -> Iterator[Move]:
+def walk(forest: Forest, value: Value, flat: int, example: int | None) -> Iterator[Move]:
     """Step along winners."""
-    reader = reader or Reader(forest)
-    row = _start(forest, value, flat, example)
-    if row is None:
-        return
-    while value is not forest.loss:
-        found = reader.move(value, row, flat)
-        yield found
-        call, _, output, flat, _ = found
-        made = call.outputs[output]
-        assert made is not None
-        value = made
+    row = start_row(forest, value, flat, example)
+    if row is not None:
+        yield from Reader(forest).read([Start(value, flat, row)]).along(0)
 
 
-def _start(forest: Forest, value: Value, flat: int, example: int | None) -> int | None:
+def start_row(forest: Forest, value: Value, flat: int, example: int | None = None) -> int | None:
     """Give the row in which a scalar's path starts; None where it has none."""
     if value is forest.loss or value.id not in forest.winners:
         return None
@@ -240,10 +261,10 @@ def _start(forest: Forest, value: Value, flat: int, example: int | None) -> int 
 
 def follow_all(forest: Forest, scalars: Sequence[tuple[Value, int]]) -> list[Path]:
     """Read the paths of many scalars (by flat index) together; of those that have one."""
-    reader, rows = Reader(forest), [_start(forest, value, flat, None) for value, flat in scalars]
-    found = [(*s, row) for s, row in zip(scalars, rows, strict=True) if row is not None or s[0] is forest.loss]
-    reader.read((value, row, flat) for value, flat, row in found if row is not None)
-    return [path_of(forest.kind, value, flat, walk(forest, value, flat, row, reader)) for value, flat, row in found]
+    rows = [0 if value is forest.loss else start_row(forest, value, flat) for value, flat in scalars]
+    starts = [Start(*s, row) for s, row in zip(scalars, rows, strict=True) if row is not None]
+    steps = Reader(forest).read(starts)
+    return [path_of(forest.kind, s.value, s.flat, steps.along(n)) for n, s in enumerate(starts)]
 
 
 def flat_index(value: Value, index: tuple[int, ...] | int) -> int:

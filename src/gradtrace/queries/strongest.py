@@ -39,12 +39,14 @@ class _Weights(NamedTuple):
         rows: rows × scalars, over 2^exponent, or their log2 where there is none.
         least: what is no path's.
         tops: rows × blocks, the largest of each block of scalars; None where there are few scalars.
+        where: the flat index of each scalar, rising, where others have no path; None where all are there.
     """
 
     rows: np.ndarray
     exponent: int | None
     least: float
     tops: np.ndarray | None
+    where: np.ndarray | None
 
 
 @dataclass(eq=False)
@@ -74,30 +76,38 @@ class Strengths:
         weights = self._weights(leaf)
         flat, found = _largest(weights, k, example)
         order = np.lexsort((flat, -found))[:k]
-        log2 = found[order]
+        log2, flat = found[order], flat[order]
         if weights.exponent is not None:
             log2 = np.log2(log2.astype(np.float64)) + weights.exponent
-        return list(zip(log2.tolist(), flat[order].tolist(), strict=True))
+        return list(zip(log2.tolist(), (flat if weights.where is None else weights.where[flat]).tolist(), strict=True))
 
     def _weights(self, leaf: Value) -> _Weights:
         if leaf.id not in self._known:
-            rows, exponent = _rows(self.forest, leaf)
+            rows, exponent, where = _rows(self.forest, leaf)
             blocks, rest = divmod(rows.shape[1], BLOCK)
             tops = None
             if blocks > 1:
                 tops = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(2)
                 tops = torch.cat([tops, rows[:, -rest:].amax(1, keepdim=True)], 1).numpy() if rest else tops.numpy()
-            self._known[leaf.id] = _Weights(rows.numpy(), exponent, -math.inf if exponent is None else 0.0, tops)
+            least = -math.inf if exponent is None else 0.0
+            self._known[leaf.id] = _Weights(rows.numpy(), exponent, least, tops, where)
         return self._known[leaf.id]
 
 
-def _rows(forest: Forest, leaf: Value) -> tuple[Tensor, int | None]:
-    """Give the weight of each scalar's path, 0 where there is none, and their exponent; or its log2, and None."""
+def _rows(forest: Forest, leaf: Value) -> tuple[Tensor, int | None, np.ndarray | None]:
+    """Give the weight of each scalar's path, 0 where there is none, and their exponent; or its log2, and None.
+
+    Where only some scalars can have a path, their flat indices come with them.
+    """
     plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
+    if plane is not None and plane.rows is not None:
+        some, width = plane.data.index_select(1, plane.rows), leaf.numel // leaf.shape[0]
+        where = plane.rows.numpy()[:, None] * width + np.arange(width)
+        return some.reshape(len(some), -1), plane.exponent, where.reshape(-1)
     if plane is not None:
-        return plane.data.reshape(len(plane.data), -1), plane.exponent
+        return plane.data.reshape(len(plane.data), -1), plane.exponent, None
     every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
-    return every.reshape(len(every), -1), None
+    return every.reshape(len(every), -1), None, None
 
 
 def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
@@ -107,15 +117,16 @@ def of_all_strengths(forest: Forest, leaf: Value, k: int) -> list[int]:
     """
     if not k:
         return []
-    step = max(1, leaf.numel // SAMPLED)
-    rows, exponent = _rows(forest, leaf)
+    rows, exponent, where = _rows(forest, leaf)
+    step = max(1, rows.shape[1] // SAMPLED)
     weight = rows[:, ::step].amax(0).numpy()
     live = np.flatnonzero(weight > (-math.inf if exponent is None else 0))
     if not len(live):
         return []
     ranks = np.linspace(0, len(live) - 1, min(k, len(live))).round().astype(np.int64)
     order = np.argpartition(-weight[live], ranks)  # each of these ranks has what a sort would put there
-    return (live[order[ranks]] * step).tolist()
+    found = live[order[ranks]] * step
+    return (found if where is None else where[found]).tolist()
 
 
 def _largest(weights: _Weights, k: int, example: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +134,7 @@ def _largest(weights: _Weights, k: int, example: int | None) -> tuple[np.ndarray
 
     What has no path is left out.
     """
-    rows, _, least, tops = weights
+    rows, least, tops = weights.rows, weights.least, weights.tops
     chosen = slice(None) if example is None or len(rows) == 1 else slice(example, example + 1)
     if tops is None:
         places, found = np.arange(rows.shape[1]), rows[chosen].max(0)

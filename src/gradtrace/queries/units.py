@@ -21,7 +21,7 @@ from .departures import Given, argument, departed, described, placed, routed
 from .forest import Forest
 
 Went: TypeAlias = tuple[int, int, int, float, float]  # (from, argument, group, paths, weight): see `Stream.found`
-Waiting: TypeAlias = tuple[int, int, int, float, float]  # (row, flat position, group, paths, weight)
+Waiting: TypeAlias = tuple[int, int, float, float]  # (number of a part, group, paths, weight)
 Grouping: TypeAlias = Callable[[int, int], int]  # the group of a row's scalars that enter a call first, by its number
 
 
@@ -40,8 +40,8 @@ class Stream(Protocol):
         """Count what waits at a value to other groups from here on."""
         ...
 
-    def at(self, value: Value) -> list[Waiting]:
-        """Give what waits at the scalars of a value; of a value that is `kept`."""
+    def parts(self, value: Value, size: int, count: int) -> list[Waiting]:
+        """Give what waits at a value that is `kept`, of which so many parts of a size follow each other, in turn."""
         ...
 
     def send_on(self, value: Value) -> None:
@@ -85,8 +85,9 @@ class ByPointers:
         for (row, flat, group), units in come.items():
             _add(self._arrived.setdefault(value.id, {}), (row, flat, groups[group]), units)
 
-    def at(self, value: Value) -> list[Waiting]:
-        return [(*key, *units.tolist()) for key, units in self._arrived.get(value.id, {}).items()]
+    def parts(self, value: Value, size: int, count: int) -> list[Waiting]:
+        come = self._arrived.get(value.id, {})
+        return [(flat // size % count, group, *units.tolist()) for (_, flat, group), units in come.items()]
 
     def send_on(self, value: Value) -> None:
         come = self._arrived.pop(value.id, {})
@@ -164,8 +165,8 @@ class Compiled:
     def regroup(self, value: Value, groups: Mapping[int, int]) -> None:
         self._units.regroup(value.id, value.numel, groups)
 
-    def at(self, value: Value) -> list[Waiting]:
-        return self._units.at(value.id)
+    def parts(self, value: Value, size: int, count: int) -> list[Waiting]:
+        return self._units.parts(value.id, size, count)
 
     def send_on(self, value: Value) -> None:
         straight = value.id in self._straight

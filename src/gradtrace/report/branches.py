@@ -7,93 +7,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..queries.forest import Forest
-from ..queries.paths import Reader
+from ..queries.paths import END, Reader, Start, Steps, start_row
 from ..recording.layouts import unravelled
 from ..recording.record import Value
 from .tokens import Tokens
 
-END = -1
+READ = 1_500_000  # steps that may be read in vain, where there is no room for them
+Scalar: TypeAlias = tuple[Value, int, int, int | None]  # a leaf, its number, a flat index, the example
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Branches:
-    """The steps met so far, and the paths that begin at them."""
+    """Some steps, by number, and the paths that begin at them.
 
-    forest: Forest
-    paths: list[dict[str, Any]] = field(default_factory=list)
-    _known: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    _begun: set[tuple[int, int, int]] = field(default_factory=set)
-    # of each step: what is reached, the flat index there, the derivative, log2 of the path from here on, the next step
-    _made: list[Value] = field(default_factory=list)
-    _flat: list[int] = field(default_factory=list)
-    _derivative: list[float] = field(default_factory=list)
-    _log2: list[float] = field(default_factory=list)
-    _next: list[int] = field(default_factory=list)
+    Attributes:
+        paths: of each its leaf, index, example, first step, and log2 of its weight.
+        values: results of calls, each once.
+        made: of each step the number of the result that is reached.
+        flat: the flat index there.
+        derivative: the local one.
+        then: the number of the step after it.
+    """
 
-    def __post_init__(self) -> None:
-        self._reader = Reader(self.forest)
-        self._apart: dict[int, bool] = {}  # of a value, whether examples have scalars of their own
-
-    def add_all(self, scalars: Sequence[tuple[Value, int, int, int | None]], most: int) -> None:
-        """Add the paths of some scalars that have one, the first ones first, while there is room.
-
-        Args:
-            scalars: of each its leaf, that one's number, the flat index and the example; None for the example in which
-                its path is the strongest.
-            most: from how many steps on no path is added.
-        """
-        if len(self._made) >= most:
-            return
-        rows = [self.forest.row(leaf, flat) if row is None else row for leaf, _, flat, row in scalars]
-        starts = {(n, flat, row): leaf for (leaf, n, flat, _), row in zip(scalars, rows, strict=True)}
-        fresh = {key: leaf for key, leaf in starts.items() if key not in self._begun}
-        self._begun.update(fresh)
-        there = {key: leaf for key, leaf in fresh.items() if self.forest.traced(leaf, key[2], key[1])}
-        there = {key: leaf for key, leaf in there.items() if leaf is not self.forest.loss}
-        self._reader.read((leaf, row, flat) for (_, flat, row), leaf in there.items())
-        for (number, flat, row), leaf in there.items():
-            if len(self._made) >= most:
-                return
-            first = self._follow(leaf, row, flat)
-            index = [*unravelled(flat, leaf.shape)]
-            start = {"leaf": number, "index": index, "example": row, "first": first, "log2": self._log2[first]}
-            self.paths.append(start)
-
-    def _follow(self, value: Value, example: int, flat: int) -> int:
-        """Give the number of the step that a scalar's path begins with, adding what is new of it."""
-        begin, loss, found = len(self._made), self.forest.loss, END
-        while value is not loss:
-            apart = self._apart.get(value.id)
-            if apart is None:
-                apart = self._apart[value.id] = self.forest.batch(value) > 1
-            key = value.id, example if apart else 0, flat
-            known = self._known.get(key)
-            if known is not None:
-                found = known
-                break
-            call, _, output, flat, weight = self._reader.moves[key]
-            made = call.outputs[output]
-            assert made is not None
-            value = made
-            self._known[key] = len(self._made)
-            self._made.append(made)
-            self._flat.append(flat)
-            self._derivative.append(weight)
-        total = 0.0 if found == END else self._log2[found]
-        added = []
-        for weight in reversed(self._derivative[begin:]):
-            total += math.log2(abs(weight)) if weight else -math.inf
-            added.append(total)
-        self._log2 += reversed(added)
-        end = len(self._made)
-        self._next += [*range(begin + 1, end), found][: end - begin]
-        return begin if end > begin else found
+    paths: list[dict[str, Any]]
+    values: list[Value]
+    made: np.ndarray
+    flat: np.ndarray
+    derivative: np.ndarray
+    then: np.ndarray
 
     def columns(self, tokens: Tokens | None = None) -> dict[str, list[Any]]:
         """Give the steps: by column, one entry a step.
@@ -101,17 +48,77 @@ class Branches:
         `call` and `index` say which scalar is reached, `derivative` is the local one, `token` the token at that
         position (or None), `next` the step after it.
         """
-        index: list[Any] = [None] * len(self._made)
-        token: list[str | None] = [None] * len(self._made)
-        alike: dict[int, list[int]] = {}
-        for step, made in enumerate(self._made):
-            alike.setdefault(made.id, []).append(step)
-        for steps in alike.values():
-            made = self._made[steps[0]]
-            flat = np.array([self._flat[step] for step in steps])
-            places = np.stack(np.unravel_index(flat, made.shape), 1) if made.shape else np.zeros((len(steps), 0), int)
+        index: list[Any] = [None] * len(self.made)
+        token: list[str | None] = [None] * len(self.made)
+        order = np.argsort(self.made, kind="stable")
+        ends = np.bincount(self.made, minlength=len(self.values)).cumsum()
+        for made, steps in zip(self.values, np.split(order, ends[:-1]), strict=False):  # without paths there is none
+            at = np.unravel_index(self.flat[steps], made.shape) if made.shape else ()
+            places = np.stack(at, 1) if at else np.zeros((len(steps), 0), np.int64)
             words = tokens.at(made, places) if tokens is not None and made.shape else token[: len(steps)]
-            for step, at, word in zip(steps, places.tolist(), words, strict=True):
-                index[step], token[step] = at, word
-        call = [made.call.index for made in self._made if made.call is not None]
-        return {"call": call, "index": index, "derivative": self._derivative, "token": token, "next": self._next}
+            for step, place, word in zip(steps.tolist(), places.tolist(), words, strict=True):
+                index[step], token[step] = place, word
+        call = np.array([made.call.index for made in self.values if made.call is not None], np.int64)[self.made]
+        derivative, then = self.derivative.tolist(), self.then.tolist()
+        return {"call": call.tolist(), "index": index, "derivative": derivative, "token": token, "next": then}
+
+
+def branches(forest: Forest, scalars: Sequence[Scalar], most: int) -> Branches:
+    """Give the paths of some scalars that have one, the first ones first, while there is room.
+
+    Args:
+        scalars: each with the example that is meant; None for that in which its path is the strongest.
+        most: from how many steps on no path is added.
+    """
+    starts: dict[tuple[int, int, int], Start] = {}
+    for leaf, number, flat, example in scalars:
+        row = start_row(forest, leaf, flat, example)
+        if row is not None:
+            starts.setdefault((number, flat, row), Start(leaf, flat, row))
+    steps, owner = _read(forest, [*starts.values()], most)
+    new = np.bincount(owner, minlength=len(steps.first))
+    added = int((new.cumsum() - new < most).sum())
+    order = np.argsort(owner, kind="stable")[: int(new[:added].sum())]
+    number_of = np.full(len(owner) + 1, END)  # the last stands for the loss
+    number_of[order] = np.arange(len(order))
+    begin, log2 = number_of[steps.first].tolist(), _weights(steps)[steps.first].tolist()
+    paths = [
+        {"leaf": leaf, "index": [*unravelled(flat, start.value.shape)], "example": row, "first": first, "log2": weight}
+        for ((leaf, flat, row), start), first, weight in [*zip(starts.items(), begin, log2, strict=True)][:added]
+    ]
+    ends = [made for call, _, output in steps.edges if (made := call.outputs[output]) is not None]
+    values = {made.id: made for made in ends}
+    numbers = {i: n for n, i in enumerate(values)}
+    made = np.array([numbers[end.id] for end in ends], np.int64)[steps.edge[order]]
+    columns = steps.flat[order], steps.derivative[order], number_of[steps.then[order]]
+    return Branches(paths, [*values.values()], made, *columns)
+
+
+def _read(forest: Forest, starts: Sequence[Start], most: int) -> tuple[Steps, np.ndarray]:
+    """Read paths, of a long program a few first, and say of each step which path comes to it first."""
+    at_once = max(100, READ // max(1, len(forest.record.calls)))  # each value is gone to once for those read together
+    while True:
+        steps = Reader(forest).read(starts[:at_once])
+        if at_once >= len(starts) or len(steps.then) >= most:
+            return steps, _owners(steps)
+        at_once *= 4
+
+
+def _owners(steps: Steps) -> np.ndarray:
+    """Give of each step the first path that it is on."""
+    owner = np.full(len(steps.then), len(steps.first))
+    np.minimum.at(owner, steps.first, np.arange(len(steps.first)))
+    found = owner.tolist()
+    for step, after in enumerate(steps.then.tolist()):
+        if after != END and found[step] < found[after]:
+            found[after] = found[step]
+    return np.array(found, np.int64)
+
+
+def _weights(steps: Steps) -> np.ndarray:
+    """Give log2 of the weight of what is left of a path, from each step on, and of the loss."""
+    out = [math.log2(abs(weight)) if weight else -math.inf for weight in steps.derivative.tolist()] + [0.0]
+    then = steps.then.tolist()
+    for step in range(len(then) - 1, -1, -1):
+        out[step] += out[then[step]]
+    return np.array(out)

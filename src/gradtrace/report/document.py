@@ -34,6 +34,7 @@ ASKED = {
     "semirings": "semirings",
 }
 PLAIN = frozenset((int, str, bool, type(None)))  # there is nothing to replace in them
+NUMBERS = PLAIN | {float}
 
 
 class BadResults(GradtraceError):
@@ -272,8 +273,8 @@ def finite(content: Any) -> Any:
         return content if math.isfinite(content) else None
     if kind in PLAIN:
         return content
-    if kind is list and PLAIN.issuperset(map(type, content)):
-        return content
+    if kind is list and (kinds := {*map(type, content)}) <= NUMBERS:
+        return [x if type(x) is not float or x - x == 0 else None for x in content] if float in kinds else content
     if kind is dict or (kind is not list and isinstance(content, Mapping)):
         return {str(key): finite(value) for key, value in content.items()}
     # a version of torch is a kind of text

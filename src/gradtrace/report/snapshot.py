@@ -37,14 +37,13 @@ from ..queries.zeros import briefly
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record, Value
 from ..semirings import Family, named
-from .branches import Branches
+from .branches import branches
 from .tokens import Texts, Tokens
 from .tree import call_tree, cut, open_at_first, parameter_tree
 
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
-READ = 1_500_000  # steps that may be read in vain, where there is no room for them
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
 
@@ -492,16 +491,12 @@ def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequ
 
 def paths_of(forest: Forest, starts: Sequence[Start], texts: Texts | None, most: int) -> dict[str, Any]:
     """Give the paths of some scalars, the first ones first, of no more than about so many steps."""
-    branches = Branches(forest)
     numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
-    chosen = [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts]
-    at_once = max(100, READ // max(1, len(forest.record.calls)))  # each value is gone to once for those read together
-    for begin in range(0, len(chosen), at_once):
-        branches.add_all(chosen[begin : begin + at_once], most)
-    branches.paths.sort(key=lambda p: -p["log2"])
-    columns = list(branches.paths[0]) if branches.paths else []
-    steps = branches.columns(None if texts is None else Tokens(texts))
-    return {"steps": steps, "starts": {name: [p[name] for p in branches.paths] for name in columns}}
+    found = branches(forest, [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts], most)
+    paths = sorted(found.paths, key=lambda p: -p["log2"])
+    columns = list(paths[0]) if paths else []
+    steps = found.columns(None if texts is None else Tokens(texts))
+    return {"steps": steps, "starts": {name: [p[name] for p in paths] for name in columns}}
 
 
 def default_groups(record: Record) -> dict[str, str | Sequence[str]]:
