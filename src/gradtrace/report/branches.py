@@ -20,6 +20,7 @@ from .tokens import Tokens
 
 READ = 1_500_000  # steps that may be read in vain, where there is no room for them
 Scalar: TypeAlias = tuple[Value, int, int, int | None]  # a leaf, its number, a flat index, the example
+Key: TypeAlias = tuple[int, int, int]  # the number of a leaf, a flat index, the example
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,8 @@ def branches(forest: Forest, scalars: Sequence[Scalar], most: int) -> Branches:
         scalars: each with the example that is meant; None for that in which its path is the strongest.
         most: from how many steps on no path is added.
     """
-    starts: dict[tuple[int, int, int], Start] = {}
-    for leaf, number, flat, example in scalars:
-        row = start_row(forest, leaf, flat, example)
-        if row is not None:
-            starts.setdefault((number, flat, row), Start(leaf, flat, row))
-    steps, owner = _read(forest, [*starts.values()], most)
+    starts, steps = _read(forest, scalars, most)
+    owner = _owners(steps)
     new = np.bincount(owner, minlength=len(steps.first))
     added = int((new.cumsum() - new < most).sum())
     order = np.argsort(owner, kind="stable")[: int(new[:added].sum())]
@@ -94,13 +91,18 @@ def branches(forest: Forest, scalars: Sequence[Scalar], most: int) -> Branches:
     return Branches(paths, [*values.values()], made, *columns)
 
 
-def _read(forest: Forest, starts: Sequence[Start], most: int) -> tuple[Steps, np.ndarray]:
-    """Read paths, of a long program a few first, and say of each step which path comes to it first."""
+def _read(forest: Forest, scalars: Sequence[Scalar], most: int) -> tuple[dict[Key, Start], Steps]:
+    """Read paths, of a long program a few first, until there is no room for more."""
     at_once = max(100, READ // max(1, len(forest.record.calls)))  # each value is gone to once for those read together
     while True:
-        steps = Reader(forest).read(starts[:at_once])
-        if at_once >= len(starts) or len(steps.then) >= most:
-            return steps, _owners(steps)
+        starts: dict[Key, Start] = {}
+        for leaf, number, flat, example in scalars[:at_once]:
+            row = start_row(forest, leaf, flat, example)
+            if row is not None:
+                starts.setdefault((number, flat, row), Start(leaf, flat, row))
+        steps = Reader(forest).read([*starts.values()])
+        if at_once >= len(scalars) or len(steps.then) >= most:
+            return starts, steps
         at_once *= 4
 
 
