@@ -57,7 +57,7 @@ class Added:
         depth: how many sums, not yet bounded, it is made of, one after the other.
     """
 
-    __slots__ = ("_bounds", "depth", "dtype", "g", "kept", "owned", "parts", "shape", "swift")
+    __slots__ = ("_slack", "depth", "dtype", "g", "kept", "owned", "parts", "shape", "swift")
 
     def __init__(self, shape: Shape, dtype: torch.dtype, *, kept: bool = False, swift: bool = False) -> None:
         self.shape, self.dtype, self.kept, self.swift = shape, dtype, kept, swift
@@ -65,7 +65,7 @@ class Added:
         self.g: Tensor | None = None
         self.owned = False
         self.depth = 1
-        self._bounds: tuple[Tensor, Tensor] | None = None
+        self._slack: Tensor | None = None
 
     @property
     def calls(self) -> list[Call]:
@@ -92,21 +92,26 @@ class Added:
         """Give Σ terms."""
         return torch.zeros(self.shape, dtype=torch.float64) if self.g is None else self.g
 
-    def bounded(self) -> tuple[Tensor, Tensor]:
-        """Give Σ |terms|, and how far rounding may have taken two such sums apart; worked out when first asked for."""
-        if self._bounds is None:
-            sizes = torch.zeros(self.shape, dtype=torch.float64)
-            slack = torch.full_like(sizes, least(self.dtype) * (len(self.parts) if self.kept else 1))
+    def sizes(self) -> Tensor:
+        """Give Σ |terms|."""
+        sizes = torch.zeros(self.shape, dtype=torch.float64)
+        for part in self.parts:
+            sizes += absolute(part.structure, part.g.abs(), self._precision(part)).reshape(self.shape)
+        return sizes
+
+    def slack(self) -> Tensor:
+        """Give how far rounding may have taken two such sums apart; worked out when first asked for."""
+        if self._slack is None:
+            lost = least(self.dtype) * (len(self.parts) if self.kept else 1)
+            slack = torch.full(self.shape, lost, dtype=torch.float64)
             for part in self.parts:
                 structure, call, g, source = part
-                kind = self._precision(part)
-                terms = absolute(structure, g.abs(), kind).reshape(self.shape)
-                sizes += terms
-                slack.add_(terms, alpha=allowed(structure, call))
-                if source is not None:
-                    slack += absolute(structure, source.bounded()[1], kind).reshape(self.shape)
-            self._bounds, self.depth = (sizes, slack.add_(sizes, alpha=self._fan())), 0
-        return self._bounds
+                factor, carried = allowed(structure, call) + self._fan(), g.abs()
+                if source is not None:  # in units of the terms: both go along the edge as one
+                    carried = carried + source.slack() / factor
+                slack.add_(absolute(structure, carried, self._precision(part)).reshape(self.shape), alpha=factor)
+            self._slack, self.depth = slack, 0
+        return self._slack
 
     def fit(self, autograd: Tensor) -> Fit:
         """Compare with autograd's number; where that is not within the bound, `g` and `slack` are careful ones."""
@@ -123,18 +128,18 @@ class Added:
         if found.used <= 1 or not self.swift:
             return found
         parts, self.parts = self.parts, []
-        self.swift, self.g, self.owned, self._bounds = False, None, False, None
+        self.swift, self.g, self.owned, self._slack = False, None, False, None
         for part in parts:
             self.add(part)
         return self._bounded((self.sum() - autograd).abs_())
 
     def _bounded(self, apart: Tensor) -> Fit:
-        terms, slack = self.bounded()
+        slack = self.slack()
         if self.swift and not math.isfinite(slack.sum()):
             return Fit(math.inf, math.inf)
         share = apart.div(slack).flatten()
         at = share.argmax()
-        return Fit(float(share[at]), float(slack.flatten()[at]) / (float(terms.flatten()[at]) or 1.0))
+        return Fit(float(share[at]), float(slack.flatten()[at]) / (float(self.sizes().flatten()[at]) or 1.0))
 
     def _fan(self) -> float:
         return (len(self.calls) + 1) * roundoff(self.dtype) if self.kept else 0.0

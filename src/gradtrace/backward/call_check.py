@@ -220,7 +220,7 @@ def _off(call: Call, again: Replay, reached: Sequence[bool]) -> Off | None:
     if not beyond:
         return None
     noise = _noise(call, g, expected)  # of autograd's own formula: what is off by no more is not known any better
-    found = [worst(p, ours[p].sum().double(), expected[p], ours[p].bounded()[1] + noise[p]) for p in beyond]
+    found = [worst(p, ours[p].sum().double(), expected[p], ours[p].slack() + noise[p]) for p in beyond]
     return next((f for f in found if f is not None), None)
 
 

@@ -158,7 +158,7 @@ class Comparison(Algebra[Added, Known]):
     def _settle(self, value: Value, arrived: Added) -> Known:
         if value.id not in self.seen.arrived:
             if arrived.depth > DEEP:
-                arrived.bounded()
+                arrived.slack()
             return Known(arrived.sum(), arrived, self._suspect(arrived))
         changed, autograd = self.seen.changed(value), self.seen.gradient(value)
         self.values += 1
@@ -188,8 +188,7 @@ class Comparison(Algebra[Added, Known]):
 
     def _difference(self, value: Value, arrived: Added, autograd: Tensor) -> str | None:
         """Say what is not explained at a value, and may have come from further on."""
-        _, slack = arrived.bounded()
-        found = worst(0, arrived.sum().to(torch.float64), autograd, slack)  # tells infinities and NaN apart
+        found = worst(0, arrived.sum().to(torch.float64), autograd, arrived.slack())  # tells infinities and NaN apart
         if found is None:
             return None
         suspect = self._suspect(arrived)
@@ -253,7 +252,7 @@ class Comparison(Algebra[Added, Known]):
                     bound = bound + part.abs() * unit(call)
         for part in arrived.parts:
             if part.source is not None:
-                bound = bound + absolute(part.structure, part.source.bounded()[1]).reshape(total.shape)
+                bound = bound + absolute(part.structure, part.source.slack()).reshape(total.shape)
         bound = bound + terms * (len(arrived.calls) + 1) * roundoff(value.dtype)
         return worst(0, total, autograd, bound) is None
 

@@ -36,7 +36,7 @@ from ..jacobians.structure import (
 )
 from ..kernels import additive
 from ..kernels.additive_rows import written_out
-from ..kernels.reference import axes, by_definition
+from ..kernels.reference import by_definition
 from ..recording.layouts import Shape, positions
 from ..recording.record import Call
 from ..semirings.base import AbsSum, Semiring, Sum, as_is
@@ -116,8 +116,10 @@ def terms_of_each(structure: Structure) -> int:
         case Sparse():
             return _most(structure.edges()[1])
         case Strided():
-            once = axes(structure.layout, structure.x_shape) is not None
-            return 1 if once else _most(positions(structure.layout).flatten())
+            seen = additive.shown(structure.layout, structure.x_shape)
+            if seen.injective:
+                return prod(structure.layout.size[d - 1] for d in seen.repeated)
+            return _most(positions(structure.layout).flatten())
         case _:
             return 1
 
