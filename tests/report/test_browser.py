@@ -369,6 +369,19 @@ def test_influence_of_many_groups_is_exact_to_the_pointer(gpt2_report, open_repo
         assert cell.get_attribute("aria-label").endswith(f"{row['kind']}: {percent(row['share'])}")
 
 
+def test_a_shared_parameter_is_found_by_its_further_name(gpt2_report, open_report):
+    page = open_report(gpt2_report).page
+    page.fill("#search-parameter", "lm_head.weight")
+    assert (
+        page.locator("#paths .found")
+        .text_content()
+        .startswith("lm_head.weight is another name of transformer.wte.weight. ")
+    )
+    starts = page.locator("#paths .pathlist button").all_text_contents()
+    assert starts
+    assert all("transformer.wte.weight" in text for text in starts)
+
+
 def test_search_finds_a_path_and_shows_its_steps(gpt2_report, gpt2, open_report):
     trace, _ = gpt2
     report = open_report(gpt2_report)

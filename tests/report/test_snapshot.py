@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gradtrace import record
 from gradtrace.errors import GradtraceError
 from gradtrace.recording.components import select_leaves
 from gradtrace.report import snapshot as snapshots
@@ -169,6 +171,13 @@ def test_own_flows_have_no_more_room_than_there_is(gpt2, monkeypatch):
     assert "paths" in own[0]
     assert "paths" not in own[-1]
     assert all(flow["total"] > 0 for flow in own)
+
+
+def test_a_recurrent_layer_that_shows_its_steps_is_a_component():
+    model, x = nn.ModuleDict({"rnn": nn.GRU(4, 4), "out": nn.Linear(4, 2)}), torch.randn(6, 3, 4)
+    with record(model) as tape:
+        loss = model["out"](model["rnn"](x)[0]).square().sum()
+    assert default_components(tape.trace(loss)) == ["rnn", "out"]
 
 
 def test_paths_cover_parameters_and_strengths_as_far_as_there_is_room(gpt2):

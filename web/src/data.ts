@@ -12,7 +12,7 @@ export interface TreeColumns {
 
 export interface Graph {
   calls: { number: number[]; operator: string[]; module: string[]; source: string[] };
-  parameters: { name: string[]; shape: number[][] };
+  parameters: { name: string[]; shape: number[][]; also?: Record<string, string> }; // by a further name of a shared one its first
   modules: TreeColumns;
   groups: TreeColumns;
   links?: { source: number[]; target: number[] }; // between calls; absent in older results

@@ -137,7 +137,7 @@ export function explain(element: Element, lines: () => string[]): void {
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
-    const field = element.closest("svg.flow")?.getBoundingClientRect();
+    const field = element.closest("svg.flow, svg.heat")?.getBoundingClientRect();
     const near = y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18;
     tip.style.top = `${field ? besides(field, box.height, y) : near}px`;
   };

@@ -161,7 +161,11 @@ def graph_of(trace: Traced) -> dict[str, Any]:
             "module": [c.module for c in calls],
             "source": [shown[c.source] for c in calls],
         },
-        "parameters": {"name": [str(v.name) for v in leaves], "shape": [list(v.shape) for v in leaves]},
+        "parameters": {
+            "name": [str(v.name) for v in leaves],
+            "shape": [list(v.shape) for v in leaves],
+            "also": dict(record.aliases),  # of shared ones, by a further name the first
+        },
         "modules": tree.columns(),
         "groups": parameter_tree(leaves).columns(),
         "links": {"source": [a for a, _ in links], "target": [b for _, b in links]},
@@ -536,7 +540,9 @@ def default_components(trace: Traced) -> list[str]:
     calls = trace.tape.record.before(trace.root)
     tree = call_tree(calls, links_between(calls))
     shown = [tree.nodes[n] for n in cut(tree, open_at_first(tree))]
-    names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in shown if n.kind == "module"))
+    steps = [n for n in shown if n.kind == "stretch" and n.name and not tree.holds(n, "module")]  # of a recurrent layer
+    modules = [n for n in shown if n.kind == "module" or n in steps]
+    names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in modules))
     inside = {s.name for c in calls for s in c.scopes if any(s.name.startswith(f"{n}.") for n in names)}
     patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in sorted(inside) if re.search(r"\.\d+\.", name)]
     repeated = [p for p in dict.fromkeys(patterns) if patterns.count(p) > 1 and p.count(".") <= _depth(patterns)]

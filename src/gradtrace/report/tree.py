@@ -81,6 +81,10 @@ class Tree:
             waiting += reversed(node.children)
         return out
 
+    def holds(self, node: Node, kind: str) -> bool:
+        """Tell whether any node inside is of a kind."""
+        return any(self.nodes[c].kind == kind or self.holds(self.nodes[c], kind) for c in node.children)
+
     def wrap(self, parent: int, members: Sequence[int], name: str, kind: str) -> int:
         """Put a new node between a parent and some of its children."""
         home = self.nodes[parent]

@@ -45,7 +45,7 @@ export function pathsView(data: ReportDocument, store: Store): HTMLElement | nul
     if (hits.length || !paths) showDetail(data, store, detail);
     else detail.replaceChildren(...(dead.length ? saidOfDead(momentNow(data, store), dead) : ["Nothing found, so no path is shown."]).map((text) => el("p", { class: "none" }, text)));
   };
-  names.append(...data.graph.parameters.name.map((name) => el("option", { value: name })));
+  names.append(...namesOf(data).map((name) => el("option", { value: name })));
   parameter.addEventListener("input", () => {
     const [, name, at] = parameter.value.match(LABEL) ?? [];
     store.set({ search: name ?? parameter.value.trim(), at: at ?? index.value });
@@ -81,13 +81,13 @@ export function listed(data: ReportDocument, store: Store, now: State): number[]
   const paths = tableOf(data, now.snapshot, now.kind);
   const own = now.search || now.at.trim() ? null : leavesOf(flowNow(data, store));
   const wanted = numbersIn(now.at);
-  const glob = globOf(now.search);
+  const meant = searched(data, now.search);
   const met = new Set<string>(); // of all examples, that in which a scalar's path is strongest comes first
   const once = (key: string) => !met.has(key) && met.add(key);
   return (paths?.starts.leaf ?? [])
     .map((leaf, i) => ({ leaf, name: data.graph.parameters.name[leaf], index: paths!.starts.index![i], i }))
     .filter(({ i }) => now.example === null || paths!.starts.example?.[i] === now.example)
-    .filter(({ leaf, name, index }) => (!own || own.has(leaf)) && glob(name) && wanted.every((n, k) => String(index[k]) === n))
+    .filter(({ leaf, name, index }) => (!own || own.has(leaf)) && meant(name) && wanted.every((n, k) => String(index[k]) === n))
     .filter(({ leaf, index }) => once(`${leaf} ${index}`))
     .map(({ i }) => i);
 }
@@ -104,14 +104,27 @@ export function settled(data: ReportDocument, store: Store, now: State): Partial
 function deadAmong(data: ReportDocument, store: Store): string[] {
   const { search, at, group } = store.now;
   const { name } = data.graph.parameters;
-  const glob = globOf(search);
-  const meant = (n: string) => (search ? glob(n) : !at.trim() && (n === group || n.startsWith(`${group}.`)));
+  const found = searched(data, search);
+  const meant = (n: string) => (search ? found(n) : !at.trim() && (n === group || n.startsWith(`${group}.`)));
   return [...deadNow(data, store)].map((i) => name[i]).filter(meant);
 }
 
 function deadLine(names: string[]): string {
   const shown = names.length > 6 ? [...names.slice(0, 5), `${names.length - 5} more`] : names;
   return names.length ? `Dead: no path leads from ${shown.join(", ")} to the loss.` : "";
+}
+
+/** All names of parameters, those that shared ones have besides at the end. */
+function namesOf(data: ReportDocument): string[] {
+  return [...data.graph.parameters.name, ...Object.keys(data.graph.parameters.also ?? {})];
+}
+
+/** Which parameters a search means, by any of their names. */
+function searched(data: ReportDocument, search: string): (name: string) => boolean {
+  const glob = globOf(search);
+  const others = Object.entries(data.graph.parameters.also ?? {}).filter(([further]) => glob(further));
+  const meant = new Set(others.map(([, name]) => name));
+  return (name) => glob(name) || meant.has(name);
 }
 
 function globOf(text: string): (name: string) => boolean {
@@ -125,18 +138,20 @@ function summary(data: ReportDocument, store: Store, paths: PathTable | undefine
   const held = paths?.starts.leaf?.length ?? 0;
   const wanted = numbersIn(at);
   if (at.trim() && !wanted.length) return "An index is one number for each axis, such as 3, 5.";
-  if (hits) return `${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}.`;
+  const first = data.graph.parameters.also?.[search];
+  const shared = first ? `${search} is another name of ${first}. ` : "";
+  if (hits) return `${shared}${hits} of ${held} paths in this file${example === null ? "" : `, of example ${example}`}${hits > MOST ? `, the first ${MOST} shown` : ""}.`;
   if (!paths) return "No paths of this step are in the file: the program ran other operators than at the last one.";
   if (!held) return "No path of non-zero weight was found.";
   if (dead) return "";
   const { name, shape: shapes } = data.graph.parameters;
-  if (search && !name.some(globOf(search))) return "No parameter of this trace has such a name: frozen ones, and further names of a shared one, are not among them.";
-  const shape = shapes[name.indexOf(search)];
+  if (search && !namesOf(data).some(globOf(search))) return "No parameter of this trace has such a name: frozen ones are not among them.";
+  const shape = shapes[name.indexOf(first ?? search)];
   if (shape && wanted.some((n, axis) => !(Number(n) >= 0 && Number(n) < shape[axis]))) return `${search} has no such index: its shape is (${shape.join(", ")}).`;
   const whole = shape?.length && wanted.length === shape.length;
-  const ask = whole ? ` If there is one, trace.path(${JSON.stringify(search)}, (${wanted.join(", ")},)${example === null ? "" : `, example=${example}`}) in Python gives it.` : "";
+  const ask = whole ? ` If there is one, trace.path(${JSON.stringify(first ?? search)}, (${wanted.join(", ")},)${example === null ? "" : `, example=${example}`}) in Python gives it.` : "";
   const kept = example === null ? "the strongest of all and of each parameter, and some of all strengths" : `of example ${example} its strongest, of all parameters and of each group, and others that are strongest in it`;
-  return `Not among the ${held} paths that this file holds: ${kept}.${ask}`;
+  return `${shared}Not among the ${held} paths that this file holds: ${kept}.${ask}`;
 }
 
 function entry(data: ReportDocument, store: Store, paths: PathTable, i: number): HTMLElement {
