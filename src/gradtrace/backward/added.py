@@ -8,6 +8,7 @@ are looked at twice.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from ..jacobians.structure import Strided, Structure
 from ..kernels.additive import add_to_window
 from ..recording.layouts import Shape
 from ..recording.record import Call
-from .rounding import absolute, allowed, at_least, least, piled, roundoff, total
+from .rounding import FORMULA, absolute, allowed, at_least, least, piled, roundoff, total
 
+NEAR = 2  # sums before one that are asked for their slack first: what was added up may have been moved since
 SMALL = 2048  # numbers that `torch.equal` compares as fast as anything
 
 
@@ -54,17 +56,17 @@ class Added:
 
     Attributes:
         g: Σ terms.
-        depth: how many sums, not yet bounded, it is made of, one after the other.
+        floor: a lower bound of the slack, in |g|: each sum on the shortest way here has rounded.
     """
 
-    __slots__ = ("_slack", "depth", "dtype", "g", "kept", "owned", "parts", "shape", "swift")
+    __slots__ = ("_slack", "dtype", "floor", "g", "kept", "owned", "parts", "shape", "swift")
 
     def __init__(self, shape: Shape, dtype: torch.dtype, *, kept: bool = False, swift: bool = False) -> None:
         self.shape, self.dtype, self.kept, self.swift = shape, dtype, kept, swift
         self.parts: list[Part] = []
         self.g: Tensor | None = None
         self.owned = False
-        self.depth = 1
+        self.floor = math.inf
         self._slack: Tensor | None = None
 
     @property
@@ -76,8 +78,8 @@ class Added:
         """Add what one more edge brings."""
         self.parts.append(part)
         structure = part.structure
-        if part.source is not None:
-            self.depth = max(self.depth, part.source.depth + 1)
+        before = 0.0 if part.source is None else part.source.floor
+        self.floor = min(self.floor, before + FORMULA * roundoff(self.dtype))
         if self.owned and type(structure) is Strided and add_to_window(structure, part.g, self.g):
             return
         more = total(structure, part.g, self._precision(part)).reshape(self.shape)
@@ -101,17 +103,30 @@ class Added:
 
     def slack(self) -> Tensor:
         """Give how far rounding may have taken two such sums apart; worked out when first asked for."""
-        if self._slack is None:
-            lost = least(self.dtype) * (len(self.parts) if self.kept else 1)
-            slack = torch.full(self.shape, lost, dtype=torch.float64)
-            for part in self.parts:
-                structure, call, g, source = part
-                factor, carried = allowed(structure, call) + self._fan(), g.abs()
-                if source is not None:  # in units of the terms: both go along the edge as one
-                    carried = carried + source.slack() / factor
-                slack.add_(absolute(structure, carried, self._precision(part)).reshape(self.shape), alpha=factor)
-            self._slack, self.depth = slack, 0
+        waiting = [self]  # instead of a recursion: there may be thousands of steps
+        while waiting:
+            last = waiting[-1]
+            before = [p.source for p in last.parts if p.source is not None and p.source._slack is None]
+            if last._slack is None and not before:
+                last._slack = last._slack_of()
+            waiting += before if last._slack is None else []
+            if last._slack is not None:
+                waiting.pop()
+        assert self._slack is not None
         return self._slack
+
+    def _slack_of(self, near: int | None = None) -> Tensor:
+        """Give the slack; or a lower bound of it, for which only so many sums before this one are asked for theirs."""
+        lost = least(self.dtype) * (len(self.parts) if self.kept else 1)
+        slack = torch.full(self.shape, lost, dtype=torch.float64)
+        for part in self.parts:
+            structure, call, g, source = part
+            factor, terms = allowed(structure, call) + self._fan(), g.abs()
+            if source is not None:  # in units of the terms, so that both go along the edge as one
+                of_source = source.slack if near is None else partial(source._slack_of, near - 1)
+                terms = terms + (terms * source.floor if near == 0 else of_source()) / factor
+            slack.add_(absolute(structure, terms, self._precision(part)).reshape(self.shape), alpha=factor)
+        return slack
 
     def fit(self, autograd: Tensor) -> Fit:
         """Compare with autograd's number; where that is not within the bound, `g` and `slack` are careful ones."""
@@ -124,17 +139,19 @@ class Added:
             used = float(apart.div(g.abs().mul_(factor).add_(least(self.dtype))).max())
             if used <= 1:
                 return Fit(used, factor)
-        found = self._bounded(apart)
+            found = self._beside(apart, self._slack_of(NEAR))
+            if found.used <= 1:
+                return found
+        found = self._beside(apart, self.slack())
         if found.used <= 1 or not self.swift:
             return found
         parts, self.parts = self.parts, []
         self.swift, self.g, self.owned, self._slack = False, None, False, None
         for part in parts:
             self.add(part)
-        return self._bounded((self.sum() - autograd).abs_())
+        return self._beside((self.sum() - autograd).abs_(), self.slack())
 
-    def _bounded(self, apart: Tensor) -> Fit:
-        slack = self.slack()
+    def _beside(self, apart: Tensor, slack: Tensor) -> Fit:
         if self.swift and not math.isfinite(slack.sum()):
             return Fit(math.inf, math.inf)
         share = apart.div(slack).flatten()

@@ -48,7 +48,7 @@ class Use:
         way = self.way
         if type(way) is not Affine or way.stored or way.offset or self.split or way.stride != contiguous(way.shape):
             return False
-        return way.shape == shape or prod(way.shape) == prod(shape)
+        return prod(way.shape) == prod(shape) == self.target.numel
 
     def places(self, positions: np.ndarray, stored: np.ndarray | None, row: Rows, numel: int) -> np.ndarray:
         """Give the places in the output of some scalars of a value of `numel` scalars."""

@@ -32,8 +32,6 @@ from .observed import Observed, observe
 from .rounding import absolute, least, roundoff, shaped, total, unit
 from .walk import Algebra, Edge, walk
 
-DEEP = 4  # sums, one after the other, that wait for somebody to ask for their bounds
-
 
 @dataclass(frozen=True)
 class Certificate:
@@ -157,8 +155,6 @@ class Comparison(Algebra[Added, Known]):
 
     def _settle(self, value: Value, arrived: Added) -> Known:
         if value.id not in self.seen.arrived:
-            if arrived.depth > DEEP:
-                arrived.slack()
             return Known(arrived.sum(), arrived, self._suspect(arrived))
         changed, autograd = self.seen.changed(value), self.seen.gradient(value)
         self.values += 1

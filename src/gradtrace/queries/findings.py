@@ -344,18 +344,23 @@ def _of_parts(grid: Grid) -> Iterator[Finding]:
     kind, numbers = stem_of(grid.branches)
     one = kind.strip().rpartition(".")[2].removesuffix("s")
     idle, cells = [], []
-    for join, label in zip(grid.joins, labels_of(grid.joins), strict=True):
+    many = [
+        (j, label)
+        for j, label in zip(grid.joins, labels_of(grid.joins), strict=True)
+        if j.paths >= FEW * len(j.branches)
+    ]
+    for join, label in many:
         for branch, number in zip(join.branches, numbers, strict=False):
             if branch.share < IDLE / len(join.branches):
                 idle.append(f"{one} {number} of {label}" if len(grid.joins) > 1 else f"{one} {number}")
                 cells.append(Cell("all", join.call, branch.name, branch.share, branch.paths))
-    count = sum(len(j.branches) for j in grid.joins)
+    count = sum(len(j.branches) for j, _ in many)
     where = grid.pattern or "the model"
     if idle:
         verb = "carries" if len(idle) == 1 else "carry"
         text = f"{len(idle)} of the {count} {one}s in {where} {verb} next to nothing: {listed(idle, 'and', 3)}."
         yield Finding("idle", text, tuple(cells), len(idle) / count, count, 0.75)
-    if grid.operator != "heads" or (len(grid.joins) == 1 and not idle):
+    if many and (grid.operator != "heads" or (len(grid.joins) == 1 and not idle)):
         yield from _load(grid, one, numbers)
 
 
@@ -415,7 +420,8 @@ def _few(joins: Sequence[Join], asked: Asked) -> str:
     heavy = asked.heavy(joins)
     more = f", {cell(heavy)}% by weight" if heavy > 0.5 > _mean(j.share for j in joins) else ""
     if high - low < SOME:
-        return f" (where {cell(_mean(j.share for j in joins))}% of them come{more})"
+        about = "" if cell(low) == cell(high) else "about "
+        return f" (where {about}{cell(_mean(j.share for j in joins))}% of them come{more})"
     return f" (where {cell(low)}% to {cell(high)}% of them come{more})"
 
 

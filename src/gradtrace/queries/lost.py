@@ -26,7 +26,8 @@ MOST_NAMED = 4
 MOST_CAUSES = 3  # of which each has a sentence of its own
 MOST_LOOKED_AT = 12  # calls at which parameters die, whose numbers are looked at
 NEARLY_DEAD = 0.9  # of a parameter's scalars
-READERS = frozenset(("embedding", "index", "index_select", "gather"))  # they read the rows that there are words for
+# they read the rows that there are words for
+READERS = frozenset(("embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"))
 SAMPLED = 32  # paths of a group whose steps are read
 FAINT = -10.0  # log2 of the factor of one call, and of the paths to where parameters end, from which they vanish
 SHARED = 0.5  # of the paths, that come through the call
