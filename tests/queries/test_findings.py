@@ -18,7 +18,7 @@ from joined import Attention, Stack, Stuck, assert_read_off_its_tables, traced
 from torch import Tensor, nn
 
 import gradtrace
-from gradtrace import Trace
+from gradtrace import Trace, record
 from gradtrace.errors import BadArgument
 from gradtrace.queries.lost import gathered
 from gradtrace.queries.summary import Summary
@@ -71,6 +71,32 @@ def test_what_is_idle():
         model.attn.out_proj.weight[:, 2:] = 0
     _, summary = _of(model, 2, 3, 4)
     assert _said(summary, "idle") == ["1 of the 2 heads in attn carries next to nothing: head 1."]
+
+
+def test_heads_to_which_few_paths_come_are_not_told():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model, x = nn.Sequential(nn.Embedding(50, 8), encoder, nn.Linear(8, 50)), torch.randint(50, (2, 5))
+    with record(model, examples=x) as tape:
+        loss = nn.functional.cross_entropy(model(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+    trace = tape.trace(loss)
+    few, many = (join for join in trace.joins(kind="best").rows if join.operator == "heads")
+    assert few.paths < 20 < many.paths
+    assert _said(trace.summary(kind="best"), "idle") == [
+        f"1 of the 2 heads in *.layers.*.self_attn carries next to nothing: head 0 of {many.home}."
+    ]
+    assert not _said(trace.summary(kind="best"), "load")
+
+
+@pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_nobody_reads_are_usual(make):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"table": make(400, 8), "out": nn.Linear(8, 3)})
+    x = torch.randint(400, (4, 3))
+    with record(model, examples=x) as tape:
+        loss = model["out"](model["table"](x)).square().mean()
+    assert not _said(tape.trace(loss).summary(), "dead")
 
 
 def test_what_is_dead():
