@@ -265,7 +265,7 @@ def _as_it_lies(ahead: Ahead, weight: Tensor, live: Tensor | None) -> tuple[Ahea
 
 def _reordered(ahead: Ahead, order: Sequence[int]) -> Ahead | None:
     """Put the axes of a value in another order; None where a way is not by strides along them."""
-    if not all(_strided_along(route.edge, ahead.winners.shape) for route in ahead.routes):
+    if any(_strided_along(route.edge, ahead.winners.shape) is None for route in ahead.routes):
         return None
     shape = tuple(ahead.winners.shape[d] for d in order)
 
@@ -279,7 +279,8 @@ def _reordered(ahead: Ahead, order: Sequence[int]) -> Ahead | None:
 def _at_rows(ahead: Ahead, rows: Tensor) -> Ahead | None:
     """See some rows of a value alone; None where a way goes on from one row to the next."""
     for edge in (route.edge for route in ahead.routes):
-        if not _strided_along(edge, ahead.winners.shape) or edge.way.stride[edge.split]:
+        way = _strided_along(edge, ahead.winners.shape)
+        if way is None or way.stride[edge.split]:
             return None
     shape = len(rows), *ahead.winners.shape[1:]
 
@@ -289,9 +290,9 @@ def _at_rows(ahead: Ahead, rows: Tensor) -> Ahead | None:
     return _seen(ahead, shape, fewer, lambda plane: plane.index_select(1, rows))
 
 
-def _strided_along(edge: Use, shape: Shape) -> bool:
-    """Tell whether an edge leads on by strides along the axes of a value; examples told apart are an axis before."""
-    return type(edge.way) is Affine and edge.way.shape[edge.split :] == shape
+def _strided_along(edge: Use, shape: Shape) -> Affine | None:
+    """Give the way of an edge if it is by strides along the axes of a value; examples told apart are an axis before."""
+    return edge.way if isinstance(edge.way, Affine) and edge.way.shape[edge.split :] == shape else None
 
 
 def _seen(

@@ -226,8 +226,9 @@ class Reader:
             steps = before >= 0
             then[before[steps]], first[-1 - before[~steps]] = after[steps], after[~steps]
         none = np.zeros(0, np.int64)
-        joined = [np.concatenate(c) for c in zip(*columns, strict=True)] or [none, none, none.astype(float)]
-        return Steps(edges, *joined, then, first)
+        columns = columns or [(none, none, none.astype(float))]
+        edge, flat, derivative = (np.concatenate(c) for c in zip(*columns, strict=True))
+        return Steps(edges, edge, flat, derivative, then, first)
 
     def along(self, value: Value, row: Rows, flats: np.ndarray, part: Part) -> np.ndarray:
         """Give the derivatives of steps from some scalars of a value, by the edge of `part`."""
