@@ -1,6 +1,6 @@
 """Signatures of the C++ kernels, made by `python -m nanobind.stubgen -D -m gradtrace._native`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 def instruction_sets() -> list[str]: ...
@@ -225,7 +225,60 @@ def inherit(
 ) -> None: ...
 def absolute(double_: bool, data_ptr: int, n: int, threads: int) -> tuple[float, float, int]: ...
 def any_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> bool: ...
+
+class Scratch:
+    def __init__(self) -> None: ...
+    def bytes(self) -> int: ...
+
+class Departures:
+    def __init__(
+        self,
+        scratch: Scratch,
+        winners: tuple[
+            Sequence[int], tuple[int, int, Sequence[int]], tuple[int, int, Sequence[int]], tuple[int, int], list
+        ],
+        rows: int,
+        double_: bool,
+        weight_ptr: int,
+        live_ptr: int,
+        threads: int,
+    ) -> None: ...
+    def open(self) -> list: ...
+    def place(self, number: int, places_ptr: int, size: int) -> None: ...
+    def alive(self) -> int: ...
+    def totals(self, rows: int) -> list[tuple[float, float]]: ...
+    def tally(
+        self, word: int, sources: Sequence[tuple[int, int, bool, int]]
+    ) -> list[tuple[int, int, float, float]]: ...
+
+class Units:
+    def __init__(self, scratch: Scratch) -> None: ...
+    def leave(
+        self,
+        departures: Departures,
+        ways: Sequence[tuple[Sequence[tuple[int, int]], int, bool, bool]],
+        groups: Sequence[Sequence[int]],
+        shift: float,
+    ) -> None: ...
+    def groups_at(self, value: int) -> list[int]: ...
+    def regroup(self, value: int, numel: int, groups: Mapping[int, int]) -> None: ...
+    def parts(self, value: int, size: int, count: int) -> list[tuple[int, int, float, float]]: ...
+    def send(
+        self,
+        value: int,
+        winners: tuple[
+            Sequence[int], tuple[int, int, Sequence[int]], tuple[int, int, Sequence[int]], tuple[int, int], list
+        ],
+    ) -> list: ...
+    def pass_on(self, value: int, hop: tuple[int, int], target: int, rows: bool) -> None: ...
+    def send_straight(self, value: int, hop: tuple[int, int], target: int) -> None: ...
+    def place(self, number: int, places_ptr: int) -> None: ...
+    def waits(self, value: int) -> bool: ...
+    def waits_straight(self, value: int) -> bool: ...
+    def found(self) -> list[tuple[int, int, int, float, float]]: ...
+
 def top_product(
+    is_double: bool,
     batch: int,
     m: int,
     n: int,
@@ -233,31 +286,33 @@ def top_product(
     a_ptrs: Sequence[int],
     a_strides: Sequence[int],
     w_ptr: int,
-    w_double: bool,
     w_strides: Sequence[int],
     keep: int,
     out_ptr: int,
     threads: int,
 ) -> int: ...
 def top_low_rank(
+    is_double: bool,
     batch: int,
     rows: int,
     n: int,
     g_ptrs: Sequence[int],
     g_strides: Sequence[int],
-    factors_double: bool,
     factor_ptrs: Sequence[int],
     factor_strides: Sequence[Sequence[int]],
     keep: int,
     out_ptr: int,
     threads: int,
 ) -> int: ...
-def top_weigh(n: int, g_ptrs: Sequence[int], w_ptr: int, w_double: bool, out_ptr: int, threads: int) -> int: ...
-def top_merge(n: int, a_ptrs: Sequence[int], b_ptrs: Sequence[int], out_ptrs: Sequence[int], threads: int) -> None: ...
+def top_weigh(is_double: bool, n: int, g_ptrs: Sequence[int], w_ptr: int, out_ptr: int, threads: int) -> int: ...
+def top_merge(
+    is_double: bool, n: int, a_ptrs: Sequence[int], b_ptrs: Sequence[int], out_ptrs: Sequence[int], threads: int
+) -> None: ...
 def top_reduce(
-    rows: int, n: int, g_ptrs: Sequence[int], stride: int, keep: int, out_ptr: int, threads: int
+    is_double: bool, rows: int, n: int, g_ptrs: Sequence[int], stride: int, keep: int, out_ptr: int, threads: int
 ) -> None: ...
 def top_segment(
+    is_double: bool,
     rows: int,
     n: int,
     g_ptrs: Sequence[int],
@@ -268,7 +323,111 @@ def top_segment(
     keep: int,
     out_ptr: int,
 ) -> int: ...
-def top_depth(batch: int, rows: int, n: int, g_ptrs: Sequence[int], g_strides: Sequence[int], keep: int) -> int: ...
+def top_depth(
+    is_double: bool, batch: int, rows: int, n: int, g_ptrs: Sequence[int], g_strides: Sequence[int], keep: int
+) -> int: ...
+def sum_units(
+    arg0: bool,
+    arg1: Sequence[int],
+    arg2: Sequence[int],
+    arg3: int,
+    arg4: bool,
+    arg5: int,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    /,
+) -> int: ...
+def sum_raise(
+    arg0: bool,
+    arg1: bool,
+    arg2: Sequence[int],
+    arg3: Sequence[int],
+    arg4: int,
+    arg5: bool,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    /,
+) -> int: ...
+def sum_shares(
+    arg0: bool,
+    arg1: bool,
+    arg2: Sequence[int],
+    arg3: Sequence[int],
+    arg4: int,
+    arg5: int,
+    arg6: bool,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    /,
+) -> int: ...
+def sum_settle(
+    arg0: bool,
+    arg1: bool,
+    arg2: Sequence[int],
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: int,
+    arg7: float,
+    arg8: int,
+    arg9: int,
+    /,
+) -> int: ...
+def sum_settle_shares(
+    arg0: bool,
+    arg1: bool,
+    arg2: Sequence[int],
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: int,
+    arg7: float,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    /,
+) -> int: ...
+def sum_join(
+    arg0: bool, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int, /
+) -> int: ...
+def sum_one_rows(
+    arg0: bool,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    arg11: int,
+    arg12: int,
+    /,
+) -> int: ...
+def sum_two_rows(
+    arg0: bool,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: int,
+    arg5: int,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    arg11: int,
+    arg12: int,
+    arg13: int,
+    /,
+) -> int: ...
 def signed_product(
     is_double: bool,
     batch: int,
