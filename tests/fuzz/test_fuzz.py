@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from itertools import islice
 
 import pytest
 import torch
@@ -134,14 +135,14 @@ def test_shrinking_keeps_what_fails(seed: int) -> None:
         del oracle
         return ("softmax", "") if any(s.kind == "softmax" for s in program.steps) else None
 
-    for number in range(seed, seed + 500):
-        drawn = Generator(number).program()
-        if drawn is not None and failing(*drawn) and len(drawn[0].steps) > 6:
-            short = hunt.shrink(drawn[0], "softmax", failing)
-            assert failing(short, None)
-            assert len(short.steps) < len(drawn[0].steps)
-            return
-    pytest.fail("no program has a softmax")
+    drawn = (Generator(number).program() for number in range(seed, seed + 1500))
+    long = (program for program, oracle in filter(None, drawn) if failing(program, oracle) and len(program.steps) > 6)
+    shorter = []
+    for program in islice(long, 3):  # of one alone, each step may feed the next
+        short = hunt.shrink(program, "softmax", failing)
+        assert failing(short, None)
+        shorter.append(len(short.steps) < len(program.steps))
+    assert any(shorter)
 
 
 def test_listings_run() -> None:

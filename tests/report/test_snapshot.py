@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,7 +232,8 @@ def test_tokens_must_be_as_long_as_each_other():
         Question(kinds=("signed",))
 
 
-def test_sources_name_no_folder_of_this_machine(taken, tmp_path):
+def test_sources_name_no_folder_of_this_machine(taken, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not tmp_path.is_relative_to(p or Path.cwd())])
     assert short_source(f"{tmp_path}/train.py:7") == "train.py:7"
     assert short_source("") == ""
     assert not any(s.startswith("/") for s in taken[1]["calls"]["source"])
