@@ -63,10 +63,28 @@ struct Sum {
 // Where a leaf's units go: hops, target, whether the target has rows, and whether nobody has to know the place there.
 using GivenWay = std::tuple<std::vector<Hop>, int64_t, bool, bool>;
 
+// Zeros that are only there once they are written to: where the unit of a place is, while units are being added up.
+class Slots {
+  public:
+    uint32_t *room(int64_t n) {
+        if (n > size) {
+            slots.reset(static_cast<uint32_t *>(std::calloc(size_t(n), sizeof(uint32_t))));
+            if (!slots) throw std::bad_alloc();
+            size = n;
+        }
+        return slots.get();
+    }
+
+  private:
+    struct Free {
+        void operator()(uint32_t *p) const { std::free(p); }
+    };
+    std::unique_ptr<uint32_t[], Free> slots;
+    int64_t size = 0;
+};
+
 class Units {
   public:
-    explicit Units(Scratch &scratch) : room(scratch.slots) {}
-
     // Sends what has departed from a leaf, for the group of each row and way. Weights are to be multiplied by 2^shift.
     void leave(const Departures &leaf, const std::vector<GivenWay> &ways, const std::vector<std::vector<int32_t>> &groups, double shift) {
         const int whole = int(std::floor(shift));
@@ -235,7 +253,7 @@ class Units {
     std::vector<Sum> outs;
     std::vector<Amounts> straight;
     mutable std::vector<Amount> summed;  // by group, while units are summed
-    Slots &room;
+    Slots room;
     uint32_t *slots = nullptr;
 
     void begin(const Winners &w) {
@@ -246,10 +264,7 @@ class Units {
     }
 
     void add(const Way &way, size_t number, int64_t place, int32_t group, double count, double weight) {
-        if (place < 0 || place >= way.size) {
-            room.forget();  // where places of this row are
-            throw std::out_of_range("a winner leads out of its consumer's results");
-        }
+        if (place < 0 || place >= way.size) throw std::out_of_range("a winner leads out of its consumer's results");
         Sum &sum = outs[number];
         uint32_t &slot = slots[way.begin + place];
         for (uint32_t at = slot; at; at = sum.next[at - 1]) {
@@ -356,7 +371,7 @@ class Units {
 void bind_units(nb::module_ &m);
 void bind_units(nb::module_ &m) {
     using nb::arg;
-    nb::class_<Scratch>(m, "Scratch", "Memory in which leaves and units are added up, one after the other").def(nb::init<>()).def("bytes", &Scratch::bytes, "How much it is");
+    nb::class_<Scratch>(m, "Scratch", "Memory that leaves are added up in").def(nb::init<>());
     nb::class_<Departures>(m, "Departures", "What a leaf's scalars send, added up where it arrives first")
         .def(nb::init<Scratch &, const GivenWinners &, int64_t, bool, Pointer, Pointer, int>(), arg("scratch"), arg("winners"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("threads"))
         .def("open", &Departures::open, "(number, ordinal, row, positions, stored numbers) of what is to be placed")
@@ -367,7 +382,7 @@ void bind_units(nb::module_ &m) {
             return word == 1 ? d.tally<uint8_t>(sources) : word == 2 ? d.tally<int16_t>(sources) : word == 4 ? d.tally<int32_t>(sources) : d.tally<int64_t>(sources);
         }, arg("word"), arg("sources"), "(row, set, count, weight) of the sets of components at the places");
     nb::class_<Units>(m, "Units", "Units of groups of leaves, on their way along winners")
-        .def(nb::init<Scratch &>(), arg("scratch"), nb::keep_alive<1, 2>())
+        .def(nb::init<>())
         .def("leave", &Units::leave, arg("departures"), arg("ways"), arg("groups"), arg("shift"), "Send what a leaf does, for the group of each row and way")
         .def("groups_at", &Units::groups_at, arg("value"), "The groups of which something waits at a value")
         .def("regroup", &Units::regroup, arg("value"), arg("numel"), arg("groups"), "Count what waits at a value to other groups from here on")

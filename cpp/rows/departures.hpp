@@ -38,7 +38,6 @@ class Cells {
         if (!cells) throw std::bad_alloc();
         size = n;
     }
-    int64_t bytes() const { return size * int64_t(sizeof(Cell)); }
     // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`): to tell
     // whether one is new is a branch that no processor can foresee.
     bool add(int64_t begin, int64_t end, int64_t place, double weight, Places *touched) {
@@ -86,42 +85,11 @@ class Cells {
     int64_t size = 0;
 };
 
-// Where the unit of a place is, while units are added up: all 0 between one value and the next, as `Cells`.
-class Slots {
-  public:
-    uint32_t *room(int64_t n) {
-        if (n > size) {
-            slots.reset(static_cast<uint32_t *>(std::calloc(size_t(n), sizeof(uint32_t))));
-            if (!slots) throw std::bad_alloc();
-            size = n;
-        }
-        return slots.get();
-    }
-    void forget() {
-        slots.reset();
-        size = 0;
-    }
-    int64_t bytes() const { return size * int64_t(sizeof(uint32_t)); }
-
-  private:
-    struct Free {
-        void operator()(uint32_t *p) const { std::free(p); }
-    };
-    std::unique_ptr<uint32_t[], Free> slots;
-    int64_t size = 0;
-};
-
-// Memory that one leaf after the other, by thread, and one value after the other is added up in.
+// Memory that one leaf after the other is added up in, by thread.
 struct Scratch {
     Scratch() = default;
     Scratch(const Scratch &) = delete;
-    int64_t bytes() const {
-        int64_t all = slots.bytes();
-        for (const Cells &own : cells) all += own.bytes();
-        return all;
-    }
     std::vector<Cells> cells;
-    Slots slots;
 };
 
 class Departures {

@@ -228,7 +228,6 @@ def any_nan(double_: bool, tensors: Sequence[tuple[int, int]], threads: int) -> 
 
 class Scratch:
     def __init__(self) -> None: ...
-    def bytes(self) -> int: ...
 
 class Departures:
     def __init__(
@@ -252,7 +251,7 @@ class Departures:
     ) -> list[tuple[int, int, float, float]]: ...
 
 class Units:
-    def __init__(self, scratch: Scratch) -> None: ...
+    def __init__(self) -> None: ...
     def leave(
         self,
         departures: Departures,

@@ -43,7 +43,6 @@ class Room:
     def __init__(self, spare: float = float("inf")) -> None:
         self.free: list[Block] = []
         self.spare = spare
-        self._scratch: Any = None
 
     def __call__(self, kind: torch.dtype, *shape: int) -> Tensor:
         """Make room for numbers of a shape."""
@@ -54,13 +53,6 @@ class Room:
         view = memoryview(block.bytes)  # lives as long as a tensor shows it
         weakref.finalize(view, _give_back, weakref.ref(self), block).atexit = False
         return _tensor(view, kind, shape)
-
-    def scratch(self, new: Callable[[], Any]) -> Any:
-        """Give what kernels keep zeros in from call to call; one of too many `bytes()` is left to those who have it."""
-        known = self._scratch
-        if known is None or known.bytes() > self.spare:
-            known = self._scratch = new()
-        return known
 
     def _fitting(self, size: int) -> Block | None:
         """Take the smallest block that does, if it is not much too large."""

@@ -21,7 +21,6 @@ from ..backward.backpointers import Borrowed, Use, Winners, through
 from ..backward.walk import EDGE_BITS
 from ..jacobians.index_maps import Affine, Raw, Reordered
 from ..kernels import native
-from ..kernels.memory import Room
 from ..kernels.reference import axes
 from ..recording.layouts import Layout, Shape
 from ..recording.record import Value
@@ -82,7 +81,7 @@ class Leaving:
     """What is known of a forest's leaves, by id.
 
     Attributes:
-        scratch: memory in which kernels add up, one leaf and one value after the other.
+        scratch: memory in which what one leaf after the other sends is added up.
     """
 
     given: dict[int, Given | None] = field(default_factory=dict)
@@ -91,16 +90,8 @@ class Leaving:
 
 
 def _leaving(forest: Forest) -> Leaving:
-    forest.leaving = forest.leaving or Leaving()
+    forest.leaving = forest.leaving or Leaving(scratch=None if forest.compact is None else native.lib.Scratch())
     return forest.leaving
-
-
-def scratch_of(forest: Forest) -> Any:
-    """Give memory in which kernels add up, as long as nobody else does."""
-    known, room = _leaving(forest), forest.record.room
-    if known.scratch is None:
-        known.scratch = room.scratch(native.lib.Scratch) if isinstance(room, Room) else native.lib.Scratch()
-    return known.scratch
 
 
 def _once(known: dict[int, Found], find: Callable[[Forest, Value], Found], forest: Forest, leaf: Value) -> Found:
@@ -245,7 +236,7 @@ def _departed(forest: Forest, leaf: Value) -> Departed | None:
     ahead, weight, live = _as_it_lies(ahead, *given.planes) if few is None else _as_it_lies(few, *given.some)
     known, kept = described(forest, ahead, source=0)
     where = weight.dtype is torch.float64, weight.data_ptr(), 0 if live is None else live.data_ptr()
-    sent = native.lib.Departures(scratch_of(forest), known, len(weight), *where, torch.get_num_threads())
+    sent = native.lib.Departures(_leaving(forest).scratch, known, len(weight), *where, torch.get_num_threads())
     del kept
     for number, ordinal, _, found in placed(ahead.routes, sent.open(), leaf.numel):
         sent.place(number, found.ctypes.data, ahead.routes[ordinal].edge.target.numel)

@@ -17,7 +17,7 @@ from ..backward.best import Best
 from ..kernels import native
 from ..recording.record import Value
 from .consumers import Consumers
-from .departures import Given, argument, departed, described, placed, routed, scratch_of
+from .departures import Given, argument, departed, described, placed, routed
 from .forest import Forest
 
 Went: TypeAlias = tuple[int, int, int, float, float]  # (from, argument, group, paths, weight): see `Stream.found`
@@ -132,7 +132,7 @@ class Compiled:
 
     def __init__(self, forest: Forest, compact: Best, kept: Container[int] = ()) -> None:
         self._forest, self._winners = forest, compact.winners
-        self._units = native.lib.Units(scratch_of(forest))
+        self._units = native.lib.Units()
         self._straight = self._find_straight(kept)
 
     def _find_straight(self, kept: Container[int]) -> set[int]:
