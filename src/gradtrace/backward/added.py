@@ -105,13 +105,10 @@ class Added:
         """Give how far rounding may have taken two such sums apart; worked out when first asked for."""
         waiting = [self]  # instead of a recursion: there may be thousands of steps
         while waiting:
-            last = waiting[-1]
-            before = [p.source for p in last.parts if p.source is not None and p.source._slack is None]
-            if last._slack is None and not before:
+            before = [p.source for p in waiting[-1].parts if p.source is not None and p.source._slack is None]
+            waiting += before
+            if not before and (last := waiting.pop())._slack is None:  # others may have waited for the same one
                 last._slack = last._slack_of()
-            waiting += before if last._slack is None else []
-            if last._slack is not None:
-                waiting.pop()
         assert self._slack is not None
         return self._slack
 
@@ -156,7 +153,10 @@ class Added:
             return Fit(math.inf, math.inf)
         share = apart.div(slack).flatten()
         at = share.argmax()
-        return Fit(float(share[at]), float(slack.flatten()[at]) / (float(self.sizes().flatten()[at]) or 1.0))
+        used = float(share[at])
+        if not used <= 1:
+            return Fit(used, math.inf)  # nobody is told a bound that is broken
+        return Fit(used, float(slack.flatten()[at]) / (float(self.sizes().flatten()[at]) or 1.0))
 
     def _fan(self) -> float:
         return (len(self.calls) + 1) * roundoff(self.dtype) if self.kept else 0.0

@@ -165,8 +165,8 @@ def plane_by_example(
 
 def _unstacked(part: Pulled, shape: Shape) -> Pulled:
     """Take the first axis of x for the batch."""
-    if part.rows is not None and prod(shape[:2]) * part.plane.shape[2] == prod(shape):
-        return _unstacked_rows(part, part.rows, shape)
+    if (rows := part.rows_of(shape)) is not None:
+        return _unstacked_rows(part, rows, shape)
     part = part.laid_out((1, prod(shape)))
     plane = Plane(part.plane.data.reshape(shape), part.plane.exponent, part.plane.high, part.plane.low, owned=True)
     return Pulled(plane, None if part.raw is None else part.raw.reshape(shape), part.way)

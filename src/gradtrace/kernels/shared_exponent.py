@@ -130,9 +130,14 @@ class Pulled:
             return self
         data, raw = self._spread(self.plane.data, shape), None if self.raw is None else self._spread(self.raw, shape)
         plane = Plane(data, self.plane.exponent, self.plane.high, self.plane.low, owned=True)
-        if self.rows is not None and len(shape) > 1 and shape[1] * self.plane.shape[2] == prod(shape[1:]):
-            plane.rows = self.rows
+        plane.rows = self.rows_of(shape)
         return Pulled(plane, raw, self.way)
+
+    def rows_of(self, shape: Shape) -> Tensor | None:
+        """Give `rows` if they are along the first axis of x: `shape` is batch × x."""
+        if self.rows is None or len(shape) < 2 or shape[1] * self.plane.shape[2] != prod(shape[1:]):
+            return None
+        return self.rows
 
     def _spread(self, some: Tensor, shape: Shape) -> Tensor:
         """Lay what there is among zeros."""

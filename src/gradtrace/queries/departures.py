@@ -38,7 +38,7 @@ class Given:
     Attributes:
         planes: rows × the leaf's shape, in any layout: the weights over 2^of, and numbers above 0 where there is a
             trace; None where the weights themselves are.
-        of: see there.
+        of: log2 of the weights' unit.
         rows: numbers along the leaf's first axis, rising, beside which there are zeros alone; None: not known.
     """
 

@@ -183,32 +183,29 @@ class Reader:
         """Read all steps of the paths of some scalars that have a trace."""
         forest, loss = self.forest, self.forest.loss
         # by value: its scalars, numbered rows × shape, and the steps, or paths from -1 downwards, that lead there
-        waiting: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        waiting: dict[int, tuple[Value, list[tuple[np.ndarray, np.ndarray]]]] = {}
         order: list[tuple[int, int]] = []  # a value's consumers come after the call that made it
-        values: dict[int, Value] = {}
 
         def add(value: Value, row: Rows, flat: np.ndarray, before: np.ndarray) -> None:
             if value is loss:
                 return
             if value.id not in waiting:
-                waiting[value.id], values[value.id] = [], value
+                waiting[value.id] = value, []
                 heapq.heappush(order, (-1 if value.call is None else value.call.index, value.id))
-            waiting[value.id].append((flat + row * value.numel if forest.batch(value) > 1 else flat, before))
+            waiting[value.id][1].append((flat + row * value.numel if forest.batch(value) > 1 else flat, before))
 
         begun: dict[int, list[int]] = {}
         for path, start in enumerate(starts):
-            values[start.value.id] = start.value
             begun.setdefault(start.value.id, []).append(path)
-        for i, paths in begun.items():
+        for paths in begun.values():
             rows, flats = (np.array([getattr(starts[p], of) for p in paths]) for of in ("row", "flat"))
-            add(values[i], rows, flats, -1 - np.array(paths))
+            add(starts[paths[0]].value, rows, flats, -1 - np.array(paths))
         edges: list[tuple[Call, int, int]] = []
         columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         leads: list[tuple[np.ndarray, np.ndarray]] = []  # steps or paths, and the step after each
         count = 0
         while order:
-            value = values[heapq.heappop(order)[1]]
-            come = waiting.pop(value.id)
+            value, come = waiting.pop(heapq.heappop(order)[1])
             scalars, number = np.unique(np.concatenate([here for here, _ in come]), return_inverse=True)
             leads.append((np.concatenate([before for _, before in come]), count + number))
             rows, flats = np.divmod(scalars, value.numel)

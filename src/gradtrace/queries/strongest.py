@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..recording.record import Value
+from .departures import given_by
 from .forest import Forest
 
 BLOCK = 256  # scalars of which the largest is found first
@@ -43,7 +44,7 @@ class _Weights(NamedTuple):
     """
 
     rows: np.ndarray
-    exponent: int | None
+    exponent: float | None
     least: float
     tops: np.ndarray | None
     where: np.ndarray | None
@@ -94,18 +95,18 @@ class Strengths:
         return self._known[leaf.id]
 
 
-def _rows(forest: Forest, leaf: Value) -> tuple[Tensor, int | None, np.ndarray | None]:
+def _rows(forest: Forest, leaf: Value) -> tuple[Tensor, float | None, np.ndarray | None]:
     """Give the weight of each scalar's path, 0 where there is none, and their exponent; or its log2, and None.
 
     Where only some scalars can have a path, their flat indices come with them.
     """
-    plane = forest.compact.weights.get(leaf.id) if forest.compact is not None else None
-    if plane is not None and plane.rows is not None:
-        some, width = plane.data.index_select(1, plane.rows), leaf.numel // leaf.shape[0]
-        where = plane.rows.numpy()[:, None] * width + np.arange(width)
-        return some.reshape(len(some), -1), plane.exponent, where.reshape(-1)
-    if plane is not None:
-        return plane.data.reshape(len(plane.data), -1), plane.exponent, None
+    given = given_by(forest, leaf) if forest.compact is not None else None
+    if given is not None:
+        some, where = given.some[0], None
+        if given.rows is not None:
+            width = leaf.numel // leaf.shape[0]
+            where = (given.rows.numpy()[:, None] * width + np.arange(width)).reshape(-1)
+        return some.reshape(len(some), -1), given.of, where
     every = forest.log2[leaf.id] if leaf.id in forest.log2 else torch.full((1, leaf.numel), -torch.inf)
     return every.reshape(len(every), -1), None, None
 

@@ -19,7 +19,8 @@ from ..recording.record import Value
 from .tokens import Tokens
 
 READ = 1_500_000  # steps that may be read in vain, where there is no room for them
-Scalar: TypeAlias = tuple[Value, int, int, int | None]  # a leaf, its number, a flat index, the example
+# a leaf, a flat index, the example; None for the one in which the path is the strongest
+Scalar: TypeAlias = tuple[Value, int, int | None]
 Key: TypeAlias = tuple[int, int, int]  # the number of a leaf, a flat index, the example
 
 
@@ -68,7 +69,6 @@ def branches(forest: Forest, scalars: Sequence[Scalar], most: int) -> Branches:
     """Give the paths of some scalars that have one, the first ones first, while there is room.
 
     Args:
-        scalars: each with the example that is meant; None for that in which its path is the strongest.
         most: from how many steps on no path is added.
     """
     starts, steps = _read(forest, scalars, most)
@@ -93,13 +93,14 @@ def branches(forest: Forest, scalars: Sequence[Scalar], most: int) -> Branches:
 
 def _read(forest: Forest, scalars: Sequence[Scalar], most: int) -> tuple[dict[Key, Start], Steps]:
     """Read paths, of a long program a few first, until there is no room for more."""
+    numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
     at_once = max(100, READ // max(1, len(forest.record.calls)))  # each value is gone to once for those read together
     while True:
         starts: dict[Key, Start] = {}
-        for leaf, number, flat, example in scalars[:at_once]:
+        for leaf, flat, example in scalars[:at_once]:
             row = start_row(forest, leaf, flat, example)
             if row is not None:
-                starts.setdefault((number, flat, row), Start(leaf, flat, row))
+                starts.setdefault((numbers[leaf.id], flat, row), Start(leaf, flat, row))
         steps = Reader(forest).read([*starts.values()])
         if at_once >= len(scalars) or len(steps.then) >= most:
             return starts, steps

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from math import fsum
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from ..backward.certificate import Certificate
 from ..errors import BadArgument
@@ -37,18 +37,15 @@ from ..queries.zeros import briefly
 from ..recording.components import Component, matches, name_of, operators, select_leaves
 from ..recording.record import Call, Record, Value
 from ..semirings import Family, named
-from .branches import branches
+from .branches import Scalar, branches
 from .tokens import Texts, Tokens
-from .tree import call_tree, cut, open_at_first, parameter_tree
+from .tree import Node, Tree, call_tree, cut, open_at_first, parameter_tree
 
 MOST_GROUPS = 16
 MOST_COMPONENTS = 40
 ALL = "*"
 MOST_STEPS = 40_000  # of all kinds of paths: 1.5 MB of the 2 MB that a page may take for them
 MOST_OWN = 24_000  # ribbons of single examples' flows: 0.25 MB; the groups that have no room show the flow of all
-
-# a leaf, a flat index, the example; None for the one in which the path is the strongest
-Start: TypeAlias = tuple[Value, int, int | None]
 
 
 class Traced(Answerable, Protocol):
@@ -473,13 +470,13 @@ def _rounded(number: float) -> float:
     return float(f"{number:.10g}")
 
 
-def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequence[str]]) -> list[Start]:
+def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequence[str]]) -> list[Scalar]:
     """Choose the scalars whose paths are shown: the strongest first, then others of all strengths."""
     leaves, strengths = select_leaves(guide.record, question.only), Strengths(guide)
     ids = {leaf.id for leaf in leaves}
     members = [[v for v in select_leaves(guide.record, of) if v.id in ids] for of in groups.values()]
 
-    def strongest(among: Sequence[Value], k: int, example: int | None = None) -> list[Start]:
+    def strongest(among: Sequence[Value], k: int, example: int | None = None) -> list[Scalar]:
         return [(among[n], flat, example) for _, n, flat in strengths.strongest(among, k, example)]
 
     found = strongest(leaves, question.paths)
@@ -493,10 +490,9 @@ def starts_of(guide: Forest, question: Question, groups: Mapping[str, str | Sequ
     return list(dict.fromkeys(found))
 
 
-def paths_of(forest: Forest, starts: Sequence[Start], texts: Texts | None, most: int) -> dict[str, Any]:
+def paths_of(forest: Forest, starts: Sequence[Scalar], texts: Texts | None, most: int) -> dict[str, Any]:
     """Give the paths of some scalars, the first ones first, of no more than about so many steps."""
-    numbers = {v.id: i for i, v in enumerate(forest.record.leaves.values())}
-    found = branches(forest, [(leaf, numbers[leaf.id], flat, example) for leaf, flat, example in starts], most)
+    found = branches(forest, starts, most)
     paths = sorted(found.paths, key=lambda p: -p["log2"])
     columns = list(paths[0]) if paths else []
     steps = found.columns(None if texts is None else Tokens(texts))
@@ -540,14 +536,17 @@ def default_components(trace: Traced) -> list[str]:
     calls = trace.tape.record.before(trace.root)
     tree = call_tree(calls, links_between(calls))
     shown = [tree.nodes[n] for n in cut(tree, open_at_first(tree))]
-    steps = [n for n in shown if n.kind == "stretch" and n.name and not tree.holds(n, "module")]  # of a recurrent layer
-    modules = [n for n in shown if n.kind == "module" or n in steps]
-    names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in modules))
+    names = list(dict.fromkeys(re.sub(r":\d+$", "", n.name) for n in shown if _of_a_module(tree, n)))
     inside = {s.name for c in calls for s in c.scopes if any(s.name.startswith(f"{n}.") for n in names)}
     patterns = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in sorted(inside) if re.search(r"\.\d+\.", name)]
     repeated = [p for p in dict.fromkeys(patterns) if patterns.count(p) > 1 and p.count(".") <= _depth(patterns)]
     found = [n for n in [*names, *repeated] if any(matches(c, name_of(n)) for c in calls)]
     return (found or operators(calls))[:MOST_COMPONENTS]
+
+
+def _of_a_module(tree: Tree, node: Node) -> bool:
+    """Tell whether a node is a module, or some of the steps of one, such as a recurrent layer."""
+    return node.kind == "module" or (node.kind == "stretch" and bool(node.name) and not tree.holds(node, "module"))
 
 
 def _depth(patterns: Sequence[str]) -> int:
