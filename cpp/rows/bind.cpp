@@ -122,6 +122,18 @@ Extent standard(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g,
     });
 }
 
+int meeting(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer left0, const Strides &left0_s, Pointer left1,
+              const Strides &left1_s, Pointer right0, const Strides &right0_s, Pointer right1, const Strides &right1_s, int threads) {
+    const auto run = [&](auto number) {
+        using T = decltype(number);
+        const Meeting<T> m{rows, n1, n2, rows_at<const T>(left0, left0_s), rows_at<const T>(left1, left1_s),
+                           rows_at<const T>(right0, right0_s), rows_at<const T>(right1, right1_s)};
+        return kernels<T>().meeting(m, threads);
+    };
+    nb::gil_scoped_release unlocked;
+    return is_double ? run(double()) : run(float());
+}
+
 using PythonCounts = std::vector<std::tuple<uint64_t, int64_t, double>>;
 
 template <class T> std::optional<PythonCounts> counted(Pointer bits, Pointer strength, int64_t n, int threads) {
@@ -170,6 +182,9 @@ void bind_rows(nb::module_ &m) {
     m.def("standard", &standard, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("g_ptr"), arg("g_strides"), arg("hat_ptr"),
           arg("hat_strides"), arg("gamma_ptr"), arg("gamma_strides"), arg("scale_ptr"), arg("scale_strides"), arg("count"), arg("f"),
           arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("short_arg"), arg("threads"), "The Jacobian of a normalisation x̂·γ");
+    m.def("meeting", &meeting, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("left0_ptr"), arg("left0_strides"), arg("left1_ptr"),
+          arg("left1_strides"), arg("right0_ptr"), arg("right0_strides"), arg("right1_ptr"), arg("right1_strides"), arg("threads"),
+          "Which of left_i · right_j are 0 in some row: flags");
     m.def("tally", &tally, arg("double_"), arg("bits_ptr"), arg("strength_ptr"), arg("n"), arg("threads"),
           "Different bit sets among the live: [(bits, count, strength)], None where there are more than 65536");
 }

@@ -123,6 +123,14 @@ template <class T> struct Standard {
     int16_t *short_arg;  // where not null, winners go here: a row is short enough
 };
 
+// Rows of n1·n2 scalars, of which left_i · right_j connects i and j. Beside NAN_SEEN:
+constexpr int MEET = 2;    // the product of some i and j may vanish, though neither is 0
+constexpr int ABSENT = 4;  // some left_i, or some right_j, is 0
+template <class T> struct Meeting {
+    int64_t rows, n1, n2;
+    Rows<const T> left0, left1, right0, right1;
+};
+
 struct BitCount {
     uint64_t bits;
     int64_t count;
@@ -139,6 +147,7 @@ template <class T> struct RowKernels {
     Summary (*rank_two)(const RankTwo<T> &, int threads);
     Summary (*standard)(const Standard<T> &, int threads);
     Counts (*tally)(const uint64_t *bits, const T *strength, int64_t n, int threads);
+    int (*meeting)(const Meeting<T> &, int threads);
 };
 
 struct RowsTable {
@@ -157,6 +166,7 @@ template <class T> Summary rank_one(const RankOne<T> &, int threads);
 template <class T> Summary rank_two(const RankTwo<T> &, int threads);
 template <class T> Summary standard(const Standard<T> &, int threads);
 template <class T> Counts tally(const uint64_t *bits, const T *strength, int64_t n, int threads);
+template <class T> int meeting(const Meeting<T> &, int threads);
 }  // namespace GRADTRACE_ISA
 #endif
 

@@ -103,6 +103,21 @@ int two_rows(bool is_double, int64_t rows, int64_t n, Pointer own, Pointer left0
     });
 }
 
+using Lying = std::array<int64_t, 3>;  // strides of rows of n1·n2
+
+template <class T> Rows<T> rows_at(Pointer p, const Lying &s) { return {at<T>(p), s[0], s[1], s[2]}; }
+
+int standard_rows(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer hat, const Lying &hat_s, Pointer gamma,
+                  const Lying &gamma_s, Pointer scale, const Lying &scale_s, Pointer z, const Lying &z_s, Pointer h, const Lying &h_s,
+                  Pointer out, const Lying &out_s, Pointer out_h, const Lying &out_h_s, double count, int squarings, int threads) {
+    return typed(is_double, [&](auto number, const auto &table) {
+        using T = decltype(number);
+        return table.standard({rows, n1, n2, rows_at<const T>(hat, hat_s), rows_at<const T>(gamma, gamma_s),
+                               rows_at<const T>(scale, scale_s), rows_at<const T>(z, z_s), rows_at<const T>(h, h_s), count,
+                               squarings, rows_at<T>(out, out_s), rows_at<T>(out_h, out_h_s)}, threads);
+    });
+}
+
 }  // namespace
 
 void bind_sums(nb::module_ &m);
@@ -115,4 +130,5 @@ void bind_sums(nb::module_ &m) {
     m.def("sum_join", &join, "Two arrays merged: flags");
     m.def("sum_one_rows", &one_rows, "A Jacobian of rank one beside its diagonal: flags");
     m.def("sum_two_rows", &two_rows, "A Jacobian of rank two beside its diagonal: flags");
+    m.def("sum_standard_rows", &standard_rows, "The Jacobian of a normalisation x̂·γ: flags");
 }

@@ -141,45 +141,42 @@ constexpr int64_t FEW = 160, MANY = 512;
 
 // Directions of lines and of perpendiculars, in one order.
 struct Directions {
-    std::vector<double> of;        // of n lines, then of n perpendiculars
+    std::vector<double> of;             // of n lines, then of n perpendiculars
     std::vector<uint64_t> order, room;  // a float's bits, made to rise, above the place in `of`
 
     explicit Directions(int64_t n) : of(2 * n), order(2 * n), room(2 * n) {}
 
-    uint32_t place(int64_t k) const { return uint32_t(order[k]); }
-
     void sort() {
         const int64_t n = int64_t(of.size());
+        int32_t first[2][BUCKETS] = {};
         for (int64_t i = 0; i < n; i++) {
             const float x = float(of[i]);
             uint32_t bits;
             std::memcpy(&bits, &x, sizeof bits);
-            bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+            bits ^= uint32_t(int32_t(bits) >> 31) | 0x80000000u;
             order[i] = uint64_t(bits) << 32 | uint64_t(i);
+            first[0][bits >> LEFT & (BUCKETS - 1)]++, first[1][bits >> (LEFT + BITS)]++;
         }
-        for (int shift = 32; shift < 64; shift += BITS) pass(shift);
+        pass(first[0], 32 + LEFT), pass(first[1], 32 + LEFT + BITS);
         const auto less = [this](uint64_t x, uint64_t y) { return of[uint32_t(x)] < of[uint32_t(y)]; };
-        for (int64_t begin = 0, end; begin < n; begin = end) {  // what is one float may be several doubles
-            for (end = begin + 1; end < n && order[end] >> 32 == order[begin] >> 32;) end++;
+        for (int64_t begin = 0, end; begin < n; begin = end) {  // few have all of these bits in common
+            for (end = begin + 1; end < n && order[end] >> (32 + LEFT) == order[begin] >> (32 + LEFT);) end++;
             if (end - begin > 1) std::sort(order.begin() + begin, order.begin() + end, less);
         }
     }
 
 private:
-    static constexpr int BITS = 8;
+    static constexpr int BITS = 12, LEFT = 32 - 2 * BITS, BUCKETS = 1 << BITS;
 
-    // Orders by some bits, and leaves equals as they are.
-    void pass(int shift) {
-        constexpr uint64_t some = (1 << BITS) - 1;
-        int64_t first[some + 1] = {}, total = 0;
-        for (uint64_t x : order) first[x >> shift & some]++;
-        if (first[order[0] >> shift & some] == int64_t(order.size())) return;
-        for (int64_t &count : first) {
-            const int64_t here = count;
-            count = total;
+    // Orders by some bits, of which there are so many, and leaves equals as they are.
+    void pass(int32_t *first, int shift) {
+        int32_t total = 0;
+        for (int i = 0; i < BUCKETS; i++) {
+            const int32_t here = first[i];
+            first[i] = total;
             total += here;
         }
-        for (uint64_t x : order) room[first[x >> shift & some]++] = x;
+        for (uint64_t x : order) room[first[x >> shift & (BUCKETS - 1)]++] = x;
         order.swap(room);
     }
 };
@@ -187,27 +184,31 @@ private:
 // Σ over i≠j of |a_i r0_j + b_i r1_j| for all j, and a bound of what its terms amount to.
 inline void absolute(Line<double> &line, int64_t n) {
     Directions directions(n);
+    std::vector<double> below_a(2 * n), below_b(2 * n);  // of each line itself, then what lies below each direction
     const double *x = line.r0.data(), *y = line.r1.data();
     double *a = line.a.data(), *b = line.b.data(), *of = directions.of.data(), *sums = line.sum.data(), *sizes = line.size.data();
     double total_a = 0, total_b = 0, size_a = 0, size_b = 0;
     for (int64_t i = 0; i < n; i++) {
-        if (b[i] < 0 || (b[i] == 0 && a[i] < 0)) a[i] = -a[i], b[i] = -b[i];
+        const double sign = b[i] < 0 || (b[i] == 0 && a[i] < 0) ? -1 : 1;
+        a[i] *= sign, b[i] *= sign;
         of[i] = b[i] > 0 ? a[i] / b[i] : a[i] > 0 ? INF<double> : 0.0;
         of[n + i] = x[i] != 0 ? -y[i] / x[i] : -INF<double>;
-        total_a += a[i], total_b += b[i];
-        size_a += std::fabs(a[i]), size_b += b[i];
+        below_a[i] = a[i], below_b[i] = b[i];
     }
+#pragma omp simd reduction(+ : total_a, total_b, size_a, size_b)
+    for (int64_t i = 0; i < n; i++) total_a += a[i], total_b += b[i], size_a += std::fabs(a[i]), size_b += b[i];
     directions.sort();
-    double below_a = 0, below_b = 0;
-    for (int64_t k = 0; k < 2 * n; k++) {
-        const int64_t at = directions.place(k), j = at - n;
-        if (j < 0)
-            below_a += a[at], below_b += b[at];
-        else
-            sums[j] = std::fabs((total_a - 2 * below_a) * x[j] + (total_b - 2 * below_b) * y[j]);
+    double sum_a = 0, sum_b = 0;
+    for (const uint64_t entry : directions.order) {
+        const uint32_t at = uint32_t(entry);
+        sum_a += below_a[at], sum_b += below_b[at];
+        below_a[at] = sum_a, below_b[at] = sum_b;
     }
+    const double *up_to_a = below_a.data() + n, *up_to_b = below_b.data() + n;
+#pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        sums[j] -= std::fabs(a[j] * x[j] + b[j] * y[j]);
+        const double beside = std::fabs((total_a - 2 * up_to_a[j]) * x[j] + (total_b - 2 * up_to_b[j]) * y[j]);
+        sums[j] = beside - std::fabs(a[j] * x[j] + b[j] * y[j]);
         sizes[j] = size_a * std::fabs(x[j]) + size_b * std::fabs(y[j]);
     }
 }
@@ -269,16 +270,24 @@ template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, L
             Polynomial<1 << squarings>(line, s.n).at(line, s.n);
     }
     int found = 0;
-    for (int64_t j = 0; j < s.n; j++) {
-        double beside = 0;
-        if (line.some) {
-            const bool clear = quick && line.sum[j] > noise * line.size[j] && line.size[j] > least && line.size[j] < 1e250;
-            beside = clear ? rooted<squarings>(line.sum[j]) : directly<squarings>(line, s.n, j);
+    double *root = line.straight.data();
+    const double *sums = line.sum.data(), *sizes = line.size.data();
+    const auto clear = [=](int64_t j) { return sums[j] > noise * sizes[j] && sizes[j] > least && sizes[j] < 1e250; };
+    int left = 0;
+    if (line.some && quick) {
+#pragma omp simd reduction(| : left)
+        for (int64_t j = 0; j < s.n; j++) {
+            root[j] = rooted<squarings>(sums[j] > 0 ? sums[j] : 0);
+            left |= !clear(j);
         }
-        line.sum[j] = beside;
+    } else {
+        std::fill_n(root, s.n, 0.0);
+        left = line.some;
     }
+    for (int64_t j = 0; left && j < s.n; j++)
+        if (!quick || !clear(j)) root[j] = directly<squarings>(line, s.n, j);
     const T *straight = s.own + at, *g = s.z + at;
-    const double *beside = line.sum.data();
+    const double *beside = root;
     const int exponent = line.exponent;
     T *out = s.out + at;
 #pragma omp simd reduction(| : found)
@@ -431,24 +440,104 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
     return found;
 }
 
+// Runs what carries a row back on some rows, one after the other; `next` makes the next one ready and takes in the last.
+template <class T, class F> int each_row(const TwoRows<T> &s, int64_t begin, int64_t end, F next) {
+    int found = 0;
+    if (s.h) {
+        Line<T> line(s.n);
+        for (int64_t row = begin; row < end; row++) found |= next(row, [&](int64_t at) { return entropies(s, at, line); });
+    } else {
+        Line<double> line(s.n);
+        const auto carry = [&](int64_t at) {
+            return with_power(s.squarings, [&](auto squarings) { return powers<squarings()>(s, at, line); });
+        };
+        for (int64_t row = begin; row < end; row++) found |= next(row, carry);
+    }
+    return found;
+}
+
+// A row of n1·n2 scalars laid out without gaps.
+template <class T> class Row {
+  public:
+    Row(int64_t n1, int64_t n2) : n1(n1), n2(n2), own(n1 * n2) {}
+    T *data() { return own.data(); }
+    void read(const Rows<const T> &from, int64_t row) {
+        each(from, row, [this](int64_t i, const T &x) { own[i] = x; });
+    }
+    void write(const Rows<T> &to, int64_t row) const {
+        each(to, row, [this](int64_t i, T &x) { x = own[i]; });
+    }
+
+  private:
+    template <class Lying, class F> void each(const Lying &rows, int64_t row, F f) const {
+        for (int64_t i = 0; i < n1; i++) {
+            const auto line = rows.data + row * rows.row + i * rows.n1;
+            const int64_t first = i * n2;
+            if (rows.n2 == 1)
+                for (int64_t j = 0; j < n2; j++) f(first + j, line[j]);
+            else
+                for (int64_t j = 0; j < n2; j++) f(first + j, line[j * rows.n2]);
+        }
+    }
+    int64_t n1, n2;
+    std::vector<T> own;
+};
+
+// The factors of a row of a normalisation, each rounded as PyTorch's operators round it.
+template <class T> struct Factors {
+    Row<T> own, left0, left1, ones, hat, gamma, scale, squares;
+
+    Factors(int64_t n1, int64_t n2)
+        : own(n1, n2), left0(n1, n2), left1(n1, n2), ones(n1, n2), hat(n1, n2), gamma(n1, n2), scale(n1, n2), squares(n1, n2) {
+        std::fill_n(ones.data(), n1 * n2, T(1));
+        std::fill_n(gamma.data(), n1 * n2, T(1));
+    }
+    void read(const StandardRows<T> &s, int64_t row) {
+        const int64_t n = s.n1 * s.n2;
+        hat.read(s.hat, row), scale.read(s.scale, row);
+        if (s.gamma.data) gamma.read(s.gamma, row);
+        const T *x = hat.data(), *by = gamma.data(), *unit = scale.data(), count = T(s.count);
+        T *straight = own.data(), *level = left0.data(), *slope = left1.data(), *square = squares.data();
+        for (int64_t i = 0; i < n; i++) square[i] = x[i] * x[i];  // in a loop of its own, or it would not be rounded
+        for (int64_t i = 0; i < n; i++) {
+            const T weight = by[i] * unit[i];
+            level[i] = -weight / count;
+            slope[i] = -weight * x[i] / count;
+            straight[i] = weight * (1 - (1 + square[i]) / count);
+        }
+    }
+};
+
 }  // namespace
 
 template <class T> int two_rows(const TwoRows<T> &s, int threads) {
     return share_flags(s.rows, s.rows * s.n * (s.h ? s.n : 8), threads, [&](int64_t begin, int64_t end) {
-        int found = 0;
-        if (s.h) {
-            Line<T> line(s.n);
-            for (int64_t row = begin; row < end; row++) found |= entropies(s, row, line);
-        } else {
-            Line<double> line(s.n);
-            for (int64_t row = begin; row < end; row++)
-                found |= with_power(s.squarings, [&](auto squarings) { return powers<squarings()>(s, row, line); });
-        }
-        return found;
+        return each_row(s, begin, end, [](int64_t row, auto carry) { return carry(row); });
+    });
+}
+
+template <class T> int standard_rows(const StandardRows<T> &s, int threads) {
+    const int64_t n = s.n1 * s.n2;
+    const bool spread = s.h.data != nullptr;
+    return share_flags(s.rows, s.rows * n * (spread ? n : 8), threads, [&](int64_t begin, int64_t end) {
+        Factors<T> f(s.n1, s.n2);
+        Row<T> z(s.n1, s.n2), h(s.n1, s.n2), out(s.n1, s.n2), out_h(s.n1, s.n2);
+        const TwoRows<T> one{1, n, f.own.data(), f.left0.data(), f.left1.data(), f.ones.data(), f.hat.data(), z.data(),
+                             spread ? h.data() : nullptr, s.squarings, out.data(), out_h.data()};
+        return each_row(one, begin, end, [&](int64_t row, auto carry) {
+            f.read(s, row), z.read(s.z, row);
+            if (spread) h.read(s.h, row);
+            const int found = carry(0);
+            out.write(s.out, row);
+            if (spread) out_h.write(s.out_h, row);
+            return found;
+        });
     });
 }
 
 template int two_rows(const TwoRows<float> &, int);
 template int two_rows(const TwoRows<double> &, int);
+template int standard_rows(const StandardRows<float> &, int);
+template int standard_rows(const StandardRows<double> &, int);
 
 }  // namespace gradtrace::GRADTRACE_ISA

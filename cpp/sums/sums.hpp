@@ -11,6 +11,7 @@
 
 #include "shared/isa.hpp"
 #include "product/product.hpp"
+#include "rows/rows.hpp"
 
 namespace gradtrace {
 
@@ -95,6 +96,15 @@ template <class T> struct TwoRows {
     T *out, *out_h;
 };
 
+// The same of a normalisation x̂·γ, whose factors are those of `Standard`: rows of n1·n2 scalars, by strides.
+template <class T> struct StandardRows {
+    int64_t rows, n1, n2;
+    Rows<const T> hat, gamma, scale, z, h;  // null gamma: ones; null h: the p-norm
+    double count;
+    int squarings;
+    Rows<T> out, out_h;
+};
+
 template <class T, class U> struct SumProducts {
     int (*raise)(const Raise<T, U> &, int threads);
     int (*settle)(const Settle<T, U> &, int threads);
@@ -107,6 +117,7 @@ template <class T> struct SumRows {
     int (*join)(const Join<T> &, int threads);
     int (*one)(const OneRows<T> &, int threads);
     int (*two)(const TwoRows<T> &, int threads);
+    int (*standard)(const StandardRows<T> &, int threads);
 };
 
 struct SumsTable {
@@ -124,6 +135,7 @@ template <class T> int units(const Units<T> &, int threads);
 template <class T> int join(const Join<T> &, int threads);
 template <class T> int one_rows(const OneRows<T> &, int threads);
 template <class T> int two_rows(const TwoRows<T> &, int threads);
+template <class T> int standard_rows(const StandardRows<T> &, int threads);
 template <class T, class U> int raise(const Raise<T, U> &, int threads);
 template <class T, class U> int settle(const Settle<T, U> &, int threads);
 template <class T, class U> int shares(const Shares<T, U> &, int threads);

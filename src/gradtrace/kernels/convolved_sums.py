@@ -20,7 +20,7 @@ from ..jacobians.structure import Convolved
 from ..semirings.base import Element
 from .additive import convolution
 from .shared_exponent import OutOfRange, wide
-from .sums import Factor
+from .sums import Factor, plainly
 
 
 def convolved(s: Convolved, g: Element, squarings: int | None) -> Element | None:
@@ -53,6 +53,9 @@ def terms(s: Convolved) -> int:
 def _in_units(s: Convolved, g: Element, other: Tensor, squarings: int | None) -> Element | None:
     """Convolve in the precision of the operands; None where that is too narrow."""
     kind, most, power = torch.finfo(g[0].dtype), terms(s), 2 ** (squarings or 0)
+    simple = plainly(convolution(s, g[0], other), most) if squarings == 0 else None
+    if simple is not None:
+        return (simple,)
     reach = -math.log2(kind.tiny) - 2 - math.log2(most)
     room = 0 if squarings is None else max(0, int(reach / (2 * power)))
     (of_z, z), (of_w, w) = _scaled(g, room, squarings), _scaled((other,), room, squarings)

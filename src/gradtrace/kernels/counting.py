@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..jacobians.structure import Chain, Constant, Contraction, Convolved, LowRank, Sparse
+from ..jacobians.structure import Chain, ClosedRows, Constant, Contraction, Convolved, LowRank, Sparse
 from ..semirings import rows
 from ..semirings.base import Element, Linear, nonzero
-from . import additive
+from . import additive, native
 from .gradient import Finite
+from .grid import grid_of
 from .reference import by_definition
+from .shared_exponent import TINY
 
 EXACT = 2.0**53  # whole numbers up to here are float64
-NEAR = 1e-13  # of directions: what is further from a right angle has a product that isn't 0
 
 
 @dataclass(frozen=True)
@@ -118,29 +119,53 @@ def low_rank(s: LowRank, g: Tensor) -> Tensor:
     """Add up all that is connected, and leave out what isn't."""
     if g.numel() == 0:
         return g
-    g = g.reshape(g.shape[0], *s.shape)
+    g, dims = g.reshape(g.shape[0], *s.shape), tuple(1 + d for d in s.dims)
+    if dims and _normal(s):
+        return g.sum(dims, keepdim=True).expand(g.shape)
     own, left, right = s.factors()
-    if not s.dims:
+    if not dims:
         return _product(own, g)
-    if len(left) == 2 and not _may_vanish(s, left, right):
-        left, right = (_any(*left),), (_any(*right),)
-    if len(left) != 1:
+    if len(left) == 2:
+        flags = _meeting(s, left, right)
+        if flags & native.MEET:
+            return by_definition(s, Linear(nonzero), (g,))[0]
+        sides = (_any(*left), _any(*right)) if flags & native.ABSENT else (None, None)
+    elif len(left) == 1:
+        sides = present(left[0]), present(right[0])
+    else:
         return by_definition(s, Linear(nonzero), (g,))[0]
-    near, dims = _product(left[0], g), tuple(1 + d for d in s.dims)
+    straight, (before, after) = present(own), sides
+    near = _times(g, before)
     total = near.sum(dims, keepdim=True)
+    if straight is before is after is None:
+        return total.expand(g.shape)
     beside = total - near if total.max() < EXACT else _others(near, dims)
-    return _product(own, g) + _product(right[0], beside)
+    return _times(g, straight) + _times(beside, after)
+
+
+def _normal(s: LowRank) -> bool:
+    """Tell whether a structure is a normalisation whose weights, not written out, are surely all other than 0."""
+    if not isinstance(s.factors, ClosedRows) or s.factors.form != "standard":
+        return False
+    hat, gamma, scale, count = s.factors.of()
+    least = prod([float(t.abs().amin()) for t in (scale, gamma) if t is not None])
+    far = 1 - (1 + float(hat.abs().amax()) ** 2) / count  # what own is least, before γ and 1/σ multiply it
+    if not (far > 0.01 and 0.01 * least / count > torch.finfo(hat.dtype).tiny):
+        return False
+    across = hat.new_ones(()), hat
+    return not _meeting(s, across, across)
 
 
 def _product(weight: Tensor, g: Tensor) -> Tensor:
-    there = present(weight)
+    return _times(g, present(weight))
+
+
+def _times(g: Tensor, there: Tensor | None) -> Tensor:
     return g if there is None else g * there
 
 
 def _any(a: Tensor, b: Tensor) -> Tensor:
     """Tell where either isn't 0."""
-    if a.isnan().any() or b.isnan().any():
-        raise NotANumber("a local derivative is NaN")
     return (a != 0) | (b != 0)
 
 
@@ -153,32 +178,18 @@ def _others(t: Tensor, dims: tuple[int, ...]) -> Tensor:
     return found.permute([order.index(d) for d in range(t.dim())])
 
 
-def _may_vanish(s: LowRank, left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
-    """Tell whether some l_i and r_j of a row may be at right angles, neither being 0.
+def _meeting(s: LowRank, left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> int:
+    """Say what the products of l_i and r_j in a row may be besides numbers: flags of `native.meeting`.
 
-    Directions of lines and of perpendiculars are sorted together; two that meet are neighbours, or there are such
-    neighbours between them.
+    Raises:
+        NotANumber: a weight is NaN.
     """
-    kept = [d for d in range(len(s.shape)) if d not in s.dims]
-    sides = []
-    for (a, b), negate, kind in ((left, False, 0), ((right[1], right[0]), True, 1)):
-        a, b = (t.permute(*kept, *s.dims).reshape(-1, math.prod(s.shape[d] for d in s.dims)).double() for t in (a, b))
-        sides.append(_directions(a.numpy(), b.numpy(), negate, kind))
-    found = np.sort(np.concatenate(sides, 1), axis=1)
-    apart = np.diff(found, axis=1)
-    meet = apart <= NEAR * np.abs(found[:, 1:]) + np.finfo(np.float64).tiny
-    kinds = found.view(np.int64) & 1
-    return bool((meet & (kinds[:, 1:] != kinds[:, :-1])).any())
-
-
-def _directions(a: Any, b: Any, negate: bool, kind: int) -> Any:
-    """Give a/b of lines, or -a/b of perpendiculars: finite, with their kind in the last bit."""
-    most = np.finfo(np.float64).max / 2
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        found = np.clip((-a if negate else a) / b, -most, most)
-    found = np.where((b == 0) & (a != 0), most, found)  # both ends are one direction
-    found = np.where((a == 0) & (b == 0), (1.5 if kind else 1.25) * most, found)  # no line: it meets nothing
-    return ((found.view(np.int64) & ~1) | kind).view(np.float64)
+    kind = left[0].dtype if left[0].dtype in TINY else torch.float64
+    view = grid_of(s.shape, tuple(s.dims)).view
+    flags = native.meeting(*[[view(t.to(kind).expand(s.shape)) for t in side] for side in (left, right)])
+    if flags & native.NAN:
+        raise NotANumber("a local derivative is NaN")
+    return flags
 
 
 KERNELS: dict[type, Callable[[Any, Tensor], Tensor]] = {

@@ -36,6 +36,7 @@ from ..semirings.rows import finite
 from . import additive, native, sums
 from .convolutions import as_products
 from .convolved_sums import convolved
+from .grid import grid_of
 from .memory import zeros
 from .native import LOST
 from .shared_exponent import OutOfRange, carefully, comfortable, doubled, wide
@@ -140,20 +141,22 @@ class Plain(Carrier):
         if not isinstance(s.factors, ClosedRows) or s.factors.form != "standard" or 0 in g[0].shape or not s.dims:
             return None
         hat, gamma, scale, count = s.factors.of()
-        kept = [d for d in range(len(s.shape)) if d not in s.dims]
-        order = [*kept, *s.dims]
-        shape = [s.shape[d] for d in order]
-        rows, n = math.prod(shape[: len(kept)]), math.prod(shape[len(kept) :])
-
-        def laid(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.expand(s.shape).permute(order).reshape(rows, n)
-
-        own, left, right = standard_factors(laid(hat), laid(gamma), laid(scale), count)  # type: ignore[arg-type]
-        back = [0, *(1 + order.index(d) for d in range(len(order)))]
-        turn = [0, *(1 + d for d in order)]
-        g = tuple([p.reshape(-1, *s.shape).permute(turn).reshape(-1, rows, n) for p in g])
-        out = self._rank_two(own, left, right, g)
-        return tuple([p.reshape(-1, *shape).permute(back) for p in out])
+        grid, kind = grid_of(s.shape, tuple(s.dims)), g[0].dtype
+        hat, gamma, scale = (None if t is None else grid.view(t.expand(s.shape)) for t in (hat, gamma, scale))
+        seen = [[grid.view(p) for p in plane.reshape(-1, *s.shape)] for plane in g]
+        factors = [t for t in (hat, gamma, scale) if t is not None]
+        if all(t.dtype is kind for t in factors):
+            out, rows = zip(*[grid.room(len(g[0]), kind) for _ in g], strict=True)
+            entries = zip(zip(*seen, strict=True), zip(*rows, strict=True), strict=True)
+            flags = [sums.standard((hat, gamma, scale), count, z, to, self.squarings) for z, to in entries]
+            if not any(flags):
+                return out
+        rows, n = grid.seen[0], math.prod(grid.seen[1:])
+        own, left, right = standard_factors(
+            *(t if t is None else t.reshape(rows, n) for t in (hat, gamma, scale)), count
+        )
+        flat = tuple([torch.stack([p.reshape(rows, n) for p in plane]) for plane in seen])
+        return tuple([grid.laid(p) for p in self._rank_two(own, left, right, flat)])
 
     def weigh(self, weight: Tensor, g: Element) -> Element:
         near = weight.shape in (g[0].shape, g[0].shape[1:])

@@ -237,6 +237,18 @@ def _given(*arrays: Tensor | None) -> list[Any]:
     return [x for t in arrays for x in ((0, [0, 0, 0]) if t is None else (t.data_ptr(), list(t.stride())))]
 
 
+MEET, ABSENT = 2, 4
+
+
+def meeting(left: Sequence[Tensor], right: Sequence[Tensor]) -> int:
+    """Say which left_0,i right_0,j + left_1,i right_1,j (rows × n1 × n2 each) are 0 for some i and j of a row: flags.
+
+    NAN; MEET: some may be, though neither side is; ABSENT: some left_i or right_j is 0.
+    """
+    double, threads = left[0].dtype is torch.float64, torch.get_num_threads()
+    return lib.meeting(double, *left[0].shape, *_given(*left, *right), threads)
+
+
 def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:
     """Count the distinct sets of bits where the weight is not 0: (the set, how many, the sum of weights).
 

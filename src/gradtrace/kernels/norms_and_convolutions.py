@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -16,7 +15,7 @@ from ..jacobians.index_maps import Affine, Shared
 from ..jacobians.structure import ClosedRows, Convolved, LowRank, Shape
 from ..recording.layouts import contiguous
 from . import native
-from .memory import empty
+from .grid import grid_of
 from .native import Range
 from .product import winners_of
 from .shared_exponent import Plane, Pulled, Spikes, by_reference, kept, made, precisely, wide
@@ -33,7 +32,7 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
     closed, factors, count = _factors(s)
     if closed == "":
         return by_reference(s, g)
-    grid = _grid(s.shape, tuple(s.dims))
+    grid = grid_of(s.shape, tuple(s.dims))
     data, shift = g.data.reshape(g.data.shape[0], *s.shape), g.shift
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
@@ -97,37 +96,6 @@ def _open(s: LowRank) -> tuple[str, list[Any]]:
     if len(left) == 1:
         return "one", [own, left[0], right[0]]
     return ("two", [own, *left, right[1]]) if len(left) == 2 and _is_one(right[0]) else ("", [])
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Grid:
-    """A tensor as rows × n1 × n2: the axes `order`, those along which scalars are connected last."""
-
-    shape: Shape
-    order: tuple[int, ...]
-    seen: Shape
-
-    def view(self, t: Tensor) -> Tensor:
-        """See a tensor of `shape` as rows × n1 × n2."""
-        return t.permute(self.order).reshape(self.seen)
-
-    def room(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        """Make a tensor batch × shape, and the views of its parts through which rows are written."""
-        out = empty(dtype, batch, *self.shape)
-        try:
-            return out, [x.permute(self.order).view(self.seen) for x in out]
-        except RuntimeError:  # not to be seen so without a copy: lay it out as the rows have it
-            rows = empty(dtype, batch, *self.seen)
-            ordered = rows.view(batch, *[self.shape[d] for d in self.order])
-            back = [0] + [1 + self.order.index(d) for d in range(len(self.shape))]
-            return ordered.permute(back), list(rows)
-
-
-@lru_cache(maxsize=1024)
-def _grid(shape: Shape, dims: tuple[int, ...]) -> Grid:
-    kept = [d for d in range(len(shape)) if d not in dims]
-    rows, first = prod(shape[d] for d in kept), shape[dims[0]] if len(dims) > 1 else 1
-    return Grid(shape, (*kept, *dims), (rows, first, prod(shape) // max(1, rows * first)))
 
 
 def _is_one(t: Tensor) -> bool:

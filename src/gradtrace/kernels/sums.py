@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log2, prod
+from math import inf, log2, prod
 from typing import Any, TypeAlias
 
 import torch
@@ -102,6 +102,10 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     and `AGAIN` is among the flags.
     """
     inside = weight.dtype
+    if squarings == 0 and g[0].dtype is inside:
+        simple = plainly(_times(g[0], weight.abs().transpose(1, 2)), weight.shape[2])
+        if simple is not None:
+            return (simple,), 0
     k, p = weight.shape[2], 1 if squarings is None else 2**squarings
     kind = torch.finfo(inside)
     reach = int(-log2(kind.tiny))
@@ -118,6 +122,13 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
         there = tuple(plane[:, rows] for plane in out)
         flags |= _settled(total, units, squarings, least, there)
     return out, flags
+
+
+def plainly(total: Tensor, terms: int) -> Tensor | None:
+    """Give sums of so many products of positive numbers, taken as they are; None where underflow or overflow may count."""
+    kind = torch.finfo(total.dtype)
+    low, high = (float(x) for x in total.aminmax())
+    return total if low > terms * kind.tiny / kind.eps and high < inf else None
 
 
 def _totals(
@@ -195,6 +206,28 @@ def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int 
 def rank_two(g: Element, factors: Sequence[Tensor], squarings: int | None) -> Found:
     """Carry g (rows × n) back through (own, left_0, left_1, right_0, right_1): left · right, own on the diagonal."""
     return _rows(lib.sum_two_rows, (), g, [t.contiguous() for t in factors], squarings)
+
+
+def standard(
+    factors: Sequence[Tensor | None], count: int, g: Sequence[Tensor], out: Sequence[Tensor], squarings: int | None
+) -> int:
+    """Carry g back through a normalisation, x̂, γ (None: ones) and 1/σ being given, all of them rows × n1 × n2.
+
+    Args:
+        g, out: (z,) or (z, h); out is written. All numbers are float32, or all float64.
+
+    Returns:
+        flags.
+    """
+    given = [(0, (0, 0, 0)) if t is None else (t.data_ptr(), t.stride()) for t in (*factors, *_both(g), *_both(out))]
+    sizes, threads = g[0].shape, torch.get_num_threads()
+    where = [x for pair in given for x in pair]
+    return lib.sum_standard_rows(_double(g[0]), *sizes, *where, float(count), squarings or 0, threads)
+
+
+def _both(g: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Give z and h, None for what there is not."""
+    return g[0], g[1] if len(g) == 2 else None
 
 
 def _rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -38,33 +38,24 @@ def is_view(op: object, base: str) -> bool:
     return inplace or getattr(op, "is_view", False) or base in ALIASING
 
 
-def view(call: Call) -> Iterator[Edge]:
-    """Run the view on an argument without data to see which window each result is."""
+def view(call: Call) -> Sequence[Edge]:
+    """Run the view on an argument without data to see which window each result is; once for all that are alike."""
     x = call.inputs[0]
-    shape = x.shape[:-1] if x.dtype.is_complex else x.shape  # on the tape a complex number is a pair
-    for number, layout in enumerate(_windows(call, shape)):
-        yield 0, number, Strided(layout, x.shape)
-
-
-def _windows(call: Call, shape: Shape) -> tuple[Layout, ...]:
-    """Give the layout of each result; asked once for all calls that are alike."""
-    kind = call.inputs[0].dtype
-    try:
-        key = (call.op, shape, kind, call.args, *call.kwargs.items())
-        known = _SEEN.get(key)
-    except TypeError:  # a list among the arguments
-        key = (call.op, shape, kind, repr(call.args), repr(call.kwargs))
-        known = _SEEN.get(key)
+    # the first argument is x; numbers, lists of numbers and dtypes are left
+    given = [tuple(a) if type(a) is list else a for a in call.args[1:]]
+    key = (call.name, x.shape, x.dtype, *given, *call.kwargs.items())
+    known = _SEEN.get(key)
     if known is None:
-        args, kwargs = call.arguments([torch.empty(shape, dtype=kind, device="meta")])
-        found = flat_tensors(call.op(*args, **kwargs))
-        known = _SEEN[key] = tuple(layout_of(out) for out in found if out is not None)
         if len(_SEEN) > 4096:
             _SEEN.clear()
+        shape = x.shape[:-1] if x.dtype.is_complex else x.shape  # on the tape a complex number is a pair
+        args, kwargs = call.arguments([torch.empty(shape, dtype=x.dtype, device="meta")])
+        found = [layout_of(out) for out in flat_tensors(call.op(*args, **kwargs)) if out is not None]
+        known = _SEEN[key] = tuple((0, number, Strided(layout, x.shape)) for number, layout in enumerate(found))
     return known
 
 
-_SEEN: dict[tuple[Any, ...], tuple[Layout, ...]] = {}
+_SEEN: dict[tuple[Any, ...], tuple[Edge, ...]] = {}
 
 
 def moves_pairs(call: Call) -> bool:
