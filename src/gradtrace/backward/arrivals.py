@@ -55,13 +55,16 @@ class Arrivals:
             self.winners.edges.append(edge)
             self._note(part, part.window)
             return
-        self.complete()
+        if self.parts:
+            self.complete()
         if part.rows is not None and self._strongest_rows(part, part.rows):
             self.winners.edges.append(edge)
             return
-        part = part.laid_out((self.batch, *self.value.shape))
+        shape = self.batch, *self.value.shape
+        if part.window is not None or part.rows is not None:
+            part = part.laid_out(shape)
         plane, raw = part.plane, part.raw
-        if plane.shape != (self.batch, *self.value.shape):
+        if plane.shape != shape:
             plane, raw = self._refit(plane, raw)
         if self.plane is None:
             self.plane, self.winners.index = plane, raw

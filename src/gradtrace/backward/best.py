@@ -120,12 +120,17 @@ class Strongest(Algebra[Arrivals, Plane]):
 
     def finish(self, value: Value, arrived: Arrivals, *, alone: bool) -> Plane:
         del alone
-        return fits(self._finish(value, arrived), self.kind)
+        found = self._finish(value, arrived)
+        return found if found.dtype is self.kind else fits(found, self.kind)
 
     def send(self, edge: Edge, g: Plane, known: Arrivals | None) -> Arrivals:
-        part, split = self._pulled(edge.structure, g, edge.result, edge.argument)
-        way = part.plan.way if isinstance(part, Product) else part.way
-        return self._arrive(edge.argument, known, Use(edge.first, edge.result, way, split), part)
+        structure, _, result, argument, first = edge
+        if self.labels is None:
+            part, split = pull(structure, g), False
+        else:
+            part, split = plane_by_example(structure, g, result, argument, self.labels)
+        way = part.plan.way if type(part) is Product else part.way
+        return self._arrive(argument, known, Use(first, result, way, split), part)
 
     def relay(self, edge: Edge, arrived: Arrivals, known: Arrivals | None) -> Arrivals | None:
         """Let a product that has not been computed go through a transposition as it is."""
@@ -150,25 +155,20 @@ class Strongest(Algebra[Arrivals, Plane]):
         self.owners[id(passed)] = [(borrowed, order), *((u, _after(o, order)) for u, o in before)]
         return passed
 
-    def _pulled(self, structure: Any, g: Plane, y: Value, x: Value) -> tuple[Pulled | Product, bool]:
-        if self.labels is None:
-            return pull(structure, g), False
-        return plane_by_example(structure, g, y, x, self.labels)
-
     # ------------------------------------------------------------ arrivals
 
     def _arrive(self, argument: Value, known: Arrivals | None, edge: Use, part: Pulled | Product) -> Arrivals:
         if known is None:
             known = Arrivals(argument, Winners(argument.shape), self.batch(argument))
-        free = known.plane is None and not known.parts
-        if free and isinstance(part, Product) and (not known.terms or known.terms[0].key == part.key):
-            known.terms.append(part)
-            known.winners.edges.append(edge)
-            return known
+        if type(part) is Product:
+            free = known.plane is None and not known.parts
+            if free and (not known.terms or known.terms[0].key == part.key):
+                known.terms.append(part)
+                known.winners.edges.append(edge)
+                return known
         if known.terms:
             self._compute(known)
-        pulled = self._realised(part) if isinstance(part, Product) else part
-        known.merge(edge, pulled)
+        known.merge(edge, self._realised(part) if type(part) is Product else part)
         if self.owners:
             self._lend(part, known.winners, len(known.winners.edges) - 1)
         return known

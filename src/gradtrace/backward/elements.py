@@ -130,7 +130,9 @@ class Elements(Algebra[Reached, Reached]):
 
     def _beside(self, layout: Layout, planes: Element, argument: Value, known: Reached | None) -> Reached:
         """Take in what reaches a part of an argument."""
-        part = tuple([p.reshape(p.shape[0], *layout.size) for p in planes])
+        part = planes
+        if planes[0].shape[1:] != layout.size:
+            part = tuple([p.reshape(p.shape[0], *layout.size) for p in planes])
         if known is None:
             return Reached((), windows=Windows([layout], [part], span(layout)))
         if known.windows is not None:
@@ -181,11 +183,10 @@ def reverse(
 
 def _apart(g: Element, read: Element) -> bool:
     """Tell whether planes lie beside each other, each without repetitions, in memory that others do not read."""
+    # autograd's zeros have no memory
     elsewhere = [p.untyped_storage().data_ptr() for p in read if not p._is_zerotensor()]
     for p in g:
-        if p._is_zerotensor():  # autograd's zeros, which have no memory
-            return False
-        if p.untyped_storage().data_ptr() in elsewhere:
+        if p._is_zerotensor() or p.untyped_storage().data_ptr() in elsewhere:
             return False
         if not p.is_contiguous() and not torch.ops.aten.is_non_overlapping_and_dense(p):
             return False

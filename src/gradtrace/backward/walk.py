@@ -132,8 +132,9 @@ def walk(
     """
     edges, last = Edges.of(record).first, _leaves(record)
     pending: dict[int, Any] = {loss.id: algebra.begin(loss)}
+    take = pending.pop
     for call in track(record.calls[::-1]):
-        arrived = [pending.pop(v.id, None) if v is not None else None for v in call.outputs]
+        arrived = [take(v.id, None) if v is not None else None for v in call.outputs]
         if arrived.count(None) == len(arrived):
             continue
         began = perf_counter()
@@ -143,7 +144,7 @@ def walk(
             raise NotANumber(f"{error.said}: {call.where}") from None
         for value in last.get(call.index, ()):
             if value.id in pending:
-                algebra.finish(value, pending.pop(value.id), alone=True)
+                algebra.finish(value, take(value.id), alone=True)
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
     if pending:  # what calls take that do not lead to the loss; the loss itself, if it is a leaf
@@ -167,16 +168,17 @@ def _back(
     edges = rules.structures(call)
     if len(edges) > 1:
         edges.sort(key=_POSITION, reverse=True)
-    reached = [output for _, output, _ in edges]
+    reached = [edge[1] for edge in edges]
     finished: list[Any] = [None] * len(arrived)
     relayed: list[int] = []
+    inputs, outputs = call.inputs, call.outputs
     for position, output, structure in edges:
-        argument, got = call.inputs[position].value, arrived[output] if output < len(arrived) else None
+        argument, got = inputs[position].value, arrived[output] if output < len(arrived) else None
         if got is None or argument is None or not argument.differentiable:
             continue
         if among is not None and argument.id not in among:
             continue
-        result = call.outputs[output]
+        result = outputs[output]
         assert result is not None
         edge = Edge(structure, call, result, argument, (first_edge + position << EDGE_BITS) + starts[output])
         known, g = pending.get(argument.id), finished[output]

@@ -137,8 +137,9 @@ def _starts(x: str, first: Sequence[str], then: Sequence[str], sizes: dict[str, 
 def contraction(s: Contraction, g: Tensor) -> Tensor:
     """Multiply and add up, by a matrix product where something is merged."""
     batch, weight = g.shape[0], s.weight
-    g = g.reshape(batch, *s.y_shape)
-    if isinstance(weight, Constant):
+    if g.shape[1:] != s.y_shape:
+        g = g.reshape(batch, *s.y_shape)
+    if type(weight) is Constant:
         g, weight = g * weight.value, None
     if s.y == s.x and (weight is None or s.w == s.y):
         return g if weight is None else pointwise(s, weight, g)
@@ -154,11 +155,17 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
 
 def pointwise(s: Contraction, weight: Weight, g: Tensor) -> Tensor:
     """Multiply by a weight of y's shape."""
-    if isinstance(weight, Closed):
-        y = weight.of().reshape(s.y_shape)
+    if type(weight) is Closed:
+        y = weight.of()
         if alike(y, g):
-            return BACKWARDS[weight.form](g, y.to(g.dtype))
-    return g * weight().to(g.dtype).reshape(s.y_shape)
+            return BACKWARDS[weight.form](g, _laid(y, g.dtype, s.y_shape))
+    return g * _laid(weight(), g.dtype, s.y_shape)
+
+
+def _laid(weight: Tensor, kind: torch.dtype, shape: Shape) -> Tensor:
+    """Give weights of some type and shape, as they nearly always are."""
+    weight = weight if weight.dtype is kind else weight.to(kind)
+    return weight if weight.shape == shape else weight.reshape(shape)
 
 
 def weighed(p: Plan, g: Tensor, w: Tensor) -> Tensor:
@@ -222,7 +229,8 @@ def strided(s: Strided, g: Tensor) -> Tensor:
     batch, how = g.shape[0], shown(s.layout, s.x_shape)
     if how.flat:
         return g.reshape(batch, *s.x_shape)
-    g = g.reshape(batch, *s.layout.size)
+    if g.shape[1:] != s.layout.size:
+        g = g.reshape(batch, *s.layout.size)
     if how.back is not None:
         return g.permute(how.back).reshape(batch, *s.x_shape)
     g = g.sum(how.repeated) if how.repeated else g

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..jacobians.structure import FORMS, Closed, Constant, Contraction
+from ..jacobians.index_maps import Affine
+from ..jacobians.structure import FORMS, Closed, Constant, Contraction, Shape
+from ..recording.layouts import contiguous
 from . import native
 from .product import Plan, Product, plan, product, spread
 from .shared_exponent import OutOfRange, Plane, Pulled, by_reference, kept, made, precisely, wide
@@ -17,6 +20,8 @@ def contraction(s: Contraction, g: Plane) -> Pulled | Product:
     """Carry values along a contraction, as whichever of these it is."""
     if 0 in s.y_shape or 0 in s.x_shape:
         return by_reference(s, g)
+    if s.y == s.x and (s.weight is None or s.w == s.y):
+        return _each(s, g)
     p = plan(s.y, s.x, s.w if s.weight is not None else "", s.y_shape, s.x_shape, s.weight is not None)
     batch = g.shape[0]
     if g.data.shape[1:] != s.y_shape:
@@ -36,6 +41,27 @@ def contraction(s: Contraction, g: Plane) -> Pulled | Product:
     left = "".join(c for c in p.y if c not in p.merged)
     plane = plane.view(spread(plane.data, left, p)) if s.weight is None else _scaled(p, s.weight, plane, left)
     return Pulled(plane, spread(raw, left, p), p.way)
+
+
+def _each(s: Contraction, g: Plane) -> Pulled:
+    """Multiply scalar by scalar, nothing being repeated or added up."""
+    data, shape, way = g.data, s.y_shape, straight(s.x_shape)
+    if data.shape[1:] != shape:
+        data = data.reshape(len(data), *shape)
+    weight = s.weight
+    if weight is None:
+        return Pulled(g.view(data), None, way)
+    if type(weight) is Constant:
+        same = abs(weight.value) == 1
+        return Pulled(g.view(data) if same else _times(data, g, "constant", None, weight.value), None, way)
+    form, w = (weight.form, weight.of()) if type(weight) is Closed else ("given", weight())
+    return Pulled(_times(data, g, form, wide(w if w.shape == shape else w.reshape(shape)), 1.0), None, way)
+
+
+@lru_cache(maxsize=4096)
+def straight(shape: Shape) -> Affine:
+    """Lead each scalar to the one in its place."""
+    return Affine(shape, contiguous(shape))
 
 
 def _scaled(p: Plan, weight: Any, g: Plane, have: str) -> Plane:

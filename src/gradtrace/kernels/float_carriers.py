@@ -115,7 +115,8 @@ class Plain(Carrier):
     def _contraction(self, s: Contraction, g: Element) -> Element:
         """Multiply and merge, by the plan of `additive`."""
         batch, weight = g[0].shape[0], s.weight
-        g = tuple([p.reshape(batch, *s.y_shape) for p in g])
+        if g[0].shape[1:] != s.y_shape:
+            g = tuple([p.reshape(batch, *s.y_shape) for p in g])
         if s.y == s.x and (weight is None or s.w == s.y):
             return g if weight is None else self._weighed(weight, g)
         plan = additive.planned(s.y, s.x, "" if weight is None else s.w, s.y_shape, s.x_shape, batch)
@@ -283,6 +284,17 @@ class PlainNorm(Plain):
     def one(self, like: Tensor) -> Element:
         return (torch.ones_like(like, dtype=self.kind),)
 
+    # What is added up without powers loses nothing, and what became infinite stays so: `plain` looks, once.
+
+    def plus(self, a: Element, b: Element) -> Element:
+        return super().plus(a, b) if self.steps else (a[0] + b[0],)
+
+    def plus_over(self, a: Element, b: Element) -> Element:
+        return super().plus_over(a, b) if self.steps or a[0].dtype is not b[0].dtype else (a[0].add_(b[0]),)
+
+    def reduce(self, g: Element) -> Element:
+        return super().reduce(g) if self.steps else (g[0].sum(-1),)
+
     def merged(self, g: Element, by: Merge) -> Element:
         if self.steps == 0:
             return (by.add(g[0]),)
@@ -297,6 +309,13 @@ class PlainNorm(Plain):
         return (total.mul_(unit),)
 
     def plain(self, g: Element) -> Tensor:
+        """Give the numbers.
+
+        Raises:
+            OutOfRange: one of them is infinite.
+        """
+        if not self.steps and not finite(g[0]):
+            raise OutOfRange
         return g[0]
 
 

@@ -125,7 +125,7 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
 
 
 def plainly(total: Tensor, terms: int) -> Tensor | None:
-    """Give sums of so many products of positive numbers, taken as they are; None where underflow or overflow may count."""
+    """Give sums of so many positive products as they are; None where underflow or overflow may count."""
     kind = torch.finfo(total.dtype)
     low, high = (float(x) for x in total.aminmax())
     return total if low > terms * kind.tiny / kind.eps and high < inf else None

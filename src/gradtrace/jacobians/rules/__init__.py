@@ -80,13 +80,23 @@ def generic(call: Call) -> bool:
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
-    row = TABLE.get(key(call))
-    if row is not None and (call.name.startswith("aten.") or not call.complex):
+    row, pytorchs = TABLE.get(key(call)), call.name.startswith("aten.")
+    if row is not None and (pytorchs or not call.complex):
         return row
     if call.complex:
         return _of_complex(call)
-    if custom.is_custom(call):
-        return custom.custom
+    if not pytorchs:
+        return custom.custom if custom.is_custom(call) else _family(call)
+    found = _FAMILIES_OF.get(call.name)
+    if found is None:
+        found = _FAMILIES_OF[call.name] = _family(call)
+    return found
+
+
+_FAMILIES_OF: dict[str, Rule] = {}  # of PyTorch's own operators, by name
+
+
+def _family(call: Call) -> Rule:
     if indexing.is_view(call.op, call.base):
         return indexing.view
     return pointwise.pointwise if pointwise.is_pointwise(call.op) else dense.fallback

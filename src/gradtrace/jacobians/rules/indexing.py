@@ -20,7 +20,6 @@ from ..structure import (
     Gather,
     Placed,
     Scatter,
-    Shape,
     Sparse,
     Strided,
     letters,

@@ -162,7 +162,11 @@ def same(call: Call) -> Iterator[Edge]:
 def _promotes(call: Call) -> bool:
     """Tell whether the arguments differ in dtype, or are no plain numbers and tensors of rank at most the result's."""
     y = result(call)
-    return any(i.dtype != y.dtype or len(i.shape) > len(y.shape) for i in call.inputs)
+    kind, most = y.dtype, len(y.shape)
+    for given in call.inputs:  # noqa: SIM110 (a generator would be made for most calls of every pass)
+        if given.dtype is not kind or len(given.shape) > most:
+            return True
+    return False
 
 
 def overwritten(call: Call) -> Iterator[Edge]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -39,25 +40,31 @@ def differentiable(call: Call) -> list[int]:
     return [i for i, x in enumerate(call.inputs) if x.value is not None and x.value.differentiable]
 
 
-def schema(call: Call) -> list[Any]:
-    """Give the arguments in an operator's schema; none of a custom autograd.Function, which has no schema."""
-    found = getattr(call.op, "_schema", None)
-    return [] if found is None else found.arguments
+@cache
+def _places(op: Any) -> dict[str, tuple[int, Any]]:
+    """Give the place of each argument in an operator's schema, and its default."""
+    return {a.name: (i, a.default_value) for i, a in enumerate(op._schema.arguments)}
+
+
+def schema(call: Call) -> dict[str, tuple[int, Any]]:
+    """Give an operator's arguments by name, in order; none of a custom autograd.Function, which has no schema."""
+    return _places(call.op) if hasattr(call.op, "_schema") else {}
 
 
 def has(call: Call, name: str) -> bool:
     """Tell whether an operator has an argument of that name."""
-    return any(a.name == name for a in schema(call))
+    return name in schema(call)
 
 
 def argument(call: Call, name: str) -> Any:
     """Read an argument by its name in the operator's schema, wherever it was passed, or its default."""
     if name in call.kwargs:
         return call.kwargs[name]
-    for i, a in enumerate(schema(call)):
-        if a.name == name:
-            return call.args[i] if i < len(call.args) else a.default_value
-    raise KeyError(f"{call.name} has no argument {name!r}")
+    found = schema(call).get(name)
+    if found is None:
+        raise KeyError(f"{call.name} has no argument {name!r}")
+    place, default = found
+    return call.args[place] if place < len(call.args) else default
 
 
 def position(call: Call, name: str) -> int | None:
@@ -93,8 +100,7 @@ def rerun(call: Call, tensors: Sequence[Tensor], **changed: Any) -> list[Tensor]
     if call.inplace:
         tensors = [tensors[0].clone(), *tensors[1:]]
     args, kwargs = call.arguments(tensors)
-    names = [a.name for a in schema(call)]
-    args = tuple(changed.pop(name) if name in changed else a for name, a in zip(names, args, strict=False))
+    args = tuple(changed.pop(name) if name in changed else a for name, a in zip(schema(call), args, strict=False))
     return [t for t in flat_tensors(call.op(*args, **kwargs, **changed)) if t is not None]
 
 
