@@ -251,14 +251,17 @@ class Capture(TorchDispatchMode):
         marks = [constants.lookup(t) if n >= skipped and is_plain(t) else None for n, t in enumerate(tensors)]
         if marks.count(None) == len(marks):
             return
-        for given, mark in zip(event.inputs, marks, strict=False):
-            given.constant = mark if given.value is None else None
-        saved = [given.saved for given in event.inputs] or list(map(self._save_mark, repeat(event.known), tensors))
-        layouts = (layout_of(t) if is_dense(t) else Layout(tuple(t.shape), (), 0) for t in tensors)
-        event.marks = tuple(
-            Input(mark, *at, t.dtype, HERE, kept)
-            for mark, at, t, kept in zip(marks, layouts, tensors, saved, strict=True)
-        )
+        if event.inputs:
+            pairs = list(zip(event.inputs, marks, strict=True))
+            for given, mark in pairs:
+                given.constant = mark if given.value is None else None
+            event.marks = tuple([Input(m, i.shape, i.stride, i.offset, i.dtype, HERE, i.saved) for i, m in pairs])
+            return
+        made = []
+        for tensor, mark in zip(tensors, marks, strict=True):
+            at = layout_of(tensor) if is_dense(tensor) else Layout(tuple(tensor.shape), (), 0)
+            made.append(Input(mark, *at, tensor.dtype, HERE, self._save_mark(event.known, tensor)))
+        event.marks = tuple(made)
 
     def _save_mark(self, known: Operator, tensor: Tensor) -> Saved | None:
         return self._saving.save(tensor) if is_plain(tensor) and not known.view else None

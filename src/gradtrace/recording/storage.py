@@ -23,10 +23,10 @@ from .scopes import source_line
 
 def layout_of(tensor: Tensor) -> Layout:
     """Say where a tensor's scalars lie in its storage; a complex number is two of them, as in `view_as_real`."""
+    size, stride, offset = tensor.shape, tensor.stride(), int(tensor.storage_offset())
     if tensor.is_complex():
-        size, stride = (*tensor.shape, 2), (*(2 * s for s in tensor.stride()), 1)
-        return Layout(size, stride, 2 * int(tensor.storage_offset()))
-    return Layout(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        return Layout((*size, 2), (*(2 * s for s in stride), 1), 2 * offset)
+    return Layout(tuple(size), stride, offset)
 
 
 @lru_cache(maxsize=1 << 14)  # a recurrent layer asks about the same few gates at every step
