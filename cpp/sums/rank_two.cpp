@@ -139,34 +139,35 @@ template <int squarings> double directly(const Line<double> &line, int64_t n, in
 // scalars that meet all others in less time than it takes to sort them: one by one, and many in the lanes of a register
 constexpr int64_t FEW = 160, MANY = 512;
 
-// Directions of lines and of perpendiculars, in one order.
-struct Directions {
-    std::vector<double> of;             // of n lines, then of n perpendiculars
-    std::vector<uint64_t> order, room;  // a float's bits, made to rise, above the place in `of`
+// Numbers in order, by 2·BITS of each one's first bits as a float, made to rise, above its place of PLACE bits.
+template <class Entry, int BITS, int PLACE> struct Order {
+    std::vector<Entry> entries, room;
 
-    explicit Directions(int64_t n) : of(2 * n), order(2 * n), room(2 * n) {}
+    explicit Order(int64_t n) : entries(n), room(n) {}
 
-    void sort() {
+    static int64_t place(Entry entry) { return int64_t(entry & ((Entry(1) << PLACE) - 1)); }
+
+    void sort(const std::vector<double> &of) {
         const int64_t n = int64_t(of.size());
         int32_t first[2][BUCKETS] = {};
         for (int64_t i = 0; i < n; i++) {
             const float x = float(of[i]);
             uint32_t bits;
             std::memcpy(&bits, &x, sizeof bits);
-            bits ^= uint32_t(int32_t(bits) >> 31) | 0x80000000u;
-            order[i] = uint64_t(bits) << 32 | uint64_t(i);
-            first[0][bits >> LEFT & (BUCKETS - 1)]++, first[1][bits >> (LEFT + BITS)]++;
+            bits = (bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u)) >> (32 - 2 * BITS);
+            entries[i] = Entry(bits) << PLACE | Entry(i);
+            first[0][bits & (BUCKETS - 1)]++, first[1][bits >> BITS]++;
         }
-        pass(first[0], 32 + LEFT), pass(first[1], 32 + LEFT + BITS);
-        const auto less = [this](uint64_t x, uint64_t y) { return of[uint32_t(x)] < of[uint32_t(y)]; };
-        for (int64_t begin = 0, end; begin < n; begin = end) {  // few have all of these bits in common
-            for (end = begin + 1; end < n && order[end] >> (32 + LEFT) == order[begin] >> (32 + LEFT);) end++;
-            if (end - begin > 1) std::sort(order.begin() + begin, order.begin() + end, less);
-        }
+        pass(first[0], PLACE), pass(first[1], PLACE + BITS);
+        for (int64_t i = 1; i < n; i++)  // some neighbours have all of these bits in common
+            for (int64_t j = i; j > 0 && entries[j] >> PLACE == entries[j - 1] >> PLACE; j--) {
+                if (!(of[place(entries[j])] < of[place(entries[j - 1])])) break;
+                std::swap(entries[j], entries[j - 1]);
+            }
     }
 
-private:
-    static constexpr int BITS = 12, LEFT = 32 - 2 * BITS, BUCKETS = 1 << BITS;
+  private:
+    static constexpr int BUCKETS = 1 << BITS;
 
     // Orders by some bits, of which there are so many, and leaves equals as they are.
     void pass(int32_t *first, int shift) {
@@ -176,34 +177,44 @@ private:
             first[i] = total;
             total += here;
         }
-        for (uint64_t x : order) room[first[x >> shift & (BUCKETS - 1)]++] = x;
-        order.swap(room);
+        for (Entry x : entries) room[first[x >> shift & (BUCKETS - 1)]++] = x;
+        entries.swap(room);
     }
 };
 
+// Adds each number of a and of b, in the order of directions, to the sum of those before.
+template <class Order> void running(const std::vector<double> &directions, std::vector<double> &a, std::vector<double> &b) {
+    Order order(int64_t(directions.size()));
+    order.sort(directions);
+    double sum_a = 0, sum_b = 0;
+    for (const auto entry : order.entries) {
+        const int64_t at = Order::place(entry);
+        sum_a += a[at], sum_b += b[at];
+        a[at] = sum_a, b[at] = sum_b;
+    }
+}
+
 // Σ over i≠j of |a_i r0_j + b_i r1_j| for all j, and a bound of what its terms amount to.
 inline void absolute(Line<double> &line, int64_t n) {
-    Directions directions(n);
-    std::vector<double> below_a(2 * n), below_b(2 * n);  // of each line itself, then what lies below each direction
+    // directions of n lines, then of n perpendiculars; what each is itself, then what lies below it
+    std::vector<double> directions(2 * n), below_a(2 * n), below_b(2 * n);
     const double *x = line.r0.data(), *y = line.r1.data();
-    double *a = line.a.data(), *b = line.b.data(), *of = directions.of.data(), *sums = line.sum.data(), *sizes = line.size.data();
-    double total_a = 0, total_b = 0, size_a = 0, size_b = 0;
+    double *a = line.a.data(), *b = line.b.data(), *of = directions.data(), *sums = line.sum.data(), *sizes = line.size.data();
+    double *to_a = below_a.data(), *to_b = below_b.data(), total_a = 0, total_b = 0, size_a = 0, size_b = 0;
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        const double sign = b[i] < 0 || (b[i] == 0 && a[i] < 0) ? -1 : 1;
-        a[i] *= sign, b[i] *= sign;
-        of[i] = b[i] > 0 ? a[i] / b[i] : a[i] > 0 ? INF<double> : 0.0;
-        of[n + i] = x[i] != 0 ? -y[i] / x[i] : -INF<double>;
-        below_a[i] = a[i], below_b[i] = b[i];
+        const bool down = (b[i] < 0) | ((b[i] == 0) & (a[i] < 0));
+        const double up_a = down ? -a[i] : a[i], up_b = down ? -b[i] : b[i], slope = up_a / up_b, across = -y[i] / x[i];
+        a[i] = to_a[i] = up_a, b[i] = to_b[i] = up_b;
+        of[i] = up_b > 0 ? slope : up_a > 0 ? INF<double> : 0.0;
+        of[n + i] = x[i] != 0 ? across : -INF<double>;
     }
 #pragma omp simd reduction(+ : total_a, total_b, size_a, size_b)
     for (int64_t i = 0; i < n; i++) total_a += a[i], total_b += b[i], size_a += std::fabs(a[i]), size_b += b[i];
-    directions.sort();
-    double sum_a = 0, sum_b = 0;
-    for (const uint64_t entry : directions.order) {
-        const uint32_t at = uint32_t(entry);
-        sum_a += below_a[at], sum_b += below_b[at];
-        below_a[at] = sum_a, below_b[at] = sum_b;
-    }
+    if (2 * n <= 1 << 12)
+        running<Order<uint32_t, 10, 12>>(directions, below_a, below_b);
+    else
+        running<Order<uint64_t, 12, 32>>(directions, below_a, below_b);
     const double *up_to_a = below_a.data() + n, *up_to_b = below_b.data() + n;
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {

@@ -20,7 +20,7 @@ from ..jacobians.structure import Convolved
 from ..semirings.base import Element
 from .additive import convolution
 from .shared_exponent import OutOfRange, wide
-from .sums import Factor, plainly
+from .sums import Factor, plainly, settled
 
 
 def convolved(s: Convolved, g: Element, squarings: int | None) -> Element | None:
@@ -60,10 +60,14 @@ def _in_units(s: Convolved, g: Element, other: Tensor, squarings: int | None) ->
     room = 0 if squarings is None else max(0, int(reach / (2 * power)))
     (of_z, z), (of_w, w) = _scaled(g, room, squarings), _scaled((other,), room, squarings)
     total = convolution(s, z[0], w[0])
+    least = most * kind.tiny / kind.eps  # what underflowed is less than rounding of what is above
+    if squarings:
+        quick = _settled(total, of_z, of_w, squarings, least)
+        if quick is not None:
+            return (quick,)
     low, high = (float(x) for x in total.aminmax())
     if not high < math.inf:
         raise NotANumber("a local derivative is NaN") if other.isnan().any() else OutOfRange
-    least = most * kind.tiny / kind.eps  # what underflowed is less than rounding of what is above
     some = low > 0
     if low <= least:
         bad = total <= least
@@ -83,6 +87,14 @@ def _in_units(s: Convolved, g: Element, other: Tensor, squarings: int | None) ->
         return (out,)
     mixed = (convolution(s, z[1], w[0]) + convolution(s, z[0], w[1])).div_(total).add_(total.log2()).clamp_(min=0)
     return out, mixed if some else torch.where(total > 0, mixed, 0.0)
+
+
+def _settled(total: Tensor, of_z: int, of_w: int, squarings: int, least: float) -> Tensor | None:
+    """Take roots, and units away; None where underflow may count, or something is infinite."""
+    rows = total.reshape(1, -1, total.shape[-1])
+    out = torch.empty_like(rows)
+    units = [torch.full((n,), e, dtype=torch.int32) for n, e in zip(rows.shape[1:], (of_z, of_w), strict=True)]
+    return None if settled((rows,), units, squarings, least, (out,)) else out.reshape(total.shape)
 
 
 def _scaled(x: Element, room: int, squarings: int | None) -> tuple[int, tuple[Tensor, ...]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotANumber
-from ..jacobians.structure import Chain, ClosedRows, Constant, Contraction, Convolved, LowRank, Sparse
+from ..jacobians.structure import Chain, Closed, ClosedRows, Constant, Contraction, Convolved, LowRank, Sparse
 from ..semirings import rows
 from ..semirings.base import Element, Linear, nonzero
 from . import additive, native
@@ -67,7 +67,10 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
     """Add up along the edges that are there."""
     if s.weight is None:
         return additive.contraction(s, g)
-    there = present(torch.tensor(s.weight.value) if isinstance(s.weight, Constant) else s.weight())
+    if isinstance(s.weight, Closed) and s.weight.form == "relu":
+        there = present(s.weight.of() > 0)  # of a NaN nothing is left, as in the derivative itself
+    else:
+        there = present(torch.tensor(s.weight.value) if isinstance(s.weight, Constant) else s.weight())
     if there is None:
         return additive.contraction(Contraction(s.y, s.x, s.y_shape, s.x_shape), g)
     if isinstance(s.weight, Constant):

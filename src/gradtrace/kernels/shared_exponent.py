@@ -186,8 +186,8 @@ def carefully(run: Callable[..., tuple[Element, int]], *elements: Element, weigh
         NotANumber: a weight is NaN.
         OutOfRange: float64 is too narrow as well.
     """
-    double = any(p.dtype is torch.float64 for g in (*elements, weights) for p in g)
-    if not double:
+    kinds = [p.dtype for g in (*elements, weights) for p in g]
+    if torch.float64 not in kinds:
         out, flags = run(*elements, *weights)
         if not flags:
             return out

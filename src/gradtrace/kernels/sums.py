@@ -20,6 +20,7 @@ from .memory import empty
 from .native import lib
 
 LOST, UNBOUNDED, AGAIN = 2, 4, 8
+WHOLE = slice(None)
 CELLS = 1 << 21  # numbers of each factor of a product that are prepared at a time
 MANY = 1 << 24  # terms that are too many to be met one entry at a time
 FORMS = {"given": 0, "softmax": 1, "log_softmax": 2}
@@ -70,6 +71,8 @@ class Factor:
 
     def part(self, rows: slice, k: slice) -> Factor:
         """Cut out some rows and some of k."""
+        if rows == k == WHOLE:
+            return self
         h = None if self.h is None else self.h[:, rows, k]
         return Factor(self.data[:, rows, k], h, self.turned, self.scale[:, rows], self.exponent[:, rows])
 
@@ -118,9 +121,10 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     flags = 0
     inplace = inside is out[0].dtype
     for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
-        units = [left.exponent[:, rows].contiguous(), right.exponent]
-        there = tuple(plane[:, rows] for plane in out)
-        flags |= _settled(total, units, squarings, least, there)
+        whole = rows == WHOLE
+        units = [left.exponent if whole else left.exponent[:, rows].contiguous(), right.exponent]
+        there = out if whole else tuple(plane[:, rows] for plane in out)
+        flags |= settled(total, units, squarings, least, there)
     return out, flags
 
 
@@ -140,11 +144,11 @@ def _totals(
     height = rows if batch > 1 else min(rows, max(256, CELLS // depth))
     whole = right.prepared(squarings, inside) if depth == k else None
     for i in range(0, rows, height):
-        some, sums = slice(i, i + height), ()
-        room = None if out is None else out[:, some]
+        some, sums = WHOLE if height >= rows else slice(i, i + height), ()
+        room = out if out is None or some == WHOLE else out[:, some]
         for start in range(0, k, depth):
-            part = slice(start, start + depth)
-            b = right.part(slice(None), part).prepared(squarings, inside) if whole is None else whole
+            part = WHOLE if depth >= k else slice(start, start + depth)
+            b = right.part(WHOLE, part).prepared(squarings, inside) if whole is None else whole
             a = left.part(some, part).prepared(squarings, inside)
             sums = _added(sums, a, tuple(t.transpose(1, 2) for t in b), room)
         yield some, sums
@@ -176,8 +180,8 @@ def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | None, least: float, out: Element) -> int:
-    """Turn sums into elements; `out` is where they go, contiguous."""
+def settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | None, least: float, out: Element) -> int:
+    """Turn sums into elements, in units for each row and column; `out` is where they go, contiguous."""
     types = _double(out[0]), _double(total[0])
     given = list(total[0].shape), *map(_at, total), *map(_at, units)
     threads = torch.get_num_threads()
@@ -188,12 +192,15 @@ def _settled(total: tuple[Tensor, ...], units: list[Tensor], squarings: int | No
 
 def join(a: Element, b: Element, squarings: int | None) -> Found:
     """Merge two arrays of one shape."""
-    a, b = (tuple(p.contiguous() for p in g) for g in (a, b))
-    out = tuple(map(torch.empty_like, a))
-    h = [_at(_spread(g)) for g in (a, b, out)]
-    power, threads = squarings or 0, torch.get_num_threads()
-    where = a[0].data_ptr(), h[0], b[0].data_ptr(), h[1], power, out[0].data_ptr(), h[2], threads
-    return out, lib.sum_join(_double(a[0]), a[0].numel(), *where)
+    planes = [p if p.is_contiguous() else p.contiguous() for p in (*a, *b)]
+    out = tuple([torch.empty_like(p) for p in planes[: len(a)]])
+    if len(a) == 1:
+        (x, y), (z,) = planes, out
+        where = x.data_ptr(), 0, y.data_ptr(), 0, squarings or 0, z.data_ptr(), 0
+    else:
+        (x, of_x, y, of_y), (z, of_z) = planes, out
+        where = x.data_ptr(), _at(of_x), y.data_ptr(), _at(of_y), squarings or 0, z.data_ptr(), _at(of_z)
+    return out, lib.sum_join(_double(x), x.numel(), *where, torch.get_num_threads())
 
 
 def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False) -> Found:
