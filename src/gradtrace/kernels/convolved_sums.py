@@ -99,7 +99,7 @@ def _settled(total: Tensor, of_z: int, of_w: int, squarings: int, least: float) 
 
 def _scaled(x: Element, room: int, squarings: int | None) -> tuple[int, tuple[Tensor, ...]]:
     """Give e, and what `Factor.prepared` makes of numbers in units of 2^e, the largest of which is near 2^room."""
-    planes = [p.reshape(1, len(p), -1).contiguous() for p in x]
+    planes = [p.reshape(1, prod(p.shape[:2]), -1).contiguous() for p in x]  # rows enough for several threads
     factor = Factor.of(planes[0], planes[1] if len(planes) > 1 else None, room)
     most = int(factor.exponent.max())
     e = most if most >= -_limit(planes[0]) - room else 0  # of zeros
