@@ -8,6 +8,7 @@
 #include <array>
 #include <stdexcept>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "rows/rows.hpp"
@@ -110,15 +111,21 @@ Extent rank_two(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g,
     });
 }
 
-Extent standard(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer g, const Strides &gs, Pointer hat,
+Extent standard(bool is_double, bool double_factors, int64_t rows, int64_t n1, int64_t n2, Pointer g, const Strides &gs, Pointer hat,
                 const Strides &hat_s, Pointer gamma, const Strides &gamma_s, Pointer scale, const Strides &scale_s,
                 double count, double f, Pointer out, const Strides &out_s, Pointer arg, bool short_arg, int threads) {
+    const auto of = [&](auto number, auto factor) {
+        using T = decltype(number);
+        using F = decltype(factor);
+        return Standard<T, F>{rows, n1, n2, rows_at<const T>(g, gs), rows_at<const F>(hat, hat_s), rows_at<const F>(gamma, gamma_s),
+                              rows_at<const F>(scale, scale_s), count, f, rows_at<T>(out, out_s), at<int32_t>(arg),
+                              short_arg ? at<int16_t>(arg) : nullptr};
+    };
     return typed(is_double, [&](auto number) {
         using T = decltype(number);
-        const Standard<T> r{rows, n1, n2, rows_at<const T>(g, gs), rows_at<const T>(hat, hat_s), rows_at<const T>(gamma, gamma_s),
-                            rows_at<const T>(scale, scale_s), count, f, rows_at<T>(out, out_s), at<int32_t>(arg),
-                            short_arg ? at<int16_t>(arg) : nullptr};
-        return kernels<T>().standard(r, threads);
+        if constexpr (std::is_same_v<T, double>)
+            if (!double_factors) return GRADTRACE_PICK(rows_table).mixed(of(number, float()), threads);
+        return kernels<T>().standard(of(number, number), threads);
     });
 }
 
@@ -179,7 +186,7 @@ void bind_rows(nb::module_ &m) {
           arg("own_strides"), arg("left0_ptr"), arg("left0_strides"), arg("left1_ptr"), arg("left1_strides"), arg("t_ptr"),
           arg("t_strides"), arg("f"), arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("threads"),
           "A Jacobian of rank two beside its diagonal");
-    m.def("standard", &standard, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("g_ptr"), arg("g_strides"), arg("hat_ptr"),
+    m.def("standard", &standard, arg("double_"), arg("double_factors"), arg("rows"), arg("n1"), arg("n2"), arg("g_ptr"), arg("g_strides"), arg("hat_ptr"),
           arg("hat_strides"), arg("gamma_ptr"), arg("gamma_strides"), arg("scale_ptr"), arg("scale_strides"), arg("count"), arg("f"),
           arg("out_ptr"), arg("out_strides"), arg("arg_ptr"), arg("short_arg"), arg("threads"), "The Jacobian of a normalisation x̂·γ");
     m.def("meeting", &meeting, arg("double_"), arg("rows"), arg("n1"), arg("n2"), arg("left0_ptr"), arg("left0_strides"), arg("left1_ptr"),

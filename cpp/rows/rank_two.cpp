@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "rows/rows.hpp"
@@ -479,17 +480,28 @@ template <class T> struct Factors {
     }
 };
 
-template <class T> Summary standard_range(const Standard<T> &r, int64_t begin, int64_t end) {
+// Numbers in a wider type.
+template <class T, class F> const T *widened(const F *x, int64_t n, std::vector<T> &room) {
+    if constexpr (std::is_same_v<T, F>) return x;
+    room.assign(x, x + n);
+    return room.data();
+}
+
+template <class T, class F> Summary standard_range(const Standard<T, F> &r, int64_t begin, int64_t end) {
     const Sizes sizes{r.n1, r.n2};
+    const int64_t n = sizes.n();
     Watch<T> watch;
-    Reader<T> g(r.g, sizes), hat(r.hat, sizes), gamma(r.gamma, sizes), scale(r.scale, sizes);
+    Reader<T> g(r.g, sizes);
+    Reader<F> hat(r.hat, sizes), gamma(r.gamma, sizes), scale(r.scale, sizes);
     Writer<T> writer(r.out, r.arg, sizes, r.short_arg);
-    Workspace<T> work(sizes.n());
-    Factors<T> factors(sizes.n());
+    Workspace<T> work(n);
+    Factors<F> factors(n);
+    std::vector<T> own, left0, left1, t;
     for (int64_t x = begin; x < end; x++) {
-        const T *t = hat.line(x);
-        factors.fill(t, gamma.line(x), scale.line(x), T(r.count), sizes.n());
-        const Line<T> line{g.line(x), factors.own.data(), factors.left0.data(), factors.left1.data(), t, sizes.n()};
+        const F *narrow = hat.line(x);
+        factors.fill(narrow, gamma.line(x), scale.line(x), F(r.count), n);
+        const Line<T> line{g.line(x), widened(factors.own.data(), n, own), widened(factors.left0.data(), n, left0),
+                           widened(factors.left1.data(), n, left1), widened(narrow, n, t), n};
         row(line, T(r.f), work, writer.line(x), writer.arg_line(x), watch);
         writer.finish(x);
     }
@@ -503,7 +515,7 @@ template <class T> Summary rank_two(const RankTwo<T> &r, int threads) {
     if (n == 0 || r.rows == 0) return nothing_seen();
     return share(r.rows, 16 * r.rows * n, threads, [&](int64_t begin, int64_t end) { return rank_two_range(r, begin, end); });
 }
-template <class T> Summary standard(const Standard<T> &r, int threads) {
+template <class T, class F> Summary standard(const Standard<T, F> &r, int threads) {
     const int64_t n = r.n1 * r.n2;
     if (n == 0 || r.rows == 0) return nothing_seen();
     return share(r.rows, 16 * r.rows * n, threads, [&](int64_t begin, int64_t end) { return standard_range(r, begin, end); });
@@ -513,5 +525,6 @@ template Summary rank_two(const RankTwo<float> &, int);
 template Summary rank_two(const RankTwo<double> &, int);
 template Summary standard(const Standard<float> &, int);
 template Summary standard(const Standard<double> &, int);
+template Summary standard(const Standard<double, float> &, int);
 
 }  // namespace gradtrace::GRADTRACE_ISA

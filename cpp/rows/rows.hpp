@@ -113,10 +113,11 @@ template <class T> struct RankTwo {
 };
 
 // A normalisation x̂·γ: with a = γ·scale, own = a·(1 - (1 + x̂·x̂)/count), left0 = -a/count,
-// left1 = -a·x̂/count, t = x̂.
-template <class T> struct Standard {
+// left1 = -a·x̂/count, t = x̂. Factors are rounded in their own type F.
+template <class T, class F = T> struct Standard {
     int64_t rows, n1, n2;
-    Rows<const T> g, hat, gamma, scale;  // null gamma: ones
+    Rows<const T> g;
+    Rows<const F> hat, gamma, scale;  // null gamma: ones
     double count, f;
     Rows<T> out;
     int32_t *arg;
@@ -153,6 +154,7 @@ template <class T> struct RowKernels {
 struct RowsTable {
     RowKernels<float> single;
     RowKernels<double> dual;
+    Summary (*mixed)(const Standard<double, float> &, int threads);
 };
 GRADTRACE_TABLE(RowsTable, rows_table)
 
@@ -164,7 +166,7 @@ template <class T> Summary reduce_max(const Reduce<T> &, int threads);
 template <class T> Summary segment_max(const Segment<T> &, int threads);
 template <class T> Summary rank_one(const RankOne<T> &, int threads);
 template <class T> Summary rank_two(const RankTwo<T> &, int threads);
-template <class T> Summary standard(const Standard<T> &, int threads);
+template <class T, class F> Summary standard(const Standard<T, F> &, int threads);
 template <class T> Counts tally(const uint64_t *bits, const T *strength, int64_t n, int threads);
 template <class T> int meeting(const Meeting<T> &, int threads);
 }  // namespace GRADTRACE_ISA

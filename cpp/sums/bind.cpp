@@ -118,6 +118,14 @@ int standard_rows(bool is_double, int64_t rows, int64_t n1, int64_t n2, Pointer 
     });
 }
 
+int added_rows(int64_t rows, int64_t n1, int64_t n2, Pointer hat, const Lying &hat_s, Pointer gamma, const Lying &gamma_s,
+               Pointer scale, const Lying &scale_s, Pointer g, const Lying &g_s, Pointer out, const Lying &out_s, double count, int threads) {
+    nb::gil_scoped_release unlocked;
+    return GRADTRACE_PICK(sums_table).added({rows, n1, n2, rows_at<const float>(hat, hat_s), rows_at<const float>(gamma, gamma_s),
+                                             rows_at<const float>(scale, scale_s), rows_at<const double>(g, g_s), count,
+                                             rows_at<double>(out, out_s)}, threads);
+}
+
 }  // namespace
 
 void bind_sums(nb::module_ &m);
@@ -131,4 +139,5 @@ void bind_sums(nb::module_ &m) {
     m.def("sum_one_rows", &one_rows, "A Jacobian of rank one beside its diagonal: flags");
     m.def("sum_two_rows", &two_rows, "A Jacobian of rank two beside its diagonal: flags");
     m.def("sum_standard_rows", &standard_rows, "The Jacobian of a normalisation x̂·γ: flags");
+    m.def("sum_added_rows", &added_rows, "The same without absolute values");
 }

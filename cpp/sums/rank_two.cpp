@@ -503,7 +503,7 @@ template <class T> struct Factors {
         std::fill_n(ones.data(), n1 * n2, T(1));
         std::fill_n(gamma.data(), n1 * n2, T(1));
     }
-    void read(const StandardRows<T> &s, int64_t row) {
+    template <class S> void read(const S &s, int64_t row) {
         const int64_t n = s.n1 * s.n2;
         hat.read(s.hat, row), scale.read(s.scale, row);
         if (s.gamma.data) gamma.read(s.gamma, row);
@@ -543,6 +543,28 @@ template <class T> int standard_rows(const StandardRows<T> &s, int threads) {
             if (spread) out_h.write(s.out_h, row);
             return found;
         });
+    });
+}
+
+int added_rows(const AddedRows &s, int threads) {
+    const int64_t n = s.n1 * s.n2;
+    return share_flags(s.rows, s.rows * n, threads, [&](int64_t begin, int64_t end) {
+        Factors<float> f(s.n1, s.n2);
+        Row<double> in(s.n1, s.n2), out(s.n1, s.n2);
+        const float *own = f.own.data(), *left0 = f.left0.data(), *left1 = f.left1.data(), *right1 = f.hat.data();
+        const double *g = in.data();
+        double *to = out.data();
+        for (int64_t row = begin; row < end; row++) {
+            f.read(s, row), in.read(s.g, row);
+            double level = 0, slope = 0;
+#pragma omp simd reduction(+ : level, slope)
+            for (int64_t i = 0; i < n; i++) level += left0[i] * g[i], slope += left1[i] * g[i];
+#pragma omp simd
+            for (int64_t j = 0; j < n; j++)
+                to[j] = own[j] * g[j] + (level - left0[j] * g[j]) + right1[j] * (slope - left1[j] * g[j]);
+            out.write(s.out, row);
+        }
+        return 0;
     });
 }
 

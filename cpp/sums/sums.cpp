@@ -8,6 +8,6 @@ template <class T, class U> constexpr SumProducts<T, U> around() {
     return {&raise<T, U>, &settle<T, U>, &shares<T, U>, &settle_shares<T, U>};
 }
 
-extern const SumsTable sums_table = {along<float>(), along<double>(), around<float, float>(), around<double, float>(), around<double, double>()};
+extern const SumsTable sums_table = {along<float>(), along<double>(), around<float, float>(), around<double, float>(), around<double, double>(), &added_rows};
 
 }  // namespace gradtrace::GRADTRACE_ISA

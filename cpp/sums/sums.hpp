@@ -105,6 +105,15 @@ template <class T> struct StandardRows {
     Rows<T> out, out_h;
 };
 
+// The same without absolute values: out_j = own_j·g_j + Σ over i≠j of left_i·right_j·g_i, the factors rounded to float.
+struct AddedRows {
+    int64_t rows, n1, n2;
+    Rows<const float> hat, gamma, scale;  // null gamma: ones
+    Rows<const double> g;
+    double count;
+    Rows<double> out;
+};
+
 template <class T, class U> struct SumProducts {
     int (*raise)(const Raise<T, U> &, int threads);
     int (*settle)(const Settle<T, U> &, int threads);
@@ -126,6 +135,7 @@ struct SumsTable {
     SumProducts<float, float> narrow;
     SumProducts<double, float> mixed;
     SumProducts<double, double> wide;
+    int (*added)(const AddedRows &, int threads);
 };
 GRADTRACE_TABLE(SumsTable, sums_table)
 
@@ -136,6 +146,7 @@ template <class T> int join(const Join<T> &, int threads);
 template <class T> int one_rows(const OneRows<T> &, int threads);
 template <class T> int two_rows(const TwoRows<T> &, int threads);
 template <class T> int standard_rows(const StandardRows<T> &, int threads);
+int added_rows(const AddedRows &, int threads);
 template <class T, class U> int raise(const Raise<T, U> &, int threads);
 template <class T, class U> int settle(const Settle<T, U> &, int threads);
 template <class T, class U> int shares(const Shares<T, U> &, int threads);

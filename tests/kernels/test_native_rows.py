@@ -418,26 +418,27 @@ def test_rank_two_of_very_long_rows(shape_of_t: str, constant: bool) -> None:
 
 
 @some
-@given(settings_of_a_call, st.integers(1, 4), st.sampled_from([5, 150]), st.booleans(), st.booleans())
+@given(settings_of_a_call, st.integers(1, 4), st.sampled_from([5, 150]), st.booleans(), st.booleans(), st.booleans())
 def test_standard_is_rank_two_with_the_factors_of_torch(
-    call: Call, rows: int, n: int, gamma: bool, short: bool
+    call: Call, rows: int, n: int, gamma: bool, short: bool, narrow: bool
 ) -> None:
+    """Also where factors are of less precision than what is carried (`narrow`): they are rounded in their own."""
     rng = np.random.default_rng(call["seed"])
-    dtype = DTYPES[call["double"]]
-    hat, g = rng.standard_normal((2, rows, 1, n)).astype(dtype)
-    g = np.abs(g)
-    scale = np.broadcast_to(rng.random((rows, 1, 1)).astype(dtype), g.shape)
-    weight = np.broadcast_to(rng.standard_normal((1, 1, n)).astype(dtype), g.shape)
+    dtype, kind = DTYPES[call["double"]], DTYPES[call["double"] and not narrow]
+    g = np.abs(rng.standard_normal((rows, 1, n))).astype(dtype)
+    hat = rng.standard_normal((rows, 1, n)).astype(kind)
+    scale = np.broadcast_to(rng.random((rows, 1, 1)).astype(kind), g.shape)
+    weight = np.broadcast_to(rng.standard_normal((1, 1, n)).astype(kind), g.shape)
     a = torch.tensor(weight) * torch.tensor(scale) if gamma else torch.tensor(scale)
     x = torch.tensor(hat)
     factors = [(a * (1 - (1 + x * x) / n)), -a / n, -a * x / n, x]
     want, where = empty(call, g.shape)
-    rank_two_native(call, [g, *[p.contiguous().numpy() for p in factors]], want, where)
+    rank_two_native(call, [g, *[p.contiguous().numpy().astype(dtype) for p in factors]], want, where)
     out, arg = empty(call, g.shape)
     arg = arg.astype(np.int16) if short else arg
     with instruction_set(call["isa"]):
         native.standard(
-            call["double"], rows, 1, n, address(g), steps(g), address(hat), steps(hat), address(weight) if gamma else 0,
+            call["double"], call["double"] and not narrow, rows, 1, n, address(g), steps(g), address(hat), steps(hat), address(weight) if gamma else 0,
             steps(weight), address(scale), steps(scale), float(n), call["f"], address(out), steps(out), address(arg),
             short, call["threads"],
         )  # fmt: skip

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..jacobians.structure import ClosedRows, LowRank
+from . import native
+from .grid import grid_of
+from .sums import added
 
 aten = torch.ops.aten
 
@@ -61,6 +64,8 @@ def _log_softmax(s: LowRank, g: Tensor, factors: ClosedRows) -> Tensor | None:
 def _standard(s: LowRank, g: Tensor, factors: ClosedRows) -> Tensor | None:
     """With h = γ g: (h - mean h - x̂ mean(h x̂)) / σ, the means being over the axes `dims`."""
     hat, gamma, scale, count = factors.of()
+    if g.dtype is torch.float64 and all(t is None or t.dtype is torch.float32 for t in (hat, gamma, scale)):
+        return _rounded(s, g, (hat, gamma, scale), count)
     if not alike(hat, g) or not (gamma is None or alike(gamma, g)):
         return None
     hat, scale = hat.to(g.dtype), scale.to(g.dtype)
@@ -73,6 +78,18 @@ def _standard(s: LowRank, g: Tensor, factors: ClosedRows) -> Tensor | None:
     h = g if gamma is None else g * gamma
     level, slope = h.sum(dims, keepdim=True), (h * hat).sum(dims, keepdim=True)
     return (h - (level + hat * slope) / count).mul_(scale)
+
+
+def _rounded(s: LowRank, g: Tensor, factors: tuple[Tensor | None, ...], count: int) -> Tensor | None:
+    """Take factors as they are in float32, by the compiled kernels; None where there are none."""
+    if not native.available() or g.device.type != "cpu":
+        return None
+    grid = grid_of(s.shape, tuple(s.dims))
+    given = [None if t is None else grid.view(t.expand(s.shape)) for t in factors]
+    out, rows = grid.room(len(g), g.dtype)
+    for one, to in zip(g, rows, strict=True):
+        added(given, count, grid.view(one), to)
+    return out
 
 
 def _fused(s: LowRank, g: Tensor, hat: Tensor, gamma: Tensor | None, scale: Tensor) -> Tensor | None:

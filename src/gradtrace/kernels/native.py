@@ -208,14 +208,12 @@ def segment_max(g: Tensor, index: Tensor, size: int, f: float = 1.0) -> tuple[Te
 KINDS = {"softmax": 1, "log_softmax": 2}
 
 
-def low_rank(
-    form: str, g: Tensor, factors: Sequence[Tensor | None], count: int, out: Tensor, arg: Tensor, f: float
-) -> Range:
+def low_rank(form: str, g: Tensor, factors: Sequence[Any], count: int, out: Tensor, arg: Tensor, f: float) -> Range:
     """Write out_j = max(|own_j| g_j, max over i≠j of |Σ_r left_r,i right_r,j| g_i)·f, all of rows × n1 × n2.
 
     Args:
         form: what the factors are. "one": own, left, right; "two": own, left_1, left_2, right_2, with right_1 = 1;
-            "softmax", "log_softmax": p; "standard": x̂, γ or None, scale.
+            "softmax", "log_softmax": p; "standard": x̂, γ or None, scale, which may be float32 where g is float64.
         count: of "standard", how many scalars share a mean.
         out, arg: written; the winner is a position in the row, n1·n2 of them. Those of "standard" may be int16.
     """
@@ -229,7 +227,9 @@ def low_rank(
         nothing = 0, [0, 0, 0]
         return Range(*lib.rank_one(double, KINDS[form], *where, *nothing, *nothing, *given, *to))
     if form == "standard":
-        return Range(*lib.standard(double, *where, *given, float(count), *to[:-1], arg.dtype is torch.int16, threads))
+        wide = double and factors[0].dtype is torch.float64
+        kinds, small = (double, wide), arg.dtype is torch.int16
+        return Range(*lib.standard(*kinds, *where, *given, float(count), *to[:-1], small, threads))
     return Range(*lib.rank_two(double, *where, *given, *to))
 
 

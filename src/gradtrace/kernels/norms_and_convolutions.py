@@ -32,13 +32,17 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
     closed, factors, count = _factors(s)
     if closed == "":
         return by_reference(s, g)
-    grid = grid_of(s.shape, tuple(s.dims))
+    grid, kinds = grid_of(s.shape, tuple(s.dims)), {t.dtype for t in factors if t is not None}
     data, shift = g.data.reshape(g.data.shape[0], *s.shape), g.shift
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
-        kind = g.data.dtype
-        form, parts = (closed, factors) if factors[0].dtype is kind else _open(s)
-        seen = [None if t is None else grid.view(t.to(kind).expand(s.shape)) for t in parts]
+        kind = of = g.data.dtype
+        form, parts = closed, factors
+        if closed == "standard" and kinds == {torch.float32}:
+            of = torch.float32  # which the kernel takes as they are
+        elif factors[0].dtype is not kind:
+            form, parts = _open(s)
+        seen = [None if t is None else grid.view(t.to(of).expand(s.shape)) for t in parts]
         out, rows_of_out = grid.room(data.shape[0], kind)
         # these winners are a third of what a trace of a convolutional network keeps
         small = form == "standard" and grid.seen[1] * grid.seen[2] <= native.SHORT
@@ -49,8 +53,7 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
         ]
         return made(out, g.exponent - shift, native.together(ranges)), arg
 
-    double = any(t is not None and t.dtype is torch.float64 for t in factors)
-    plane, raw = precisely(run, g, double=double)
+    plane, raw = precisely(run, g, double=torch.float64 in kinds)
     return Pulled(plane, raw, _row_way(s.shape, tuple(s.dims)))
 
 

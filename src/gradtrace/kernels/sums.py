@@ -226,10 +226,18 @@ def standard(
     Returns:
         flags.
     """
-    given = [(0, (0, 0, 0)) if t is None else (t.data_ptr(), t.stride()) for t in (*factors, *_both(g), *_both(out))]
-    sizes, threads = g[0].shape, torch.get_num_threads()
-    where = [x for pair in given for x in pair]
-    return lib.sum_standard_rows(_double(g[0]), *sizes, *where, float(count), squarings or 0, threads)
+    where, threads = _lying(*factors, *_both(g), *_both(out)), torch.get_num_threads()
+    return lib.sum_standard_rows(_double(g[0]), *g[0].shape, *where, float(count), squarings or 0, threads)
+
+
+def added(factors: Sequence[Tensor | None], count: int, g: Tensor, out: Tensor) -> None:
+    """Carry an ordinary gradient of float64 back through a normalisation whose factors are float32, as `standard`."""
+    lib.sum_added_rows(*g.shape, *_lying(*factors, g, out), float(count), torch.get_num_threads())
+
+
+def _lying(*tensors: Tensor | None) -> list[Any]:
+    """Give address and strides of rows × n1 × n2."""
+    return [x for t in tensors for x in ((0, (0, 0, 0)) if t is None else (t.data_ptr(), t.stride()))]
 
 
 def _both(g: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
