@@ -183,6 +183,7 @@ def rank_two(
 ) -> tuple[float, float, int]: ...
 def standard(
     double_: bool,
+    double_factors: bool,
     rows: int,
     n1: int,
     n2: int,
@@ -202,6 +203,21 @@ def standard(
     short_arg: bool,
     threads: int,
 ) -> tuple[float, float, int]: ...
+def meeting(
+    double_: bool,
+    rows: int,
+    n1: int,
+    n2: int,
+    left0_ptr: int,
+    left0_strides: Sequence[int],
+    left1_ptr: int,
+    left1_strides: Sequence[int],
+    right0_ptr: int,
+    right0_strides: Sequence[int],
+    right1_ptr: int,
+    right1_strides: Sequence[int],
+    threads: int,
+) -> int: ...
 def tally(
     double_: bool, bits_ptr: int, strength_ptr: int, n: int, threads: int
 ) -> list[tuple[int, int, float]] | None: ...
@@ -425,6 +441,48 @@ def sum_two_rows(
     arg11: int,
     arg12: int,
     arg13: int,
+    /,
+) -> int: ...
+def sum_standard_rows(
+    arg0: bool,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: int,
+    arg5: Sequence[int],
+    arg6: int,
+    arg7: Sequence[int],
+    arg8: int,
+    arg9: Sequence[int],
+    arg10: int,
+    arg11: Sequence[int],
+    arg12: int,
+    arg13: Sequence[int],
+    arg14: int,
+    arg15: Sequence[int],
+    arg16: int,
+    arg17: Sequence[int],
+    arg18: float,
+    arg19: int,
+    arg20: int,
+    /,
+) -> int: ...
+def sum_added_rows(
+    arg0: int,
+    arg1: int,
+    arg2: int,
+    arg3: int,
+    arg4: Sequence[int],
+    arg5: int,
+    arg6: Sequence[int],
+    arg7: int,
+    arg8: Sequence[int],
+    arg9: int,
+    arg10: Sequence[int],
+    arg11: int,
+    arg12: Sequence[int],
+    arg13: float,
+    arg14: int,
     /,
 ) -> int: ...
 def signed_product(

@@ -145,6 +145,21 @@ def test_weights_that_were_rounded_to_float32_stay_so_in_float64():
         assert_near(additive.pull(s, g), exact, size)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@given(st.sampled_from(NORMS), st.integers(1, 2), seeds)
+@some
+def test_factors_of_norms_that_were_rounded_to_float32_stay_so_in_float64(affine, where, batch, seed):
+    shape, dims, aligned = where
+    hat, gamma = drawn(seed, *shape).float(), drawn(seed + 1, *aligned).float() if affine else None
+    scale = drawn(seed + 2, *[1 if d in dims else n for d, n in enumerate(shape)]).exp().float()
+    rows = ClosedRows("standard", lambda: (hat, gamma, scale, math.prod(shape[d] for d in dims)))
+    g, s = drawn(seed + 3, batch, *shape), LowRank(shape, dims, rows)
+    exact, size = pull(s, Sum.carrier, (g,))[0], pull(s, Linear(torch.abs), (g.abs(),))[0]
+    own, left, right = s.factors()
+    terms = LowRank(shape, dims, lambda: (own.abs(), [t.abs() for t in left], [t.abs() for t in right]))
+    assert_near(additive.pull(s, g), exact, size + pull(terms, Sum.carrier, (g.abs(),))[0])
+
+
 def test_weights_of_half_a_precision_are_worked_out_in_the_gradients():
     p = drawn(1, 3, 5).softmax(1).half()
     g = drawn(3, 1, 3, 5).float()

@@ -62,6 +62,32 @@ def test_two_directions_at_right_angles_are_found_and_others_are_not_taken_for_t
         assert_like_the_reference(s, numbers(1, 1, 1, len(hats)))
 
 
+FEW = [0.0, 1.0, -2.0, 0.5, 3.0, math.inf, math.nan]
+
+
+@given(st.integers(1, 70), st.sampled_from([torch.float32, torch.float64]), st.integers(2, len(FEW)), seeds)
+@some
+def test_which_products_of_two_sides_may_vanish(n, kind, many, seed):
+    """Flags for all pairs of a row: lines and perpendiculars that meet, sides that are 0, numbers that are none."""
+    random = torch.Generator().manual_seed(seed)
+    sides = torch.tensor(FEW[:many])[torch.randint(many, (4, 2, 1, n), generator=random)].double()
+    if seed % 3:  # what meets now does so by accident
+        sides = sides + 1e-3 * torch.rand(sides.shape, generator=random, dtype=torch.float64)
+    a, b, c, d = sides = sides.to(kind)
+    flags = native.meeting([a, b], [c, d])
+    x, y, z, w = (t.double().unsqueeze(axis) for t, axis in ((a, -1), (b, -1), (c, -2), (d, -2)))
+    some_side = ((x != 0) | (y != 0)) & ((z != 0) | (w != 0))
+    size = (x * z).abs() + (y * w).abs()
+    there = some_side & ((x * z + y * w).abs() <= 1e-15 * size)
+    surely_not = (x * z + y * w).abs() > 1e-12 * size
+    none = sides.isnan().any(0)
+    assert bool(flags & native.NAN) == bool(none.any())
+    if not none.any() and not sides.isinf().any():
+        assert bool(flags & native.ABSENT) == bool((((a == 0) & (b == 0)) | ((c == 0) & (d == 0))).any())
+        assert not there.any() or flags & native.MEET
+        assert not flags & native.MEET or not (surely_not | ~some_side).all()
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=4, max_size=4), st.booleans(), seeds)
 @some
 def test_softmaxes_some_of_whose_probabilities_are_0_or_1(p, log, seed):

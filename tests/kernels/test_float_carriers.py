@@ -157,10 +157,10 @@ def test_many_entries_whose_powers_underflow(call):
     check(drawn, found, merged(z, h, call["p"]), 4)
 
 
-def pulled(drawn: Drawn, factors: Callable, g: Element) -> Element:
+def pulled(drawn: Drawn, factors: Callable, g: Element, dims: tuple[int, ...] = (1,)) -> Element:
     shape = tuple(g[0].shape[1:])
     with instruction_set(drawn.call["isa"]):
-        return pull(LowRank(shape, (1,), factors), drawn.carrier, g)
+        return pull(LowRank(shape, dims, factors), drawn.carrier, g)
 
 
 def along_rows(drawn: Drawn, jacobian: Tensor, g: Element) -> Element:
@@ -216,13 +216,24 @@ def test_jacobians_of_low_rank(rank, call, kind):
         assert ((found[1].double() - wanted[1]).abs() <= slack)[kept].all()
 
 
-@given(
-    call=calls,
-    n=st.integers(150, 400),
-    kind=st.sampled_from(["any", "norm", "alike", "opposite", "integers", "one"]),
-)
+DIRECTIONS = ["any", "norm", "alike", "opposite", "integers", "one"]
+
+
+@given(call=calls, n=st.integers(150, 400), kind=st.sampled_from(DIRECTIONS))
 @settings(deadline=None, max_examples=100)
 def test_absolute_sums_along_rows_that_are_sorted(call, n, kind):
+    assert_absolute_sums(call, n, kind)
+
+
+@pytest.mark.parametrize("kind", DIRECTIONS)
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("n", [600, 2048, 2049])  # places of 12 bits, and of more
+def test_absolute_sums_along_long_rows(n, precision, kind):
+    call = {"isa": native.lib.instruction_set(), "seed": n, "kind": precision, "p": 1, "spread": 3, "zeros": 0.3}
+    assert_absolute_sums(call, n, kind)
+
+
+def assert_absolute_sums(call, n, kind):
     """Directions in any order, in a bundle too narrow for a float, back and forth, or the same ones many times."""
     drawn = Drawn({**call, "p": 1})
     own, left, right = drawn.weights(2, n), drawn.weights(2, n, 2), drawn.weights(2, n, 2)
@@ -249,6 +260,27 @@ def test_absolute_sums_along_rows_that_are_sorted(call, n, kind):
     rounding = 1e-15 * n * along_rows(drawn, size, g)[0]
     exact = EXACT[drawn.kind] if drawn.kind is torch.float32 else 1e-11
     assert ((found[0].double() - wanted[0]).abs() <= 4 * exact * wanted[0] + rounding).all()
+
+
+@given(
+    call=calls,
+    where=st.sampled_from(
+        [((4, 6), (1,)), ((2, 3, 4), (1, 2)), ((6,), (0,)), ((4, 3, 5), (0, 2)), ((2, 3, 2, 40), (2, 3))]
+    ),
+    affine=st.booleans(),
+    batch=st.integers(1, 2),
+)
+@some
+def test_norms_are_what_their_factors_written_out_are(call, where, affine, batch):
+    drawn, (shape, dims) = Drawn(call), where
+    hat, gamma = drawn.weights(*shape), drawn.weights(*shape) if affine else None
+    scale = drawn.weights(*[1 if d in dims else n for d, n in enumerate(shape)]).abs() + 0.1
+    closed = ClosedRows("standard", lambda: (hat, gamma, scale, math.prod(shape[d] for d in dims)))
+    g = drawn.elements(batch, *shape)
+    found, wanted = pulled(drawn, closed, g, dims), pulled(drawn, lambda: closed(), g, dims)
+    for one, other in ((found[0], wanted[0]), (drawn.carrier.plain(found), drawn.carrier.plain(wanted))):
+        assert one.shape == other.shape
+        assert torch.allclose(one.double(), other.double(), rtol=1e2 * EXACT[drawn.kind], atol=1e-30)
 
 
 @given(calls)

@@ -438,9 +438,9 @@ def test_standard_is_rank_two_with_the_factors_of_torch(
     arg = arg.astype(np.int16) if short else arg
     with instruction_set(call["isa"]):
         native.standard(
-            call["double"], call["double"] and not narrow, rows, 1, n, address(g), steps(g), address(hat), steps(hat), address(weight) if gamma else 0,
-            steps(weight), address(scale), steps(scale), float(n), call["f"], address(out), steps(out), address(arg),
-            short, call["threads"],
+            call["double"], call["double"] and not narrow, rows, 1, n, address(g), steps(g), address(hat), steps(hat),
+            address(weight) if gamma else 0, steps(weight), address(scale), steps(scale), float(n), call["f"],
+            address(out), steps(out), address(arg), short, call["threads"],
         )  # fmt: skip
     same(out, want)
     same(arg.astype(np.int32), where)

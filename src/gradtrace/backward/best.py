@@ -129,7 +129,7 @@ class Strongest(Algebra[Arrivals, Plane]):
             part, split = pull(structure, g), False
         else:
             part, split = plane_by_example(structure, g, result, argument, self.labels)
-        way = part.plan.way if type(part) is Product else part.way
+        way = part.plan.way if isinstance(part, Product) else part.way
         return self._arrive(argument, known, Use(first, result, way, split), part)
 
     def relay(self, edge: Edge, arrived: Arrivals, known: Arrivals | None) -> Arrivals | None:
@@ -160,7 +160,7 @@ class Strongest(Algebra[Arrivals, Plane]):
     def _arrive(self, argument: Value, known: Arrivals | None, edge: Use, part: Pulled | Product) -> Arrivals:
         if known is None:
             known = Arrivals(argument, Winners(argument.shape), self.batch(argument))
-        if type(part) is Product:
+        if isinstance(part, Product):
             free = known.plane is None and not known.parts
             if free and (not known.terms or known.terms[0].key == part.key):
                 known.terms.append(part)
@@ -168,7 +168,7 @@ class Strongest(Algebra[Arrivals, Plane]):
                 return known
         if known.terms:
             self._compute(known)
-        known.merge(edge, self._realised(part) if type(part) is Product else part)
+        known.merge(edge, self._realised(part) if isinstance(part, Product) else part)
         if self.owners:
             self._lend(part, known.winners, len(known.winners.edges) - 1)
         return known

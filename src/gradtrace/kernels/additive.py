@@ -139,7 +139,7 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
     batch, weight = g.shape[0], s.weight
     if g.shape[1:] != s.y_shape:
         g = g.reshape(batch, *s.y_shape)
-    if type(weight) is Constant:
+    if isinstance(weight, Constant):
         g, weight = g * weight.value, None
     if s.y == s.x and (weight is None or s.w == s.y):
         return g if weight is None else pointwise(s, weight, g)
@@ -155,7 +155,7 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
 
 def pointwise(s: Contraction, weight: Weight, g: Tensor) -> Tensor:
     """Multiply by a weight of y's shape."""
-    if type(weight) is Closed:
+    if isinstance(weight, Closed):
         y = weight.of()
         if alike(y, g):
             return BACKWARDS[weight.form](g, _laid(y, g.dtype, s.y_shape))

@@ -51,10 +51,10 @@ def _each(s: Contraction, g: Plane) -> Pulled:
     weight = s.weight
     if weight is None:
         return Pulled(g.view(data), None, way)
-    if type(weight) is Constant:
+    if isinstance(weight, Constant):
         same = abs(weight.value) == 1
         return Pulled(g.view(data) if same else _times(data, g, "constant", None, weight.value), None, way)
-    form, w = (weight.form, weight.of()) if type(weight) is Closed else ("given", weight())
+    form, w = (weight.form, weight.of()) if isinstance(weight, Closed) else ("given", weight())
     return Pulled(_times(data, g, form, wide(w if w.shape == shape else w.reshape(shape)), 1.0), None, way)
 
 
@@ -67,11 +67,11 @@ def straight(shape: Shape) -> Affine:
 def _scaled(p: Plan, weight: Any, g: Plane, have: str) -> Plane:
     """Multiply by a weight with letters among x's."""
     data = spread(g.data, have, p)
-    if type(weight) is Constant:
+    if isinstance(weight, Constant):
         if abs(weight.value) == 1:
             return g.view(data)
         return _times(data, g, "constant", None, weight.value)
-    form, w = (weight.form, weight.of()) if type(weight) is Closed else ("given", weight())
+    form, w = (weight.form, weight.of()) if isinstance(weight, Closed) else ("given", weight())
     if p.w != p.x:
         order = [p.w.index(c) for c in p.x if c in p.w]
         w = w.reshape(p.shape(p.w)).permute(order).reshape([p.size[c] if c in p.w else 1 for c in p.x])

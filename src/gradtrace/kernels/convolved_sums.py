@@ -35,6 +35,10 @@ def convolved(s: Convolved, g: Element, squarings: int | None) -> Element | None
     """
     other = wide(s.other()).abs()
     double = torch.float64 in (other.dtype, g[0].dtype)
+    if squarings == 0 and other.dtype is g[0].dtype:
+        simple = plainly(convolution(s, g[0], other), terms(s))
+        if simple is not None:
+            return (simple,)
     for kind in (torch.float64,) if double else (torch.float32, torch.float64):
         found = _in_units(s, tuple(p.to(kind) for p in g), other.to(kind), squarings)
         if found is not None:
@@ -53,18 +57,13 @@ def terms(s: Convolved) -> int:
 def _in_units(s: Convolved, g: Element, other: Tensor, squarings: int | None) -> Element | None:
     """Convolve in the precision of the operands; None where that is too narrow."""
     kind, most, power = torch.finfo(g[0].dtype), terms(s), 2 ** (squarings or 0)
-    simple = plainly(convolution(s, g[0], other), most) if squarings == 0 else None
-    if simple is not None:
-        return (simple,)
     reach = -math.log2(kind.tiny) - 2 - math.log2(most)
     room = 0 if squarings is None else max(0, int(reach / (2 * power)))
     (of_z, z), (of_w, w) = _scaled(g, room, squarings), _scaled((other,), room, squarings)
     total = convolution(s, z[0], w[0])
     least = most * kind.tiny / kind.eps  # what underflowed is less than rounding of what is above
-    if squarings:
-        quick = _settled(total, of_z, of_w, squarings, least)
-        if quick is not None:
-            return (quick,)
+    if squarings is not None and (quick := _settled(total, of_z, of_w, squarings, least)) is not None:
+        return (quick,)
     low, high = (float(x) for x in total.aminmax())
     if not high < math.inf:
         raise NotANumber("a local derivative is NaN") if other.isnan().any() else OutOfRange

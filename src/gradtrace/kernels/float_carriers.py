@@ -141,21 +141,18 @@ class Plain(Carrier):
         """Go back through a norm, its factors being worked out as rows lie; None where it is another Jacobian."""
         if not isinstance(s.factors, ClosedRows) or s.factors.form != "standard" or 0 in g[0].shape or not s.dims:
             return None
-        hat, gamma, scale, count = s.factors.of()
+        *given, count = s.factors.of()
         grid, kind = grid_of(s.shape, tuple(s.dims)), g[0].dtype
-        hat, gamma, scale = (None if t is None else grid.view(t.expand(s.shape)) for t in (hat, gamma, scale))
+        factors = [None if t is None else grid.view(t.expand(s.shape)) for t in given]
         seen = [[grid.view(p) for p in plane.reshape(-1, *s.shape)] for plane in g]
-        factors = [t for t in (hat, gamma, scale) if t is not None]
-        if all(t.dtype is kind for t in factors):
+        if {t.dtype for t in factors if t is not None} == {kind}:
             out, rows = zip(*[grid.room(len(g[0]), kind) for _ in g], strict=True)
             entries = zip(zip(*seen, strict=True), zip(*rows, strict=True), strict=True)
-            flags = [sums.standard((hat, gamma, scale), count, z, to, self.squarings) for z, to in entries]
-            if not any(flags):
+            if not any(sums.standard(factors, count, z, to, self.squarings) for z, to in entries):
                 return out
         rows, n = grid.seen[0], math.prod(grid.seen[1:])
-        own, left, right = standard_factors(
-            *(t if t is None else t.reshape(rows, n) for t in (hat, gamma, scale)), count
-        )
+        hat, gamma, scale = [None if t is None else t.reshape(rows, n) for t in factors]
+        own, left, right = standard_factors(hat, gamma, scale, count)  # type: ignore[arg-type]
         flat = tuple([torch.stack([p.reshape(rows, n) for p in plane]) for plane in seen])
         return tuple([grid.laid(p) for p in self._rank_two(own, left, right, flat)])
 

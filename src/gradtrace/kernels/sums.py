@@ -194,13 +194,11 @@ def join(a: Element, b: Element, squarings: int | None) -> Found:
     """Merge two arrays of one shape."""
     planes = [p if p.is_contiguous() else p.contiguous() for p in (*a, *b)]
     out = tuple([torch.empty_like(p) for p in planes[: len(a)]])
+    where = [p.data_ptr() for p in planes]
+    x, y, z = where[: len(a)], where[len(a) :], [p.data_ptr() for p in out]
     if len(a) == 1:
-        (x, y), (z,) = planes, out
-        where = x.data_ptr(), 0, y.data_ptr(), 0, squarings or 0, z.data_ptr(), 0
-    else:
-        (x, of_x, y, of_y), (z, of_z) = planes, out
-        where = x.data_ptr(), _at(of_x), y.data_ptr(), _at(of_y), squarings or 0, z.data_ptr(), _at(of_z)
-    return out, lib.sum_join(_double(x), x.numel(), *where, torch.get_num_threads())
+        x, y, z = [*x, 0], [*y, 0], [*z, 0]
+    return out, lib.sum_join(_double(planes[0]), out[0].numel(), *x, *y, squarings or 0, *z, torch.get_num_threads())
 
 
 def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False) -> Found:
