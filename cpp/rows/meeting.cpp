@@ -36,7 +36,7 @@ template <class T> int directions(const Rows<const T> &a, const Rows<const T> &b
             each(dx, dy);
         for (int64_t j = 0; none && j < n2; j++) {
             const T first = x[j * dx], second = y[j * dy];
-            if (to[j] != to[j]) flags |= first == 0 && second == 0 ? ABSENT : std::isinf(first) ? MEET : NAN_SEEN;
+            if (to[j] != to[j]) flags |= first == 0 && second == 0 ? ABSENT : std::isinf(first) && std::isinf(second) ? MEET : NAN_SEEN;
         }
     }
     return flags;
