@@ -220,7 +220,7 @@ def low_rank(form: str, g: Tensor, factors: Sequence[Any], count: int, out: Tens
     double, threads = g.dtype is torch.float64, torch.get_num_threads()
     where = *g.shape, g.data_ptr(), list(g.stride())
     to = f, out.data_ptr(), list(out.stride()), arg.data_ptr(), threads
-    given = _given(*factors)
+    given = lying(*factors)
     if form == "one":
         return Range(*lib.rank_one(double, 0, *where, *given, *to))
     if form in KINDS:
@@ -233,7 +233,8 @@ def low_rank(form: str, g: Tensor, factors: Sequence[Any], count: int, out: Tens
     return Range(*lib.rank_two(double, *where, *given, *to))
 
 
-def _given(*arrays: Tensor | None) -> list[Any]:
+def lying(*arrays: Tensor | None) -> list[Any]:
+    """Say where arrays of three axes lie: address (0: nowhere) and strides, of one after the other."""
     return [x for t in arrays for x in ((0, [0, 0, 0]) if t is None else (t.data_ptr(), list(t.stride())))]
 
 
@@ -246,7 +247,7 @@ def meeting(left: Sequence[Tensor], right: Sequence[Tensor]) -> int:
     NAN; MEET: some may be, though neither side is; ABSENT: some left_i or right_j is 0.
     """
     double, threads = left[0].dtype is torch.float64, torch.get_num_threads()
-    return lib.meeting(double, *left[0].shape, *_given(*left, *right), threads)
+    return lib.meeting(double, *left[0].shape, *lying(*left, *right), threads)
 
 
 def tally(bits: Tensor, weight: Tensor) -> list[tuple[int, int, float]] | None:

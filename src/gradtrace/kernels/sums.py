@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..semirings.base import Element
 from .memory import empty
-from .native import lib
+from .native import lib, lying
 
 LOST, UNBOUNDED, AGAIN = 2, 4, 8
 WHOLE = slice(None)
@@ -32,7 +32,7 @@ def _at(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _spread(g: Element) -> Tensor | None:
+def _spread(g: Sequence[Tensor]) -> Tensor | None:
     """Give the plane of entropies, if there is one."""
     return g[1] if len(g) == 2 else None
 
@@ -224,23 +224,13 @@ def standard(
     Returns:
         flags.
     """
-    where, threads = _lying(*factors, *_both(g), *_both(out)), torch.get_num_threads()
+    where, threads = lying(*factors, g[0], _spread(g), out[0], _spread(out)), torch.get_num_threads()
     return lib.sum_standard_rows(_double(g[0]), *g[0].shape, *where, float(count), squarings or 0, threads)
 
 
 def added(factors: Sequence[Tensor | None], count: int, g: Tensor, out: Tensor) -> None:
     """Carry an ordinary gradient of float64 back through a normalisation whose factors are float32, as `standard`."""
-    lib.sum_added_rows(*g.shape, *_lying(*factors, g, out), float(count), torch.get_num_threads())
-
-
-def _lying(*tensors: Tensor | None) -> list[Any]:
-    """Give address and strides of rows × n1 × n2."""
-    return [x for t in tensors for x in ((0, (0, 0, 0)) if t is None else (t.data_ptr(), t.stride()))]
-
-
-def _both(g: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Give z and h, None for what there is not."""
-    return g[0], g[1] if len(g) == 2 else None
+    lib.sum_added_rows(*g.shape, *lying(*factors, g, out), float(count), torch.get_num_threads())
 
 
 def _rows(

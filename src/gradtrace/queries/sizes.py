@@ -81,35 +81,25 @@ def sizes(record: Record, loss: Value, leaves: Iterable[Value] | None = None) ->
         found.leaves += min(size, dense + few)
         found.each += min(size, dense + few / found.examples)
         found.largest = max(found.largest, min(size, dense + few))
-    _carry(found, calls, loss, among)
+    found.live, found.chosen = _live(calls, loss, among), _chosen(calls, among)
     return found
 
 
 def at_most(record: Record, loss: Value) -> Sizes:
     """Give no less than `sizes` of whatever leaves, in a fraction of its time; of what takes time, nothing."""
     values = largest = patches = 0.0
-    here, now, live = {loss.id: 1.0}, 1.0, 1.0
-    for call in reversed(record.calls):
+    for call in record.calls:
         made = _made(call)
         values += made
         largest = max(largest, made)
         if call.base in CONVOLUTIONS:
             patches = max(patches, _patches(call, made))
-        for given in call.inputs:
-            value = given.value
-            if value is not None and value.id not in here and value.differentiable and value.call is not None:
-                here[value.id] = size = float(prod(value.shape))
-                now += size
-        live = max(live, now)
-        for value in call.outputs:
-            if value is not None:
-                now -= here.pop(value.id, 0.0)
     each = [float(prod(leaf.shape)) for leaf in record.leaves.values()]
     leaves = sum(each)
     return Sizes(
         record.precision(loss).itemsize, record.examples or 1, len(record.calls), patches=patches,
         largest=max(largest, *each, 0.0), leaves=leaves, each=leaves + values, values=values, chosen=leaves + values,
-        live=live,
+        live=_live(record.calls, loss),
     )  # fmt: skip
 
 
@@ -162,9 +152,27 @@ def _patches(call: Call, made: float) -> float:
     return made / max(1, weight[0]) * prod(weight[1:])
 
 
-def _carry(found: Sizes, calls: list[Call], loss: Value, among: Container[int] | None) -> None:
-    """Follow a walk back: what is carried at one time, and whose winners are stored."""
-    here, stored, now = {loss.id: 1.0}, set[int](), 1.0
+def _live(calls: list[Call], loss: Value, among: Container[int] | None = None) -> float:
+    """Count what a walk back carries at one time."""
+    here, now, most = {loss.id: 1.0}, 1.0, 0.0
+    for call in reversed(calls):
+        for given in call.inputs:
+            value = given.value
+            if value is None or not value.differentiable or (among is not None and value.id not in among):
+                continue
+            if value.id not in here and value.call is not None:
+                here[value.id] = size = float(prod(value.shape))
+                now += size
+        most = max(most, now)
+        for value in call.outputs:
+            if value is not None:
+                now -= here.pop(value.id, 0.0)
+    return most
+
+
+def _chosen(calls: list[Call], among: Container[int] | None) -> float:
+    """Count the scalars whose winners are stored."""
+    stored, chosen = set[int](), 0.0
     for call in reversed(calls):
         made = _made(call)
         mixing = call.base in PRODUCTS or call.base in CONVOLUTIONS or call.base in ROWS
@@ -173,17 +181,11 @@ def _carry(found: Sizes, calls: list[Call], loss: Value, among: Container[int] |
             if value is None or not value.differentiable or (among is not None and value.id not in among):
                 continue
             size = float(prod(value.shape))
-            if value.id not in here and value.call is not None:
-                here[value.id] = size
-                now += size
             whole = _whole(value).id  # at each step of a loop a weight has a view of its own, and winners once
             if whole not in stored and (mixing or size < made):  # else the way back is arithmetic
                 stored.add(whole)
-                found.chosen += min(size, made) if call.base in READING else size
-        found.live = max(found.live, now)
-        for value in call.outputs:
-            if value is not None:
-                now -= here.pop(value.id, 0.0)
+                chosen += min(size, made) if call.base in READING else size
+    return chosen
 
 
 def _whole(value: Value) -> Value:
