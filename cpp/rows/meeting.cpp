@@ -21,7 +21,6 @@ template <class T> int directions(const Rows<const T> &a, const Rows<const T> &b
     int flags = 0;
     for (int64_t i = 0; i < n1; i++, to += n2) {
         const T *x = a.data + row * a.row + i * a.n1, *y = b.data + row * b.row + i * b.n1;
-        const int64_t dx = a.n2, dy = b.n2;
         bool none = false;
         const auto each = [=, &none](int64_t dx, int64_t dy) {
             for (int64_t j = 0; j < n2; j++) {
@@ -30,12 +29,12 @@ template <class T> int directions(const Rows<const T> &a, const Rows<const T> &b
                 none |= found != found;
             }
         };
-        if (dx == 1 && dy == 1)  // a loop for the compiler to make vectors of
+        if (a.n2 == 1 && b.n2 == 1)  // a loop for the compiler to make vectors of
             each(1, 1);
         else
-            each(dx, dy);
+            each(a.n2, b.n2);
         for (int64_t j = 0; none && j < n2; j++) {
-            const T first = x[j * dx], second = y[j * dy];
+            const T first = x[j * a.n2], second = y[j * b.n2];
             if (to[j] != to[j]) flags |= first == 0 && second == 0 ? ABSENT : std::isinf(first) && std::isinf(second) ? MEET : NAN_SEEN;
         }
     }

@@ -281,24 +281,23 @@ template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, L
             Polynomial<1 << squarings>(line, s.n).at(line, s.n);
     }
     int found = 0;
-    double *root = line.straight.data();
+    double *beside = line.straight.data();
     const double *sums = line.sum.data(), *sizes = line.size.data();
     const auto clear = [=](int64_t j) { return sums[j] > noise * sizes[j] && sizes[j] > least && sizes[j] < 1e250; };
     int left = 0;
     if (line.some && quick) {
 #pragma omp simd reduction(| : left)
         for (int64_t j = 0; j < s.n; j++) {
-            root[j] = rooted<squarings>(sums[j] > 0 ? sums[j] : 0);
+            beside[j] = rooted<squarings>(sums[j] > 0 ? sums[j] : 0);
             left |= !clear(j);
         }
     } else {
-        std::fill_n(root, s.n, 0.0);
+        std::fill_n(beside, s.n, 0.0);
         left = line.some;
     }
     for (int64_t j = 0; left && j < s.n; j++)
-        if (!quick || !clear(j)) root[j] = directly<squarings>(line, s.n, j);
+        if (!quick || !clear(j)) beside[j] = directly<squarings>(line, s.n, j);
     const T *straight = s.own + at, *g = s.z + at;
-    const double *beside = root;
     const int exponent = line.exponent;
     T *out = s.out + at;
 #pragma omp simd reduction(| : found)
