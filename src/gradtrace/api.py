@@ -56,10 +56,11 @@ from .recording.keeping import keep_leaves
 from .recording.ranks import refuse_check, refuse_pipeline, unwrapped
 from .recording.record import Call, Record, Value
 from .recording.strangers import refuse_transformed
+from .report.cell import cell
 from .report.document import here, of_trace
 from .report.frames import dataframe, dot
-from .report.page import frame, render
-from .report.snapshot import Question, question_of
+from .report.page import render
+from .report.snapshot import question_of
 from .report.words import counted
 from .semirings import PLAIN, Family, Graded, Power, Through, named
 from .semirings.base import Semiring, Sum
@@ -810,8 +811,7 @@ class Trace(_NotSaved):
 
     @lazily()
     def _repr_html_(self) -> str:
-        few = Question({"all parameters": "*"}, kinds=("best",), paths=10, each=0, cover=0, per_example=False)
-        return frame(render(of_trace(self, few, repr(self))))
+        return cell(self.forest(), f"loss {self.loss:.4g}; {self!r}")
 
     @lazily()
     def to_dataframe(self, components: Component | Sequence[Component] | None = None) -> pandas.DataFrame:

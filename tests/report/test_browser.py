@@ -18,7 +18,11 @@ import pytest
 from browsers import in_both
 
 from gradtrace.queries.forest import FIRST, KINDS
+from gradtrace.report.document import of_trace
 from gradtrace.report.fold import label_of, links_at, shown_for
+from gradtrace.report.page import frame as frame_of
+from gradtrace.report.page import render
+from gradtrace.report.snapshot import Question
 from gradtrace.report.words import percent
 
 VIEWS = ("flow", "influence", "paths", "training", "ablation", "provenance")
@@ -633,7 +637,7 @@ def test_labels_do_not_overlap(competition_report, open_report):
         report.assert_apart(selector)
 
 
-def test_a_notebook_shows_it_in_a_frame(browser):
+def test_a_frame_shows_a_page_in_a_notebook(browser):
     import torch
 
     from gradtrace import record
@@ -646,7 +650,7 @@ def test_a_notebook_shows_it_in_a_frame(browser):
     page = browser.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
-    page.set_content(f"<body>{trace._repr_html_()}</body>")
+    page.set_content(f"<body>{frame_of(render(of_trace(trace, Question())))}</body>")
     frame = page.frame_locator("iframe")
     frame.locator("html[data-ready]").wait_for()
     assert frame.locator("#flow .part").count() >= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 
@@ -75,8 +76,27 @@ def test_a_report_without_examples(trace, tmp_path):
     assert {r["component"] for r in data["snapshots"][0]["influence"]} == {"0", "2"}
 
 
-def test_a_notebook_gets_html(trace):
-    assert trace._repr_html_().startswith("<iframe srcdoc=")
+def test_a_notebook_gets_a_table_of_where_the_strongest_paths_start(trace):
+    shown = trace._repr_html_()
+    top, weight = trace.strongest(1)[0], f"2^{trace.strongest(1)[0].log2_weight:.1f}"
+    assert html.escape(f"{top.start}{list(top.index)}") in shown
+    assert weight in shown
+    assert shown.count("<tr>") == 1 + 1 + 4  # all parameters, and each
+    assert "<script" not in shown
+
+
+def test_a_notebook_says_which_parameters_have_no_path():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    with record(model) as tape:
+        loss = model(torch.rand(3, 2)).sum()
+    rows = tape.trace(loss)._repr_html_().split("<tr>")
+    dead = {row.split("<")[1].partition(">")[2]: row for row in rows[2:]}
+    assert "none" in dead["0.weight"]
+    assert all("100.0%" in dead[name] for name in ("0.weight", "0.bias", "2.weight"))
+    assert ">0.0%<" in dead["2.bias"]
+    assert "88.9%" in dead["all parameters"]
 
 
 def test_a_notebook_asks_of_the_batch_as_a_whole_and_a_report_may():
@@ -85,7 +105,7 @@ def test_a_notebook_asks_of_the_batch_as_a_whole_and_a_report_may():
     with record(model, examples=x) as tape:
         loss = model(x).square().mean()
     trace = tape.trace(loss)
-    assert "not told apart" in trace._repr_html_()
+    assert "<table" in trace._repr_html_()
     document = of_trace(trace, Question(per_example=False))
     assert {row["examples"] for row in document["snapshots"][0]["influence"]} == {1}
     assert document["snapshots"][0]["flows"][0]["total"] == 16

@@ -29,3 +29,8 @@ def table_of(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]],
 def list_of(title: str, items: Sequence[str]) -> str:
     """Write a list of sentences."""
     return f"<p>{html.escape(title)}</p><ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
+
+
+def note_of(text: str) -> str:
+    """Write what stands below a table."""
+    return f"<p><small>{html.escape(text)}</small></p>"
