@@ -27,6 +27,7 @@ constexpr int64_t PRUNED_K = 128;           // below, seeds alone are a large pa
 constexpr int64_t PRUNED_ROWS = 16;         // below, finding the bounds costs more than they save
 constexpr double WORTH_A_TRIAL = 1 << 26;   // products: about 1.5 ms, of which a trial takes a tenth
 constexpr double PRODUCTS_PER_THREAD = 1 << 21;  // fewer are done before a second thread has woken up and packed its part
+constexpr double PRODUCTS_APART = 1 << 19;       // where each thread takes products of its own
 constexpr int TRIED_ROWS = 8;
 constexpr int64_t TRIED_BLOCKS = 3, TRIED_K = 2048;  // at most so many of the latter in all blocks together
 constexpr double DIRECT = 1.3, SEED = 1.5, SURVIVOR = 1.7, SCAN = 4, PACK = 0.6, BOUND = 20;
@@ -172,7 +173,8 @@ template <class T> Plan choose(const Product<T> &p, bool prepared, Variant varia
 }
 
 template <class T> int threads_for(const Product<T> &p, int threads) {
-    const double useful = products(p) / PRODUCTS_PER_THREAD;
+    const double padded = static_cast<double>(padded_to(p.n, NARROW * Simd<T>::lanes)) / static_cast<double>(p.n);
+    const double useful = products(p) * padded / (p.batch >= 2 * threads ? PRODUCTS_APART : PRODUCTS_PER_THREAD);
     if (useful < 2 || threads <= 1) return 1;
 #ifdef _OPENMP
     return useful < threads ? static_cast<int>(useful) : threads;

@@ -15,15 +15,16 @@ template <class T> struct Tile {
 constexpr int64_t SLICE = 96;  // k's whose packed columns stay in the first-level cache while rows pass over them
 
 constexpr int TOGETHER = REGISTERS == 32 ? 3 : 1;  // rows whose best and k fit the registers beside each other
+constexpr int NARROW = VECTORS / 2;                // vectors of a block of which so many hold all its columns
 
-// Every product of MR rows with a slice of a block.
-template <class T, int MR>
+// Every product of MR rows with a slice of a block, or with its first V vectors.
+template <class T, int MR, int V>
 void direct_rows(const T *row, int64_t row_stride, const T *w, int64_t depth, int32_t first, T *best, int32_t *arg) {
     using S = Simd<T>;
-    typename S::reg top[MR][VECTORS];
-    typename S::ind at[MR][VECTORS];
+    typename S::reg top[MR][V];
+    typename S::ind at[MR][V];
     for (int r = 0; r < MR; r++)
-        for (int v = 0; v < VECTORS; v++) {
+        for (int v = 0; v < V; v++) {
             top[r][v] = S::load(best + r * LANES<T> + v * S::lanes);
             at[r][v] = S::load_index(arg + r * LANES<T> + v * S::lanes);
         }
@@ -31,7 +32,7 @@ void direct_rows(const T *row, int64_t row_stride, const T *w, int64_t depth, in
         const auto index = settled(S::set_index(first + static_cast<int32_t>(k)));
         for (int r = 0; r < MR; r++) {
             const auto a = S::set(row[r * row_stride + k]);
-            for (int v = 0; v < VECTORS; v++) {
+            for (int v = 0; v < V; v++) {
                 const auto p = S::mul(a, S::load(w + k * LANES<T> + v * S::lanes));
                 const auto won = S::greater(p, top[r][v]);
                 top[r][v] = S::larger(p, top[r][v]);
@@ -40,25 +41,35 @@ void direct_rows(const T *row, int64_t row_stride, const T *w, int64_t depth, in
         }
     }
     for (int r = 0; r < MR; r++)
-        for (int v = 0; v < VECTORS; v++) {
+        for (int v = 0; v < V; v++) {
             S::store(best + r * LANES<T> + v * S::lanes, top[r][v]);
             S::store_index(arg + r * LANES<T> + v * S::lanes, at[r][v]);
         }
 }
 
-template <class T>
-void direct_tile(const T *row, int64_t row_stride, int rows, const T *w, int64_t depth, int32_t first, Tile<T> &tile,
-                 int from = 0) {
+template <class T, int V>
+void direct_vectors(const T *row, int64_t row_stride, int rows, const T *w, int64_t depth, int32_t first, Tile<T> &tile, int from) {
+    constexpr int MANY = TOGETHER * VECTORS / V;
     for (int64_t k = 0; k < depth; k += SLICE) {
         const int64_t some = least(SLICE, depth - k);
         const T *slice = w + k * LANES<T>;
         const auto at = first + static_cast<int32_t>(k);
         int r = from;
-        for (; TOGETHER > 1 && r + TOGETHER <= rows; r += TOGETHER)
-            direct_rows<T, TOGETHER>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
+        for (; MANY > 1 && r + MANY <= rows; r += MANY)
+            direct_rows<T, MANY, V>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
         for (; r < rows; r++)
-            direct_rows<T, 1>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
+            direct_rows<T, 1, V>(row + r * row_stride + k, row_stride, slice, some, at, tile.best[r], tile.arg[r]);
     }
+}
+
+// Rows [from, rows) of a tile; `columns` of the block are not padding.
+template <class T>
+void direct_tile(const T *row, int64_t row_stride, int rows, const T *w, int64_t depth, int32_t first, int64_t columns, Tile<T> &tile,
+                 int from = 0) {
+    if (columns <= NARROW * Simd<T>::lanes)
+        direct_vectors<T, NARROW>(row, row_stride, rows, w, depth, first, tile, from);
+    else
+        direct_vectors<T, VECTORS>(row, row_stride, rows, w, depth, first, tile, from);
 }
 
 // --- pruned -----------------------------------------------------------------------------------------------

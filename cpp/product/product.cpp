@@ -221,7 +221,8 @@ template <class T> class Run {
                 pruned = ++rows_done < PROBATION || worked < rows_done * tolerable(depth_);
             }
             if (row_in_tile < rows)
-                direct_tile(row(stripe, r, k), row_stride(), rows, panel_.block(block), depth_, static_cast<int32_t>(job_.before + k), tile_, row_in_tile);
+                direct_tile(row(stripe, r, k), row_stride(), rows, panel_.block(block), depth_, static_cast<int32_t>(job_.before + k),
+                            job_.columns.rows - (first_block + block) * LANES<T>, tile_, row_in_tile);
             if (k + depth_ == job_.k) judge(first_block + block, stripe + r, rows);
             flush(first_block + block, stripe + r, rows);
         }

@@ -142,7 +142,7 @@ class Strongest(Algebra[Arrivals, Plane]):
         found = turned(structure.layout, structure.x_shape)
         if found is None or tuple(value.shape[d] for d in found[0]) != structure.x_shape:
             return None
-        order, way = found
+        order, way, _ = found
         return self._arrive(edge.argument, known, Use(edge.first, value, way), self._through(arrived, order))
 
     def _through(self, got: Arrivals, order: tuple[int, ...]) -> Product:

@@ -130,17 +130,20 @@ def _blocks(p: Plan, data: Tensor) -> Tensor:
 def _reduced(p: Plan, weight: Any, g: Plane) -> Pulled:
     """Take the maximum of weighted values along axes that the weight has, where nothing else is new."""
     w = wide(weight())
-    beyond = [i for i, c in enumerate(p.w) if c not in p.y]  # of size 1 here
-    w = w.reshape(p.shape(p.w)).permute([p.w.index(c) for c in p.y if c in p.w] + beyond)
-    w = w.reshape([p.size[c] if c in p.w else 1 for c in p.y]).unsqueeze(0).expand(g.data.shape)
+    if p.w == p.y and len(g.data) == 1:
+        w = w.reshape(g.data.shape)
+    else:
+        beyond = [i for i, c in enumerate(p.w) if c not in p.y]  # of size 1 here
+        w = w.reshape(p.shape(p.w)).permute([p.w.index(c) for c in p.y if c in p.w] + beyond)
+        w = w.reshape([p.size[c] if c in p.w else 1 for c in p.y]).unsqueeze(0).expand(g.data.shape)
     values, weights, shift = _blocks(p, g.data), _blocks(p, w), g.shift
-    left = "".join(c for c in p.y if c not in p.merged)
+    left = "".join([c for c in p.y if c not in p.merged])
+    shape = (len(g.data), *p.shape(left))
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
         kind = g.data.dtype
         out, arg, found = native.reduce_max(values.to(kind), weights.to(kind), 2.0**shift)
-        shape = (g.data.shape[0], *p.shape(left))
-        return made(out.reshape(shape), g.exponent - shift, found), arg.reshape(shape)
+        return made(out.view(shape), g.exponent - shift, found), arg.view(shape)
 
     plane, raw = precisely(run, g, double=w.dtype is torch.float64)
     plane.data = spread(plane.data, left, p)

@@ -20,14 +20,21 @@ class Grid:
     shape: Shape
     order: tuple[int, ...]
     seen: Shape
+    in_order: bool
 
     def view(self, t: Tensor) -> Tensor:
         """See a tensor of `shape` as rows × n1 × n2."""
-        return t.permute(self.order).reshape(self.seen)
+        return (t if self.in_order else t.permute(self.order)).reshape(self.seen)
+
+    def each(self, t: Tensor) -> list[Tensor]:
+        """See the parts of batch × `shape` so."""
+        return [t.reshape(self.seen)] if self.in_order and len(t) == 1 else [self.view(x) for x in t]
 
     def room(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         """Make a tensor batch × shape, and the views of its parts through which rows are written."""
         out = empty(dtype, batch, *self.shape)
+        if self.in_order:
+            return out, self.each(out)
         try:
             return out, [x.permute(self.order).view(self.seen) for x in out]
         except RuntimeError:  # not to be seen so without a copy: lay it out as the rows have it
@@ -45,4 +52,5 @@ def grid_of(shape: Shape, dims: tuple[int, ...]) -> Grid:
     """See a tensor as rows along which scalars are connected."""
     kept = [d for d in range(len(shape)) if d not in dims]
     rows, first = prod(shape[d] for d in kept), shape[dims[0]] if len(dims) > 1 else 1
-    return Grid(shape, (*kept, *dims), (rows, first, prod(shape) // max(1, rows * first)))
+    order, seen = (*kept, *dims), (rows, first, prod(shape) // max(1, rows * first))
+    return Grid(shape, order, seen, order == tuple(range(len(shape))))

@@ -21,23 +21,33 @@ FEW = 4  # rows that were read are kept by themselves where not one in so many w
 
 
 @lru_cache(maxsize=4096)
-def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine] | None:
-    """See a layout as x with its axes in another order: (that order's inverse on y's axes, the way); None if not."""
+def turned(layout: Layout, x_shape: Shape) -> tuple[Shape, Affine, bool] | None:
+    """See a layout as x with its axes in another order; None if it is not.
+
+    Returns:
+        That order's inverse on y's axes, the way, and whether the scalars follow each other in x's own order.
+    """
     size, order = layout.size, reference.axes(layout, x_shape)
     if order is None or 0 in size:
         return None
     of_y = contiguous(size)
-    return tuple(order), Affine(tuple(size[d] for d in order), tuple(of_y[d] for d in order))
+    real = [d for d in order if size[d] != 1]
+    return tuple(order), Affine(tuple(size[d] for d in order), tuple(of_y[d] for d in order)), real == sorted(real)
 
 
 def strided(s: Strided, g: Plane) -> Pulled:
     """Carry values from a view to what it shows."""
-    batch, at = g.data.shape[0], s.layout
-    data = g.data if g.data.shape[1:] == at.size else g.data.reshape(batch, *at.size)
+    data, at = g.data, s.layout
+    batch, size = data.shape[0], data.shape[1:]
     found = turned(at, s.x_shape)
     if found is not None:
-        order, way = found
-        return Pulled(g.view(data.permute(0, *[1 + d for d in order]).reshape(batch, *s.x_shape)), None, way)
+        order, way, as_it_is = found
+        if not as_it_is:
+            data = data if size == at.size else data.reshape(batch, *at.size)
+            data = data.permute(0, *[1 + d for d in order])
+            size = data.shape[1:]
+        return Pulled(g.view(data if size == s.x_shape else data.reshape(batch, *s.x_shape)), None, way)
+    data = data if size == at.size else data.reshape(batch, *at.size)
     through = _through_window(at, s.x_shape)
     if through is not None:
         return Pulled(g.view(data), None, through, at)

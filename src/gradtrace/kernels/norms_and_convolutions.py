@@ -33,7 +33,8 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
     if closed == "":
         return by_reference(s, g)
     grid, kinds = grid_of(s.shape, tuple(s.dims)), {t.dtype for t in factors if t is not None}
-    data, shift = g.data.reshape(g.data.shape[0], *s.shape), g.shift
+    data, shift = g.data if g.data.shape[1:] == s.shape else g.data.reshape(len(g.data), *s.shape), g.shift
+    rows_of_g = grid.each(data)
 
     def run(g: Plane) -> tuple[Plane, Tensor]:
         kind = of = g.data.dtype
@@ -43,13 +44,13 @@ def low_rank(s: LowRank, g: Plane) -> Pulled:
         elif factors[0].dtype is not kind:
             form, parts = _open(s)
         seen = [None if t is None else grid.view(t.to(of).expand(s.shape)) for t in parts]
-        out, rows_of_out = grid.room(data.shape[0], kind)
+        out, rows_of_out = grid.room(len(rows_of_g), kind)
         # these winners are a third of what a trace of a convolutional network keeps
         small = form == "standard" and grid.seen[1] * grid.seen[2] <= native.SHORT
-        arg, rows_of_arg = grid.room(data.shape[0], torch.int16 if small else torch.int32)
+        arg, rows_of_arg = grid.room(len(rows_of_g), torch.int16 if small else torch.int32)
         ranges = [
-            native.low_rank(form, grid.view(x.to(kind)), seen, count, y, z, 2.0**shift)
-            for x, y, z in zip(data, rows_of_out, rows_of_arg, strict=True)
+            native.low_rank(form, x.to(kind), seen, count, y, z, 2.0**shift)
+            for x, y, z in zip(rows_of_g, rows_of_out, rows_of_arg, strict=True)
         ]
         return made(out, g.exponent - shift, native.together(ranges)), arg
 

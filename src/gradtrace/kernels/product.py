@@ -29,6 +29,7 @@ class Plan:
     Attributes:
         y_order: of the axes batch, y in a product's values: both, batch, rows, merged.
         in_order: whether that is how they lie.
+        have: letters of a product, in its order, of `sizes`.
         w_order: of w's axes, behind which are those that it `lacks`, in a product's weights: both, columns, merged.
         counts: of the scalars that both, rows, columns and merged span.
         kin: what plans have in common whose products can be put into one.
@@ -51,6 +52,8 @@ class Plan:
     lacks: int
     counts: tuple[int, int, int, int]
     kin: tuple[Any, ...]
+    have: str
+    sizes: Shape
 
     def shape(self, letters: str) -> list[int]:
         """Give the sizes of some letters."""
@@ -86,7 +89,9 @@ def plan(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, weighted: bool)
     counts = prod_of(both, size), prod_of(rows, size), prod_of(columns, size), prod_of(merged, size)
     way, kin = Affine(x_shape, stride, 0, step, table), (x, both, rows, columns, x_shape)
     orders = y_order, y_order == tuple(range(len(y_order))), tuple(size[c] for c in w), w_order
-    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, *orders, len(lacking), counts, kin)
+    have = both + rows + columns
+    had = have, tuple(size[c] for c in have)
+    return Plan(kind, y, w, x, both, rows, columns, merged, size, way, *orders, len(lacking), counts, kin, *had)
 
 
 def prod_of(letters: str, size: dict[str, int]) -> int:
@@ -108,10 +113,11 @@ def spread(data: Tensor, have: str, p: Plan) -> Tensor:
     """Give axes batch, x to data with axes batch, `have` (a subset of x)."""
     if have == p.x:
         return data
-    order = [1 + have.index(c) for c in p.x if c in have]
-    shape = [p.size[c] if c in have else 1 for c in p.x]
+    data = data.permute(0, *[1 + have.index(c) for c in p.x if c in have])
+    if len(have) == len(p.x):
+        return data
     batch = data.shape[0]
-    return data.permute(0, *order).reshape(batch, *shape).expand(batch, *p.shape(p.x))
+    return data.reshape(batch, *[p.size[c] if c in have else 1 for c in p.x]).expand(batch, *p.way.shape)
 
 
 @dataclass(eq=False)
@@ -141,9 +147,8 @@ class Product:
     @property
     def shape(self) -> Shape:
         """The shape of x, without the batch."""
-        p = self.plan
-        sizes = [p.size[c] for c in (p.x[1:] if self.split else p.x)]
-        return tuple(sizes if self.turn is None else [sizes[d] for d in self.turn])
+        sizes = self.plan.way.shape[self.split :]
+        return sizes if self.turn is None else tuple([sizes[d] for d in self.turn])
 
     def turned(self, order: tuple[int, ...]) -> Product:
         """Give the same product, of which x has its axes in another order."""
@@ -164,15 +169,13 @@ class Product:
 
     def arranged(self, data: Tensor) -> Tensor:
         """Give winners, or values, of b × i × j the axes batch × x."""
-        p = self.plan
-        have = p.both + p.rows + p.columns
-        if p.both:
-            split = p.shape(p.both), p.shape(p.rows + p.columns)
-            data = data.reshape(*split[0], self.batch, *split[1]).movedim(len(p.both), 0)
-        else:
-            shape = (self.batch, *p.shape(have))
-            data = data if data.shape == shape else data.reshape(shape)
-        data = spread(data, have, p)
+        p, batch = self.plan, self.batch
+        shape, outer = (batch, *p.sizes), len(p.both)
+        if outer and batch > 1:
+            data = data.reshape(*p.sizes[:outer], batch, *p.sizes[outer:]).movedim(outer, 0)
+        elif data.shape != shape:  # a batch of one is in front wherever it was
+            data = data.reshape(shape)
+        data = data if p.have == p.x else spread(data, p.have, p)
         data = data.squeeze(0) if self.split else data
         return data if self.turn is None else data.permute(0, *[1 + d for d in self.turn])
 
@@ -181,14 +184,17 @@ def product(p: Plan, weight: Any, g: Plane) -> Product:
     """Bring a contraction into the form of a batched product."""
     batch, (both, rows, columns, merged) = g.data.shape[0], p.counts
     data = g.data if p.in_order else g.data.permute(p.y_order)
-    data = data.reshape(both, batch * rows, merged)
+    if data.shape != (both, batch * rows, merged):
+        data = data.reshape(both, batch * rows, merged)
     w = wide(weight())
     w = w if w.shape == p.w_shape else w.reshape(p.w_shape)
     if p.lacks:
         w = w[(..., *[None] * p.lacks)].permute(p.w_order).expand(p.shape(p.both + p.columns + p.merged))
     else:
         w = w.permute(p.w_order)
-    return Product(p, batch, g.view(data), w.reshape(both, columns, merged))
+    if w.shape != (both, columns, merged):
+        w = w.reshape(both, columns, merged)
+    return Product(p, batch, g.view(data), w)
 
 
 def multiply(a: Plane, w: Tensor | None, prepared: Any = None) -> tuple[Plane, Tensor]:

@@ -99,7 +99,7 @@ def at_most(record: Record, loss: Value) -> Sizes:
     return Sizes(
         record.precision(loss).itemsize, record.examples or 1, len(record.calls), patches=patches,
         largest=max(largest, *each, 0.0), leaves=leaves, each=leaves + values, values=values, chosen=leaves + values,
-        live=_live(record.calls, loss),
+        live=1.0 + values,
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Value:
 
 
 HERE = torch.device("cpu")  # where tapes are traced; another device's numbers are brought over once
+NO_ADDRESS = 1 << 40  # what has no memory begins below: at its own offset
 
 
 class Saved:
@@ -101,15 +102,16 @@ class Saved:
                 f"a tensor of shape {shape} that the tape needs was modified in place after recording "
                 f"(an optimizer step?): trace before it is changed, or record again"
             )
-        if not self._tensor.untyped_storage().nbytes() and self._tensor.numel():
+        tensor = self._tensor
+        if tensor.data_ptr() < NO_ADDRESS and not tensor.untyped_storage().nbytes() and tensor.numel():
             raise StaleTensor(
-                f"the memory of a tensor of shape {tuple(self._tensor.shape)} that the tape needs was freed after it "
+                f"the memory of a tensor of shape {tuple(tensor.shape)} that the tape needs was freed after it "
                 "was used, though no module of the recorded model is known to do so: record the model that does"
             )
-        if self._tensor.device.type == "cpu":
-            return self._tensor
+        if tensor.is_cpu:
+            return tensor
         if self._near is None:
-            self._near = self._tensor.to(HERE)
+            self._near = tensor.to(HERE)
         return self._near
 
     @property

@@ -80,11 +80,13 @@ def generic(call: Call) -> bool:
 
 def rule_of(call: Call) -> Rule:
     """Find what serves a call: its row, else its tagged family, else the fallback."""
-    row, pytorchs = TABLE.get(key(call)), call.name.startswith("aten.")
-    if row is not None and (pytorchs or not call.complex):
+    complex_numbers = call.complex
+    row = TABLE.get(_key(call.name, call.base, complex_numbers))
+    if row is not None and not complex_numbers:
         return row
-    if call.complex:
-        return _of_complex(call)
+    pytorchs = call.name.startswith("aten.")
+    if complex_numbers:
+        return row if row is not None and pytorchs else _of_complex(call)
     if not pytorchs:
         return custom.custom if custom.is_custom(call) else _family(call)
     found = _FAMILIES_OF.get(call.name)
