@@ -8,6 +8,7 @@ are looked at twice.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ..recording.record import Call
 from .rounding import FORMULA, absolute, allowed, at_least, least, piled, roundoff, total
 
 NEAR = 2  # sums before one that are asked for their slack first: what was added up may have been moved since
+FEW = 4  # parts of which the slack is a lower bound of that of all
 SMALL = 2048  # numbers that `torch.equal` compares as fast as anything
 
 
@@ -40,10 +42,13 @@ class Part(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How much of a bound is used where most of it is (in [0, 1], else it is broken), and the bound, in Σ |terms|."""
+    """How much of a bound is used where most of it is (in [0, 1], else it is broken), and the bound, in Σ |terms|.
+
+    The bound takes as long as the comparison, and few are asked for theirs.
+    """
 
     used: float
-    bound: float
+    bound: Callable[[], float]
 
 
 class Added:
@@ -113,10 +118,10 @@ class Added:
         return self._slack
 
     def _slack_of(self, near: int | None = None) -> Tensor:
-        """Give the slack; or a lower bound of it, for which only so many sums before this one are asked for theirs."""
+        """Give the slack; or a lower bound of it, by few parts, and so many sums before this one."""
         lost = least(self.dtype) * (len(self.parts) if self.kept else 1)
         slack = torch.full(self.shape, lost, dtype=torch.float64)
-        for part in self.parts:
+        for part in self.parts if near is None else self.parts[:: -(-len(self.parts) // FEW)]:
             structure, call, g, source = part
             factor, terms = allowed(structure, call) + self._fan(), g.abs()
             if source is not None:  # in units of the terms, so that both go along the edge as one
@@ -129,13 +134,13 @@ class Added:
         """Compare with autograd's number; where that is not within the bound, `g` and `slack` are careful ones."""
         g = self.sum()
         if same(g, autograd):
-            return Fit(0.0, 0.0)
+            return Fit(0.0, lambda: 0.0)
         apart = (g - autograd).abs_()
         if self.parts:
             factor = min(at_least(part.structure, part.call) for part in self.parts) + self._fan()
             used = float(apart.div(g.abs().mul_(factor).add_(least(self.dtype))).max())
             if used <= 1:
-                return Fit(used, factor)
+                return Fit(used, lambda: factor)
             found = self._beside(apart, self._slack_of(NEAR))
             if found.used <= 1:
                 return found
@@ -150,13 +155,14 @@ class Added:
 
     def _beside(self, apart: Tensor, slack: Tensor) -> Fit:
         if self.swift and not math.isfinite(slack.sum()):
-            return Fit(math.inf, math.inf)
+            return Fit(math.inf, lambda: math.inf)
         share = apart.div(slack).flatten()
         at = share.argmax()
         used = float(share[at])
         if not used <= 1:
-            return Fit(used, math.inf)  # nobody is told a bound that is broken
-        return Fit(used, float(slack.flatten()[at]) / (float(self.sizes().flatten()[at]) or 1.0))
+            return Fit(used, lambda: math.inf)  # nobody is told a bound that is broken
+        there = float(slack.flatten()[at])
+        return Fit(used, lambda: there / (float(self.sizes().flatten()[at]) or 1.0))
 
     def _fan(self) -> float:
         return (len(self.calls) + 1) * roundoff(self.dtype) if self.kept else 0.0

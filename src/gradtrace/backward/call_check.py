@@ -2,8 +2,8 @@
 
 A rule is right or wrong in every precision, so both are run in float64, where rounding leaves nothing to argue about;
 an operator without a kernel for float64 is compared in its own precision, and so are products at first. What does the
-same to each row of its arguments is compared on a few of them, and a view by where it lies. Random operators cannot be
-run again, and a custom function's rule is its own backward: there is nothing to compare.
+same to each slice of its arguments is compared on a few, and a view by where it lies. Random operators cannot be run
+again, and a custom function's rule is its own backward: there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,14 +33,17 @@ from .added import Added, Part
 from .rounding import is_product
 
 ENOUGH = 4096  # scalars of an argument of which a part will do
-# The operators, beside pointwise ones, that do the same to each row of some arguments: which of them have rows.
-ENUMERATED: dict[str, Sequence[int]] = {
-    **dict.fromkeys(("mm", "_softmax", "_safe_softmax", "_log_softmax", "convolution", "native_layer_norm"), (0,)),
-    **dict.fromkeys(("native_batch_norm", "native_group_norm"), (0,)),
-    **dict.fromkeys(("bmm", "nll_loss_forward"), (0, 1)),
-    "addmm": (1,),
-    "baddbmm": (0, 1, 2),
-    "embedding": (1,),
+Cut: TypeAlias = dict[int, int]  # by argument, the axis along which an operator does the same to each slice
+# of the operators beside pointwise ones
+ENUMERATED: dict[str, Sequence[Cut]] = {
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm"), ({0: 0}, {0: 1})),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm", "convolution"), ({0: 0},)),
+    "mm": ({0: 0}, {1: 1}),
+    "addmm": ({1: 0}, {2: 1, 0: -1}),
+    "bmm": ({0: 0, 1: 0},),
+    "baddbmm": ({0: 0, 1: 0, 2: 0},),
+    "nll_loss_forward": ({0: 0, 1: 0},),
+    "embedding": ({1: 0}, {0: 1}),
 }
 MOVED = (Strided, Placed, Gather, Scatter)  # structures without weights, as exact in one precision as in another
 
@@ -87,7 +91,7 @@ def off(call: Call, reached: Sequence[bool], *, whole: bool = False) -> Off | No
 
 def _quick(call: Call, reached: Sequence[bool], whole: bool) -> Iterator[Callable[[], tuple[Call, Replay]]]:
     """Give cheaper ways to find that a rule is right: where it is found wrong, the whole call decides."""
-    few = None if whole else few_rows(call)
+    few = None if whole else few_slices(call)
     if few is not None:
         yield partial(widened, few)
     plain = [s for _, _, s in edges(call, reached)]
@@ -109,29 +113,43 @@ def shown(call: Call, reached: Sequence[bool]) -> bool:
     )
 
 
-def few_rows(call: Call) -> Call | None:
-    """Give a call of the same operator on a few of the rows that it works on; None if there are few, or no rows.
+def few_slices(call: Call) -> Call | None:
+    """Give a call of the same operator on a few of the slices that it works on one by one; None if there are few."""
+    few = call
+    for cut in _cuts(call):
+        few = _first(few, cut) or few
+    return None if few is call else few
 
-    Rows are the slices of the first axis; what is done to one of them is done to each.
-    """
-    places = ENUMERATED.get(call.base, ())
+
+def _cuts(call: Call) -> Sequence[Cut]:
+    """Give the axes along which an operator does the same to each slice."""
     y = call.outputs[0]
-    if is_pointwise(call.op) and y is not None and y.shape:
-        places = [p for p, x in enumerate(call.inputs) if len(x.shape) == len(y.shape) and x.shape[0] == y.shape[0]]
-    given = [call.inputs[p] for p in places if p < len(call.inputs)]
-    if not given or any(x.saved is None or not x.shape or x.dtype.is_complex for x in given):
+    if not is_pointwise(call.op) or y is None:
+        return ENUMERATED.get(call.base, ())
+    axes = range(-len(y.shape), 0)
+    return [{p: d for p, x in enumerate(call.inputs) if len(x.shape) >= -d and x.shape[d] != 1} for d in axes]
+
+
+def _first(call: Call, cut: Cut) -> Call | None:
+    """Give a call on the first slices of its arguments along some axes; None if there are few, or not equally many."""
+    given = [(call.inputs[p], axis) for p, axis in cut.items() if p < len(call.inputs)]
+    if not given or any(
+        x.saved is None or x.dtype.is_complex or not -len(x.shape) <= axis < len(x.shape) for x, axis in given
+    ):
         return None
-    count = max(2, ENOUGH // max(1, prod(given[0].shape[1:])))
-    if given[0].shape[0] <= count or any(x.shape[0] != given[0].shape[0] for x in given):
+    shape, n = given[0][0].shape, given[0][0].shape[given[0][1]]
+    count = max(2, ENOUGH // max(1, prod(shape) // max(1, n)))
+    if n <= count or any(x.shape[axis] != n for x, axis in given):
         return None
-    inputs = [_first(x, count) if p in places else x for p, x in enumerate(call.inputs)]
+    inputs = [_narrowed(x, cut[p], count) if p in cut else x for p, x in enumerate(call.inputs)]
     return replace(call, inputs=tuple(inputs), results=())
 
 
-def _first(given: Input, count: int) -> Input:
-    """Give some of an argument's rows."""
+def _narrowed(given: Input, axis: int, count: int) -> Input:
+    """Give the first of an argument's slices."""
     assert given.saved is not None
-    return replace(given, shape=(count, *given.shape[1:]), saved=Saved.own(given.saved.get()[:count]))
+    some = given.saved.get().narrow(axis, 0, count)
+    return replace(given, shape=tuple(some.shape), saved=Saved.own(some))
 
 
 def comparable(call: Call) -> bool:

@@ -198,8 +198,8 @@ class Comparison(Algebra[Added, Known]):
     def _note(self, fit: Fit) -> None:
         """Keep where most of the bound was used."""
         if fit.used > self.used:
-            self.used, self.tolerance = fit.used, fit.bound
-            self.difference = fit.used * fit.bound
+            self.used, self.tolerance = fit.used, fit.bound()
+            self.difference = fit.used * self.tolerance
 
     def _refuse_nan(self, value: Value, arrived: Added, autograd: Tensor) -> None:
         if bool(autograd.isnan().any()):

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from ..jacobians.structure import (
     UNCANCELLED,
+    UNCANCELLED_ROWS,
     Chain,
     Closed,
+    ClosedRows,
     Constant,
     Contraction,
     Convolved,
@@ -223,6 +225,9 @@ def _precision(structure: Structure) -> torch.dtype:
 
 def _uncancelled(s: LowRank, g: Tensor) -> Tensor:
     """Take the diagonal apart again: |own - Σ l r| + Σ |l r|, and the rest is |l| |r| already."""
+    if isinstance(s.factors, ClosedRows) and s.dims:
+        given = (x.to(g.dtype) if isinstance(x, Tensor) else x for x in s.factors.of())
+        return UNCANCELLED_ROWS[s.factors.form](g, s.dims, *given)
     own, lefts, rights = s.factors()
     alone, out = own.to(g.dtype), torch.zeros_like(g)
     for left, right in zip(lefts, rights, strict=True):

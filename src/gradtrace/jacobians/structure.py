@@ -165,6 +165,30 @@ ROWS: dict[str, Callable[..., Factors]] = {
 }
 
 
+def _softmax_sizes(g: Tensor, dims: tuple[int, ...], p: Tensor) -> Tensor:
+    own = p * g
+    return own + p * own.sum(dims, keepdim=True)
+
+
+def _log_softmax_sizes(g: Tensor, dims: tuple[int, ...], p: Tensor) -> Tensor:
+    return g + p * g.sum(dims, keepdim=True)
+
+
+def _standard_sizes(
+    g: Tensor, dims: tuple[int, ...], hat: Tensor, gamma: Tensor | None, scale: Tensor, count: int
+) -> Tensor:
+    own, size = g * (scale if gamma is None else gamma.abs() * scale), hat.abs()
+    return own + (own.sum(dims, keepdim=True) + size * (size * own).sum(dims, keepdim=True)) / count
+
+
+# Σ_i |∂y_i/∂x_j| g_i of absolute numbers g along the axes `dims`, with all terms added before they cancel
+UNCANCELLED_ROWS: dict[str, Callable[..., Tensor]] = {
+    "softmax": _softmax_sizes,
+    "log_softmax": _log_softmax_sizes,
+    "standard": _standard_sizes,
+}
+
+
 @dataclass(eq=False, slots=True)
 class ClosedRows:
     """Factors in a closed form, so that a kernel may work them out as it goes.

@@ -60,11 +60,12 @@ def chain(s: Chain, g: Tensor) -> Tensor:
 class Plan(NamedTuple):
     """How a contraction is worked out, from its letters: permutations and sizes for PyTorch's operators.
 
+    An order is None where the axes lie so.
+
     Attributes:
         alone: axes of g (batch × y) that are added up before anything else.
-        weight: the order of the weight's axes.
         product: whether a matrix product merges axes; the rest is for it, or for a product of scalars.
-        of_g, of_w: order of the axes of g (the batch among the rows), and of the weight.
+        of_g, of_w: order of the axes of g (the batch among the rows), and of the weight, whose sizes are `w_sizes`.
         g_shape, w_shape: three sizes each: shared, rows or columns, merged.
         flat: the sizes of the result's axes; `back`: their order in x.
         turned: the product is taken with the columns first, which is how x lies.
@@ -73,15 +74,50 @@ class Plan(NamedTuple):
 
     alone: tuple[int, ...]
     product: bool
-    of_g: tuple[int, ...]
-    of_w: tuple[int, ...]
+    of_g: tuple[int, ...] | None
+    of_w: tuple[int, ...] | None
     g_shape: Shape
     w_shape: Shape
     flat: Shape
-    back: tuple[int, ...]
+    back: tuple[int, ...] | None
     turned: bool
     thin: Shape
     x_shape: Shape
+    w_sizes: Shape
+
+    def given(self, g: Tensor) -> Tensor:
+        """See what reaches the result as operators take it."""
+        return _seen(g, self.of_g, self.g_shape)
+
+    def weights(self, w: Tensor) -> Tensor:
+        """See a weight as operators take it."""
+        return _seen(w if w.shape == self.w_sizes else w.reshape(self.w_sizes), self.of_w, self.w_shape)
+
+    def laid(self, out: Tensor) -> Tensor:
+        """See a product as x."""
+        out = _seen(out, None, self.flat) if self.back is not None else out
+        return _spread(_seen(out, self.back, self.thin), self.x_shape)
+
+    def alike(self, g: Tensor) -> Tensor:
+        """See as x what has no weight."""
+        return _spread(_seen(g, self.of_g, self.thin), self.x_shape)
+
+
+def _seen(t: Tensor, order: tuple[int, ...] | None, shape: Shape) -> Tensor:
+    """Put axes in an order, and see them in a shape."""
+    t = t if order is None else t.permute(order)
+    return t if t.shape == shape else t.reshape(shape)
+
+
+def _spread(t: Tensor, shape: Shape) -> Tensor:
+    return t if t.shape == shape else t.expand(shape)
+
+
+def _order(have: Sequence[str], want: Sequence[str], sizes: dict[str, int]) -> tuple[int, ...] | None:
+    """Give the order in which axes are wanted; None where those of more than one scalar lie so."""
+    order = tuple(have.index(c) for c in want)
+    real = [d for d in order if sizes[have[d]] != 1]
+    return None if real == sorted(real) else order
 
 
 @lru_cache(maxsize=4096)
@@ -103,25 +139,27 @@ def planned(y: str, x: str, w: str, y_shape: Shape, x_shape: Shape, batch: int) 
     return Plan(
         alone,
         True,
-        tuple(y.index(c) for c in shared + rows + merged),
-        tuple(w.index(c) for c in shared + columns + merged),
+        _order(y, shared + rows + merged, sizes),
+        _order(w, shared + columns + merged, sizes),
         (_size(shared, sizes), _size(rows, sizes), _size(merged, sizes)),
         (_size(shared, sizes), _size(columns, sizes), _size(merged, sizes)),
         tuple(sizes[c] for c in have),
-        tuple(have.index(c) for c in x if c in have),
+        _order(have, [c for c in x if c in have], sizes),
         turned,
         thin,
         full,
+        tuple(sizes[c] for c in w),
     )
 
 
 def _scalars(alone: tuple[int, ...], y: str, x: str, w: str, sizes: dict[str, int], full: Shape) -> Plan:
     """Plan a product of scalars: merged axes, if there are, come last."""
     letters = x + "".join(c for c in y if c not in x)
-    of_g, of_w = (tuple(ls.index(c) for c in letters if c in ls) for ls in (y, w))
+    of_g, of_w = (_order(ls, [c for c in letters if c in ls], sizes) for ls in (y, w))
     g_shape, w_shape = (tuple(sizes[c] if c in ls else 1 for c in letters) for ls in (y, w))
     thin = tuple(sizes[c] if c in y + w else 1 for c in x)
-    return Plan(alone, False, of_g, of_w, g_shape, w_shape, thin, tuple(range(len(x))), False, thin, full)
+    seen = thin, None, False, thin, full, tuple(sizes[c] for c in w)
+    return Plan(alone, False, of_g, of_w, g_shape, w_shape, *seen)
 
 
 def _size(letters: Sequence[str], sizes: dict[str, int]) -> int:
@@ -147,9 +185,9 @@ def contraction(s: Contraction, g: Tensor) -> Tensor:
     if p.alone:
         g = g.sum(p.alone)
     if weight is None:
-        return g.permute(p.of_g).reshape(p.thin).expand(p.x_shape)
-    sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
-    w = weight().to(g.dtype).reshape([sizes[c] for c in s.w])
+        return p.alike(g)
+    w = weight()
+    w = w if w.dtype is g.dtype else w.to(g.dtype)
     return (multiplied if p.product else weighed)(p, g, w)
 
 
@@ -170,18 +208,17 @@ def _laid(weight: Tensor, kind: torch.dtype, shape: Shape) -> Tensor:
 
 def weighed(p: Plan, g: Tensor, w: Tensor) -> Tensor:
     """Multiply scalar by scalar, and add up what is merged."""
-    out = g.permute(p.of_g).reshape(p.g_shape) * w.permute(p.of_w).reshape(p.w_shape)
+    out = p.given(g) * p.weights(w)
     extra = len(p.g_shape) - len(p.x_shape)
-    return (out.sum(tuple(range(-extra, 0))) if extra else out).expand(p.x_shape)
+    return _spread(out.sum(tuple(range(-extra, 0))) if extra else out, p.x_shape)
 
 
 def multiplied(p: Plan, g: Tensor, w: Tensor) -> Tensor:
     """Multiply matrices."""
-    g = g.permute(p.of_g).reshape(p.g_shape)  # shared × rows × merged
-    w = w.permute(p.of_w).reshape(p.w_shape)  # shared × columns × merged
+    g, w = p.given(g), p.weights(w)  # shared × rows, or columns, × merged
     left, right = (w, g) if p.turned else (g, w)
-    out = torch.mm(left[0], right[0].t()) if p.g_shape[0] == 1 else torch.bmm(left, right.transpose(1, 2))
-    return out.reshape(p.flat).permute(p.back).reshape(p.thin).expand(p.x_shape)
+    alone = p.g_shape[0] == 1
+    return p.laid(torch.mm(left[0], right[0].t()) if alone else torch.bmm(left, right.transpose(1, 2)))
 
 
 # ---------------------------------------------------------------- index maps

@@ -124,10 +124,9 @@ class Plain(Carrier):
             kept = [d for d in range(g[0].dim()) if d not in plan.alone]
             g = self.reduce(tuple([p.permute(*kept, *plan.alone).flatten(len(kept)) for p in g]))
         if weight is None:
-            return tuple([p.permute(plan.of_g).reshape(plan.thin).expand(plan.x_shape) for p in g])
-        sizes = dict(zip(s.y + s.x, s.y_shape + s.x_shape, strict=True))
-        w = weight().reshape([sizes[c] for c in s.w]).permute(plan.of_w).reshape(plan.w_shape)
-        g = tuple([p.permute(plan.of_g).reshape(plan.g_shape) for p in g])
+            return tuple([plan.alike(p) for p in g])
+        w = plan.weights(weight())
+        g = tuple([plan.given(p) for p in g])
         if not plan.product:
             out, extra = self.weigh(w, g), len(plan.g_shape) - len(plan.x_shape)
             out = self.reduce(tuple([p.flatten(-extra) for p in out])) if extra else out
@@ -135,7 +134,7 @@ class Plain(Carrier):
         out = self.contract(w, g)  # shared × rows × columns
         if plan.turned:
             out = tuple([p.transpose(1, 2) for p in out])
-        return tuple([p.reshape(plan.flat).permute(plan.back).reshape(plan.thin).expand(plan.x_shape) for p in out])
+        return tuple([plan.laid(p) for p in out])
 
     def _standard(self, s: LowRank, g: Element) -> Element | None:
         """Go back through a norm, its factors being worked out as rows lie; None where it is another Jacobian."""
