@@ -87,7 +87,7 @@ template <class T> struct Phase {
         taps = int64_t(axis[0].tap.size() * axis[1].tap.size() * axis[2].tap.size());
         steps = from * taps;
         panels = (to + WIDTH<T> - 1) / WIDTH<T>;
-        patched = worth_patches(axis[0].count * axis[1].count * axis[2].count, to, steps) && steps <= MOST_STEPS;
+        patched = worth_patches(axis[0].count * axis[1].count * axis[2].count, to, steps, ENOUGH_TO_COPY) && steps <= MOST_STEPS;
         weight.assign(s.groups * steps * (patched ? to : panels * WIDTH<T>), T(0));
         b_at.resize(steps);
         decoded.resize(steps);
@@ -318,12 +318,12 @@ template <class T> class SlabRun {
         tile.b_at = phase.b_at.data();
         tile.steps = phase.steps;
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) tile.best[r][v] = Vec<T>{}, tile.block[r][v] = all_int<T>(-1);
+            for (int v = 0; v < VECTORS; v++) tile.best[r][v] = Vec<T>{};
         gradtrace::GRADTRACE_ISA::run(tile, phase.to - p * WIDTH<T>);
         for (int v = 0; v < VECTORS && p * WIDTH<T> + v * LANES<T> < phase.to; v++)
             for (int r = 0; r < filled; r++) {
                 store(values[from + r] + v * LANES<T>, tile.best[r][v]);
-                store_index<T>(steps[from + r] + v * LANES<T>, winners(tile, r, v));
+                store_index<T>(steps[from + r] + v * LANES<T>, tile.step[r][v]);
                 if (risky && any(tile.best[r][v] < TINY<T>)) lost |= any((tile.best[r][v] < TINY<T>)&possible(tile, r, v));
             }
     }

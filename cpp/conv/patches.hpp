@@ -10,8 +10,9 @@
 
 namespace gradtrace::GRADTRACE_ISA {
 
-// `columns` share what a row prunes, `rows` share the packed columns, `steps` are reduced.
-inline bool worth_patches(int64_t rows, int64_t columns, int64_t steps) { return rows >= 16 && columns >= 32 && steps >= 128; }
+// `columns` share what a row prunes, from `enough` on; `rows` share the packed columns, `steps` are reduced.
+inline bool worth_patches(int64_t rows, int64_t columns, int64_t steps, int64_t enough) { return rows >= 16 && columns >= enough && steps >= 128; }
+constexpr int64_t ENOUGH_TO_COPY = 32, ENOUGH_IN_PLACE = 16;  // columns, where patches are written out, and where not
 
 // The same as conv_weight's direct way, but for results that are denormal or zero: LOST means to ask that one.
 template <class T> bool weight_suits_patches(const ConvWeight<T> &job);

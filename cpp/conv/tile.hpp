@@ -1,8 +1,7 @@
 // The inner loop of the convolutions: a tile of a (max, ×) product whose operands are addressed by tables of
 // offsets, so that patches are never written out.
 //
-// Numbers of one operand are broadcast (a), registers of the other are loaded (b). For each result the tile
-// knows which block of the reduced axis won; the index is looked for in that block alone, afterwards.
+// Numbers of one operand are broadcast (a), registers of the other are loaded (b).
 #pragma once
 
 #include "rows/parallel.hpp"
@@ -10,9 +9,9 @@
 namespace gradtrace::GRADTRACE_ISA {
 
 constexpr int ROWS = 6;                          // numbers of a that share a load of b
-constexpr int VECTORS = REGISTER == 64 ? 4 : 2;  // registers of b: ROWS × VECTORS maxima have to stay in registers
+constexpr int VECTORS = REGISTER == 64 ? 4 : 2;  // registers of b in a tile
+constexpr int PASS = VECTORS / 2;                // of which so many are used at a time: maxima and winners stay in registers
 template <class T> constexpr int WIDTH = VECTORS * LANES<T>;
-constexpr int64_t BLOCK = 16;  // steps between two notes of who won
 
 template <class T> struct Tile {
     const T *a[ROWS];
@@ -20,69 +19,49 @@ template <class T> struct Tile {
     const int32_t *a_at, *b_at;  // offsets, one per step
     int64_t steps;
     Vec<T> best[ROWS][VECTORS];
-    Int<T> block[ROWS][VECTORS];  // the block that won, -1 if none did
+    Int<T> step[ROWS][VECTORS];  // the first step that reached it; -1 if none did
 };
 
 // The loops over rows and registers are unrolled before gcc decides what lives in memory; and not inlined, or it
-// spills the maxima. V: registers of b in use.
-template <int V, class T> __attribute__((noinline)) void run_block(Tile<T> &tile, int64_t begin, int64_t end) {
+// spills the maxima. V: registers of b in use, from `first` on.
+template <int V, class T> __attribute__((noinline)) void run_pass(Tile<T> &tile, int first) {
     Vec<T> best[ROWS][V];
+    Int<T> step[ROWS][V];
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) best[r][v] = tile.best[r][v];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) best[r][v] = tile.best[r][first + v], step[r][v] = all_int<T>(-1);
     const T *a0 = tile.a[0], *a1 = tile.a[1], *a2 = tile.a[2], *a3 = tile.a[3], *a4 = tile.a[4], *a5 = tile.a[5];
-    for (int64_t k = begin; k < end; k++) {
-        const T *from = tile.b + tile.b_at[k];
+    const T *columns = tile.b + first * LANES<T>;
+    Int<T> here{};
+    for (int64_t k = 0; k < tile.steps; k++, here += 1) {
+        const T *from = columns + tile.b_at[k];
         const int64_t at = tile.a_at[k];
         const T a[ROWS] = {a0[at], a1[at], a2[at], a3[at], a4[at], a5[at]};
         Vec<T> b[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int v = 0; v < V; v++) b[v] = load(from + v * LANES<T>);
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) best[r][v] = larger(a[r] * b[v], best[r][v]);
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) {
+                const Vec<T> p = a[r] * b[v];
+                step[r][v] = p > best[r][v] ? here : step[r][v];
+                best[r][v] = larger(p, best[r][v]);
+            }
     }
-    const Int<T> here = all_int<T>(begin / BLOCK);
 #pragma GCC unroll 6
     for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) {
-            tile.block[r][v] = best[r][v] > tile.best[r][v] ? here : tile.block[r][v];
-            tile.best[r][v] = best[r][v];
-        }
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) tile.best[r][first + v] = best[r][v], tile.step[r][first + v] = step[r][v];
 }
 
-template <int V, class T> void run_blocks(Tile<T> &tile) {
-    for (int64_t k = 0; k < tile.steps; k += BLOCK) run_block<V>(tile, k, std::min(tile.steps, k + BLOCK));
-}
 // `columns`: numbers of b that matter.
 template <class T> void run(Tile<T> &tile, int64_t columns) {
-    if (columns <= LANES<T>)
-        run_blocks<1>(tile);
-    else if (columns <= 2 * LANES<T>)
-        run_blocks<2>(tile);
-    else
-        run_blocks<VECTORS>(tile);
-}
-
-// The first step that reached the best, lane by lane; -1 where no step of this tile did.
-template <class T> Int<T> winners(const Tile<T> &tile, int r, int v) {
-    const Vec<T> best = tile.best[r][v];
-    const Int<T> block = tile.block[r][v];
-    const T *a = tile.a[r], *b = tile.b + v * LANES<T>;
-    Int<T> out = all_int<T>(-1), open = block >= 0;
-    while (any(open)) {
-        const int64_t id = block[first<T>(open)], begin = id * BLOCK, end = std::min(tile.steps, begin + BLOCK);
-        const Int<T> here = open & (block == all_int<T>(id));
-        Int<T> found = out, step = all_int<T>(end - 1);
-        for (int64_t k = end - 1; k >= begin; k--, step -= 1)  // backwards, so that the first one stays
-            found = a[tile.a_at[k]] * load(b + tile.b_at[k]) == best ? step : found;
-        out = here ? found : out;
-        open &= ~here;
-    }
-    return out;
+    const int used = int(std::min<int64_t>(VECTORS, (columns + LANES<T> - 1) / LANES<T>));
+    int first = 0;
+    for (; first + PASS <= used; first += PASS) run_pass<PASS>(tile, first);
+    for (; first < used; first++) run_pass<1>(tile, first);
 }
 
 // Lanes in which some step has two non-zero factors.

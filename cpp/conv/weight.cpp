@@ -181,15 +181,15 @@ template <class T> class Pieces {
         for (int64_t r = 0; r < ROWS; r++) {
             T best[WIDTH<T>] = {};
             for (int64_t c = 0; r < filled && c < count; c++) best[c] = job.out[result(r, c)];
-            for (int v = 0; v < VECTORS; v++) tile.best[r][v] = load(best + v * LANES<T>), tile.block[r][v] = all_int<T>(-1);
+            for (int v = 0; v < VECTORS; v++) tile.best[r][v] = load(best + v * LANES<T>);
         }
         gradtrace::GRADTRACE_ISA::run(tile, count);
         const int64_t size = volume(job.transposed ? s.large : s.small);
         for (int r = 0; r < filled; r++)
             for (int v = 0; v * LANES<T> < count; v++) {
                 if (risky && any(tile.best[r][v] < TINY<T>)) lost |= any((tile.best[r][v] < TINY<T>)&possible(tile, r, v));
-                if (!any(tile.block[r][v] >= 0)) continue;
-                const Int<T> step = winners(tile, r, v);
+                const Int<T> step = tile.step[r][v];
+                if (!any(step >= 0)) continue;
                 for (int64_t l = 0; l < LANES<T> && v * LANES<T> + l < count; l++) {
                     if (step[l] < 0) continue;
                     const int64_t c = v * LANES<T> + l, at = result(r, c);

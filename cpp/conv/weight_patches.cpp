@@ -262,7 +262,7 @@ template <class T> bool weight_suits_patches(const ConvWeight<T> &job) {
     const ConvShape &s = job.shape;
     const Axes axes = axes_of(s);
     return axes[2].size <= LONGEST_LINE && volume(axes) <= MOST_ZEROS * volume(s.small) &&
-           worth_patches(s.large_channels * volume(s.taps), s.small_channels, s.batch * volume(s.small));
+           worth_patches(s.large_channels * volume(s.taps), s.small_channels, s.batch * volume(s.small), ENOUGH_IN_PLACE);
 }
 
 template <class T> Summary weight_by_patches(const ConvWeight<T> &job, int threads) {
