@@ -83,14 +83,23 @@ class Slots {
     int64_t size = 0;
 };
 
+// Multiplies weights by 2^shift.
+class Scaled {
+  public:
+    explicit Scaled(double shift) : whole(int(std::floor(shift))), part(std::exp2(shift - whole)), factor(near() ? std::ldexp(part, whole) : 0.0) {}
+    double operator()(double weight) const { return near() ? weight * factor : std::ldexp(weight * part, whole); }
+
+  private:
+    bool near() const { return std::abs(whole) < 900; }  // so that a factor is a float, which takes a tenth of the time
+    int whole;
+    double part, factor;
+};
+
 class Units {
   public:
     // Sends what has departed from a leaf, for the group of each row and way. Weights are to be multiplied by 2^shift.
     void leave(const Departures &leaf, const std::vector<GivenWay> &ways, const std::vector<std::vector<int32_t>> &groups, double shift) {
-        const int whole = int(std::floor(shift));
-        const bool near = std::abs(whole) < 900;  // so that a factor is a float, which takes a tenth of the time
-        const double part = std::exp2(shift - whole), factor = near ? std::ldexp(part, whole) : 0.0;
-        const auto scaled = [=](double weight) { return near ? weight * factor : std::ldexp(weight * part, whole); };
+        const Scaled scaled(shift);
         for (const Sent &s : leaf.sent) {
             const auto &[hops, target, rows, straight] = ways[s.ordinal];
             const int32_t group = groups[size_t(s.row)][s.ordinal];
@@ -105,6 +114,13 @@ class Units {
             for (const Landed &u : s.units) units.push_back({u.place, group, u.count, scaled(u.weight)});
             row_of(target, rows ? size_t(s.row) : 0).take(std::move(units), {total});
         }
+    }
+
+    // Sends what all of a leaf's scalars do along one way to where nobody has to know the place.
+    void leave_straight(const std::vector<Hop> &hops, int64_t target, int32_t group, double count, double weight, double shift) {
+        const Amount total{group, count, Scaled(shift)(weight)};
+        for (const Hop &hop : hops) add_up(edges[hop], total);
+        add_up(totals[target], total);
     }
 
     // Gives the groups of which something waits at a value.
@@ -384,6 +400,7 @@ void bind_units(nb::module_ &m) {
     nb::class_<Units>(m, "Units", "Units of groups of leaves, on their way along winners")
         .def(nb::init<>())
         .def("leave", &Units::leave, arg("departures"), arg("ways"), arg("groups"), arg("shift"), "Send what a leaf does, for the group of each row and way")
+        .def("leave_straight", &Units::leave_straight, arg("hops"), arg("target"), arg("group"), arg("count"), arg("weight"), arg("shift"), "The same of all that goes one way")
         .def("groups_at", &Units::groups_at, arg("value"), "The groups of which something waits at a value")
         .def("regroup", &Units::regroup, arg("value"), arg("numel"), arg("groups"), "Count what waits at a value to other groups from here on")
         .def("parts", &Units::parts, arg("value"), arg("size"), arg("count"), "(part, group, count, weight) of what waits at a value")

@@ -48,21 +48,28 @@ class Cells {
         cell.weight += weight;
         return true;
     }
-    // Takes what has come out of some places, or of all of a way's, and leaves zeros.
+    // Takes what has come out of some places, or of all of a way's between two, and leaves zeros.
     Sent gathered(const Places &touched, size_t ordinal, int64_t row, int64_t begin) {
         Sent out{ordinal, row, std::vector<Landed>(touched.size()), 0.0, 0.0};
         Landed *unit = out.units.data();
         for (const uint32_t place : touched) take(out, *unit++, begin, place);
         return out;
     }
-    Sent gathered(size_t ordinal, int64_t row, int64_t begin, int64_t end) {
+    Sent gathered(size_t ordinal, int64_t row, int64_t begin, int64_t first, int64_t end) {
         size_t come = 0;
-        for (int64_t place = 0; place < end; place++) come += cells[begin + place].count != 0;
+        for (int64_t place = first; place < end; place++) come += cells[begin + place].count != 0;
         Sent out{ordinal, row, std::vector<Landed>(come + 1), 0.0, 0.0};  // what has not come is written over
         Landed *unit = out.units.data();
-        for (int64_t place = 0; place < end; place++) unit += take(out, *unit, begin, uint32_t(place));
+        for (int64_t place = first; place < end; place++) unit += take(out, *unit, begin, uint32_t(place));
         out.units.resize(come);
         return out;
+    }
+    // Adds what another one has from one cell to another, and leaves zeros there.
+    void take_over(Cells &other, int64_t first, int64_t end) {
+        for (int64_t at = first; at < end; at++) {
+            cells[at].weight += std::exchange(other.cells[at].weight, 0.0);
+            cells[at].count += std::exchange(other.cells[at].count, 0u);
+        }
     }
 
   private:
@@ -200,6 +207,8 @@ class Departures {
 
     template <class T> void all_of(Scratch &scratch, const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
         constexpr int64_t SERIAL = 1 << 18;  // scalars below which waking a thread costs more than it saves
+        constexpr int64_t WHOLE = 1 << 14;   // and those of one row, which are added up by all threads, each with sums of its own
+        if (rows == 1 && threads > 1 && w.numel >= WHOLE && dense(w)) return one_row(scratch, w, weight, live, threads);
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
         std::vector<std::vector<Sent>> found{size_t(rows)};
         std::vector<std::vector<Open>> unplaced{size_t(rows)};
@@ -223,17 +232,69 @@ class Departures {
         count_living(w.numel, rows, weight, live, rows * w.numel < SERIAL ? 1 : threads);
     }
 
+    // Whether nearly all places are gone to.
+    static bool dense(const Winners &w) { return 4 * w.numel >= w.ways.back().begin + w.ways.back().size; }
+
+    template <class T> void one_row(Scratch &scratch, const Winners &w, const T *weight, const T *live, int threads) {
+        if (scratch.cells.size() < size_t(threads)) scratch.cells.resize(size_t(threads));
+        const int64_t places = w.ways.back().begin + w.ways.back().size;
+        for (int t = 0; t < threads; t++) scratch.cells[size_t(t)].reserve(places);
+        std::vector<std::vector<Sent>> found{size_t(threads)};
+        std::vector<std::vector<Open>> left(size_t(threads), std::vector<Open>(w.ways.size()));
+        bool inside = true;
+#pragma omp parallel num_threads(threads) reduction(&& : inside)
+        {
+#pragma omp for schedule(static)
+            for (int t = 0; t < threads; t++)
+                inside = add_up(w, 0, weight, live, w.numel * t / threads, w.numel * (t + 1) / threads, scratch.cells[size_t(t)], nullptr, left[size_t(t)]) && inside;
+#pragma omp for schedule(static)
+            for (int t = 0; t < threads; t++)
+                for (size_t n = 0; n < w.ways.size(); n++) {
+                    const Way &way = w.ways[n];
+                    const int64_t first = way.size * t / threads, last = way.size * (t + 1) / threads;
+                    for (int other = 1; other < threads; other++) scratch.cells[0].take_over(scratch.cells[size_t(other)], way.begin + first, way.begin + last);
+                    Sent sent = scratch.cells[0].gathered(n, 0, way.begin, first, last);
+                    if (!sent.units.empty()) found[size_t(t)].push_back(std::move(sent));
+                }
+        }
+        if (!inside) throw std::out_of_range(ASTRAY);
+        for (auto &own : found)
+            for (Sent &s : own) sent.push_back(std::move(s));
+        for (auto &own : left) keep_open(own, 0, opened);
+        count_living(w.numel, 1, weight, live, threads);
+    }
+
     template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
         const size_t count = w.ways.size();
-        std::vector<int64_t> base(count), along(count);
         std::vector<Places> touched(count);
         std::vector<Open> left(count);
-        const bool dense = 4 * w.numel >= w.ways.back().begin + w.ways.back().size;
-        const auto note = [&](size_t n) { return dense ? nullptr : &touched[n]; };
+        const bool most = dense(w), inside = add_up(w, row, weight, live, 0, w.numel, cells, most ? nullptr : touched.data(), left);
+        for (size_t n = 0; n < count; n++) {
+            const Way &way = w.ways[n];
+            Sent sent = most ? cells.gathered(n, row, way.begin, 0, way.size) : cells.gathered(touched[n], n, row, way.begin);
+            if (!sent.units.empty()) found.push_back(std::move(sent));
+        }
+        keep_open(left, row, unplaced);
+        return inside;
+    }
+
+    static void keep_open(std::vector<Open> &left, int64_t row, std::vector<Open> &kept) {
+        for (size_t n = 0; n < left.size(); n++) {
+            if (left[n].from.empty()) continue;
+            left[n].ordinal = n, left[n].row = row;
+            kept.push_back(std::move(left[n]));
+        }
+    }
+
+    // Adds up what the scalars of a row from `begin` to `end` send; false where a place is out of a way's target.
+    template <class T> static bool add_up(const Winners &w, int64_t row, const T *weight, const T *live, int64_t begin, int64_t end, Cells &cells, Places *touched, std::vector<Open> &left) {
+        const size_t count = w.ways.size();
+        std::vector<int64_t> base(count), along(count);
+        const auto note = [&](size_t n) { return touched ? &touched[n] : nullptr; };
         bool inside = true;
         const bool looks = w.ordinal || w.choice || !w.ways[0].strided;
-        for (int64_t x = 0; x < w.numel;) {  // a run, along which every way and plane goes on by one step
-            int64_t run = w.numel - x, raw = 0, choice = 0;
+        for (int64_t x = begin; x < end;) {  // a run, along which every way and plane goes on by one step
+            int64_t run = end - x, raw = 0, choice = 0;
             const auto shorter = [&](std::pair<int64_t, int64_t> at) {
                 run = std::min(run, at.second);
                 return at.first;
@@ -271,14 +332,6 @@ class Departures {
                 }
             }
             x += run;
-        }
-        for (size_t n = 0; n < count; n++) {
-            Sent sent = dense ? cells.gathered(n, row, w.ways[n].begin, w.ways[n].size) : cells.gathered(touched[n], n, row, w.ways[n].begin);
-            if (!sent.units.empty()) found.push_back(std::move(sent));
-            if (!left[n].from.empty()) {
-                left[n].ordinal = n, left[n].row = row;
-                unplaced.push_back(std::move(left[n]));
-            }
         }
         return inside;
     }

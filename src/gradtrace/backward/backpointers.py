@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from ..jacobians.index_maps import Affine, Reordered, Way
 from ..recording.layouts import Layout, contiguous, unravelled
 from ..recording.record import Value
 
+KEPT = 1 << 16  # scalars of a value that are not written out anew
 Rows: TypeAlias = "int | np.ndarray"  # the example of all scalars, or that of each
 
 
@@ -95,6 +97,15 @@ class Use:
         return out
 
 
+@lru_cache(maxsize=64)
+def _ordinals(shape: tuple[int, ...], windows: tuple[Layout, ...]) -> Tensor:
+    """Write by scalar which window it is in, 1 × shape: the same at each step of a loop."""
+    out = torch.zeros((1, prod(shape)), dtype=torch.uint8 if len(windows) < 256 else torch.int32)
+    for mark, at in enumerate(windows):
+        out.as_strided((1, *at.size), (0, *at.stride), at.offset).fill_(mark)
+    return out.reshape(1, *shape)
+
+
 def through(outer: Use, inner: Use) -> Use:
     """Go by strides to a value that has the axes in another order, and from there by another edge."""
     way, then = outer.way, inner.way
@@ -165,11 +176,9 @@ class Winners:
     def settle(self) -> None:
         """Write out choices that are implied by windows, or by the stored numbers."""
         if self.windows is not None:
-            self.choice = torch.zeros((1, prod(self.shape)), dtype=torch.int32)
-            for mark, at in enumerate(self.windows):
-                self.choice.as_strided((1, *at.size), (0, *at.stride), at.offset).fill_(mark)
-            kind = torch.uint8 if len(self.edges) < 256 else torch.int32
-            self.choice, self.windows = self.choice.reshape(1, *self.shape).to(kind), None
+            write = _ordinals if prod(self.shape) <= KEPT else _ordinals.__wrapped__
+            # a copy, into which others may be merged
+            self.choice, self.windows = write(self.shape, tuple(self.windows)).clone(), None
         if self.terms is None or self.index is None:
             return
         raw = self.index.clamp(min=0).to(torch.int64)

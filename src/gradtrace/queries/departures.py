@@ -65,6 +65,14 @@ class Given:
         weight = self.some[0]
         return float(weight.amax().to(torch.float64).log2() + self.of) if weight.numel() else -math.inf
 
+    @cached_property
+    def totals(self) -> list[tuple[float, float]]:
+        """By row (how many traces, the sum of their weights over 2^of)."""
+        weight, live = (t if t is None else t.reshape(len(t), -1) for t in self.some)
+        alive = (weight if live is None else live) > 0
+        weight = weight if live is None else weight.masked_fill(~alive, 0.0)
+        return list(zip(alive.sum(1).tolist(), weight.sum(1, dtype=torch.float64).tolist(), strict=True))
+
     def over(self, base: float) -> Tensor:
         """Give the weights over 2^base."""
         half = 2.0 ** min(max((self.of - base) / 2, -1000.0), 1000.0)  # the whole may be beyond a float
@@ -81,11 +89,13 @@ class Leaving:
     """What is known of a forest's leaves, by id.
 
     Attributes:
+        ahead: where their traces go on.
         scratch: memory in which what one leaf after the other sends is added up.
     """
 
     given: dict[int, Given | None] = field(default_factory=dict)
     departed: dict[int, Departed | None] = field(default_factory=dict)
+    ahead: dict[int, Ahead | None] = field(default_factory=dict)
     scratch: Any = None
 
 
@@ -302,6 +312,10 @@ def _seen(
 
 def ahead_of(forest: Forest, leaf: Value) -> Ahead | None:
     """Look past operators that only move a leaf's scalars; None where no kernel has its winners."""
+    return _once(_leaving(forest).ahead, _ahead_of, forest, leaf)
+
+
+def _ahead_of(forest: Forest, leaf: Value) -> Ahead | None:
     every = {} if forest.compact is None else forest.compact.winners
     winners = every.get(leaf.id)
     if winners is None:

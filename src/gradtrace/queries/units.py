@@ -17,7 +17,7 @@ from ..backward.best import Best
 from ..kernels import native
 from ..recording.record import Value
 from .consumers import Consumers
-from .departures import Given, argument, departed, described, placed, routed
+from .departures import Given, ahead_of, argument, departed, described, placed, routed
 from .forest import Forest
 
 Went: TypeAlias = tuple[int, int, int, float, float]  # (from, argument, group, paths, weight): see `Stream.found`
@@ -148,6 +148,13 @@ class Compiled:
         return out
 
     def leave(self, leaf: Value, number: int, given: Given, group_of: Grouping, base: float) -> None:
+        shift, ahead = given.of - base, ahead_of(self._forest, leaf)
+        if ahead is not None and len(ahead.routes) == 1 and (way := ahead.routes[0]).edge.target.id in self._straight:
+            for row, (count, weight) in enumerate(given.totals):
+                if count:
+                    where = way.hops(number), way.edge.target.id, group_of(row, way.enters)
+                    self._units.leave_straight(*where, count, weight, shift)
+            return
         gone = departed(self._forest, leaf)
         if gone is None:
             return
@@ -157,7 +164,7 @@ class Compiled:
             for r in gone.routes
             for target in [r.edge.target]
         ]
-        self._units.leave(gone.sent, ways, groups, given.of - base)
+        self._units.leave(gone.sent, ways, groups, shift)
 
     def groups_at(self, value: Value) -> list[int]:
         return sorted(self._units.groups_at(value.id))
