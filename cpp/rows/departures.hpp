@@ -206,7 +206,7 @@ class Departures {
     }
 
     template <class T> void all_of(Scratch &scratch, const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
-        constexpr int64_t SERIAL = 1 << 18;  // scalars below which waking a thread costs more than it saves
+        constexpr int64_t SERIAL = 1 << 15;  // scalars below which waking a thread costs more than it saves
         constexpr int64_t WHOLE = 1 << 14;   // and those of one row, which are added up by all threads, each with sums of its own
         if (rows == 1 && threads > 1 && w.numel >= WHOLE && dense(w)) return one_row(scratch, w, weight, live, threads);
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from ..jacobians.rules.pointwise import is_pointwise
 from ..jacobians.rules.table import Edge, differentiable
 from ..jacobians.structure import Gather, Placed, Scatter, Strided
 from ..recording.autograd_functions import CustomFunction
-from ..recording.record import Call, Input, Record, Saved, Value
+from ..recording.record import Call, Input, Record, Saved, Slot, Value
 from ..recording.replay import Replay, replay
 from ..recording.storage import layout_of
 from .added import Added, Part
@@ -45,6 +45,7 @@ ENUMERATED: dict[str, Sequence[Cut]] = {
     "nll_loss_forward": ({0: 0, 1: 0},),
     "embedding": ({1: 0}, {0: 1}),
 }
+PLAIN = {int, float, bool, str, type(None)}  # of arguments
 MOVED = (Strided, Placed, Gather, Scatter)  # structures without weights, as exact in one precision as in another
 
 
@@ -177,10 +178,20 @@ def kinds(record: Record, loss: Value) -> Iterator[tuple[Call, tuple[bool, ...]]
         alive.update(value.id for p in followed if (value := call.inputs[p].value) is not None)
         view = is_view(call.op, call.base) and call.base != "as_strided"  # which says the same however x lies
         given = tuple((i.shape, None if view else i.stride, i.dtype) for i in call.inputs)
-        kind = call.name, given, tuple(followed), reached, str(call.args), str(call.kwargs)
+        kind = call.name, given, tuple(followed), reached, _plain(call.args), str(call.kwargs) if call.kwargs else ""
         if kind not in seen and comparable(call):
             seen.add(kind)
             yield call, reached
+
+
+def _plain(given: Any) -> Any:
+    """Give arguments in a form that can be compared: where a tensor was, the number of it."""
+    kind = type(given)
+    if kind is tuple or kind is list:
+        return kind.__name__, *map(_plain, given)
+    if kind is Slot:
+        return "tensor", given.position
+    return given if kind in PLAIN else str(given)
 
 
 def edges(call: Call, reached: Sequence[bool]) -> list[Edge]:
