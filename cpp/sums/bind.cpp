@@ -85,6 +85,14 @@ int join(bool is_double, int64_t n, Pointer z1, Pointer h1, Pointer z2, Pointer 
     });
 }
 
+int reduce(bool is_double, const Extent &n, const Strides &strides, Pointer z, Pointer h, bool along_columns, int squarings,
+           Pointer out, Pointer out_h, int threads) {
+    return typed(is_double, [&](auto number, const auto &table) {
+        using T = decltype(number);
+        return table.reduce({matrices<T>(z, n, strides), at<const T>(h), along_columns, squarings, at<T>(out), at<T>(out_h)}, threads);
+    });
+}
+
 int one_rows(bool is_double, int kind, int64_t rows, int64_t n, Pointer own, Pointer left, Pointer right, Pointer z, Pointer h,
              int squarings, Pointer out, Pointer out_h, int threads) {
     return typed(is_double, [&](auto number, const auto &table) {
@@ -136,6 +144,7 @@ void bind_sums(nb::module_ &m) {
     m.def("sum_settle", &settle, "out = total^(1/p)·2^(row + column): flags");
     m.def("sum_settle_shares", &settle_shares, "z = total·2^(row + column), h = mixed / total + log2 total: flags");
     m.def("sum_join", &join, "Two arrays merged: flags");
+    m.def("sum_reduce", &reduce, "Elements merged along rows or columns: flags");
     m.def("sum_one_rows", &one_rows, "A Jacobian of rank one beside its diagonal: flags");
     m.def("sum_two_rows", &two_rows, "A Jacobian of rank two beside its diagonal: flags");
     m.def("sum_standard_rows", &standard_rows, "The Jacobian of a normalisation x̂·γ: flags");

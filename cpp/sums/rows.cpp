@@ -74,6 +74,76 @@ template <class T, class Kind> int join_by(const Join<T> &s, Kind kind, int thre
     });
 }
 
+// Writes what sums in units of the largest stand for.
+template <class T, class Kind> int reduced(const SumAlong<T> &s, Kind kind, int64_t at, T unit, double total, double terms) {
+    T z, h;
+    kind.element(T(terms), T(total), unit, z, h);
+    s.out[at] = z;
+    if (Kind::has_h) s.out_h[at] = h;
+    return z < INF<T> ? 0 : UNBOUNDED;
+}
+
+// Merges along some neighbouring columns, side by side.
+template <class T, class Kind> int columns_of(const SumAlong<T> &s, Kind kind, int64_t batch, int64_t begin, int64_t end) {
+    constexpr int64_t WIDTH = 64;
+    const int64_t rows = s.z.rows, stride = s.z.row_stride, first = batch * s.z.columns;
+    const T *z = s.z.data + batch * s.z.batch_stride, *h = s.h ? s.h + batch * s.z.batch_stride : z;
+    int found = 0;
+    for (int64_t at = begin; at < end; at += WIDTH) {
+        const int64_t n = std::min(WIDTH, end - at);
+        T unit[WIDTH] = {};
+        double total[WIDTH] = {}, terms[WIDTH] = {};
+        for (int64_t r = 0; r < rows; r++) {
+            const T *line = z + r * stride + at;
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) unit[i] = line[i] > unit[i] ? line[i] : unit[i];
+        }
+        for (int64_t i = 0; i < n; i++) unit[i] = unit[i] > 0 ? unit[i] : T(1);
+        for (int64_t r = 0; r < rows; r++) {
+            const T *line = z + r * stride + at, *beside = h + r * stride + at;
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) {
+                const T v = line[i] / unit[i];
+                terms[i] += kind.term(v, Kind::has_h ? beside[i] : T(0));
+                if (Kind::has_h) total[i] += v;
+            }
+        }
+        for (int64_t i = 0; i < n; i++) found |= reduced(s, kind, first + at + i, unit[i], total[i], terms[i]);
+    }
+    return found;
+}
+
+// Merges along a row.
+template <class T, class Kind> int row_of(const SumAlong<T> &s, Kind kind, int64_t batch, int64_t row) {
+    const int64_t n = s.z.columns, from = batch * s.z.batch_stride + row * s.z.row_stride;
+    const T *line = s.z.data + from, *beside = s.h ? s.h + from : line;
+    T most = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = line[i] > most ? line[i] : most;
+    const T unit = most > 0 ? most : T(1);
+    double total = 0, terms = 0;
+#pragma omp simd reduction(+ : total, terms)
+    for (int64_t i = 0; i < n; i++) {
+        const T v = line[i] / unit;
+        terms += kind.term(v, Kind::has_h ? beside[i] : T(0));
+        total += v;
+    }
+    return reduced(s, kind, batch * s.z.rows + row, unit, total, terms);
+}
+
+template <class T, class Kind> int reduce_by(const SumAlong<T> &s, Kind kind, int threads) {
+    const int64_t each = s.along_columns ? s.z.columns : s.z.rows, all = s.z.batch * each;
+    return share_flags(all, s.z.batch * s.z.rows * s.z.columns, threads, [&](int64_t begin, int64_t end) {
+        int found = 0;
+        for (int64_t at = begin; at < end;) {
+            const int64_t batch = at / each, first = at % each, some = s.along_columns ? std::min(each - first, end - at) : 1;
+            found |= s.along_columns ? columns_of(s, kind, batch, first, first + some) : row_of(s, kind, batch, first);
+            at += some;
+        }
+        return found;
+    });
+}
+
 // Sums of a row's terms: all of them, and those beside the largest.
 template <class T> struct Beside {
     T unit, total = 0, terms = 0;     // all, in units of the largest
@@ -245,6 +315,10 @@ template <class T> int join(const Join<T> &s, int threads) {
     if (s.h) return join_by(s, Shared<T>{}, threads);
     return with_power(s.squarings, [&](auto squarings) { return join_by(s, Power<T, squarings()>{}, threads); });
 }
+template <class T> int reduce(const SumAlong<T> &s, int threads) {
+    if (s.h) return reduce_by(s, Shared<T>{}, threads);
+    return with_power(s.squarings, [&](auto squarings) { return reduce_by(s, Power<T, squarings()>{}, threads); });
+}
 template <class T> int one_rows(const OneRows<T> &s, int threads) {
     if (s.h) return one_by(s, Shared<T>{}, threads);
     return with_power(s.squarings, [&](auto squarings) { return one_by(s, Power<T, squarings()>{}, threads); });
@@ -252,6 +326,8 @@ template <class T> int one_rows(const OneRows<T> &s, int threads) {
 
 template int join(const Join<float> &, int);
 template int join(const Join<double> &, int);
+template int reduce(const SumAlong<float> &, int);
+template int reduce(const SumAlong<double> &, int);
 template int one_rows(const OneRows<float> &, int);
 template int one_rows(const OneRows<double> &, int);
 

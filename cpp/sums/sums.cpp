@@ -3,7 +3,7 @@
 
 namespace gradtrace::GRADTRACE_ISA {
 
-template <class T> constexpr SumRows<T> along() { return {&units<T>, &join<T>, &one_rows<T>, &two_rows<T>, &standard_rows<T>}; }
+template <class T> constexpr SumRows<T> along() { return {&units<T>, &join<T>, &reduce<T>, &one_rows<T>, &two_rows<T>, &standard_rows<T>}; }
 template <class T, class U> constexpr SumProducts<T, U> around() {
     return {&raise<T, U>, &settle<T, U>, &shares<T, U>, &settle_shares<T, U>};
 }

@@ -79,6 +79,15 @@ template <class T> struct Join {
     T *z, *h;
 };
 
+// Elements merged along each row, or along each column; out contiguous.
+template <class T> struct SumAlong {
+    Matrices<T> z;
+    const T *h;  // lies as z does
+    bool along_columns;
+    int squarings;
+    T *out, *out_h;
+};
+
 // out_j = own_j·g_j merged with, over i≠j, right_j·left_i·g_i. All rows × n, contiguous.
 template <class T> struct OneRows {
     int kind;  // as RankOneKind
@@ -124,6 +133,7 @@ template <class T, class U> struct SumProducts {
 template <class T> struct SumRows {
     int (*units)(const Units<T> &, int threads);
     int (*join)(const Join<T> &, int threads);
+    int (*reduce)(const SumAlong<T> &, int threads);
     int (*one)(const OneRows<T> &, int threads);
     int (*two)(const TwoRows<T> &, int threads);
     int (*standard)(const StandardRows<T> &, int threads);
@@ -143,6 +153,7 @@ GRADTRACE_TABLE(SumsTable, sums_table)
 namespace GRADTRACE_ISA {
 template <class T> int units(const Units<T> &, int threads);
 template <class T> int join(const Join<T> &, int threads);
+template <class T> int reduce(const SumAlong<T> &, int threads);
 template <class T> int one_rows(const OneRows<T> &, int threads);
 template <class T> int two_rows(const TwoRows<T> &, int threads);
 template <class T> int standard_rows(const StandardRows<T> &, int threads);

@@ -53,9 +53,6 @@ class Merge(NamedTuple):
     at: Callable[[Tensor], Tensor]
 
 
-LAST = Merge(lambda t: t.sum(-1, keepdim=True), lambda t: t.amax(-1, keepdim=True), lambda t: t)
-
-
 def by_index(index: Tensor, shape: tuple[int, ...]) -> Merge:
     """Merge along the last axis by an index map, into arrays of some shape."""
     return Merge(
@@ -179,8 +176,7 @@ class Plain(Carrier):
     def reduce(self, g: Element) -> Element:
         if g[0].shape[-1] == 0:
             return self.zero(tuple(g[0].shape[:-1]), g)
-        merged = carefully(lambda g: _bounded(self.merged(g, LAST)), g)
-        return tuple(p.squeeze(-1) for p in merged)
+        return carefully(lambda g: sums.reduce(g, self.squarings), g)
 
     def others(self, g: Element) -> Element:
         if g[0].numel() == 0:

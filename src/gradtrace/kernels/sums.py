@@ -59,11 +59,7 @@ class Factor:
     @classmethod
     def of(cls, data: Tensor, h: Tensor | None, room: int) -> Factor:
         """Find the units: the largest of a row is near 2^room, which leaves room for underflow."""
-        if h is not None and h.stride() != data.stride():
-            data, h = data.contiguous(), h.contiguous()
-        turned = data.stride(2) != 1 and data.shape[2] != 1
-        if turned and data.stride(1) != 1 and data.shape[1] != 1:
-            data, h, turned = data.contiguous(), h if h is None else h.contiguous(), False
+        data, h, turned = _laid_out(data, h)
         scale, exponent = empty(data.dtype, *data.shape[:2]), empty(torch.int32, *data.shape[:2])
         where = data.data_ptr(), turned, room, scale.data_ptr(), exponent.data_ptr()
         lib.sum_units(_double(data), *_lie(data, turned), *where, torch.get_num_threads())
@@ -90,6 +86,16 @@ class Factor:
             given = self.turned, _at(scale), *map(_at, outs), threads
             lib.sum_shares(*types, shape, strides, self.data.data_ptr(), _at(self.h), *given)
         return tuple(out.transpose(1, 2) if self.turned else out for out in outs)
+
+
+def _laid_out(data: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+    """Lay planes, b × rows × k, out alike; whether their memory runs along the rows, not along k."""
+    if h is not None and h.stride() != data.stride():
+        data, h = data.contiguous(), h.contiguous()
+    turned = data.stride(2) != 1 and data.shape[2] != 1
+    if turned and data.stride(1) != 1 and data.shape[1] != 1:
+        return data.contiguous(), h if h is None else h.contiguous(), False
+    return data, h, turned
 
 
 def _lie(data: Tensor, turned: bool) -> tuple[list[int], list[int]]:
@@ -199,6 +205,16 @@ def join(a: Element, b: Element, squarings: int | None) -> Found:
     if len(a) == 1:
         x, y, z = [*x, 0], [*y, 0], [*z, 0]
     return out, lib.sum_join(_double(planes[0]), out[0].numel(), *x, *y, squarings or 0, *z, torch.get_num_threads())
+
+
+def reduce(g: Element, squarings: int | None) -> Found:
+    """Merge along the last axis, of more than one number."""
+    shape, k = g[0].shape[:-1], g[0].shape[-1]
+    planes = [p if p.dim() == 3 else p.reshape(1, -1, k) for p in g]  # b × rows × k
+    data, h, turned = _laid_out(planes[0], _spread(planes))
+    out = tuple([empty(p.dtype, *shape) for p in g])
+    where = *_lie(data, turned), data.data_ptr(), _at(h), turned, squarings or 0
+    return out, lib.sum_reduce(_double(data), *where, out[0].data_ptr(), _at(_spread(out)), torch.get_num_threads())
 
 
 def rank_one(form: str, g: Element, factors: tuple[Tensor, ...], squarings: int | None, *, over: bool = False) -> Found:
