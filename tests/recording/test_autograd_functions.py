@@ -10,6 +10,7 @@ from checks import F64, assert_paths_have_their_strength, assert_sum_is_autograd
 from torch import Tensor
 
 from gradtrace import GradtraceError, Max, record
+from gradtrace.errors import Unsupported
 from gradtrace.recording.autograd_functions import name_of
 
 
@@ -149,3 +150,35 @@ def test_a_function_whose_graph_is_gone_says_what_to_do():
     loss.backward()
     with pytest.raises(GradtraceError, match=r"'Square' cannot be run again: .*Ask before that, or.*retain_graph=True"):
         tape.grad(loss, "x")
+
+
+class Halved(torch.autograd.Function):
+    """Gives two arguments back; the gradient of the first is half of what comes."""
+
+    @staticmethod
+    def forward(ctx, x, y, *more):
+        return x.clone(), y * 3
+
+    @staticmethod
+    def backward(ctx, g, h):
+        return (g / 2, h * 3, *[None] * (len(ctx.needs_input_grad) - 2))
+
+
+def test_a_view_made_under_no_grad_is_no_argument_that_autograd_follows():
+    w, v = (torch.ones(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with record(names={"w": w, "v": v}) as tape:
+        with torch.no_grad():
+            view = w[::2]  # says that it requires grad, though no gradient comes through it
+        loss = Halved.apply(view, v)[1].sum()
+    trace = tape.trace(loss, check=True)
+    assert trace.strength["v"].exp2().tolist() == [[3.0, 3.0]] * 2
+
+
+def test_such_a_view_beside_what_is_no_tensor_is_named():
+    w, v = (torch.ones(2, 2, requires_grad=True) for _ in range(2))
+    with record(names={"w": w, "v": v}) as tape:
+        with torch.no_grad():
+            view = w[::2]
+        loss = Halved.apply(view, v, "plain")[1].sum()
+    with pytest.raises(Unsupported, match="'Halved' says that it requires grad.*no_grad.*detach"):
+        tape.trace(loss)

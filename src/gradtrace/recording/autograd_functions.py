@@ -23,8 +23,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, node: Any, results: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
-        del tensors
-        ctx.node = node
+        ctx.node, ctx.followed = node, len(tensors)
         return tuple(r.clone() for r in results)
 
     @staticmethod
@@ -46,7 +45,15 @@ class _Replay(torch.autograd.Function):
             ) from None
         found = found if isinstance(found, tuple) else (found,)
         found = [g.cpu() if isinstance(g, Tensor) else g for g in found]
-        followed = [g for g, needed in zip(found, ctx.node.needs_input_grad, strict=False) if needed]
+        ways, needed = ctx.node.next_functions, ctx.node.needs_input_grad
+        if len(ways) == len(needed):  # else some arguments are no tensors
+            needed = [way is not None for way, _ in ways]
+        followed = [g for g, asked in zip(found, needed, strict=False) if asked]
+        if len(followed) != ctx.followed:
+            raise Unsupported(
+                f"an argument of the custom autograd.Function {name_of(ctx.node)!r} says that it requires grad, and is a "
+                "view made under no_grad, which autograd does not follow: detach() it first"
+            )
         return None, None, *followed
 
 
