@@ -275,6 +275,9 @@ class Units:
         groups: Sequence[Sequence[int]],
         shift: float,
     ) -> None: ...
+    def leave_straight(
+        self, hops: Sequence[tuple[int, int]], target: int, group: int, count: float, weight: float, shift: float
+    ) -> None: ...
     def groups_at(self, value: int) -> list[int]: ...
     def regroup(self, value: int, numel: int, groups: Mapping[int, int]) -> None: ...
     def parts(self, value: int, size: int, count: int) -> list[tuple[int, int, float, float]]: ...
@@ -409,6 +412,19 @@ def sum_settle_shares(
 ) -> int: ...
 def sum_join(
     arg0: bool, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int, /
+) -> int: ...
+def sum_reduce(
+    arg0: bool,
+    arg1: Sequence[int],
+    arg2: Sequence[int],
+    arg3: int,
+    arg4: int,
+    arg5: bool,
+    arg6: int,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    /,
 ) -> int: ...
 def sum_one_rows(
     arg0: bool,

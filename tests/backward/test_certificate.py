@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradtrace import Tape, record
-from gradtrace.backward.call_check import beyond
+from gradtrace.backward.call_check import ENOUGH, beyond, few_slices
 from gradtrace.errors import CertificateError, MissingRule
 from gradtrace.jacobians.rules import pointwise
 from gradtrace.jacobians.rules.table import TABLE, Edge
@@ -588,4 +588,41 @@ def test_a_view_that_is_said_to_lie_elsewhere_is_found_where_all_gradients_are_a
     tape, loss = recorded(lambda x: x.transpose(0, 1).sum(), {"x": leaf(3, 3)})
     assert tape.grad(loss, "x")[0].eq(1).all()
     with pytest.raises(CertificateError, match=r"the rule of aten\.transpose\.int#0 "):
+        tape.trace(loss, check=True)
+
+
+def large_calls() -> tuple[Tape, dict[str, Call]]:
+    a, b, c = leaf(70, 90), leaf(90, 300), leaf(300)
+    t, words = leaf(6, 40, 50), torch.randint(900, (500,))
+
+    def program(a: Tensor, b: Tensor, c: Tensor, t: Tensor, w: Tensor) -> Tensor:
+        y = torch.addmm(c, a, b).tanh() + a @ b
+        z = F.layer_norm(t * 2, (50,)).softmax(-1)
+        return y.square().sum() + z.square().sum() + F.embedding(words, w).square().sum()
+
+    tape, _ = recorded(program, {"a": a, "b": b, "c": c, "t": t, "w": leaf(900, 60)})
+    return tape, {call.base: call for call in tape.record.calls}
+
+
+@pytest.mark.parametrize("name", ["addmm", "mm", "tanh", "mul", "native_layer_norm", "_softmax", "embedding"])
+def test_a_large_call_is_compared_on_a_few_slices_of_what_it_is(name):
+    tape, calls = large_calls()
+    call = calls[name]
+    few = few_slices(call)
+    assert len(tape.record.calls) >= len(calls)
+    assert few is not None
+    made, whole = few.run()[0], call.run()[0]
+    assert made is not None
+    assert whole is not None
+    assert made.numel() <= 2 * ENOUGH < whole.numel()
+    assert torch.allclose(made, whole[tuple(slice(n) for n in made.shape)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["addmm", "mm", "tanh", "native_layer_norm"])
+def test_a_wrong_rule_of_a_large_call_is_found(name, monkeypatch):
+    monkeypatch.setitem(TABLE, name, scaled(TABLE[name], 1.001)) if name in TABLE else pytest.skip("no row")
+    a, b, c = leaf(70, 90), leaf(90, 300), leaf(300)
+    with record(names={"a": a, "b": b, "c": c}) as tape:
+        loss = (F.layer_norm(torch.addmm(c, a, b), (300,), c, c).tanh() + a @ b).square().sum()
+    with pytest.raises(CertificateError, match=name):
         tape.trace(loss, check=True)

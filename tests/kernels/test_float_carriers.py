@@ -125,6 +125,36 @@ def test_products(call):
     check(drawn, found, merged(z, h, call["p"]), 4)
 
 
+AXES = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]  # as memory has them
+
+
+@given(calls, st.sampled_from(AXES), st.integers(0, 2), st.sampled_from([1, 2]))
+@some
+def test_sums_along_an_axis(call, memory, rank, threads):
+    drawn = Drawn(call)
+    shape = [drawn.int(3), drawn.int(150), drawn.int(90)]
+    g = drawn.elements(*(shape[d] for d in memory))
+    g = tuple(p.permute([memory.index(d) for d in range(3)]) for p in g)
+    g = tuple(p[0] if rank == 1 else p[None] if rank == 2 else p for p in g)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with instruction_set(call["isa"]):
+            found = drawn.carrier.reduce(g)
+    finally:
+        torch.set_num_threads(before)
+    check(drawn, found, merged(g[0], g[1] if len(g) > 1 else None, call["p"]))
+
+
+@pytest.mark.parametrize("p", [8, None])
+def test_a_sum_of_what_is_infinite_asks_for_exponents(p):
+    drawn = Drawn({"seed": 0, "kind": torch.float64, "p": p, "spread": 0, "zeros": 0.0})
+    g = drawn.elements(3, 5)
+    g[0][1, 2] = math.inf
+    with pytest.raises(OutOfRange):
+        drawn.carrier.reduce(g)
+
+
 @given(calls)
 @settings(deadline=None, max_examples=20)
 def test_products_in_blocks(call):

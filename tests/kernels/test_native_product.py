@@ -179,6 +179,13 @@ def test_batches_are_shared_among_threads():
     check(a, w, [{"threads": threads, "prepared": prepared} for threads in (1, 2, 3) for prepared in (False, True)])
 
 
+@pytest.mark.parametrize("shape", [(32, 32, 32, 32), (96, 16, 16, 32), (40, 17, 33, 30), (20, 30, 5, 200)])
+def test_small_products_of_a_batch(shape):
+    """Of so few columns that half of a block holds them; together they are worth a second thread."""
+    a, w = operands(5, shape, np.float32, "gauss", "integers", "columns", "rows")
+    check(a, w, [{"threads": 1}, {"threads": 2}], ["automatic", "direct"])
+
+
 def test_values_only_leaves_the_indices_alone():
     a, w = operands(4, (2, 20, 70, 300), np.float32, "gauss", "gauss")
     check(a, w, [{"values_only": True}])

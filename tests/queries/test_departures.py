@@ -55,3 +55,31 @@ def test_what_leaves_a_moved_leaf_is_what_the_reference_says(kind, seed, moves, 
     assert [int(c.live) for c in found.counts_by_example] == [int(c.live) for c in table.counts_by_example]
     here = trace.flow(kind=kind, per_example=examples)
     assert [(e.source, e.target, e.paths) for e in here.edges] == [(e.source, e.target, e.paths) for e in flow.edges]
+
+
+@pytest.mark.parametrize("examples", [False, True])
+def test_leaves_so_large_that_threads_share_them(examples):
+    def asked() -> tuple[Trace, list[tuple[int | str, int, float]]]:
+        torch.manual_seed(0)
+        net, x = (
+            torch.nn.Sequential(torch.nn.Linear(200, 120), torch.nn.ReLU(), torch.nn.Linear(120, 3)),
+            torch.randn(4, 200),
+        )
+        with record(net, examples=x if examples else None) as tape:
+            loss = net(x).tanh().square().mean()
+        trace = tape.trace(loss)
+        flow = trace.flow(per_example=examples)
+        return trace, [(e.source, e.target, e.paths) for e in flow.edges]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        trace, found = asked()
+    finally:
+        torch.set_num_threads(before)
+    with native.using("reference"):
+        said, wanted = asked()
+        heavy = said.flow(weighted=True, per_example=examples)
+    assert found == wanted
+    here = trace.flow(weighted=True, per_example=examples)
+    assert [e.paths for e in here.edges] == pytest.approx([e.paths for e in heavy.edges], rel=1e-5)

@@ -180,5 +180,5 @@ def test_such_a_view_beside_what_is_no_tensor_is_named():
         with torch.no_grad():
             view = w[::2]
         loss = Halved.apply(view, v, "plain")[1].sum()
-    with pytest.raises(Unsupported, match="'Halved' says that it requires grad.*no_grad.*detach"):
+    with pytest.raises(Unsupported, match=r"'Halved' says that it requires grad.*no_grad.*detach"):
         tape.trace(loss)

@@ -51,8 +51,8 @@ class _Replay(torch.autograd.Function):
         followed = [g for g, asked in zip(found, needed, strict=False) if asked]
         if len(followed) != ctx.followed:
             raise Unsupported(
-                f"an argument of the custom autograd.Function {name_of(ctx.node)!r} says that it requires grad, and is a "
-                "view made under no_grad, which autograd does not follow: detach() it first"
+                f"an argument of the custom autograd.Function {name_of(ctx.node)!r} says that it requires grad, and is "
+                "a view made under no_grad, which autograd does not follow: detach() it first"
             )
         return None, None, *followed
 
