@@ -68,8 +68,9 @@ class Given:
     @cached_property
     def totals(self) -> list[tuple[float, float]]:
         """By row (how many traces, the sum of their weights over 2^of)."""
-        weight, live = (t if t is None else t.reshape(len(t), -1) for t in self.some)
-        alive = (weight if live is None else live) > 0
+        weight, live = self.some
+        weight = weight.reshape(len(weight), -1)
+        alive = (weight if live is None else live.reshape(weight.shape)) > 0
         weight = weight if live is None else weight.masked_fill(~alive, 0.0)
         return list(zip(alive.sum(1).tolist(), weight.sum(1, dtype=torch.float64).tolist(), strict=True))
 
