@@ -38,6 +38,7 @@ class Cells {
         if (!cells) throw std::bad_alloc();
         size = n;
     }
+    int64_t bytes() const { return size * int64_t(sizeof(Cell)); }
     // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`): to tell
     // whether one is new is a branch that no processor can foresee.
     bool add(int64_t begin, int64_t end, int64_t place, double weight, Places *touched) {
@@ -92,11 +93,23 @@ class Cells {
     int64_t size = 0;
 };
 
-// Memory that one leaf after the other is added up in, by thread.
+// Memory that one leaf after the other is added up in, by thread; some of it is kept for the next trace. With the interpreter's lock.
 struct Scratch {
-    Scratch() = default;
+    Scratch() : cells(std::move(spare())) { spare().clear(); }
     Scratch(const Scratch &) = delete;
+    ~Scratch() {
+        constexpr int64_t KEPT = int64_t(32) << 20;
+        int64_t bytes = 0;
+        for (const Cells &c : cells) bytes += c.bytes();
+        if (bytes <= KEPT) spare() = std::move(cells);
+    }
     std::vector<Cells> cells;
+
+  private:
+    static std::vector<Cells> &spare() {
+        static std::vector<Cells> kept;
+        return kept;
+    }
 };
 
 class Departures {
@@ -191,6 +204,11 @@ class Departures {
         std::vector<double> weight;
     };
 
+    [[noreturn]] static void astray(Scratch &scratch) {
+        scratch.cells.clear();  // which are not zeros any more
+        throw std::out_of_range(ASTRAY);
+    }
+
     static constexpr int64_t BLOCK = 64;  // scalars that are looked at together
 
     int64_t living = 0;
@@ -208,7 +226,7 @@ class Departures {
     template <class T> void all_of(Scratch &scratch, const Winners &w, int64_t rows, const T *weight, const T *live, int threads) {
         constexpr int64_t SERIAL = 1 << 15;  // scalars below which waking a thread costs more than it saves
         constexpr int64_t WHOLE = 1 << 14;   // and those of one row, which are added up by all threads, each with sums of its own
-        if (rows == 1 && threads > 1 && w.numel >= WHOLE && dense(w)) return one_row(scratch, w, weight, live, threads);
+        if (rows == 1 && threads > 1 && w.numel >= WHOLE && dense(w, 1)) return one_row(scratch, w, weight, live, threads);
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
         std::vector<std::vector<Sent>> found{size_t(rows)};
         std::vector<std::vector<Open>> unplaced{size_t(rows)};
@@ -221,10 +239,10 @@ class Departures {
 #pragma omp for schedule(dynamic)
             for (int64_t row = 0; row < rows; row++) {
                 const int64_t first = row * w.numel;
-                inside = of_row(w, row, weight + first, live ? live + first : nullptr, cells, found[size_t(row)], unplaced[size_t(row)]) && inside;
+                inside = of_row(w, row, dense(w, rows), weight + first, live ? live + first : nullptr, cells, found[size_t(row)], unplaced[size_t(row)]) && inside;
             }
         }
-        if (!inside) throw std::out_of_range(ASTRAY);
+        if (!inside) astray(scratch);
         for (auto &own : found)
             for (Sent &s : own) sent.push_back(std::move(s));
         for (auto &own : unplaced)
@@ -232,8 +250,12 @@ class Departures {
         count_living(w.numel, rows, weight, live, rows * w.numel < SERIAL ? 1 : threads);
     }
 
-    // Whether nearly all places are gone to.
-    static bool dense(const Winners &w) { return 4 * w.numel >= w.ways.back().begin + w.ways.back().size; }
+    // Whether nearly all places are gone to. What has no rows of its own has places of every row.
+    static bool dense(const Winners &w, int64_t rows) {
+        int64_t apart = 0;
+        for (const Way &way : w.ways) apart += way.rows ? way.size : rows * way.size;
+        return 4 * w.numel >= apart;
+    }
 
     template <class T> void one_row(Scratch &scratch, const Winners &w, const T *weight, const T *live, int threads) {
         if (scratch.cells.size() < size_t(threads)) scratch.cells.resize(size_t(threads));
@@ -257,18 +279,18 @@ class Departures {
                     if (!sent.units.empty()) found[size_t(t)].push_back(std::move(sent));
                 }
         }
-        if (!inside) throw std::out_of_range(ASTRAY);
+        if (!inside) astray(scratch);
         for (auto &own : found)
             for (Sent &s : own) sent.push_back(std::move(s));
         for (auto &own : left) keep_open(own, 0, opened);
         count_living(w.numel, 1, weight, live, threads);
     }
 
-    template <class T> bool of_row(const Winners &w, int64_t row, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
+    template <class T> bool of_row(const Winners &w, int64_t row, bool most, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
         const size_t count = w.ways.size();
         std::vector<Places> touched(count);
         std::vector<Open> left(count);
-        const bool most = dense(w), inside = add_up(w, row, weight, live, 0, w.numel, cells, most ? nullptr : touched.data(), left);
+        const bool inside = add_up(w, row, weight, live, 0, w.numel, cells, most ? nullptr : touched.data(), left);
         for (size_t n = 0; n < count; n++) {
             const Way &way = w.ways[n];
             Sent sent = most ? cells.gathered(n, row, way.begin, 0, way.size) : cells.gathered(touched[n], n, row, way.begin);
