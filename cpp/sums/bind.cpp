@@ -3,6 +3,7 @@
 #include <nanobind/stl/array.h>
 
 #include <array>
+#include <vector>
 
 #include "sums/sums.hpp"
 
@@ -55,6 +56,25 @@ int shares(bool is_double, bool inside, const Extent &n, const Strides &strides,
         using T = decltype(outer);
         using U = decltype(inner);
         return table.shares({matrices<T>(x, n, strides), at<const T>(h), by_column, at<const T>(scale), at<U>(out), at<U>(out_h)}, threads);
+    });
+}
+
+// Units of each row, or column, and the numbers in them raised, or as shares: what a factor of a product needs.
+int prepare(bool is_double, bool inside, const Extent &n, const Strides &strides, Pointer x, Pointer h, bool of_columns, int room,
+            int squarings, Pointer exponent, Pointer out, Pointer out_h, int threads) {
+    return typed(is_double, inside, [&](auto outer, auto inner, const auto &table) {
+        using T = decltype(outer);
+        using U = decltype(inner);
+        const SumsTable &all = GRADTRACE_PICK(sums_table);
+        const Matrices<T> given = matrices<T>(x, n, strides);
+        std::vector<T> scale(size_t(n[0] * (of_columns ? n[2] : n[1])));
+        const Units<T> units{given, of_columns, room, scale.data(), at<int32_t>(exponent)};
+        if constexpr (sizeof(T) == sizeof(double))
+            all.dual.units(units, threads);
+        else
+            all.single.units(units, threads);
+        if (out_h) return table.shares({given, at<const T>(h), of_columns, scale.data(), at<U>(out), at<U>(out_h)}, threads);
+        return table.raise({given, of_columns, scale.data(), squarings, at<U>(out)}, threads);
     });
 }
 
@@ -141,6 +161,7 @@ void bind_sums(nb::module_ &m) {
     m.def("sum_units", &units, "2^-exponent near the largest magnitude of each row or column");
     m.def("sum_raise", &raise, "out = (|x|·scale)^p: flags");
     m.def("sum_shares", &shares, "out = |x|·scale, out_h = out·(h - log2 out): flags");
+    m.def("sum_prepare", &prepare, "Units, and numbers in them, of a factor: flags");
     m.def("sum_settle", &settle, "out = total^(1/p)·2^(row + column): flags");
     m.def("sum_settle_shares", &settle_shares, "z = total·2^(row + column), h = mixed / total + log2 total: flags");
     m.def("sum_join", &join, "Two arrays merged: flags");

@@ -383,6 +383,22 @@ def sum_shares(
     arg10: int,
     /,
 ) -> int: ...
+def sum_prepare(
+    arg0: bool,
+    arg1: bool,
+    arg2: Sequence[int],
+    arg3: Sequence[int],
+    arg4: int,
+    arg5: int,
+    arg6: bool,
+    arg7: int,
+    arg8: int,
+    arg9: int,
+    arg10: int,
+    arg11: int,
+    arg12: int,
+    /,
+) -> int: ...
 def sum_settle(
     arg0: bool,
     arg1: bool,

@@ -120,18 +120,46 @@ def product(g: Element, weight: Tensor, squarings: int | None) -> Found:
     reach = int(-log2(kind.tiny))
     room = 0 if squarings is None else max(0, int((reach - 2 - log2(k)) / (2 * p)))
     least = k * kind.tiny / kind.eps * 2.0 ** (room * p)
-    left = Factor.of(g[0], _spread(g), room)
-    right = Factor.of(weight, None, room)
-    shape = (*g[0].shape[:2], weight.shape[1])
-    out = tuple(g[0].new_empty(shape) for _ in g)
+    (batch, rows, _), columns = g[0].shape, weight.shape[1]
+    out = tuple([empty(g[0].dtype, batch, rows, columns) for _ in g])
     flags = 0
     inplace = inside is out[0].dtype
+    if batch > 1 or k * max(rows, columns) <= CELLS:  # it stays in the caches as it is
+        a, of_rows = _prepared(g[0], _spread(g), room, squarings, inside)
+        b, of_columns = _prepared(weight, None, room, squarings, inside)
+        total = _added((), a, tuple([t.transpose(1, 2) for t in b]), out[0] if inplace else None)
+        return out, settled(total, [of_rows, of_columns], squarings, least, out)
+    left = Factor.of(g[0], _spread(g), room)
+    right = Factor.of(weight, None, room)
     for rows, total in _totals(left, right, squarings, inside, out[0] if inplace else None):
         whole = rows == WHOLE
         units = [left.exponent if whole else left.exponent[:, rows].contiguous(), right.exponent]
         there = out if whole else tuple(plane[:, rows] for plane in out)
         flags |= settled(total, units, squarings, least, there)
     return out, flags
+
+
+def _prepared(
+    data: Tensor, h: Tensor | None, room: int, squarings: int | None, inside: torch.dtype
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Give (what `Factor.prepared` gives, the exponent of each row) of a factor that is not cut."""
+    data, h, turned = _laid_out(data, h)
+    shape, strides = _lie(data, turned)
+    exponent = empty(torch.int32, *data.shape[:2])
+    outs = [empty(inside, *shape) for _ in range(1 if squarings is not None else 2)]
+    given = (
+        _double(data),
+        inside is torch.float64,
+        shape,
+        strides,
+        data.data_ptr(),
+        _at(h),
+        turned,
+        room,
+        squarings or 0,
+    )
+    lib.sum_prepare(*given, exponent.data_ptr(), outs[0].data_ptr(), _at(_spread(outs)), torch.get_num_threads())
+    return tuple([out.transpose(1, 2) for out in outs] if turned else outs), exponent
 
 
 def plainly(total: Tensor, terms: int) -> Tensor | None:
