@@ -147,18 +147,9 @@ def _prepared(
     shape, strides = _lie(data, turned)
     exponent = empty(torch.int32, *data.shape[:2])
     outs = [empty(inside, *shape) for _ in range(1 if squarings is not None else 2)]
-    given = (
-        _double(data),
-        inside is torch.float64,
-        shape,
-        strides,
-        data.data_ptr(),
-        _at(h),
-        turned,
-        room,
-        squarings or 0,
-    )
-    lib.sum_prepare(*given, exponent.data_ptr(), outs[0].data_ptr(), _at(_spread(outs)), torch.get_num_threads())
+    types, given = (_double(data), inside is torch.float64), (data.data_ptr(), _at(h), turned, room, squarings or 0)
+    outs_at, threads = (outs[0].data_ptr(), _at(_spread(outs))), torch.get_num_threads()
+    lib.sum_prepare(*types, shape, strides, *given, exponent.data_ptr(), *outs_at, threads)
     return tuple([out.transpose(1, 2) for out in outs] if turned else outs), exponent
 
 
@@ -173,9 +164,9 @@ def _totals(
     left: Factor, right: Factor, squarings: int | None, inside: torch.dtype, out: Tensor | None
 ) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
     """Multiply block by block, which stays in the caches: (rows, their sums over k); the first may be part of `out`."""
-    (batch, rows, k), columns = left.data.shape, right.data.shape[1]
-    depth = k if batch > 1 else min(k, max(256, CELLS // max(columns, min(rows, 512))))
-    height = rows if batch > 1 else min(rows, max(256, CELLS // depth))
+    (_, rows, k), columns = left.data.shape, right.data.shape[1]
+    depth = min(k, max(256, CELLS // max(columns, min(rows, 512))))
+    height = min(rows, max(256, CELLS // depth))
     whole = right.prepared(squarings, inside) if depth == k else None
     for i in range(0, rows, height):
         some, sums = WHOLE if height >= rows else slice(i, i + height), ()
