@@ -53,7 +53,7 @@ def _ways(path: Path | None) -> tuple[str, str, str]:
 
 def _joined(names: Sequence[str]) -> str:
     """Write a way in the order in which it goes, without its middle where it is long."""
-    if len(names) <= MOST_CROSSED:
+    if len(names) <= MOST_CROSSED + 1:
         return " → ".join(names)
     half = MOST_CROSSED // 2
     return " → ".join((*names[:half], f"{len(names) - 2 * half} more", *names[-half:]))
