@@ -392,7 +392,6 @@ void bind_units(nb::module_ &m) {
         .def(nb::init<Scratch &, const GivenWinners &, int64_t, bool, Pointer, Pointer, int>(), arg("scratch"), arg("winners"), arg("rows"), arg("double_"), arg("weight_ptr"), arg("live_ptr"), arg("threads"))
         .def("open", &Departures::open, "(number, ordinal, row, positions, stored numbers) of what is to be placed")
         .def("place", &Departures::place, arg("number"), arg("places_ptr"), arg("size"), "Say where units go that strides don't lead")
-        .def("alive", &Departures::alive, "How many scalars have a trace in any row")
         .def("totals", &Departures::totals, arg("rows"), "By row (how many traces, their weight)")
         .def("tally", [](const Departures &d, int word, const std::vector<std::tuple<Pointer, int64_t, bool, int64_t>> &sources) {
             return word == 1 ? d.tally<uint8_t>(sources) : word == 2 ? d.tally<int16_t>(sources) : word == 4 ? d.tally<int32_t>(sources) : d.tally<int64_t>(sources);

@@ -125,9 +125,6 @@ class Departures {
 
     std::vector<Sent> sent;
 
-    // How many scalars have a trace in any row.
-    int64_t alive() const { return living; }
-
     // By row (how many traces, their weight).
     std::vector<std::pair<double, double>> totals(size_t rows) const {
         std::vector<std::pair<double, double>> out(rows, {0.0, 0.0});
@@ -211,7 +208,6 @@ class Departures {
 
     static constexpr int64_t BLOCK = 64;  // scalars that are looked at together
 
-    int64_t living = 0;
     std::vector<Open> opened;
 
     // The number of this thread among those that share the rows.
@@ -230,6 +226,7 @@ class Departures {
         [[maybe_unused]] const int team = rows * w.numel < SERIAL ? 1 : int(std::min<int64_t>(threads, rows));
         std::vector<std::vector<Sent>> found{size_t(rows)};
         std::vector<std::vector<Open>> unplaced{size_t(rows)};
+        const bool most = dense(w, rows);
         bool inside = true;
         if (scratch.cells.size() < size_t(team)) scratch.cells.resize(size_t(team));
         for (int t = 0; t < team; t++) scratch.cells[size_t(t)].reserve(w.ways.back().begin + w.ways.back().size);
@@ -239,7 +236,7 @@ class Departures {
 #pragma omp for schedule(dynamic)
             for (int64_t row = 0; row < rows; row++) {
                 const int64_t first = row * w.numel;
-                inside = of_row(w, row, dense(w, rows), weight + first, live ? live + first : nullptr, cells, found[size_t(row)], unplaced[size_t(row)]) && inside;
+                inside = of_row(w, row, most, weight + first, live ? live + first : nullptr, cells, found[size_t(row)], unplaced[size_t(row)]) && inside;
             }
         }
         if (!inside) astray(scratch);
@@ -247,7 +244,6 @@ class Departures {
             for (Sent &s : own) sent.push_back(std::move(s));
         for (auto &own : unplaced)
             for (Open &o : own) opened.push_back(std::move(o));
-        count_living(w.numel, rows, weight, live, rows * w.numel < SERIAL ? 1 : threads);
     }
 
     // Whether nearly all places are gone to. What has no rows of its own has places of every row.
@@ -283,7 +279,6 @@ class Departures {
         for (auto &own : found)
             for (Sent &s : own) sent.push_back(std::move(s));
         for (auto &own : left) keep_open(own, 0, opened);
-        count_living(w.numel, 1, weight, live, threads);
     }
 
     template <class T> bool of_row(const Winners &w, int64_t row, bool most, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
@@ -393,23 +388,6 @@ class Departures {
         bool any = false;
         for (int64_t i = 0; i < n; i++) any |= mark[i] > 0;
         return any;
-    }
-
-    template <class T> void count_living(int64_t numel, int64_t rows, const T *weight, const T *live, int threads) {
-        constexpr int64_t PART = 4096;
-        int64_t found = 0;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : found)
-        for (int64_t begin = 0; begin < numel; begin += PART) {
-            uint8_t any[PART];
-            const int64_t n = std::min(PART, numel - begin);
-            std::fill_n(any, n, uint8_t(0));
-            for (int64_t row = 0; row < rows; row++) {
-                const T *own = (live ? live : weight) + row * numel + begin;
-                for (int64_t i = 0; i < n; i++) any[i] |= uint8_t(own[i] > 0);
-            }
-            for (int64_t i = 0; i < n; i++) found += any[i];
-        }
-        living = found;
     }
 };
 

@@ -175,7 +175,7 @@ class Product:
             data = data.reshape(*p.sizes[:outer], batch, *p.sizes[outer:]).movedim(outer, 0)
         elif data.shape != shape:  # a batch of one is in front wherever it was
             data = data.reshape(shape)
-        data = data if p.have == p.x else spread(data, p.have, p)
+        data = spread(data, p.have, p)
         data = data.squeeze(0) if self.split else data
         return data if self.turn is None else data.permute(0, *[1 + d for d in self.turn])
 

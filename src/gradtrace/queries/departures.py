@@ -90,13 +90,14 @@ class Leaving:
     """What is known of a forest's leaves, by id.
 
     Attributes:
-        ahead: where their traces go on.
+        ahead: where their traces go on; `living`: how many scalars have one.
         scratch: memory in which what one leaf after the other sends is added up.
     """
 
     given: dict[int, Given | None] = field(default_factory=dict)
     departed: dict[int, Departed | None] = field(default_factory=dict)
     ahead: dict[int, Ahead | None] = field(default_factory=dict)
+    living: dict[int, int] = field(default_factory=dict)
     scratch: Any = None
 
 
@@ -132,11 +133,19 @@ def _read(forest: Forest, leaf: Value) -> Given | None:
 
 def living(forest: Forest, leaf: Value) -> int:
     """Count the scalars of a leaf that have a path to the loss, in any row."""
-    gone = departed(forest, leaf)
-    if gone is not None:
-        return gone.sent.alive()
+    return _once(_leaving(forest).living, _living, forest, leaf)
+
+
+def _living(forest: Forest, leaf: Value) -> int:
     given = None if leaf is forest.loss else given_by(forest, leaf)
-    return 0 if given is None else int(given.alive().any(0).sum())
+    if given is None:
+        return 0
+    weight, live = given.some
+    first, *others = weight if live is None else live
+    found = first > 0
+    for row in others:  # one after the other: of all of them at once there can be more than memory has room for
+        found |= row > 0
+    return int(found.sum())
 
 
 def live_in_examples(forest: Forest, leaf: Value) -> list[bool]:

@@ -152,7 +152,7 @@ def _patches(call: Call, made: float) -> float:
     return made / max(1, weight[0]) * prod(weight[1:])
 
 
-def _live(calls: list[Call], loss: Value, among: Container[int] | None = None) -> float:
+def _live(calls: list[Call], loss: Value, among: Container[int] | None) -> float:
     """Count what a walk back carries at one time."""
     here, now, most = {loss.id: 1.0}, 1.0, 0.0
     for call in reversed(calls):

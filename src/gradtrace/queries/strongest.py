@@ -64,11 +64,6 @@ class Strengths:
         found.sort(key=lambda f: (-f[0], f[1], f[2]))
         return found[:k]
 
-    def living(self, leaf: Value) -> int:
-        """Count the scalars of a leaf that have a path, in any row."""
-        weights = self._weights(leaf)
-        return int(np.count_nonzero((weights.rows > weights.least).any(0)))
-
     def _of_leaf(self, leaf: Value, k: int, example: int | None) -> list[tuple[float, int]]:
         if not k or not leaf.numel:
             return []

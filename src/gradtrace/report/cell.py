@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..queries.departures import living
 from ..queries.forest import Forest
 from ..queries.markup import note_of, table_of
 from ..queries.paths import Path, follow_all
@@ -38,7 +39,7 @@ def cell(forest: Forest, title: str) -> str:
     rows = []
     for name, leaves, top in zip(groups, members, found, strict=True):
         scalars = sum(leaf.numel for leaf in leaves)
-        dead = 1 - sum(map(strengths.living, leaves)) / scalars if scalars else 0.0
+        dead = 1 - sum(living(forest, leaf) for leaf in leaves) / scalars if scalars else 0.0
         rows.append((name, *_ways(next(paths) if top else None), f"{scalars:,}", f"{dead:.1%}"))
     return table_of(title, HEADINGS, rows, text=3) + note_of(f"{READ} {MORE}")
 
