@@ -862,7 +862,7 @@ def test_buffers_that_are_made_like_an_activation(like):
 
 
 def test_memory_that_holds_an_example_here_and_all_of_them_there():
-    """What was written over an example's row is everybody's: that is said, not that there are no examples."""
+    """What was written over an example's row is a sum of everybody's: of each its own term."""
     w, x = leaf(4), torch.randn(3, 4, **F64)
     with record(names={"w": w}, examples=[x]) as tape:
         h = x @ w
@@ -870,4 +870,41 @@ def test_memory_that_holds_an_example_here_and_all_of_them_there():
         last = rows[-1]
         rows[1:].fill_(h.square().sum())
         loss = last * 1
-    assert tape.trace(loss).influence(of="*").connected
+    trace = tape.trace(loss)
+    assert not trace.influence(of="*").connected
+    weights = trace.forest("best", per_example=True).log2[tape.leaves["w"].id]
+    torch.testing.assert_close(weights.exp2(), (2 * h[:, None] * x).abs().detach(), rtol=1e-9, atol=0)
+
+
+def test_a_row_of_one_example_is_read_from_beside_rows_of_several():
+    """Rows in which examples meet, and of which none leads to the loss, say nothing of the others."""
+    w, x = leaf(4, 2), torch.randn(3, 4, **F64)
+    with record(names={"w": w}, examples=[x]) as tape:
+        beside = x[:1].sum() * torch.ones(3, 1, **F64)  # the first example's
+        loss = torch.addmm(beside, x, w)[0].sum()
+    weights = tape.trace(loss).forest("best", per_example=True).log2[tape.leaves["w"].id].exp2()
+    torch.testing.assert_close(weights[0], x[0, :, None].abs().expand(4, 2), rtol=1e-9, atol=0)
+    assert not weights[1:].any()
+
+
+def test_a_parameter_that_joins_products_of_examples_counts_for_each_its_own():
+    bias, x = leaf(), torch.randn(3, 4, **F64)
+    with record(names={"bias": bias}, examples=[x]) as tape:
+        loss = (torch.nn.functional.linear(x, x, bias).diagonal() * torch.tensor([1.0, 2.0, 3.0], **F64)).sum()
+    weights = tape.trace(loss).forest("best", per_example=True).log2[tape.leaves["bias"].id].exp2()
+    assert weights.tolist() == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_a_mean_that_is_written_into_a_part_of_memory_is_of_several_there_alone():
+    w, x = leaf(4), torch.randn(3, 4, **F64)
+    with record(names={"w": w}, examples=[x]) as tape:
+        rows = torch.stack([x @ w, x @ w])
+        rows[1] = x.mean()
+        loss = (rows[0] * w[0]).sum()
+    trace = tape.trace(loss)
+    assert not trace.influence(of="*").connected
+    weights = trace.forest("best", per_example=True).log2[tape.leaves["w"].id].exp2()
+    direct = (x @ w).abs().detach()
+    through = (x * w[0]).abs().detach()
+    expected = torch.cat([torch.maximum(through[:, :1], direct[:, None]), through[:, 1:]], 1)
+    torch.testing.assert_close(weights, expected, rtol=1e-9, atol=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..jacobians.dependence import linear
 from ..recording.record import Call, Value
 from ..recording.replay import replay
-from .label_pushes import MIXED, NOTHING, Label, compress
+from .label_pushes import MIXED, NOTHING, SEVERAL, Label, compress, examples_of, whole
 
 
 def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
@@ -65,7 +65,8 @@ def _exchanged(data: Sequence[Tensor], touched: Sequence[Tensor]) -> list[Tensor
 def _touched(label: Label, changed: Tensor) -> Tensor:
     """Say which scalars of an argument belong to the examples that change; broadcasts to its shape."""
     if isinstance(label, Tensor):
-        return changed[label.clamp(min=0).long()] & (label >= 0)
+        single = examples_of(label)
+        return changed[label.masked_fill(~single, 0).long()] & single | (label == SEVERAL)
     return torch.tensor(label is MIXED)
 
 
@@ -105,7 +106,7 @@ def beside(call: Call, y: Value, at: int, label: Label, count: int) -> Label:
         at: which argument; `label`: its own.
     """
     found = probed(call, y, [label if n == at else None for n in range(len(call.inputs))], count)
-    return found if isinstance(found, Tensor) and bool((found >= 0).all()) else None
+    return found if isinstance(found, Tensor) and bool(examples_of(found).all()) else None
 
 
 def _by_bits(call: Call, number: int, given: Sequence[Label], examples: Tensor) -> Label:
@@ -120,7 +121,7 @@ def _by_bits(call: Call, number: int, given: Sequence[Label], examples: Tensor) 
         several |= on & off
         reached |= on | off
         found |= on.to(torch.int32) << bit
-    return MIXED if bool(several.any()) else compress(found.masked_fill(~reached, NOTHING))
+    return whole(compress(found.masked_fill(~reached, NOTHING).masked_fill(several, SEVERAL)))
 
 
 def _ran(call: Call, number: int, data: list[Tensor]) -> Tensor:

@@ -3,9 +3,9 @@
 Labels start at the tensors that enumerate the examples and are carried forward, structure by structure, along the calls
 that autograd follows and along the constants beside them. The label of a value is
     none    no example reaches it (parameters, and what is computed from them alone): None,
-    rows    every scalar belongs to one example: an integer tensor that broadcasts to the value's shape; a scalar of it
-            may be FREE (parameters reach it, and no example does) or NOTHING (neither do),
-    mixed   it depends on several examples (the loss, after the mean): MIXED.
+    rows    scalars belong to one example each: an integer tensor that broadcasts to the value's shape; a scalar of it
+            may be FREE (parameters reach it, and no example does), NOTHING (neither do), or of SEVERAL examples,
+    mixed   all of it depends on several examples (the loss, after the mean): MIXED.
 In the reverse pass a value has one element for each scalar, or one for each example: the latter where some scalar is
 free, or belongs to no example. `Labels.batch` decides this, and nothing else does.
 Where examples are *connected* (batch statistics, contrastive losses, a choice among them), an example has no trace of
@@ -26,17 +26,25 @@ from ..jacobians.structure import Contraction, Convolved, LowRank, Placed, Strid
 from ..recording.constants import LINK, OVERLAY, when
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import beside, entangles, probed
-from .label_pushes import FREE, MIXED, Label, compress, push
+from .label_pushes import FREE, MIXED, NOTHING, SEVERAL, Label, compress, everywhere, examples_of, meet, push, whole
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
 FEW = 1 << 12  # scalars of a label that is looked for among others
 
 
 class _Said(NamedTuple):
-    """What is known of a result: its label, whether examples are connected there, by which arguments it is mixed."""
+    """What is known of a result.
+
+    Attributes:
+        label: its own.
+        connected: whether examples are connected there.
+        mixes: whether several examples reach some scalar of it.
+        mixed: by which arguments of which that is so.
+    """
 
     label: Label
     connected: bool
+    mixes: bool
     mixed: tuple[int, ...]
 
 
@@ -84,8 +92,11 @@ class Labels:
         label = self.of.get(value.id)
         if value.id in self.together or not isinstance(label, Tensor):
             return None
-        examples = torch.arange(self.count).reshape(-1, *[1] * len(value.shape))
-        return (examples == label) | (label == FREE)
+        return self.own(label, len(value.shape)) | (label == FREE)
+
+    def own(self, label: Tensor, dims: int) -> Tensor:
+        """Say which scalars, of a tensor of some axes, an example reaches (examples × shape)."""
+        return (torch.arange(self.count).reshape(-1, *[1] * dims) == label) | (label == SEVERAL)
 
     def connect(self, call: Call, sources: Iterable[int]) -> None:
         """Note that a call connects examples, unless it does so by numbers that have been named already."""
@@ -251,12 +262,9 @@ def _said(call: Call, y: Value, number: int, edges: Sequence[_Edge] | None, labe
         return None
     label, connected = combine(parts)
     if isinstance(label, Tensor) and bool((label < 0).any()):
-        if call.name == OVERLAY and mixed:
-            label = MIXED  # memory, a part of which holds what several examples have to do with
-        else:
-            label = _with_free(call, y, own, label, labels)
-            label = settled(label, labels.count, by_place=call.name != OVERLAY)
-    return _Said(labels.one(label), connected, tuple(mixed))
+        label = _with_free(call, y, own, label, labels)
+        label = settled(label, labels.count, by_place=call.name != OVERLAY)
+    return _Said(labels.one(label), connected, _mixes(label), tuple(mixed))
 
 
 def _note(call: Call, y: Value, said: _Said, given: Sequence[Label], labels: Labels) -> None:
@@ -264,11 +272,11 @@ def _note(call: Call, y: Value, said: _Said, given: Sequence[Label], labels: Lab
     labels.of[y.id] = said.label
     values = (call.inputs[p].value or call.inputs[p].constant for p in said.mixed)
     sources = {v.id for v in values if v is not None}
-    if said.label is MIXED:
+    if said.mixes:
         origins = {labels.origin[s] for s in sources}
         labels.origin[y.id] = origins.pop() if len(origins) == 1 else y.id
     # where examples are mixed, the loss stays a sum of theirs only if none enters another's derivatives
-    asked = said.label is MIXED and not said.connected and not labels.connected
+    asked = said.mixes and not said.connected and not labels.connected
     if said.connected or (asked and entangles(call, y, given, labels.count)):
         labels.connect(call, sources)
         labels.named.add(labels.origin.get(y.id, y.id))
@@ -290,6 +298,10 @@ def _says_something(label: Label) -> bool:
     return isinstance(label, Tensor) and bool((label >= 0).any())
 
 
+def _mixes(label: Label) -> bool:
+    return bool((label == SEVERAL).any()) if isinstance(label, Tensor) else label is MIXED
+
+
 def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tuple[list[Part], list[int]]:
     """Give what arguments say about a result, and the positions of those that are mixed."""
     parts, mixed = [], []
@@ -300,30 +312,32 @@ def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tupl
             continue
         seen = beside(call, y, edge.position, label, labels.count) if edge.unknown else None
         pushed, connected = (seen, False) if seen is not None else push(edge.structure, label, value.shape, y.shape)
-        parts.append((pushed, connected or (edge.choice and pushed is MIXED and label is not MIXED)))
-        if label is MIXED:
+        parts.append((pushed, connected or (edge.choice and label is not MIXED and _mixes(pushed))))
+        if _mixes(label):
             mixed.append(edge.position)
     return parts, mixed
 
 
 def combine(parts: Sequence[Part]) -> Part:
     """Merge what several arguments say about one result."""
-    rows = [label for label, _ in parts if isinstance(label, Tensor)]
-    connected = any(flag for _, flag in parts)
-    if not rows:
-        return MIXED, connected
-    out = rows[0]
-    for other in rows[1:]:
-        out, other = torch.broadcast_tensors(out, other)
-        if bool(((out != other) & (out >= 0) & (other >= 0)).any()):
-            # the sum of two examples' terms keeps them apart, if it is one; rows that meet other rows do not
-            return MIXED, connected or max(r.numel() for r in rows) > 1
-        out = torch.maximum(out, other)
-    label = compress(out)
-    if len(rows) == len(parts):
+    given, connected = [label for label, _ in parts], any(flag for _, flag in parts)
+    label = meet(given)
+    rows = [label for label in given if isinstance(label, Tensor) and bool(examples_of(label).any())]
+    if not rows or not _mixes(label):
         return label, connected
-    # one example's term joins a sum of others', or a mixture (a batch mean) enters the rows of several
-    return (MIXED, connected) if label.numel() == 1 else (label, True)
+    own, placed = _apart(rows), _apart([r for r in rows if r.numel() > 1])
+    # the sum of two examples' terms keeps them apart, if it is one; rows that meet other rows do not
+    connected |= _mixes(own) and isinstance(placed, Tensor)
+    if not isinstance(own, Tensor) or not isinstance(placed, Tensor):
+        return label, connected
+    # one example's term joins a sum of others', or a mixture (a batch mean) enters the rows of several, which stay
+    stays = (everywhere(label) == SEVERAL) & examples_of(own) & examples_of(placed)
+    return whole(compress(torch.where(stays, own, everywhere(label)))), connected or bool(stays.any())
+
+
+def _apart(rows: Sequence[Tensor]) -> Label:
+    """Give the label of what depends on rows, but for what is of several examples there already."""
+    return meet([r.masked_fill(r == SEVERAL, NOTHING) for r in rows]) if rows else None
 
 
 def _with_free(call: Call, y: Value, edges: Sequence[_Edge], label: Tensor, labels: Labels) -> Tensor:
@@ -355,6 +369,7 @@ def settled(label: Tensor, count: int, *, by_place: bool = True) -> Tensor:
             return compress(top)
         if by_place and bool((label == FREE).any()) and top.numel() % count == 0:
             own = (torch.arange(top.numel(), dtype=label.dtype) // (top.numel() // count)).reshape(top.shape)
-            if bool(((top == own) | (top < 0)).all()):
-                return compress(own)
+            stays = top == SEVERAL
+            if bool((top == own).any()) and bool(((top == own) | (top < 0) | stays).all()):
+                return compress(torch.where(stays, top, own))
     return compress(label)

@@ -27,6 +27,7 @@ from ..recording.layouts import Layout, Shape, Side, box, contiguous, positions
 
 FREE = -2  # of a scalar: parameters reach it, and no example
 NOTHING = -3  # neither does
+SEVERAL = 1 << 30  # several examples do; above every example's number, so that the larger of two labels holds for both
 
 
 class _Mixed:
@@ -34,7 +35,7 @@ class _Mixed:
         return "MIXED"
 
 
-MIXED = _Mixed()
+MIXED = _Mixed()  # every scalar is of several examples
 Label: TypeAlias = Tensor | _Mixed | None
 
 
@@ -46,11 +47,49 @@ def compress(label: Tensor) -> Tensor:
     return label.contiguous()
 
 
+def whole(label: Tensor) -> Label:
+    """Give the one label of all that several examples reach everywhere."""
+    return MIXED if label.numel() and bool((label == SEVERAL).all()) else label
+
+
+def everywhere(label: Label) -> Tensor:
+    """Give a label that is there as a tensor that broadcasts."""
+    return label if isinstance(label, Tensor) else torch.tensor(SEVERAL, dtype=torch.int32)
+
+
+def examples_of(label: Tensor) -> Tensor:
+    """Say which scalars belong to one example."""
+    return (label >= 0) & (label < SEVERAL)
+
+
 def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Carry a label from an argument to a result: (label, whether it connects examples)."""
     if not isinstance(label, Tensor):
-        return MIXED, False
-    return _PUSHES[type(structure)](structure, label, x_shape, y_shape)
+        if type(structure) in _EVERYWHERE:
+            return MIXED, False
+        label = torch.full([1] * len(x_shape), SEVERAL, dtype=torch.int32)
+    pushed, connected = _PUSHES[type(structure)](structure, label, x_shape, y_shape)
+    return whole(pushed) if isinstance(pushed, Tensor) else pushed, connected
+
+
+def meet(labels: Sequence[Label]) -> Label:
+    """Give the label of what depends on scalars of several labels, each of which broadcasts to it."""
+    given = [everywhere(label) for label in labels]
+    return whole(compress(_met(torch.stack(torch.broadcast_tensors(*given)), [0])[0][0]))
+
+
+def _met(label: Tensor, dims: list[int]) -> tuple[Tensor, bool]:
+    """Let scalars along some axes meet: (their label, 1 along these axes; whether different examples do)."""
+    low, high = _span(label, dims)
+    clash = (low < high) & (high >= 0)
+    some = bool(clash.any())
+    return (high.masked_fill(clash, SEVERAL) if some else high), some
+
+
+def _span(label: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Give the smallest and the largest example along some axes; what is free belongs to those that it meets."""
+    known = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)
+    return known.amin(dims, keepdim=True), label.amax(dims, keepdim=True)
 
 
 def _push_gather(s: Gather, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -116,7 +155,7 @@ def _push_scattered(s: Scatter, label: Tensor, x_shape: Shape, y_shape: Shape) -
     index = s.index().flatten()
     live = index >= 0
     given = label.expand(x_shape).flatten()[live][None, :, None]
-    return _gathered(given, index[live], (1, prod(y_shape), 1), y_shape)
+    return compress(_gathered(given, index[live], (1, prod(y_shape), 1)).reshape(y_shape)), False
 
 
 def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -125,17 +164,16 @@ def _push_low_rank(s: LowRank, label: Tensor, x_shape: Shape, y_shape: Shape) ->
     dims = [d for d in s.dims if label.shape[d] > 1]
     if not dims:
         return refit(label, s.shape, y_shape), False
-    low, high = _span(label, dims)
-    across = _several(low, high)
-    return refit(compress(label) if across else high, s.shape, y_shape), across
+    met, across = _met(label, dims)
+    return refit(compress(label) if across else met, s.shape, y_shape), across
 
 
 def _push_parts(s: Convolved, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
     """Carry a label through a convolution: rows stay apart, and its parts agree, unless one of them mixes examples."""
     if s.to_input and label.numel() == label.shape[0]:
         return label.reshape(-1, *[1] * (len(y_shape) - 1)), False
-    pushed = [push(part, label, x_shape, y_shape) for part in s.parts()]
-    return next((p for p in pushed if p[0] is MIXED), pushed[0])
+    pushed = [push(part, label, x_shape, y_shape)[0] for part in s.parts()]
+    return meet(pushed), False
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
@@ -178,26 +216,14 @@ def _push_contraction(s: Contraction, label: Tensor, x_shape: Shape, y_shape: Sh
     label = refit(label, x_shape, s.x_shape)
     if s.y and s.w and not set(s.x) & set(s.y) and label.numel() > 1:
         return _push_dense(s, label, y_shape)
-    gone = [d for d, c in enumerate(s.x) if c not in s.y]
+    gone, connected = [d for d, c in enumerate(s.x) if c not in s.y], False
     if gone:
-        low, high = _span(label, gone)
-        if _several(low, high):  # a sum of which every scalar is a term once may keep examples apart
-            return MIXED, any(c not in s.x for c in s.y)
-        label = high
+        label, several = _met(label, gone)
+        connected = several and any(c not in s.x for c in s.y)  # a sum in which all are once may keep examples apart
     order = [s.x.index(c) for c in s.y if c in s.x]
     sizes = iter([label.shape[d] for d in order])
     label = label.permute([*order, *gone]).reshape([next(sizes) if c in s.x else 1 for c in s.y])
-    return refit(label, s.y_shape, y_shape), False
-
-
-def _span(label: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Give the smallest and the largest example along some axes; what is free belongs to those that it meets."""
-    known = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)
-    return known.amin(dims, keepdim=True), label.amax(dims, keepdim=True)
-
-
-def _several(low: Tensor, high: Tensor) -> bool:
-    return bool(((low < high) & (high >= 0)).any())
+    return refit(label, s.y_shape, y_shape), connected
 
 
 def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, bool]:
@@ -209,10 +235,8 @@ def _push_dense(s: Contraction, label: Tensor, y_shape: Shape) -> tuple[Label, b
     jacobian = s.weight().reshape([sizes[c] for c in s.w]).permute(order).reshape(shape)
     there = (jacobian != 0).expand(*s.y_shape, *s.x_shape)
     full = torch.where(there, label.expand(s.x_shape), NOTHING).flatten(len(s.y))
-    low, high = _span(full, [-1])
-    if _several(low, high):
-        return MIXED, True
-    return compress(high.reshape(y_shape)), False
+    met, several = _met(full, [-1])
+    return compress(met.reshape(y_shape)), several
 
 
 def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -220,20 +244,17 @@ def _push_sparse(s: Sparse, label: Tensor, x_shape: Shape, y_shape: Shape) -> tu
     i, j, _ = s.edges()
     given = refit(label, x_shape, s.x_shape)
     given = given[:, j] if given.shape[1] > 1 else given.expand(-1, len(j), -1)
-    found, connected = _gathered(given, i, (given.shape[0], s.y_shape[1], given.shape[2]), None)
-    return refit(found, s.y_shape, y_shape) if isinstance(found, Tensor) else found, connected
+    return refit(_gathered(given, i, (given.shape[0], s.y_shape[1], given.shape[2])), s.y_shape, y_shape), False
 
 
-def _gathered(given: Tensor, index: Tensor, shape: Shape, y_shape: Shape | None) -> tuple[Label, bool]:
-    """Let labels (outer × edges × inner) meet where they go: outer × m × inner, perhaps seen in another shape."""
+def _gathered(given: Tensor, index: Tensor, shape: Shape) -> Tensor:
+    """Let labels (outer × edges × inner) meet where they go: outer × m × inner."""
     low = given.new_full(shape, torch.iinfo(given.dtype).max)
     high = given.new_full(shape, NOTHING)
     at = index.reshape(1, -1, 1).expand(given.shape)
     low.scatter_reduce_(1, at, given.masked_fill(given < 0, torch.iinfo(given.dtype).max), "amin")
     high.scatter_reduce_(1, at, given.contiguous(), "amax")
-    if _several(low, high):
-        return MIXED, False
-    return compress(high if y_shape is None else high.reshape(y_shape)), False
+    return high.masked_fill((low < high) & (high >= 0), SEVERAL)
 
 
 def _push_strided(s: Strided, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -276,3 +297,4 @@ _PUSHES: dict[type, Callable[..., tuple[Label, bool]]] = {
     Convolved: _push_parts,
     Chain: _push_chain,
 }
+_EVERYWHERE = (Contraction, LowRank, Convolved)  # every scalar of the result depends on some of the argument

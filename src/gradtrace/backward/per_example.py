@@ -22,7 +22,7 @@ from ..kernels.shared_exponent import Plane, Pulled
 from ..recording.record import Value
 from ..semirings.base import Carrier, Element
 from .example_labels import Labels
-from .label_pushes import refit
+from .label_pushes import SEVERAL, examples_of, refit
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,7 +58,7 @@ def divide(structure: Structure, y: Value, labels: Labels) -> Division | None:
     found, seen = None, structure
     if isinstance(structure, Convolved) and not structure.to_input:
         (seen,) = structure.parts()
-    if isinstance(seen, Gather):
+    if isinstance(seen, Gather) and not bool((label == SEVERAL).any()):
         found = _rows_apart(seen, label.expand(y.shape), count)
     elif isinstance(seen, Contraction):
         key = id(label), y.shape, seen.y_shape, seen.y, seen.x
@@ -67,7 +67,7 @@ def divide(structure: Structure, y: Value, labels: Labels) -> Division | None:
         found = _axis_apart(seen, labels.merged[key], count)
     if found is not None:
         return found
-    return Division(structure, y.shape, torch.arange(count).reshape(-1, *[1] * len(y.shape)) == label)
+    return Division(structure, y.shape, labels.own(label, len(y.shape)))
 
 
 def _rows_apart(s: Gather, label: Tensor, count: int) -> Division:
@@ -95,7 +95,7 @@ def _merged(s: Contraction, label: Tensor, count: int) -> Merged | None:
     """Find the one axis along which examples differ; None if there isn't one."""
     axes = [d for d in range(label.dim()) if label.shape[d] > 1]
     axis = axes[0] if axes else next((d for d, c in enumerate(s.y) if c not in s.x and count == 1), None)
-    if len(axes) > 1 or axis is None or s.y[axis] in s.x or bool((label < 0).any()):
+    if len(axes) > 1 or axis is None or s.y[axis] in s.x or not bool(examples_of(label).all()):
         return None
     vector = label.flatten() if axes else label.new_zeros(s.y_shape[axis])
     sizes = torch.bincount(vector, minlength=count)

@@ -138,7 +138,7 @@ def _belongs(forest: Forest, leaf: Value) -> Tensor | None:
     label = forest.labels.of.get(leaf.id) if forest.labels is not None else None
     if not isinstance(label, Tensor) or forest.labels is None:
         return None
-    return torch.arange(forest.labels.count).unsqueeze(1) == label.expand(leaf.shape).reshape(1, -1)
+    return forest.labels.own(label, len(leaf.shape)).expand(-1, *leaf.shape).flatten(1)
 
 
 def _inside(leaves: Sequence[Value], parts: Sequence[Component]) -> list[bool]:
