@@ -159,14 +159,14 @@ def _strided(s: Strided, carrier: Carrier, g: Element) -> Element:
             lambda p: p.permute(0, *[1 + d for d in kept], *[1 + d for d in repeated]).flatten(1 + len(kept)),
         )
         g = carrier.reduce(g)
-    numel = _numel(s.x_shape)
+    numel, once = _numel(s.x_shape), Layout(tuple(size), tuple(stride), s.layout.offset)
     if not injective(size, stride):
-        index = positions(s.layout, g[0].device).flatten()
+        index = positions(once, g[0].device).flatten()
         g = carrier.segment(rows_of(g), index, numel)
         return each(g, lambda p: p.reshape(batch, *s.x_shape))
     out = carrier.zero((batch, numel), g)
     for plane, source in zip(out, g, strict=True):
-        window(plane, Layout(tuple(size), tuple(stride), s.layout.offset)).copy_(source)
+        window(plane, once).copy_(source)
     return each(out, lambda p: p.reshape(batch, *s.x_shape))
 
 
