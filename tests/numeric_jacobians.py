@@ -220,6 +220,7 @@ LAYOUTS = {
     "expanded": Layout((3, 2, 5), (4, 0, 0), 1),
     "repeated-and-kept": Layout((2, 3), (0, 4), 1),
     "overlapping": Layout((4, 3), (2, 1), 1),
+    "overlapping-and-repeated": Layout((2, 3, 2), (1, 1, 0), 1),
     "scalar": Layout((), (), 7),
     "empty": Layout((0, 3), (3, 1), 0),
     "every-other": Layout((2, 2), (8, 2), 0),

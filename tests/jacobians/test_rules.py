@@ -160,7 +160,6 @@ ARGUMENTS: list[tuple[str, Callable[..., Tensor], tuple[tuple[int, ...], ...]]] 
     ("sort", lambda x: torch.sort(x, dim=-1, descending=True, stable=True).values, (M,)),
     ("topk", lambda x: x.topk(2, 0, largest=False).values, (M,)),
     ("roll", lambda x: x.roll((1, 2), (0, 1)), (M,)),
-    ("as_strided", lambda x: x.as_strided((3, 3, 2), (1, 1, 0), 2), (M,)),
     ("tril", lambda x: x.tril(1), (M,)),
     ("clamp", lambda x, y: torch.clamp(x, min=y, max=y + 0.5), (M, V)),
     ("_weight_norm_interface", lambda v, g: torch._weight_norm(v, g, 1), (M, (1, 4))),

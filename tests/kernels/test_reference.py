@@ -158,6 +158,15 @@ def test_strided(name):
     check(Strided(LAYOUTS[name], (3, 4)), LAYOUTS[name].size, 12, 5)
 
 
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=3), st.integers(0, 5), seeds)
+@settings(deadline=None, max_examples=150)
+def test_windows_of_all_kinds(axes, offset, seed):
+    size, stride = [n for n, _ in axes], [step for _, step in axes]
+    while offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= 12:
+        stride[stride.index(max(stride))] -= 1
+    check(Strided(Layout(tuple(size), tuple(stride), offset), (3, 4)), tuple(size), 12, seed)
+
+
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n not in ("expanded", "repeated-and-kept", "overlapping")])
 def test_placed_and_hidden(name):
     layout = LAYOUTS[name]
