@@ -263,6 +263,14 @@ def beside_what_was_written(w):
     return (last.square() + buffer.square().sum()) * last.clone()
 
 
+def taken_from_what_is_detached(w):
+    h = w.sin()
+    d, first = h.detach(), h.select(-1, 0)
+    first.fill_(w.sum())
+    d[1] -= first  # a write to the memory in which `first` lies, elsewhere
+    return d[1] * 1
+
+
 def second_order(w):
     h = w * 2
     h[0].mul_(w[1])
@@ -280,7 +288,7 @@ APART = [
     after_a_write_to_a_part,
     by_data,
 ]
-APART += [one_after_another, beside_what_was_written]
+APART += [one_after_another, beside_what_was_written, taken_from_what_is_detached]
 
 
 @pytest.mark.parametrize("program", APART, ids=lambda p: p.__name__)

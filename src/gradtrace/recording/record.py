@@ -120,8 +120,9 @@ class Saved:
         return self._tensor
 
     def shares_version(self, tensor: Tensor) -> bool:
-        """Tell whether writing to another tensor would be seen as a change of this one."""
-        return self._source is not None and self._source() is (tensor if tensor._base is None else tensor._base)
+        """Tell whether writing to another tensor might be seen as a change of this one: of its base, or detached of it."""
+        source = self._source() if self._source is not None else None
+        return source is not None and source._version == tensor._version
 
     def keep(self) -> None:
         """Copy the data: the original is about to be overwritten."""
