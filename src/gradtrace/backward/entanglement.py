@@ -10,7 +10,7 @@ from torch import Tensor
 from ..jacobians.dependence import linear
 from ..recording.record import Call, Value
 from ..recording.replay import replay
-from .label_pushes import MIXED, NOTHING, SEVERAL, Label, compress, examples_of, whole
+from .label_pushes import MIXED, NOTHING, SEVERAL, Label, compress, examples_of
 
 
 def entangles(call: Call, y: Value, given: Sequence[Label], count: int) -> bool:
@@ -121,7 +121,7 @@ def _by_bits(call: Call, number: int, given: Sequence[Label], examples: Tensor) 
         several |= on & off
         reached |= on | off
         found |= on.to(torch.int32) << bit
-    return whole(compress(found.masked_fill(~reached, NOTHING).masked_fill(several, SEVERAL)))
+    return compress(found.masked_fill(~reached, NOTHING).masked_fill(several, SEVERAL))
 
 
 def _ran(call: Call, number: int, data: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from ..jacobians.structure import Contraction, Convolved, LowRank, Placed, Strid
 from ..recording.constants import LINK, OVERLAY, when
 from ..recording.record import Call, Input, Record, Value
 from .entanglement import beside, entangles, probed
-from .label_pushes import FREE, MIXED, NOTHING, SEVERAL, Label, compress, everywhere, examples_of, meet, push, whole
+from .label_pushes import FREE, MIXED, NOTHING, SEVERAL, Label, compress, everywhere, examples_of, meet, push
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
 FEW = 1 << 12  # scalars of a label that is looked for among others
@@ -64,6 +64,7 @@ class Labels:
     together: set[int] = field(default_factory=set)
     known: dict[Hashable, list[_Said | None]] = field(default_factory=dict)  # of calls that are alike
     alike: dict[Hashable, Tensor] = field(default_factory=dict)  # labels, so that equal ones are one
+    several: dict[Tensor, bool] = field(default_factory=dict)  # whether some scalars are of several examples
     merged: dict[Hashable, Any] = field(default_factory=dict)  # axes along which examples differ (see `per_example`)
     origin: dict[int, int] = field(default_factory=dict)  # of a mixed value: the one that was mixed first
     named: set[int] = field(default_factory=set)  # those of them that `connected` speaks of
@@ -81,11 +82,18 @@ class Labels:
         value = argument.value or argument.constant
         return None if value is None else self.of.get(value.id)
 
-    def one(self, label: Label) -> Label:
+    def one(self, label: Tensor) -> Label:
         """Give for equal labels the same one."""
-        if not isinstance(label, Tensor) or label.numel() > FEW:
+        some = self.several[label] = bool((label == SEVERAL).any())
+        if some and bool((label == SEVERAL).all()):
+            return MIXED
+        if label.numel() > FEW:
             return label
         return self.alike.setdefault((label.shape, label.numpy().tobytes()), label)
+
+    def mixes(self, label: Label) -> bool:
+        """Tell whether several examples reach some scalar of a value with a label that is `one`."""
+        return self.several[label] if isinstance(label, Tensor) else label is MIXED
 
     def mask(self, value: Value) -> Tensor | None:
         """Say which scalars count for which example (examples × shape), where a value that is apart has a label."""
@@ -261,10 +269,11 @@ def _said(call: Call, y: Value, number: int, edges: Sequence[_Edge] | None, labe
     if not parts:
         return None
     label, connected = combine(parts)
-    if isinstance(label, Tensor) and bool((label < 0).any()):
+    if bool((label < 0).any()):
         label = _with_free(call, y, own, label, labels)
         label = settled(label, labels.count, by_place=call.name != OVERLAY)
-    return _Said(labels.one(label), connected, _mixes(label), tuple(mixed))
+    known = labels.one(label)
+    return _Said(known, connected, labels.mixes(known), tuple(mixed))
 
 
 def _note(call: Call, y: Value, said: _Said, given: Sequence[Label], labels: Labels) -> None:
@@ -298,10 +307,6 @@ def _says_something(label: Label) -> bool:
     return isinstance(label, Tensor) and bool((label >= 0).any())
 
 
-def _mixes(label: Label) -> bool:
-    return bool((label == SEVERAL).any()) if isinstance(label, Tensor) else label is MIXED
-
-
 def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tuple[list[Part], list[int]]:
     """Give what arguments say about a result, and the positions of those that are mixed."""
     parts, mixed = [], []
@@ -312,32 +317,39 @@ def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tupl
             continue
         seen = beside(call, y, edge.position, label, labels.count) if edge.unknown else None
         pushed, connected = (seen, False) if seen is not None else push(edge.structure, label, value.shape, y.shape)
-        parts.append((pushed, connected or (edge.choice and label is not MIXED and _mixes(pushed))))
-        if _mixes(label):
+        chosen = edge.choice and label is not MIXED and bool((everywhere(pushed) == SEVERAL).any())
+        parts.append((pushed, connected or chosen))
+        if labels.mixes(label):
             mixed.append(edge.position)
     return parts, mixed
 
 
-def combine(parts: Sequence[Part]) -> Part:
+def combine(parts: Sequence[Part]) -> tuple[Tensor, bool]:
     """Merge what several arguments say about one result."""
-    given, connected = [label for label, _ in parts], any(flag for _, flag in parts)
-    label = meet(given)
-    rows = [label for label in given if isinstance(label, Tensor) and bool(examples_of(label).any())]
-    if not rows or not _mixes(label):
-        return label, connected
-    own, placed = _apart(rows), _apart([r for r in rows if r.numel() > 1])
+    given, connected = [everywhere(label) for label, _ in parts], any(flag for _, flag in parts)
+    out = given[0]
+    for other in given[1:]:
+        out, other = torch.broadcast_tensors(out, other)
+        if bool(((out != other) & (out >= 0) & (other >= 0)).any()):
+            label, also = _meeting(given)
+            return compress(label), connected or also
+        out = torch.maximum(out, other)
+    return compress(out), connected
+
+
+def _meeting(given: Sequence[Tensor]) -> Part:
+    """Merge labels of which some belong to different examples, or to one and to several."""
+    label, rows = meet(given), [r for r in given if bool(examples_of(r).any())]
+    apart = [r.masked_fill(r == SEVERAL, NOTHING) for r in rows]
+    placed = [r for r in apart if r.numel() > 1]
+    if not placed:
+        return label, False
     # the sum of two examples' terms keeps them apart, if it is one; rows that meet other rows do not
-    connected |= _mixes(own) and isinstance(placed, Tensor)
-    if not isinstance(own, Tensor) or not isinstance(placed, Tensor):
-        return label, connected
+    own = meet(apart)
+    clash = bool((own == SEVERAL).any())
     # one example's term joins a sum of others', or a mixture (a batch mean) enters the rows of several, which stay
-    stays = (everywhere(label) == SEVERAL) & examples_of(own) & examples_of(placed)
-    return whole(compress(torch.where(stays, own, everywhere(label)))), connected or bool(stays.any())
-
-
-def _apart(rows: Sequence[Tensor]) -> Label:
-    """Give the label of what depends on rows, but for what is of several examples there already."""
-    return meet([r.masked_fill(r == SEVERAL, NOTHING) for r in rows]) if rows else None
+    stays = (label == SEVERAL) & examples_of(own) & examples_of(meet(placed))
+    return torch.where(stays, own, label), clash or bool(stays.any())
 
 
 def _with_free(call: Call, y: Value, edges: Sequence[_Edge], label: Tensor, labels: Labels) -> Tensor:

@@ -47,11 +47,6 @@ def compress(label: Tensor) -> Tensor:
     return label.contiguous()
 
 
-def whole(label: Tensor) -> Label:
-    """Give the one label of all that several examples reach everywhere."""
-    return MIXED if label.numel() and bool((label == SEVERAL).all()) else label
-
-
 def everywhere(label: Label) -> Tensor:
     """Give a label that is there as a tensor that broadcasts."""
     return label if isinstance(label, Tensor) else torch.tensor(SEVERAL, dtype=torch.int32)
@@ -68,14 +63,13 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
         if type(structure) in _EVERYWHERE:
             return MIXED, False
         label = torch.full([1] * len(x_shape), SEVERAL, dtype=torch.int32)
-    pushed, connected = _PUSHES[type(structure)](structure, label, x_shape, y_shape)
-    return whole(pushed) if isinstance(pushed, Tensor) else pushed, connected
+    return _PUSHES[type(structure)](structure, label, x_shape, y_shape)
 
 
-def meet(labels: Sequence[Label]) -> Label:
+def meet(labels: Sequence[Label]) -> Tensor:
     """Give the label of what depends on scalars of several labels, each of which broadcasts to it."""
-    given = [everywhere(label) for label in labels]
-    return whole(compress(_met(torch.stack(torch.broadcast_tensors(*given)), [0])[0][0]))
+    given = torch.broadcast_tensors(*map(everywhere, labels))
+    return _met(torch.stack(given), [0])[0][0]
 
 
 def _met(label: Tensor, dims: list[int]) -> tuple[Tensor, bool]:
@@ -172,8 +166,7 @@ def _push_parts(s: Convolved, label: Tensor, x_shape: Shape, y_shape: Shape) -> 
     """Carry a label through a convolution: rows stay apart, and its parts agree, unless one of them mixes examples."""
     if s.to_input and label.numel() == label.shape[0]:
         return label.reshape(-1, *[1] * (len(y_shape) - 1)), False
-    pushed = [push(part, label, x_shape, y_shape)[0] for part in s.parts()]
-    return meet(pushed), False
+    return compress(meet([push(part, label, x_shape, y_shape)[0] for part in s.parts()])), False
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:

@@ -120,7 +120,7 @@ class Saved:
         return self._tensor
 
     def shares_version(self, tensor: Tensor) -> bool:
-        """Tell whether writing to another tensor might be seen as a change of this one: of its base, or detached of it."""
+        """Tell whether writing to another tensor may be seen as a change of this one: of its base, or detached."""
         source = self._source() if self._source is not None else None
         return source is not None and source._version == tensor._version
 
