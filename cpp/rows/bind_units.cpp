@@ -111,7 +111,7 @@ class Units {
             }
             List units;
             units.reserve(s.units.size());
-            for (const Landed &u : s.units) units.push_back({u.place, group, u.count, scaled(u.weight)});
+            for (const Landed &u : s.units) units.push_back({u.place, group, double(u.count), scaled(u.weight)});
             row_of(target, rows ? size_t(s.row) : 0).take(std::move(units), {total});
         }
     }

@@ -15,8 +15,8 @@ namespace gradtrace::rows {
 
 // How many paths have come to a scalar, and their weight.
 struct Landed {
-    uint32_t place;
-    double count, weight;
+    uint32_t place, count;
+    double weight;
 };
 
 // What one row of a leaf sends along one way.
@@ -27,7 +27,16 @@ struct Sent {
     double count, weight;
 };
 
-using Places = std::vector<uint32_t>;
+// Places that are gone to, each once, in memory of somebody else's. What is written last may be no new one.
+struct Places {
+    uint32_t *first;
+    size_t size = 0;
+
+    void note(uint32_t place, bool fresh) {
+        first[size] = place;
+        size += fresh;
+    }
+};
 
 // The sums at the places of all ways, all of them 0 between one leaf and the next. Zeros are only there once they are written to.
 class Cells {
@@ -38,22 +47,33 @@ class Cells {
         if (!cells) throw std::bad_alloc();
         size = n;
     }
-    int64_t bytes() const { return size * int64_t(sizeof(Cell)); }
-    // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`): to tell
-    // whether one is new is a branch that no processor can foresee.
+    int64_t bytes() const { return size * int64_t(sizeof(Cell)) + places * int64_t(sizeof(uint32_t)); }
+    // Gives room to note the places of ways with targets of some sizes in: for what is written last, one more each.
+    std::vector<Places> noting(const std::vector<Way> &ways) {
+        int64_t whole = 0;
+        for (const Way &way : ways) whole += way.size + 1;
+        if (whole > places) order.reset(new uint32_t[size_t(whole)]), places = whole;
+        std::vector<Places> out;
+        uint32_t *first = order.get();
+        for (const Way &way : ways) {
+            out.push_back({first});
+            first += way.size + 1;
+        }
+        return out;
+    }
+    // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`).
     bool add(int64_t begin, int64_t end, int64_t place, double weight, Places *touched) {
         if (place < 0 || place >= end) return false;
         Cell &cell = cells[begin + place];
-        if (touched && !cell.count) touched->push_back(uint32_t(place));
+        if (touched) touched->note(uint32_t(place), !cell.count);
         cell.count++;
         cell.weight += weight;
         return true;
     }
     // Takes what has come out of some places, or of all of a way's between two, and leaves zeros.
     Sent gathered(const Places &touched, size_t ordinal, int64_t row, int64_t begin) {
-        Sent out{ordinal, row, std::vector<Landed>(touched.size()), 0.0, 0.0};
-        Landed *unit = out.units.data();
-        for (const uint32_t place : touched) take(out, *unit++, begin, place);
+        Sent out{ordinal, row, std::vector<Landed>(touched.size), 0.0, 0.0};
+        for (size_t i = 0; i < touched.size; i++) take(out, out.units[i], begin, touched.first[i]);
         return out;
     }
     Sent gathered(size_t ordinal, int64_t row, int64_t begin, int64_t first, int64_t end) {
@@ -80,7 +100,7 @@ class Cells {
     };
     bool take(Sent &out, Landed &unit, int64_t begin, uint32_t place) {
         Cell &cell = cells[begin + place];
-        unit = {place, double(cell.count), cell.weight};
+        unit = {place, cell.count, cell.weight};
         out.count += double(cell.count);
         out.weight += cell.weight;
         cell.weight = 0.0;
@@ -90,7 +110,8 @@ class Cells {
         void operator()(Cell *p) const { std::free(p); }
     };
     std::unique_ptr<Cell[], Free> cells;
-    int64_t size = 0;
+    std::unique_ptr<uint32_t[]> order;
+    int64_t size = 0, places = 0;
 };
 
 // Memory that one leaf after the other is added up in, by thread; some of it is kept for the next trace. With the interpreter's lock.
@@ -152,7 +173,8 @@ class Departures {
         const int64_t *at = reinterpret_cast<const int64_t *>(places);
         Cells cells;
         cells.reserve(size);
-        Places touched;
+        std::vector<uint32_t> order(size_t(size) + 1);
+        Places touched{order.data()};
         bool inside = true;
         for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], &touched);
         if (!inside) throw std::out_of_range(ASTRAY);
@@ -181,7 +203,7 @@ class Departures {
             for (const Landed &u : s.units) {
                 const int64_t set = also | int64_t(bits[u.place]);
                 if (!known || set != last) known = &sum[last = set];
-                known->first += u.count;
+                known->first += double(u.count);
                 known->second += u.weight;
             }
         }
@@ -283,7 +305,7 @@ class Departures {
 
     template <class T> bool of_row(const Winners &w, int64_t row, bool most, const T *weight, const T *live, Cells &cells, std::vector<Sent> &found, std::vector<Open> &unplaced) {
         const size_t count = w.ways.size();
-        std::vector<Places> touched(count);
+        std::vector<Places> touched = most ? std::vector<Places>() : cells.noting(w.ways);
         std::vector<Open> left(count);
         const bool inside = add_up(w, row, weight, live, 0, w.numel, cells, most ? nullptr : touched.data(), left);
         for (size_t n = 0; n < count; n++) {

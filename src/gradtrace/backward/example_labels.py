@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ from .entanglement import beside, entangles, probed
 from .label_pushes import FREE, MIXED, NOTHING, SEVERAL, Label, compress, everywhere, examples_of, meet, push
 
 Part = tuple[Label, bool]  # what one argument says of a result, and whether it connects examples there
-FEW = 1 << 12  # scalars of a label that is looked for among others
+FEW = 1 << 10  # scalars of a label that is looked for among others
+MANY = 1 << 11  # labels, or kinds of calls, of which it is known from tape to tape what they say
 
 
 class _Said(NamedTuple):
@@ -62,8 +63,7 @@ class Labels:
     of: dict[int, Label] = field(default_factory=dict)
     connected: list[Call] = field(default_factory=list)
     together: set[int] = field(default_factory=set)
-    known: dict[Hashable, list[_Said | None]] = field(default_factory=dict)  # of calls that are alike
-    alike: dict[Hashable, Tensor] = field(default_factory=dict)  # labels, so that equal ones are one
+    known: dict[Hashable, list[_Said | None]] = field(default_factory=dict)  # of calls with large labels: see `_KNOWN`
     several: dict[Tensor, bool] = field(default_factory=dict)  # whether some scalars are of several examples
     merged: dict[Hashable, Any] = field(default_factory=dict)  # axes along which examples differ (see `per_example`)
     origin: dict[int, int] = field(default_factory=dict)  # of a mixed value: the one that was mixed first
@@ -84,16 +84,17 @@ class Labels:
 
     def one(self, label: Tensor) -> Label:
         """Give for equal labels the same one."""
-        some = self.several[label] = bool((label == SEVERAL).any())
-        if some and bool((label == SEVERAL).all()):
+        if self.mixes(label) and bool((label == SEVERAL).all()):
             return MIXED
         if label.numel() > FEW:
             return label
-        return self.alike.setdefault((label.shape, label.numpy().tobytes()), label)
+        key = label.shape, label.numpy().tobytes()
+        found = _ALIKE.get(key)
+        return _keep(_ALIKE, key, label) if found is None else found
 
     def mixes(self, label: Label) -> bool:
-        """Tell whether several examples reach some scalar of a value with a label that is `one`."""
-        return self.several[label] if isinstance(label, Tensor) else label is MIXED
+        """Tell whether several examples reach some scalar of a value."""
+        return _some(label, SEVERAL, self.several) if isinstance(label, Tensor) else label is MIXED
 
     def mask(self, value: Value) -> Tensor | None:
         """Say which scalars count for which example (examples × shape), where a value that is apart has a label."""
@@ -114,6 +115,20 @@ class Labels:
         self.named |= origins
 
 
+# What holds of any tape: labels, so that equal ones are one; what is known of calls that are alike.
+_ALIKE: dict[Hashable, Tensor] = {}
+_KNOWN: dict[Hashable, list[_Said | None]] = {}
+Kept = TypeVar("Kept")
+
+
+def _keep(known: dict[Hashable, Kept], key: Hashable, what: Kept) -> Kept:
+    """Note something for later, among not too much."""
+    if len(known) >= MANY:
+        known.clear()
+    known[key] = what
+    return what
+
+
 def propagate(record: Record, loss: Value) -> Labels:
     """Carry labels from the examples forward, as far as the loss needs them."""
     labels = Labels(record.examples or 0)
@@ -125,9 +140,10 @@ def propagate(record: Record, loss: Value) -> Labels:
     for call in steps:
         given = [labels.given(i) for i in call.inputs]
         if any(label is not None for label in given):
-            _through(call, given, labels)
+            _through(call, given, [v is not None and v.id in reached for v in call.outputs], labels)
     _decide(steps, reached, labels)
     labels.known.clear()
+    labels.several.clear()
     return labels
 
 
@@ -216,25 +232,31 @@ def _followed(call: Call) -> bool:
     return any(v is not None and v.differentiable for v in call.outputs)
 
 
-def _through(call: Call, given: Sequence[Label], labels: Labels) -> None:
-    """Label the results of one call: as those of one that was like it, if there was one."""
-    key = _likeness(call, given)
-    found = labels.known.get(key)
+def _through(call: Call, given: Sequence[Label], wanted: Sequence[bool], labels: Labels) -> None:
+    """Label the results of one call that lead to the loss: as those of one that was like it, if there was one."""
+    key = _likeness(call, given, wanted, labels.count)
+    found = _KNOWN.get(key) or labels.known.get(key)
     if found is None:
         edges = _edges(call, labels)
+        edges = None if edges is None else [edge for edge in edges if wanted[edge.number]]
         found = [
-            _said(call, y, number, edges, labels) if y is not None and y.numel else None
+            _said(call, y, number, edges, labels) if y is not None and y.numel and wanted[number] else None
             for number, y in enumerate(call.outputs)
         ]
         if edges is not None and call.name != LINK and _by_shape(call, edges):
-            labels.known[key] = found
+            said = [one.label for one in found if one is not None]
+            _keep(_KNOWN if all(map(_small, (*given, *said))) else labels.known, key, found)
     for y, said in zip(call.outputs, found, strict=True):
         if said is not None and y is not None:
             _note(call, y, said, given, labels)
 
 
-def _likeness(call: Call, given: Sequence[Label]) -> Hashable:
-    """Give what calls have in common whose results, of equal shapes, belong to the same examples."""
+def _small(label: Label) -> bool:
+    return not isinstance(label, Tensor) or label.numel() <= FEW
+
+
+def _likeness(call: Call, given: Sequence[Label], wanted: Sequence[bool], count: int) -> Hashable:
+    """Give what calls have in common whose results, of equal shapes, belong to the same of so many examples."""
     inputs = [(i.shape, i.dtype, i.value is not None and i.value.differentiable) for i in call.inputs]
     outputs = [(v.shape, v.differentiable) if v is not None else None for v in call.outputs]
     plain = call.args, tuple(call.kwargs.items())
@@ -242,7 +264,9 @@ def _likeness(call: Call, given: Sequence[Label]) -> Hashable:
         hash(plain)
     except TypeError:  # a list among the arguments
         plain = repr(plain)
-    return call.op, plain, tuple(inputs), tuple(outputs), tuple(given)
+    # what it shows depends on how its argument lies
+    lies = [(i.stride, i.offset) for i in call.inputs] if call.base == "as_strided" else ()
+    return call.op, rules.rule_of(call), plain, (*inputs, *lies), tuple(outputs), tuple(given), tuple(wanted), count
 
 
 def _by_shape(call: Call, edges: Sequence[_Edge]) -> bool:
