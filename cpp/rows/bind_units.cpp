@@ -186,6 +186,10 @@ class Units {
                 continue;
             }
             begin(w);
+            if (rows[row].total.size() == 1) {
+                send_group(w, int64_t(row), rows[row]);
+                continue;
+            }
             for (const Unit &u : rows[row].units) {
                 const auto [way, stored] = w.chosen(int64_t(row), u.place);
                 if (w.ways[way].straight) {
@@ -271,6 +275,7 @@ class Units {
     mutable std::vector<Amount> summed;  // by group, while units are summed
     Slots room;
     uint32_t *slots = nullptr;
+    Scratch scratch;
 
     void begin(const Winners &w) {
         outs.assign(w.ways.size(), {});
@@ -280,7 +285,7 @@ class Units {
     }
 
     void add(const Way &way, size_t number, int64_t place, int32_t group, double count, double weight) {
-        if (place < 0 || place >= way.size) throw std::out_of_range("a winner leads out of its consumer's results");
+        if (place < 0 || place >= way.size) throw std::out_of_range(ASTRAY);
         Sum &sum = outs[number];
         uint32_t &slot = slots[way.begin + place];
         for (uint32_t at = slot; at; at = sum.next[at - 1]) {
@@ -294,6 +299,43 @@ class Units {
         sum.units.push_back({uint32_t(place), group, count, weight});
         sum.next.push_back(slot);
         slot = uint32_t(sum.units.size());
+    }
+
+    // Moves on what one group has sent, which needs no list of groups at a place.
+    void send_group(const Winners &w, int64_t row, const Arrived &come) {
+        const int32_t group = come.total[0].group;
+        if (scratch.cells.empty()) scratch.cells.resize(1);
+        Cells &cells = scratch.cells[0];
+        cells.reserve(w.ways.back().begin + w.ways.back().size);
+        std::vector<Places> touched = cells.noting(w.ways);
+        bool inside = true;
+        for (const Unit &u : come.units) {
+            const auto [number, stored] = w.chosen(row, u.place);
+            const Way &way = w.ways[number];
+            if (way.straight) {
+                add_total(number, group, u.count, u.weight);
+            } else if (!way.strided) {
+                leave_open(number, u, stored);
+            } else {
+                const int64_t flat = u.place + (way.split ? row * w.numel : 0);
+                inside &= cells.add(way.begin, way.size, way.placed(way.offset + way.axes.at(flat).first + way.moved(stored)), u.count, u.weight, &touched[number]);
+            }
+        }
+        if (!inside) astray(scratch);
+        for (size_t n = 0; n < w.ways.size(); n++) {
+            const Way &way = w.ways[n];
+            List units(touched[n].size);
+            Amount total{group, 0.0, 0.0};
+            for (size_t i = 0; i < units.size(); i++) {
+                const uint32_t place = touched[n].first[i];
+                const auto [count, weight] = cells.taken(way.begin + place);
+                units[i] = {place, group, count, weight};
+                total.count += count;
+                total.weight += weight;
+            }
+            arrive(way, row, std::move(units), {total});
+        }
+        end(w, row);
     }
 
     void add_total(size_t number, int32_t group, double count, double weight) {

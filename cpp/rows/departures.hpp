@@ -62,13 +62,18 @@ class Cells {
         return out;
     }
     // False where the place is out of the way's target. Places are noted where few of them are gone to (`touched`).
-    bool add(int64_t begin, int64_t end, int64_t place, double weight, Places *touched) {
+    bool add(int64_t begin, int64_t end, int64_t place, double count, double weight, Places *touched) {
         if (place < 0 || place >= end) return false;
         Cell &cell = cells[begin + place];
-        if (touched) touched->note(uint32_t(place), !cell.count);
-        cell.count++;
+        if (touched) touched->note(uint32_t(place), cell.count == 0.0);
+        cell.count += count;
         cell.weight += weight;
         return true;
+    }
+    // Takes what has come to a place: (how many paths, their weight).
+    std::pair<double, double> taken(int64_t place) {
+        Cell &cell = cells[place];
+        return {std::exchange(cell.count, 0.0), std::exchange(cell.weight, 0.0)};
     }
     // Takes what has come out of some places, or of all of a way's between two, and leaves zeros.
     Sent gathered(const Places &touched, size_t ordinal, int64_t row, int64_t begin) {
@@ -78,7 +83,7 @@ class Cells {
     }
     Sent gathered(size_t ordinal, int64_t row, int64_t begin, int64_t first, int64_t end) {
         size_t come = 0;
-        for (int64_t place = first; place < end; place++) come += cells[begin + place].count != 0;
+        for (int64_t place = first; place < end; place++) come += cells[begin + place].count != 0.0;
         Sent out{ordinal, row, std::vector<Landed>(come + 1), 0.0, 0.0};  // what has not come is written over
         Landed *unit = out.units.data();
         for (int64_t place = first; place < end; place++) unit += take(out, *unit, begin, uint32_t(place));
@@ -88,23 +93,22 @@ class Cells {
     // Adds what another one has from one cell to another, and leaves zeros there.
     void take_over(Cells &other, int64_t first, int64_t end) {
         for (int64_t at = first; at < end; at++) {
-            cells[at].weight += std::exchange(other.cells[at].weight, 0.0);
-            cells[at].count += std::exchange(other.cells[at].count, 0u);
+            const auto [count, weight] = other.taken(at);
+            cells[at].count += count;
+            cells[at].weight += weight;
         }
     }
 
   private:
     struct Cell {
-        double weight;
-        uint32_t count;
+        double count, weight;
     };
     bool take(Sent &out, Landed &unit, int64_t begin, uint32_t place) {
-        Cell &cell = cells[begin + place];
-        unit = {place, cell.count, cell.weight};
-        out.count += double(cell.count);
-        out.weight += cell.weight;
-        cell.weight = 0.0;
-        return std::exchange(cell.count, 0u) != 0;
+        const auto [count, weight] = taken(begin + place);
+        unit = {place, uint32_t(count), weight};
+        out.count += count;
+        out.weight += weight;
+        return count != 0.0;
     }
     struct Free {
         void operator()(Cell *p) const { std::free(p); }
@@ -132,6 +136,13 @@ struct Scratch {
         return kept;
     }
 };
+
+constexpr const char *ASTRAY = "a winner leads out of its consumer's results";
+
+[[noreturn]] inline void astray(Scratch &scratch) {
+    scratch.cells.clear();  // which are not zeros any more
+    throw std::out_of_range(ASTRAY);
+}
 
 class Departures {
   public:
@@ -176,7 +187,7 @@ class Departures {
         std::vector<uint32_t> order(size_t(size) + 1);
         Places touched{order.data()};
         bool inside = true;
-        for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], o.weight[i], &touched);
+        for (size_t i = 0; i < o.weight.size(); i++) inside &= cells.add(0, size, at[i], 1.0, o.weight[i], &touched);
         if (!inside) throw std::out_of_range(ASTRAY);
         sent.push_back(cells.gathered(touched, o.ordinal, o.row, 0));
     }
@@ -213,8 +224,6 @@ class Departures {
     }
 
   private:
-    static constexpr const char *ASTRAY = "a winner leads out of its consumer's results";
-
     // Units of one row and way, whose places Python has to say.
     struct Open {
         size_t ordinal;
@@ -222,11 +231,6 @@ class Departures {
         Numbers from, stored;
         std::vector<double> weight;
     };
-
-    [[noreturn]] static void astray(Scratch &scratch) {
-        scratch.cells.clear();  // which are not zeros any more
-        throw std::out_of_range(ASTRAY);
-    }
 
     static constexpr int64_t BLOCK = 64;  // scalars that are looked at together
 
@@ -362,7 +366,7 @@ class Departures {
                         n = size_t(w.choice(choice + i * w.choice.axes.along()));
                     const Way &way = w.ways[n];
                     if (way.strided) {
-                        inside = cells.add(way.begin, way.size, way.placed(base[n] + i * along[n] + way.moved(stored)), double(weight[x + i]), note(n)) && inside;
+                        inside = cells.add(way.begin, way.size, way.placed(base[n] + i * along[n] + way.moved(stored)), 1.0, double(weight[x + i]), note(n)) && inside;
                     } else {
                         left[n].from.push_back(x + i);
                         left[n].stored.push_back(stored);
@@ -400,7 +404,7 @@ class Departures {
             const int64_t last = std::min(first + BLOCK, run);
             if (!any_live(mark + first, last - first)) continue;
             for (int64_t i = first; i < last; i++)
-                if (mark[i] > 0) inside = cells.add(begin, size, way.placed(base + i * along + moved(i)), double(weight[i]), touched) && inside;
+                if (mark[i] > 0) inside = cells.add(begin, size, way.placed(base + i * along + moved(i)), 1.0, double(weight[i]), touched) && inside;
         }
         return inside;
     }
