@@ -45,6 +45,7 @@ from ..semirings.base import AbsSum, Semiring, Sum, as_is
 
 # Roundings within one term. The longest formula of PyTorch's is that of a norm: x̂ (2), the sums of its row multiplied
 # by γ (2), taken apart (1), by 1/σ³ and 1/n (4), by x̂ (1), added to two others (2), stored (1); twice, for two sides.
+# PyTorch takes x for x̂ there, and the mean's part away at the end, so that a term is as large as x/σ.
 FORMULA = 26
 
 
@@ -227,7 +228,7 @@ def _precision(structure: Structure) -> torch.dtype:
 def _uncancelled(s: LowRank, g: Tensor) -> Tensor:
     """Take the diagonal apart again: |own - Σ l r| + Σ |l r|, and the rest is |l| |r| already."""
     if isinstance(s.factors, ClosedRows) and s.dims:
-        given = (x.to(g.dtype) if isinstance(x, Tensor) else x for x in s.factors.of())
+        given = (x.to(g.dtype) if isinstance(x, Tensor) else x for x in (s.factors.sizes or s.factors.of)())
         return UNCANCELLED_ROWS[s.factors.form](g, s.dims, *given)
     own, lefts, rights = s.factors()
     alone, out = own.to(g.dtype), torch.zeros_like(g)

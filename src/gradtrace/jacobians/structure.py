@@ -175,10 +175,19 @@ def _log_softmax_sizes(g: Tensor, dims: tuple[int, ...], p: Tensor) -> Tensor:
 
 
 def _standard_sizes(
-    g: Tensor, dims: tuple[int, ...], hat: Tensor, gamma: Tensor | None, scale: Tensor, count: int
+    g: Tensor,
+    dims: tuple[int, ...],
+    hat: Tensor,
+    gamma: Tensor | None,
+    scale: Tensor,
+    count: int,
+    mean: Tensor | None = None,
 ) -> Tensor:
+    """Give them; where x̂ is what is left of x/σ without `mean`, either one's x̂ is counted with that once more."""
     own, size = g * (scale if gamma is None else gamma.abs() * scale), hat.abs()
-    return own + (own.sum(dims, keepdim=True) + size * (size * own).sum(dims, keepdim=True)) / count
+    every, sized = own.sum(dims, keepdim=True), (size * own).sum(dims, keepdim=True)
+    met = every + size * sized if mean is None else every + size * sized + mean * (size * every + sized)
+    return own + met / count
 
 
 # Σ_i |∂y_i/∂x_j| g_i of absolute numbers g along the axes `dims`, with all terms added before they cancel
@@ -196,11 +205,13 @@ class ClosedRows:
     Attributes:
         of: gives the form's arguments.
         log: gives the logarithm of the only argument, where that is what is at hand.
+        sizes: gives what `UNCANCELLED_ROWS` takes, where that is more than the form's arguments.
     """
 
     form: str
     of: Callable[[], tuple[Any, ...]]
     log: Weight | None = None
+    sizes: Callable[[], tuple[Any, ...]] | None = None
 
     def __call__(self) -> Factors:
         return ROWS[self.form](*self.of())

@@ -39,6 +39,7 @@ class Standard:
         call: takes x first; `shape`: in which x and y are viewed; `dims`: what a mean is taken over.
         affine: the shape of γ and β, aligned with the axes of `shape` (size 1 where they don't depend on it).
         eps: what is added to the variance.
+        whole: whether PyTorch's backward adds up x, and takes the mean's part away afterwards; else x - mean.
     """
 
     call: Call
@@ -46,6 +47,7 @@ class Standard:
     dims: tuple[int, ...]
     affine: Shape
     eps: float
+    whole: bool = True
 
     @property
     def count(self) -> int:
@@ -58,18 +60,19 @@ class Standard:
         return prod(n for d, n in enumerate(self.shape) if d not in self.dims)
 
     @cached_property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """x̂ and scale, which the edges towards x and γ share."""
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂, scale and mean, which the edges towards x and γ share."""
         x = self.call.inputs[0].tensor().reshape(self.shape)
         x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         found = self.call.results[1:3]
         if len(found) == 2 and all(part is not None and part.get().numel() == self.groups for part in found):
             one = [1 if d in self.dims else n for d, n in enumerate(self.shape)]
             mean, scale = (part.get().to(x.dtype).reshape(one) for part in found if part is not None)
-            return (x - mean).mul_(scale), scale
-        centred = x - x.mean(self.dims, keepdim=True)
+            return (x - mean).mul_(scale), scale, mean
+        mean = x.mean(self.dims, keepdim=True)
+        centred = x - mean
         scale = torch.rsqrt(centred.square().mean(self.dims, keepdim=True) + self.eps)
-        return centred.mul_(scale), scale
+        return centred.mul_(scale), scale, mean
 
     def gamma(self) -> Tensor | None:
         """Give γ, aligned with `shape`; None if there is none."""
@@ -78,12 +81,17 @@ class Standard:
 
     def arguments(self) -> tuple[Tensor, Tensor | None, Tensor, int]:
         """Give x̂, γ, scale and count."""
-        hat, scale = self.parts
+        hat, scale, _ = self.parts
         return hat, self.gamma(), scale, self.count
+
+    def sizes(self) -> tuple[Tensor, Tensor | None, Tensor, int, Tensor]:
+        """Give those, and the size of what x̂ is without: |mean| · scale."""
+        return (*self.arguments(), self.parts[2].abs() * self.parts[1])
 
     def edges(self) -> Iterator[Edge]:
         """Give the structures towards x, γ and β, and of the statistics, where they are results."""
-        yield 0, 0, LowRank(self.shape, self.dims, ClosedRows("standard", self.arguments))
+        rows = ClosedRows("standard", self.arguments, sizes=self.sizes if self.whole else None)
+        yield 0, 0, LowRank(self.shape, self.dims, rows)
         yield from affine(self.call, self.shape, self.affine, lambda: self.parts[0])
 
     def statistics(self) -> Iterator[Edge]:
@@ -93,7 +101,7 @@ class Standard:
         yield 0, 1, reduction(self.shape, self.dims, mean)
 
         def scale() -> Tensor:
-            hat, scale = self.parts
+            hat, scale, _ = self.parts
             return -hat * scale.square() / n
 
         yield 0, 2, reduction(self.shape, self.dims, scale)
@@ -134,7 +142,7 @@ def batch_norm(call: Call) -> Iterator[Edge]:
     shape = call.inputs[0].shape
     aligned = (1, shape[1], *[1] * (len(shape) - 2))
     names = [a.name for a in call.op._schema.arguments]  # type: ignore[attr-defined]
-    norm = Standard(call, shape, (0, *range(2, len(shape))), aligned, argument(call, "eps"))
+    norm = Standard(call, shape, (0, *range(2, len(shape))), aligned, argument(call, "eps"), whole=False)
     if argument(call, "training") if "training" in names else "with_update" in call.base:
         yield from norm.edges()
         return
