@@ -43,22 +43,36 @@ template <class T> struct Far {
 
     // Finds the sums, and which are near; those from `skip` to `end` are neither.
     void find(const T *a, const T *b, const T *h, int64_t n, int64_t skip, int64_t end, std::vector<T> &room, std::vector<int32_t> &near) {
-        room.assign(2 * n, T(0));
-        near.clear();
+        constexpr int64_t STEP = 2 * LANES<T>;
+        const int64_t whole = (n + STEP - 1) / STEP * STEP;
+        room.assign(2 * whole, T(0));
+        near.resize(size_t(whole));
         straight = sloped = 0;
-        part(a, b, h, 0, skip, room.data(), room.data() + n);
-        part(a, b, h, end, n, room.data(), room.data() + n);
-        T *size = room.data(), *sigma = size + n;
-        for (int64_t i = 0; i < n; i++)
-            if (sigma[i] > 1) near.push_back(int32_t(i)), sigma[i] = 0;
-        for (int k = 0; k <= TERMS<T>; k++) {
-            T sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < n; i++) {
-                sum += size[i];
-                size[i] *= sigma[i];
+        T *size = room.data(), *sigma = size + whole;
+        part(a, b, h, 0, skip, size, sigma);
+        part(a, b, h, end, n, size, sigma);
+        size_t count = 0;
+        for (int64_t i = 0; i < whole; i += LANES<T>) {  // in the order of t the near ones are side by side
+            if (!any(load(sigma + i) > all(T(1)))) continue;
+            for (int64_t l = i; l < i + LANES<T>; l++) {
+                near[count] = int32_t(l);
+                count += sigma[l] > 1;
             }
-            power[k] = sum;
+        }
+        near.resize(count);
+        Vec<T> sums[TERMS<T> + 1] = {};  // of all powers in one go, in registers: what is near has a size of 0
+        for (int64_t i = 0; i < whole; i += STEP) {
+            Vec<T> one = load(size + i), other = load(size + i + LANES<T>);
+            const Vec<T> by_one = load(sigma + i), by_other = load(sigma + i + LANES<T>);
+#pragma GCC unroll 32
+            for (int k = 0; k <= TERMS<T>; k++) {
+                sums[k] += one + other;
+                one *= by_one, other *= by_other;
+            }
+        }
+        for (int k = 0; k <= TERMS<T>; k++) {
+            power[k] = 0;
+            for (int l = 0; l < LANES<T>; l++) power[k] += sums[k][l];
         }
         for (int k = 2; k <= TERMS<T>; k++) series[k] = (k % 2 ? -1 : 1) * power[k] / T(k * (k - 1));
         series[1] = power[1];

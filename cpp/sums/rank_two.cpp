@@ -314,10 +314,11 @@ template <int squarings, class T> int powers(const TwoRows<T> &s, int64_t row, L
 template <class T, int WIDTH> struct Tally {
     T total[WIDTH] = {}, mixed[WIDTH] = {};
 
-    inline void add(T a, T b, T h, const T *x, const T *y) {
+    // Adds one edge into each j, but into the one of some number.
+    inline void add(T a, T b, T h, const T *x, const T *y, int but = -1) {
 #pragma omp simd
         for (int l = 0; l < WIDTH; l++) {
-            const T z = std::fabs(a * x[l] + b * y[l]);
+            const T z = l == but ? T(0) : std::fabs(a * x[l] + b * y[l]);
             total[l] += z;
             mixed[l] += surprise(z, h);
         }
@@ -414,22 +415,23 @@ template <class T> int entropies(const TwoRows<T> &s, int64_t row, Line<T> &line
     const T *a = edges.a.data(), *b = edges.b.data(), *h = edges.h.data();
     // Meets neighbours with each other, and merges with what comes straight.
     const auto finish = [&](int64_t first, int64_t some, auto &tally, const T *x, const T *y) {
+        for (int64_t i = first; i < first + some; i++) tally.add(a[i], b[i], h[i], x, y, int(i - first));
         constexpr int WIDTH = sizeof(tally.total) / sizeof(T);
-        for (int64_t i = first; i < first + some; i++) {
-            T here[WIDTH], there[WIDTH];
-            std::copy_n(x, WIDTH, here);
-            std::copy_n(y, WIDTH, there);
-            here[i - first] = there[i - first] = 0;
-            tally.add(a[i], b[i], h[i], here, there);
+        T direct[WIDTH] = {}, spread[WIDTH] = {};
+        for (int64_t l = 0; l < some; l++) direct[l] = straight[place(first + l)], spread[l] = s.h[at + place(first + l)];
+#pragma omp simd
+        for (int l = 0; l < WIDTH; l++) {
+            const T total = tally.total[l] + direct[l], safe = total > 0 ? total : T(1);
+            const T h = (tally.mixed[l] + surprise(direct[l], spread[l])) / safe + log2_of(safe);
+            tally.total[l] = total;
+            spread[l] = total > 0 ? (h > 0 ? h : T(0)) : T(0);
         }
         for (int64_t l = 0; l < some; l++) {
             const int64_t j = place(first + l);
-            const T direct = straight[j], total = tally.total[l] + direct;
-            const T safe = total > 0 ? total : T(1);
-            const T spread = (tally.mixed[l] + surprise(direct, s.h[at + j])) / safe + log2_of(safe);
+            const T total = tally.total[l];
             s.out[at + j] = scaled(total, line.exponent);
-            s.out_h[at + j] = total > 0 && spread > 0 ? spread : T(0);
-            found |= flags_of(s.out[at + j], total, T(1)) | (total < least && (direct > 0 || reached(s, at, j)) ? LOST : 0);
+            s.out_h[at + j] = spread[l];
+            found |= flags_of(s.out[at + j], total, T(1)) | (total < least && (direct[l] > 0 || reached(s, at, j)) ? LOST : 0);
         }
     };
     if (together) {
