@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import gradtrace
 from gradtrace import Tape, Trace
+from gradtrace.queries import join_parts
 from gradtrace.queries.forest import Forest
 from gradtrace.queries.join_counts import count
 from gradtrace.queries.join_text import labels_of
@@ -476,6 +477,31 @@ def test_parts_of_the_gradient_add_up_and_do_not_depend_on_the_basis():
         assert sum(x.along for x in a.branches) == pytest.approx(1)
     moved = [abs(a.around - b.around) for a, b in zip(*(t.rows for t in tables), strict=True)]
     assert max(moved) > 0  # shares do depend on it
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_a_part_is_the_gradient_with_the_other_branches_held(at_once, monkeypatch):
+    monkeypatch.setattr(join_parts, "AT_ONCE", at_once)  # ways of several junctions share a walk
+    torch.manual_seed(1)
+    model, x = Twice(), torch.randn(5, 3, **F64)
+    rows = traced(model, x).joins("first*", signed=True).rows
+    weight = model.first.weight
+    expected = []
+    for held in range(len(model.blocks)):
+        norms = []
+        for through in (False, True):
+            h = model.first(x)
+            for n, block in enumerate(model.blocks):
+                skip, more = h, block(h)
+                if n == held:
+                    skip, more = (skip.detach(), more) if through else (skip, more.detach())
+                h = skip + more
+            (gradient,) = torch.autograd.grad(model.out(h).square().sum(), weight)
+            norms.append(float(gradient.norm()))
+        expected.append(sorted(norms))
+    assert len(rows) == 2
+    found = sorted(sorted(b.norm for b in row.branches) for row in rows)
+    assert found == [pytest.approx(norms) for norms in sorted(expected)]
 
 
 def test_parts_of_the_gradient_by_hand():

@@ -361,7 +361,7 @@ def combine(parts: Sequence[Part]) -> tuple[Tensor, bool]:
     return compress(out), connected
 
 
-def _meeting(given: Sequence[Tensor]) -> Part:
+def _meeting(given: Sequence[Tensor]) -> tuple[Tensor, bool]:
     """Merge labels of which some belong to different examples, or to one and to several."""
     label, rows = meet(given), [r for r in given if bool(examples_of(r).any())]
     apart = [r.masked_fill(r == SEVERAL, NOTHING) for r in rows]

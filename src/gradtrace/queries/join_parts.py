@@ -11,18 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backward.several import ask
 from ..recording.record import Call, Record, Value
-from ..semirings.base import Element, Sum
-from ..semirings.graded import WIDE, Crossed
-from ..semirings.states import Pairs
+from ..semirings.base import Carrier, Element, Sum
+from ..semirings.graded import WIDE
+from ..semirings.states import States
 from .junctions import Junction
 
-AT_ONCE = 8  # branches in one walk
+AT_ONCE = 16  # branches in one walk
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Way:
     value: int = -1
     head: int = 0
     heads: int = 0
+
+    @property
+    def values(self) -> set[int]:
+        """Ids of the values that it leads to."""
+        return {self.value} if self.heads else {value for value, _ in self.pairs}
 
     def mask(self, value: Value, consumer: Call | None) -> Tensor | bool:
         """Tell which scalars of a value are on it, coming from a consumer."""
@@ -45,32 +52,55 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Entered(Crossed):
-    """Two states for each way, not taken and taken: as `Through` for components."""
+class Entered:
+    """The gradient, and what of it has come by each way: a path comes to a value, and so by a way, but once."""
 
-    ways: tuple[Way, ...] = ()
+    carrier: States
+    ways: tuple[Way, ...]
+
+    @property
+    def result(self) -> Carrier:
+        """Give the carrier of what `read` gives."""
+        return States(self.carrier.base, len(self.ways))
+
+    @cached_property
+    def _at(self) -> dict[int, list[int]]:
+        """By value the numbers of the ways that lead to it."""
+        out: dict[int, list[int]] = {}
+        for number, way in enumerate(self.ways):
+            for value in way.values:
+                out.setdefault(value, []).append(number)
+        return out
 
     def enter(self, g: Element, value: Value, consumer: Call | None) -> Element:
-        """Move what comes by a way to the way's second state."""
-        for number, way in enumerate(self.ways):
-            mask = way.mask(value, consumer)
-            if mask is not False:
-                target = list(range(self.carrier.count))
-                target[2 * number] = 2 * number + 1
-                g = self.carrier.moved(g, target, mask)
-        return g
+        """Add what comes by a way to what has."""
+        parts = None
+        for number in self._at.get(value.id, ()):
+            mask = self.ways[number].mask(value, consumer)
+            if mask is False:
+                continue
+            parts = parts or self.carrier.parts(g)
+            whole, come = parts[0], parts[0]
+            if isinstance(mask, Tensor):
+                come = self.carrier.chosen(mask, whole, self.carrier.nothing(whole))
+            parts[1 + number] = self.carrier.merged(parts[1 + number], come)
+        return g if parts is None else tuple(plane for part in parts for plane in part)
+
+    def read(self, g: Element) -> Element:
+        """Give what has come by each way."""
+        return tuple(plane for part in self.carrier.parts(g)[1:] for plane in part)
 
 
 @dataclass(frozen=True)
 class ByWays:
-    """The gradient, split by ways: what `ask` is asked."""
+    """The gradient's parts by ways: what `ask` is asked."""
 
     ways: tuple[Way, ...]
 
     def on(self, record: Record, loss: Value) -> Entered:
         """Set up the states."""
         del record, loss
-        return Entered(Pairs(WIDE[Sum.name], 2 * len(self.ways)), (), self.ways)
+        return Entered(States(WIDE[Sum.name], 1 + len(self.ways)), self.ways)
 
 
 def ways_of(junction: Junction) -> list[Way]:
@@ -91,18 +121,23 @@ def parts(
     along it is its inner product with the whole, over that of the whole with itself: those of one junction add up to 1.
     """
     uses = _first_calls(record, loss, leaves)
-    out: list[list[tuple[float, float]]] = []
-    for junction in found:
-        own = [v for v in leaves if any(junction.asks(v.id, call) for call in uses.get(v.id, ()))]
-        ways = ways_of(junction)
-        taken = [[] for _ in ways]
-        for start in range(0, len(ways) if own else 0, AT_ONCE):
-            chosen = tuple(ways[start : start + AT_ONCE])
-            answer = ask(record, loss, own, [ByWays(chosen)])[0]  # type: ignore[list-item]
-            for number in range(len(chosen)):
-                taken[start + number] = [answer[v.id][0, number].double().flatten() for v in own if v.id in answer]
-        out.append(_measured([torch.cat(t) if t else torch.zeros(0) for t in taken]))
-    return out
+    own = [[v for v in leaves if any(junction.asks(v.id, call) for call in uses.get(v.id, ()))] for junction in found]
+    ways = [ways_of(junction) for junction in found]
+    asked = [(n, way) for n, some in enumerate(ways) if own[n] for way in some]
+    taken: list[list[Tensor]] = [[] if own[n] else [torch.zeros(0)] * len(some) for n, some in enumerate(ways)]
+    out: dict[int, list[tuple[float, float]]] = {}
+    for start in range(0, max(1, len(asked)), AT_ONCE):
+        chosen = asked[start : start + AT_ONCE]
+        wanted = list({v.id: v for n, _ in chosen for v in own[n]}.values())
+        by_ways: Any = ByWays(tuple(way for _, way in chosen))
+        answer = ask(record, loss, wanted, [by_ways])[0] if chosen else {}
+        for number, (n, _) in enumerate(chosen):
+            numbers = [answer[v.id][number].double().flatten() for v in own[n] if v.id in answer]
+            taken[n].append(torch.cat(numbers) if numbers else torch.zeros(0))
+        for n, parts_of in enumerate(taken):
+            if n not in out and len(parts_of) == len(ways[n]):
+                out[n], taken[n] = _measured(parts_of), []
+    return [out[n] for n in range(len(found))]
 
 
 def _measured(gradients: Sequence[Tensor]) -> list[tuple[float, float]]:
