@@ -186,22 +186,10 @@ class Units {
                 continue;
             }
             begin(w);
-            if (rows[row].total.size() == 1) {
+            if (rows[row].total.size() == 1)
                 send_group(w, int64_t(row), rows[row]);
-                continue;
-            }
-            for (const Unit &u : rows[row].units) {
-                const auto [way, stored] = w.chosen(int64_t(row), u.place);
-                if (w.ways[way].straight) {
-                    add_total(way, u.group, u.count, u.weight);
-                } else if (!w.ways[way].strided) {
-                    leave_open(way, u, stored);
-                } else {
-                    const Way &to = w.ways[way];
-                    const int64_t flat = u.place + (to.split ? int64_t(row) * w.numel : 0);
-                    add(to, way, to.placed(to.offset + to.axes.at(flat).first + to.moved(stored)), u.group, u.count, u.weight);
-                }
-            }
+            else
+                follow(w, int64_t(row), rows[row].units, [&](size_t way, int64_t place, const Unit &u) { add(w.ways[way], way, place, u.group, u.count, u.weight); });
             end(w, int64_t(row));
         }
         return told();
@@ -301,6 +289,22 @@ class Units {
         slot = uint32_t(sum.units.size());
     }
 
+    // Says of each unit where it lands: land(way, place, unit). Where nobody has to know the place, or Python has to say it, it is kept.
+    template <class Land> void follow(const Winners &w, int64_t row, const List &units, Land land) {
+        for (const Unit &u : units) {
+            const auto [number, stored] = w.chosen(row, u.place);
+            const Way &way = w.ways[number];
+            if (way.straight) {
+                add_total(number, u.group, u.count, u.weight);
+            } else if (!way.strided) {
+                leave_open(number, u, stored);
+            } else {
+                const int64_t flat = u.place + (way.split ? row * w.numel : 0);
+                land(number, way.placed(way.offset + way.axes.at(flat).first + way.moved(stored)), u);
+            }
+        }
+    }
+
     // Moves on what one group has sent, which needs no list of groups at a place.
     void send_group(const Winners &w, int64_t row, const Arrived &come) {
         const int32_t group = come.total[0].group;
@@ -309,18 +313,9 @@ class Units {
         cells.reserve(w.ways.back().begin + w.ways.back().size);
         std::vector<Places> touched = cells.noting(w.ways);
         bool inside = true;
-        for (const Unit &u : come.units) {
-            const auto [number, stored] = w.chosen(row, u.place);
-            const Way &way = w.ways[number];
-            if (way.straight) {
-                add_total(number, group, u.count, u.weight);
-            } else if (!way.strided) {
-                leave_open(number, u, stored);
-            } else {
-                const int64_t flat = u.place + (way.split ? row * w.numel : 0);
-                inside &= cells.add(way.begin, way.size, way.placed(way.offset + way.axes.at(flat).first + way.moved(stored)), u.count, u.weight, &touched[number]);
-            }
-        }
+        follow(w, row, come.units, [&](size_t way, int64_t place, const Unit &u) {
+            inside &= cells.add(w.ways[way].begin, w.ways[way].size, place, u.count, u.weight, &touched[way]);
+        });
         if (!inside) astray(scratch);
         for (size_t n = 0; n < w.ways.size(); n++) {
             const Way &way = w.ways[n];
@@ -335,7 +330,6 @@ class Units {
             }
             arrive(way, row, std::move(units), {total});
         }
-        end(w, row);
     }
 
     void add_total(size_t number, int32_t group, double count, double weight) {

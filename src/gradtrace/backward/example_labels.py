@@ -39,13 +39,11 @@ class _Said(NamedTuple):
     Attributes:
         label: its own.
         connected: whether examples are connected there.
-        mixes: whether several examples reach some scalar of it.
-        mixed: by which arguments of which that is so.
+        mixed: the arguments of which some scalar is of several examples.
     """
 
     label: Label
     connected: bool
-    mixes: bool
     mixed: tuple[int, ...]
 
 
@@ -86,7 +84,7 @@ class Labels:
         """Give for equal labels the same one."""
         if self.mixes(label) and bool((label == SEVERAL).all()):
             return MIXED
-        if label.numel() > FEW:
+        if not _small(label):
             return label
         key = label.shape, label.numpy().tobytes()
         found = _ALIKE.get(key)
@@ -296,20 +294,19 @@ def _said(call: Call, y: Value, number: int, edges: Sequence[_Edge] | None, labe
     if bool((label < 0).any()):
         label = _with_free(call, y, own, label, labels)
         label = settled(label, labels.count, by_place=call.name != OVERLAY)
-    known = labels.one(label)
-    return _Said(known, connected, labels.mixes(known), tuple(mixed))
+    return _Said(labels.one(label), connected, tuple(mixed))
 
 
 def _note(call: Call, y: Value, said: _Said, given: Sequence[Label], labels: Labels) -> None:
     """Note what is known of one result, and where examples are connected."""
-    labels.of[y.id] = said.label
+    labels.of[y.id], mixes = said.label, labels.mixes(said.label)
     values = (call.inputs[p].value or call.inputs[p].constant for p in said.mixed)
     sources = {v.id for v in values if v is not None}
-    if said.mixes:
+    if mixes:
         origins = {labels.origin[s] for s in sources}
         labels.origin[y.id] = origins.pop() if len(origins) == 1 else y.id
     # where examples are mixed, the loss stays a sum of theirs only if none enters another's derivatives
-    asked = said.mixes and not said.connected and not labels.connected
+    asked = mixes and not said.connected and not labels.connected
     if said.connected or (asked and entangles(call, y, given, labels.count)):
         labels.connect(call, sources)
         labels.named.add(labels.origin.get(y.id, y.id))
@@ -351,28 +348,23 @@ def _parts(call: Call, y: Value, edges: Sequence[_Edge], labels: Labels) -> tupl
 def combine(parts: Sequence[Part]) -> tuple[Tensor, bool]:
     """Merge what several arguments say about one result."""
     given, connected = [everywhere(label) for label, _ in parts], any(flag for _, flag in parts)
-    out = given[0]
-    for other in given[1:]:
-        out, other = torch.broadcast_tensors(out, other)
-        if bool(((out != other) & (out >= 0) & (other >= 0)).any()):
-            label, also = _meeting(given)
-            return compress(label), connected or also
-        out = torch.maximum(out, other)
-    return compress(out), connected
+    label, differ = meet(given)
+    if differ:
+        label, apart = _where_rows_stay(label, given)
+        connected |= apart
+    return compress(label), connected
 
 
-def _meeting(given: Sequence[Tensor]) -> tuple[Tensor, bool]:
-    """Merge labels of which some belong to different examples, or to one and to several."""
-    label, rows = meet(given), [r for r in given if bool(examples_of(r).any())]
-    apart = [r.masked_fill(r == SEVERAL, NOTHING) for r in rows]
-    placed = [r for r in apart if r.numel() > 1]
+def _where_rows_stay(label: Tensor, given: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """Give the label of what labels that differ come to, which is `label` by itself; whether examples are connected."""
+    rows = [r.masked_fill(r == SEVERAL, NOTHING) for r in given if bool(examples_of(r).any())]
+    placed = [r for r in rows if r.numel() > 1]
     if not placed:
         return label, False
     # the sum of two examples' terms keeps them apart, if it is one; rows that meet other rows do not
-    own = meet(apart)
-    clash = bool((own == SEVERAL).any())
+    own, clash = meet(rows)
     # one example's term joins a sum of others', or a mixture (a batch mean) enters the rows of several, which stay
-    stays = (label == SEVERAL) & examples_of(own) & examples_of(meet(placed))
+    stays = (label == SEVERAL) & examples_of(own) & examples_of(meet(placed)[0])
     return torch.where(stays, own, label), clash or bool(stays.any())
 
 

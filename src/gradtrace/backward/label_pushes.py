@@ -66,24 +66,23 @@ def push(structure: Structure, label: Label, x_shape: Shape, y_shape: Shape) -> 
     return _PUSHES[type(structure)](structure, label, x_shape, y_shape)
 
 
-def meet(labels: Sequence[Label]) -> Tensor:
-    """Give the label of what depends on scalars of several labels, each of which broadcasts to it."""
-    given = torch.broadcast_tensors(*map(everywhere, labels))
-    return _met(torch.stack(given), [0])[0][0]
+def meet(labels: Sequence[Label]) -> tuple[Tensor, bool]:
+    """Give the label of what depends on scalars of several labels, which broadcast to it; whether they differ."""
+    label, differ = _met(torch.stack(torch.broadcast_tensors(*map(everywhere, labels))), [0])
+    return label[0], differ
 
 
 def _met(label: Tensor, dims: list[int]) -> tuple[Tensor, bool]:
     """Let scalars along some axes meet: (their label, 1 along these axes; whether different examples do)."""
-    low, high = _span(label, dims)
+    known = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)
+    return _between(known.amin(dims, keepdim=True), label.amax(dims, keepdim=True))
+
+
+def _between(low: Tensor, high: Tensor) -> tuple[Tensor, bool]:
+    """Give the label of all from the smallest to the largest; what is free belongs to those that it meets."""
     clash = (low < high) & (high >= 0)
     some = bool(clash.any())
     return (high.masked_fill(clash, SEVERAL) if some else high), some
-
-
-def _span(label: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Give the smallest and the largest example along some axes; what is free belongs to those that it meets."""
-    known = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)
-    return known.amin(dims, keepdim=True), label.amax(dims, keepdim=True)
 
 
 def _push_gather(s: Gather, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:
@@ -166,7 +165,7 @@ def _push_parts(s: Convolved, label: Tensor, x_shape: Shape, y_shape: Shape) -> 
     """Carry a label through a convolution: rows stay apart, and its parts agree, unless one of them mixes examples."""
     if s.to_input and label.numel() == label.shape[0]:
         return label.reshape(-1, *[1] * (len(y_shape) - 1)), False
-    return compress(meet([push(part, label, x_shape, y_shape)[0] for part in s.parts()])), False
+    return compress(meet([push(part, label, x_shape, y_shape)[0] for part in s.parts()])[0]), False
 
 
 def refit(label: Tensor, shape: Shape, target: Shape) -> Tensor:
@@ -247,7 +246,7 @@ def _gathered(given: Tensor, index: Tensor, shape: Shape) -> Tensor:
     at = index.reshape(1, -1, 1).expand(given.shape)
     low.scatter_reduce_(1, at, given.masked_fill(given < 0, torch.iinfo(given.dtype).max), "amin")
     high.scatter_reduce_(1, at, given.contiguous(), "amax")
-    return high.masked_fill((low < high) & (high >= 0), SEVERAL)
+    return _between(low, high)[0]
 
 
 def _push_strided(s: Strided, label: Tensor, x_shape: Shape, y_shape: Shape) -> tuple[Label, bool]:

@@ -22,7 +22,7 @@ from ..kernels.shared_exponent import Plane, Pulled
 from ..recording.record import Value
 from ..semirings.base import Carrier, Element
 from .example_labels import Labels
-from .label_pushes import SEVERAL, examples_of, refit
+from .label_pushes import examples_of, refit
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,7 +58,7 @@ def divide(structure: Structure, y: Value, labels: Labels) -> Division | None:
     found, seen = None, structure
     if isinstance(structure, Convolved) and not structure.to_input:
         (seen,) = structure.parts()
-    if isinstance(seen, Gather) and not bool((label == SEVERAL).any()):
+    if isinstance(seen, Gather) and not labels.mixes(label):
         found = _rows_apart(seen, label.expand(y.shape), count)
     elif isinstance(seen, Contraction):
         key = id(label), y.shape, seen.y_shape, seen.y, seen.x

@@ -9,9 +9,11 @@ without the branch, since the rest of the network would compute other numbers th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -42,10 +44,8 @@ class Way:
         return {self.value} if self.heads else {value for value, _ in self.pairs}
 
     def mask(self, value: Value, consumer: Call | None) -> Tensor | bool:
-        """Tell which scalars of a value are on it, coming from a consumer."""
+        """Tell which scalars of one of its values are on it, coming from a consumer."""
         if self.heads:
-            if value.id != self.value:
-                return False
             head = torch.arange(value.shape[0]) % self.heads == self.head
             return head.reshape(-1, *[1] * (len(value.shape) - 1)).expand(value.shape)
         return consumer is not None and (value.id, consumer.index) in self.pairs
@@ -123,21 +123,24 @@ def parts(
     uses = _first_calls(record, loss, leaves)
     own = [[v for v in leaves if any(junction.asks(v.id, call) for call in uses.get(v.id, ()))] for junction in found]
     ways = [ways_of(junction) for junction in found]
+    taken = groupby(_gradients(record, loss, ways, own), key=itemgetter(0))
+    known = {n: _measured([gradient for _, gradient in some]) for n, some in taken}
+    return [known[n] if n in known else _measured([torch.zeros(0)] * len(some)) for n, some in enumerate(ways)]
+
+
+def _gradients(
+    record: Record, loss: Value, ways: Sequence[Sequence[Way]], own: Sequence[Sequence[Value]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Give for each way of each junction that has leaves of its own: (the junction's number, their gradient by it)."""
     asked = [(n, way) for n, some in enumerate(ways) if own[n] for way in some]
-    taken: list[list[Tensor]] = [[] if own[n] else [torch.zeros(0)] * len(some) for n, some in enumerate(ways)]
-    out: dict[int, list[tuple[float, float]]] = {}
-    for start in range(0, max(1, len(asked)), AT_ONCE):
+    for start in range(0, len(asked), AT_ONCE):
         chosen = asked[start : start + AT_ONCE]
         wanted = list({v.id: v for n, _ in chosen for v in own[n]}.values())
         by_ways: Any = ByWays(tuple(way for _, way in chosen))
-        answer = ask(record, loss, wanted, [by_ways])[0] if chosen else {}
+        (answer,) = ask(record, loss, wanted, [by_ways])
         for number, (n, _) in enumerate(chosen):
             numbers = [answer[v.id][number].double().flatten() for v in own[n] if v.id in answer]
-            taken[n].append(torch.cat(numbers) if numbers else torch.zeros(0))
-        for n, parts_of in enumerate(taken):
-            if n not in out and len(parts_of) == len(ways[n]):
-                out[n], taken[n] = _measured(parts_of), []
-    return [out[n] for n in range(len(found))]
+            yield n, torch.cat(numbers) if numbers else torch.zeros(0)
 
 
 def _measured(gradients: Sequence[Tensor]) -> list[tuple[float, float]]:
