@@ -1,9 +1,11 @@
 // Python's view of the kernels for several path weights a scalar. Lists come in as the addresses of their planes.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <utility>
 #include <vector>
 
 #include "topk/topk.hpp"
@@ -30,11 +32,42 @@ template <class F> auto typed(bool is_double, F f) {
     return is_double ? f(double(), table.dual) : f(float(), table.single);
 }
 
-int product(bool is_double, int64_t batch, int64_t m, int64_t n, int64_t k, const Pointers &a, const Strides &a_strides, Pointer w,
-            const Strides &w_strides, int keep, Pointer out, int threads) {
+// Where the places of some axes lie (size and stride each), the last axis being the fastest.
+using Axes = std::vector<std::pair<int64_t, int64_t>>;
+std::vector<int64_t> places(const Axes &axes) {
+    std::vector<int64_t> out{0};
+    for (const auto &[size, stride] : axes) {
+        std::vector<int64_t> more;
+        more.reserve(out.size() * size);
+        for (int64_t from : out)
+            for (int64_t i = 0; i < size; i++) more.push_back(from + i * stride);
+        out.swap(more);
+    }
+    return out;
+}
+
+// Rows and lists over axes of any size and stride, and where they lie.
+struct Everywhere {
+    const Pointers &planes;
+    int64_t batch_stride;
+    std::vector<int64_t> row_at, at;
+
+    Everywhere(const Pointers &planes, int64_t batch_stride, const Axes &rows, const Axes &lists)
+        : planes(planes), batch_stride(batch_stride), row_at(places(rows)), at(places(lists)) {}
+    int64_t rows() const { return int64_t(row_at.size()); }
+    int64_t lists() const { return int64_t(at.size()); }
+    template <class T> Spread<T> spread() const {
+        return {reinterpret_cast<const T *const *>(planes.data()), int(planes.size()), batch_stride, row_at.data(), at.data()};
+    }
+};
+
+int product(bool is_double, int64_t batch, int64_t n, const Pointers &a, int64_t batch_stride, const Axes &row_axes,
+            const Axes &list_axes, Pointer w, const Strides &w_strides, int keep, Pointer out, int threads) {
+    const Everywhere from(a, batch_stride, row_axes, list_axes);
     return typed(is_double, [&](auto number, const auto &table) {
         using T = decltype(number);
-        return table.product({batch, m, n, k, lists<T>(a, a_strides), edges<T>(w, w_strides), keep, at<T>(out)}, threads);
+        const TopProduct<T> p{batch, from.rows(), n, from.lists(), from.spread<T>(), edges<T>(w, w_strides), keep, at<T>(out)};
+        return table.product(p, threads);
     });
 }
 
@@ -83,10 +116,11 @@ int segment(bool is_double, int64_t rows, int64_t n, const Pointers &g, const St
     });
 }
 
-int depth(bool is_double, int64_t batch, int64_t rows, int64_t n, const Pointers &g, const Strides &g_strides, int keep) {
+int depth(bool is_double, int64_t batch, const Pointers &g, int64_t batch_stride, const Axes &row_axes, const Axes &list_axes, int keep) {
+    const Everywhere from(g, batch_stride, row_axes, list_axes);
     return typed(is_double, [&](auto number, const auto &table) {
         using T = decltype(number);
-        return table.depth(lists<T>(g, g_strides), batch, rows, n, keep);
+        return table.depth(from.spread<T>(), batch, from.rows(), from.lists(), keep);
     });
 }
 
@@ -95,9 +129,9 @@ int depth(bool is_double, int64_t batch, int64_t rows, int64_t n, const Pointers
 void bind_topk(nb::module_ &m);
 void bind_topk(nb::module_ &m) {
     using nb::arg;
-    m.def("top_product", &product, arg("is_double"), arg("batch"), arg("m"), arg("n"), arg("k"), arg("a_ptrs"), arg("a_strides"), arg("w_ptr"),
-          arg("w_strides"), arg("keep"), arg("out_ptr"), arg("threads"),
-          "out[s,b,i,j] = the s-th largest a[·,b,i,k]·|w[b,j,k]|: flags");
+    m.def("top_product", &product, arg("is_double"), arg("batch"), arg("n"), arg("a_ptrs"), arg("a_batch_stride"), arg("a_row_axes"),
+          arg("a_list_axes"), arg("w_ptr"), arg("w_strides"), arg("keep"), arg("out_ptr"), arg("threads"),
+          "out[s,b,i,j] = the s-th largest a[·,b,i,k]·|w[b,j,k]|, where i and k run over axes of any size and stride: flags");
     m.def("top_low_rank", &low_rank, arg("is_double"), arg("batch"), arg("rows"), arg("n"), arg("g_ptrs"), arg("g_strides"),
           arg("factor_ptrs"), arg("factor_strides"), arg("keep"), arg("out_ptr"), arg("threads"),
           "The same along rows, by a Jacobian of rank one or two beside its diagonal: flags");
@@ -109,6 +143,6 @@ void bind_topk(nb::module_ &m) {
           "The largest weights of n scalars, `stride` apart, for rows that lie next to each other");
     m.def("top_segment", &segment, arg("is_double"), arg("rows"), arg("n"), arg("g_ptrs"), arg("g_strides"), arg("index_ptr"), arg("index_row_stride"),
           arg("size"), arg("keep"), arg("out_ptr"), "Let lists into those of out that an index names: how many entries are in use");
-    m.def("top_depth", &depth, arg("is_double"), arg("batch"), arg("rows"), arg("n"), arg("g_ptrs"), arg("g_strides"), arg("keep"),
+    m.def("top_depth", &depth, arg("is_double"), arg("batch"), arg("g_ptrs"), arg("g_batch_stride"), arg("g_row_axes"), arg("g_list_axes"), arg("keep"),
           "The largest number of weights in a row, at most `keep`");
 }

@@ -16,21 +16,27 @@ template <class T> constexpr T LARGEST = std::numeric_limits<T>::max();
 
 template <class V> constexpr bool SINGLE = std::is_same_v<V, Vec<float>>;
 
-template <class V> inline bool any_greater(V a, V b) {
+// The lanes in which a > b, as bits.
+template <class V> inline uint64_t greater_lanes(V a, V b) {
 #if defined(__AVX512F__)
     if constexpr (SINGLE<V>)
-        return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+        return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
     else
-        return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
+        return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
 #elif defined(__AVX2__)
     if constexpr (SINGLE<V>)
-        return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+        return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)));
     else
-        return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GT_OQ)) != 0;
+        return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GT_OQ)));
 #else
-    return any(a > b);
+    const auto mask = a > b;
+    uint64_t bits = 0;
+    if (any(mask))
+        for (size_t l = 0; l < sizeof(V) / sizeof(a[0]); l++) bits |= uint64_t(mask[l] != 0) << l;
+    return bits;
 #endif
 }
+template <class V> inline bool any_greater(V a, V b) { return greater_lanes(a, b) != 0; }
 template <class V> inline V highest_of(V a, V b) {
 #if defined(__AVX512F__)
     if constexpr (SINGLE<V>)
@@ -96,52 +102,58 @@ template <class T> inline T number_of(Bits<T> bits) {
 // The lists of one row that are not empty, roughly the strongest first.
 template <class T> struct Candidates {
     static constexpr int SHIFT = std::numeric_limits<T>::digits - 1 - 3;  // eight steps for each power of two
-    static constexpr int STEPS = 512;
+    static constexpr int STEPS = 512, FEW = 128;
 
-    int entries = 0, width = 0;  // of a list; its room in `value`, zeros behind the entries
     int64_t count = 0;
     std::vector<int32_t> at;
-    std::vector<T> value, key;
+    std::vector<T> key;
     Bits<T> last = 0;  // the step in which all that is weaker lies, in any order
 
+    const T *list(int64_t c) const { return raw + at[c] * width; }
     // An upper bound of this candidate's key and all later ones'.
     T reach(int64_t c) const { return number_of<T>(std::max(bits_of(key[c]), last << SHIFT) | ((Bits<T>(1) << SHIFT) - 1)); }
 
-    // Sorts raw lists (n × entries, next to each other) by their heads.
-    void sort(const T *raw, int64_t n, int with) {
-        entries = with, width = with == 1 ? 1 : std::max(with, 8), count = 0, least_ = 0;
+    // Sorts lists (n × width, next to each other, which stay where they are) by their heads.
+    void sort(const T *lists, int64_t n, int wide) {
+        raw = lists, size = n, width = wide, count = 0, least_ = 0;
         if (int64_t(at.size()) < n) at.resize(n), key.resize(n);
-        if (int64_t(value.size()) < n * width) value.resize(n * width);
-        int64_t places[STEPS + 1] = {};
+        steps = n > FEW ? STEPS : FEW;
+        int32_t places[STEPS + 1];
+        std::fill(places, places + steps + 1, 0);
         Bits<T> top = 0;
-        for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(raw[k * with]) >> SHIFT);
-        last = top > STEPS - 1 ? top - (STEPS - 1) : 0;
+        for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(raw[k * width]) >> SHIFT);
+        last = top > Bits<T>(steps - 1) ? top - (steps - 1) : 0;
         for (int64_t k = 0; k < n; k++)
-            if (raw[k * with] > 0) places[step(top, raw[k * with]) + 1]++, count++;
-        for (int s = 0; s < STEPS; s++) places[s + 1] += places[s];
+            if (raw[k * width] > 0) places[step(top, raw[k * width]) + 1]++, count++;
+        for (int s = 0; s < steps; s++) places[s + 1] += places[s];
         for (int64_t k = 0; k < n; k++) {
-            const T *list = raw + k * with;
-            if (!(list[0] > 0)) continue;
-            const int64_t c = places[step(top, raw[k * with])]++;
-            at[c] = int32_t(k), key[c] = raw[k * with];
-            for (int s = 0; s < width; s++) value[c * width + s] = s < with ? list[s] : T(0);
+            const T head = raw[k * width];
+            if (!(head > 0)) continue;
+            const int32_t c = places[step(top, head)]++;
+            at[c] = int32_t(k), key[c] = head;
         }
     }
 
     // The smallest weight other than 0.
     T least() {
         if (least_ == 0) {
-            least_ = INF<T>;
-            for (int64_t x = 0; x < count * width; x++)
-                if (value[x] > 0) least_ = std::min(least_, value[x]);
+            T low = INF<T>;
+            for (int64_t x = 0; x < size * width; x++) {
+                const T some = raw[x] > 0 ? raw[x] : INF<T>;
+                low = some < low ? some : low;
+            }
+            least_ = low;
         }
         return least_;
     }
 
   private:
+    const T *raw = nullptr;
+    int64_t size = 0;
+    int width = 0, steps = 0;
     T least_ = 0;
 
-    static int step(Bits<T> top, T x) { return int(std::min<Bits<T>>(top - (bits_of(x) >> SHIFT), STEPS - 1)); }
+    int step(Bits<T> top, T x) const { return int(std::min<Bits<T>>(top - (bits_of(x) >> SHIFT), steps - 1)); }
 };
 
 // Eight entries of a vector of lists, in registers: exchanged by networks, so without a branch for each weight.
@@ -180,6 +192,124 @@ template <class T> struct Eight {
     }
 };
 
+// Eight numbers in a register, or rows of them.
+template <class T> struct Octet {
+    typedef T V __attribute__((vector_size(8 * sizeof(T))));
+    V v[8] = {};
+
+    static V load(const T *from) {
+        V x;
+        std::memcpy(&x, from, sizeof x);
+        return x;
+    }
+    static void store(T *to, V x) { std::memcpy(to, &x, sizeof x); }
+    static V higher(V a, V b) {
+#ifdef __AVX2__
+        if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+#ifdef __AVX512F__
+        if constexpr (sizeof(T) == 8) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#endif
+        return a > b ? a : b;
+    }
+    static V lower(V a, V b) {
+#ifdef __AVX2__
+        if constexpr (sizeof(T) == 4) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#endif
+#ifdef __AVX512F__
+        if constexpr (sizeof(T) == 8) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#endif
+        return a > b ? b : a;
+    }
+    static V backwards(V x) { return __builtin_shufflevector(x, x, 7, 6, 5, 4, 3, 2, 1, 0); }
+    // The eight largest of two lists, of which the second is backwards: of a bitonic sequence, which three steps sort.
+    static V merged(V a, V backwards) {
+        V x = higher(a, backwards), y = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+        x = __builtin_shufflevector(higher(x, y), lower(x, y), 0, 1, 2, 3, 12, 13, 14, 15);
+        y = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+        x = __builtin_shufflevector(higher(x, y), lower(x, y), 0, 1, 10, 11, 4, 5, 14, 15);
+        y = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+        return __builtin_shufflevector(higher(x, y), lower(x, y), 0, 9, 2, 11, 4, 13, 6, 15);
+    }
+    // The columns of these eight rows: what three perfect shuffles make of them.
+    void transpose() {
+        for (int round = 0; round < 3; round++) {
+            V w[8];
+            for (int i = 0; i < 4; i++) {
+                w[2 * i] = __builtin_shufflevector(v[i], v[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+                w[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+            }
+            std::copy(w, w + 8, v);
+        }
+    }
+};
+
+// Turns n lists of eight entries, next to each other, into planes that are `apart` from each other: the first `planes` of
+// them. Behind the n-th there is room for as many lists as make it a multiple of eight.
+template <class T> inline void to_planes(const T *list, int64_t n, T *to, int64_t apart, int planes = 8) {
+    for (int64_t j = 0; j < n; j += 8) {
+        Octet<T> x;
+        for (int l = 0; l < 8; l++) x.v[l] = Octet<T>::load(list + 8 * (j + l));
+        x.transpose();
+        for (int s = 0; s < planes; s++) {
+            if (n - j >= 8)
+                Octet<T>::store(to + s * apart + j, x.v[s]);
+            else
+                std::memcpy(to + s * apart + j, &x.v[s], size_t(n - j) * sizeof(T));
+        }
+    }
+}
+
+// Lists are kept by networks of eight, if they have no more entries.
+constexpr bool networks(int keep) { return keep <= 8; }
+
+// The lists of a block of columns while they are filled, eight entries next to each other: few columns take anything of a
+// list of candidates, and each of those merges it in one register.
+template <class T> struct Columns {
+    alignas(64) T list[COLUMNS<T> * 8], last[COLUMNS<T>];
+    int keep, vectors;
+    int64_t count;
+
+    // Columns beyond the first `count` let nothing in.
+    Columns(int keep, int64_t count) : keep(keep), vectors(int((count + LANES<T> - 1) / LANES<T>)), count(count) {
+        std::fill(last, last + count, T(0)), std::fill(last + count, last + COLUMNS<T>, INF<T>);
+    }
+    void clear() { std::fill(list, list + 8 * count, T(0)); }
+    // Reads what write() writes.
+    void read(const T *from) {
+        for (int64_t j = 0; j < count; j += 8) {
+            Octet<T> x;
+            for (int s = 0; s < 8; s++) x.v[s] = Octet<T>::load(from + s * COLUMNS<T> + j);
+            x.transpose();
+            for (int l = 0; l < 8; l++) Octet<T>::store(list + 8 * (j + l), x.v[l]);
+        }
+        std::copy(from + (keep - 1) * COLUMNS<T>, from + (keep - 1) * COLUMNS<T> + count, last);
+    }
+    // Writes entry by entry, COLUMNS<T> of each.
+    void write(T *to) const { to_planes(list, count, to, COLUMNS<T>); }
+    void put(int64_t j, typename Octet<T>::V x) {
+        Octet<T>::store(list + 8 * j, x);
+        last[j] = list[8 * j + keep - 1];
+    }
+    // Tells whether any column of these vectors takes anything of a list times the columns' edges.
+    bool let_in(const T *a, const T *edges) {
+        uint64_t taking = 0;
+        for (int v = 0; v < vectors; v++)
+            taking |= greater_lanes(Vec<T>(a[0] * load(edges + v * LANES<T>)), load(last + v * LANES<T>)) << (v * LANES<T>);
+        if (!taking) return false;
+        const auto backwards = Octet<T>::backwards(Octet<T>::load(a));
+        for (; taking; taking &= taking - 1) {
+            const int j = __builtin_ctzll(taking);
+            put(j, Octet<T>::merged(Octet<T>::load(list + 8 * j), backwards * edges[j]));
+        }
+        return true;
+    }
+    T low() const {
+        Vec<T> least = load(last);
+        for (int v = 1; v < vectors; v++) least = lowest_of(least, load(last + v * LANES<T>));
+        return lowest<T>(least);
+    }};
+
 // Fills a block of lists with the largest products of candidates and edges.
 //
 // `edges` has limit(), above all edges times whatever is not in the keys; bound(at), above a candidate's edges; and
@@ -190,35 +320,37 @@ template <class T, class W> class Filling {
     using V = Vec<T>;
 
   public:
-    // list: as many entries × COLUMNS<T> as room() says.
-    Filling(T *list, int keep, const Candidates<T> &row, const W &edges)
-        : list(list), keep(keep), row(row), edges(edges), size(room(keep)), limit(edges.limit()) {}
+    // list: room() entries × COLUMNS<T>, of which the first `columns` are filled. Candidates have
+    // `entries` each, and zeros behind them.
+    Filling(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries, const W &edges)
+        : list(list), keep(keep), vectors(int((columns + LANES<T> - 1) / LANES<T>)), entries(entries), columns(columns), row(row),
+          edges(edges), limit(edges.limit()) {}
 
-    static int room(int keep) { return networks(keep) ? 8 : keep; }
+    static int room(int keep) { return std::max(keep, 8); }
 
     // Gives the smallest last entry.
     T run() {
-        std::fill(list, list + size * COLUMNS<T>, T(0));
+        std::fill(list, list + room(keep) * COLUMNS<T>, T(0));
         if (!networks(keep))
             one_by_one();
-        else if (row.entries == 1)
+        else if (entries == 1)
             eight_by_eight();
         else
             list_by_list();
-        update();
         return low;
     }
 
   private:
     static constexpr int64_t AHEAD = 6;  // candidates that edges are fetched ahead for
+    static constexpr int64_t FEW = 4;    // of as many lists, letting something into one takes less time than into all
+    static constexpr int64_t MANY = 16;  // candidates for which it pays to turn the lists
 
-    static bool networks(int keep) { return keep > 4 && keep <= 8; }
     bool over(int64_t c) const { return row.reach(c) * limit <= low; }
-    bool strong(int64_t c, int s) const { return row.value[c * row.width + s] * edges.bound(row.at[c]) > low; }
+    bool strong(int64_t c, T weight) const { return weight * edges.bound(row.at[c]) > low; }
 
     void update() {
         V least = load(list + (keep - 1) * COLUMNS<T>);
-        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
+        for (int v = 1; v < vectors; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
         low = lowest<T>(least);
     }
 
@@ -229,20 +361,20 @@ template <class T, class W> class Filling {
             int32_t at[8] = {};
             for (int n = 0; n < 8 && c < row.count; c++) {
                 if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
-                a[n] = row.value[c], at[n] = row.at[c];
-                n += strong(c, 0);
+                a[n] = row.key[c], at[n] = row.at[c];
+                n += strong(c, a[n]);
             }
             eight(a, at);
             update();
         }
     }
     void eight(const T *a, const int32_t *at) {
-        for (int v = 0; v < VECTORS; v++) {
+        for (int v = 0; v < vectors; v++) {
             Eight<T> x;
             for (int i = 0; i < 8; i++) x.e[i] = a[i] * edges.edges(at[i], v);
             V most = x.e[0];
             for (int i = 1; i < 8; i++) most = highest_of(most, x.e[i]);
-            if (!any_greater(most, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
+            if (!any_greater(most, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>))) continue;
             x.sort();
             let_in(x, v);
         }
@@ -253,31 +385,47 @@ template <class T, class W> class Filling {
         known.write(list + v * LANES<T>);
     }
 
-    // Candidates of several entries, which are sorted as they come.
+    // Candidates of several entries, which are sorted as they come: merged into vectors of lists as long as many of them
+    // take something, then into each that does.
     void list_by_list() {
-        int64_t visited = 0;
-        for (int64_t c = 0; c < row.count && !over(c); c++) {
+        int64_t c = 0, taking = columns;
+        for (; c < row.count && !over(c) && (FEW * taking >= columns || row.count - c < MANY); c++)
+            if (strong(c, row.key[c])) taking = everywhere(row.list(c), row.at[c]), update();
+        if (c == row.count || over(c)) return;
+        Columns<T> some(keep, columns);
+        some.read(list);
+        for (int64_t visited = 0; c < row.count && !over(c); c++) {
             if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
-            if (!strong(c, 0)) continue;
-            const T *a = row.value.data() + c * row.width;
-            for (int v = 0; v < VECTORS; v++) {
-                const V w = edges.edges(row.at[c], v), head = a[0] * w;
-                if (!any_greater(head, load(list + 7 * COLUMNS<T> + v * LANES<T>))) continue;
-                Eight<T> x;
-                for (int s = 0; s < 8; s++) x.e[s] = a[s] * w;
-                let_in(x, v);
-            }
-            if (visited++ % 2 == 0) update();
+            if (!strong(c, row.key[c])) continue;
+            some.let_in(row.list(c), edges.row(row.at[c]));
+            if (visited++ % 2 == 0) low = some.low();
         }
+        low = some.low();
+        some.write(list);
+    }
+    // Gives how many lists take anything of a candidate's.
+    int everywhere(const T *a, int32_t at) {
+        int taking = 0;
+        for (int v = 0; v < vectors; v++) {
+            const V w = edges.edges(at, v);
+            const uint64_t lanes = greater_lanes(V(a[0] * w), load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
+            if (!lanes) continue;
+            Eight<T> x;
+            for (int s = 0; s < 8; s++) x.e[s] = a[s] * w;
+            let_in(x, v);
+            taking += __builtin_popcountll(lanes);
+        }
+        return taking;
     }
 
     void one_by_one() {
         const T *last = list + (keep - 1) * COLUMNS<T>;
-        for (int64_t c = 0; c < row.count && !over(c); c++)
-            for (int s = 0; s < row.entries && strong(c, s); s++) {
+        for (int64_t c = 0; c < row.count && !over(c); c++) {
+            const T *a = row.list(c);
+            for (int s = 0; s < entries && strong(c, a[s]); s++) {
                 bool taken = false;
-                for (int v = 0; v < VECTORS; v++) {
-                    const V x = row.value[c * row.width + s] * edges.edges(row.at[c], v);
+                for (int v = 0; v < vectors; v++) {
+                    const V x = a[s] * edges.edges(row.at[c], v);
                     if (!any_greater(x, load(last + v * LANES<T>))) continue;
                     gradtrace::GRADTRACE_ISA::let_in(list + v * LANES<T>, COLUMNS<T>, keep, x);
                     taken = true;
@@ -285,32 +433,59 @@ template <class T, class W> class Filling {
                 if (!taken) break;
                 update();
             }
+        }
     }
 
     T *list;
-    int keep;
+    int keep, vectors, entries;
+    int64_t columns;
     const Candidates<T> &row;
     const W &edges;
-    int size;
     T limit, low = 0;
 };
 
-template <class T, class W> T fill(T *list, int keep, const Candidates<T> &row, const W &edges) {
-    return Filling<T, W>(list, keep, row, edges).run();
+template <class T, class W>
+T fill(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries, const W &edges) {
+    return Filling<T, W>(list, keep, columns, row, entries, edges).run();
 }
-constexpr int room_for(int keep) { return std::max(keep, 8); }
+// The room of a candidate's entries: a network sorts eight.
+constexpr int width_for(int entries) { return entries == 1 ? 1 : std::max(entries, 8); }
 
-// Reads `count` rows of lists (n each), one after another as n × entries.
-template <class T> inline void read_rows(const Lists<T> &g, int64_t b, int64_t row, int64_t count, int64_t n, T *raw) {
-    for (int s = 0; s < g.entries; s++) {
-        const T *from = g.plane[s] + b * g.batch_stride + row * g.row_stride;
-        T *to = raw + s;
-        if (g.row_stride < g.stride || g.stride == 0) {
-            for (int64_t k = 0; k < n; k++)
-                for (int64_t r = 0; r < count; r++) to[(r * n + k) * g.entries] = from[r * g.row_stride + k * g.stride];
-        } else {
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t k = 0; k < n; k++) to[(r * n + k) * g.entries] = from[r * g.row_stride + k * g.stride];
+// Where to begin in a row of places: eight that lie next to each other are one step, and any other place is one.
+inline std::vector<std::pair<int64_t, bool>> steps(const int64_t *at, int64_t n) {
+    std::vector<std::pair<int64_t, bool>> out;
+    for (int64_t i = 0; i < n;) {
+        int64_t run = 1;
+        while (run < 8 && i + run < n && at[i + run] == at[i] + run) run++;
+        out.emplace_back(i, run == 8);
+        i += run == 8 ? 8 : 1;
+    }
+    return out;
+}
+
+// Reads `count` rows of lists (n each, list k of row r at row_at[r] + at[k] of each plane), each as n × width, and `apart`
+// from the next. What is behind the entries of a list is left as it is, or made 0.
+template <class T>
+inline void read_rows(const T *const *plane, int entries, const int64_t *row_at, int64_t count, const int64_t *at, int64_t n,
+                      int width, int64_t apart, T *raw) {
+    const bool adjacent = n < 2 || (count > 1 && row_at[1] - row_at[0] < at[1] - at[0]);  // rows, rather than the lists of one
+    const int64_t *outer = adjacent ? at : row_at, *inner = adjacent ? row_at : at, last = (adjacent ? n : count) - 1;
+    const int64_t outer_to = adjacent ? width : apart, inner_to = adjacent ? apart : width;
+    const auto taken = steps(inner, adjacent ? count : n);
+    for (int64_t o = 0; o <= last; o++) {
+        const int64_t from = outer[o], ahead = outer[std::min(o + 4, last)] - from;
+        T *to = raw + o * outer_to;
+        for (const auto &[i, eight] : taken) {
+            const int64_t first = from + inner[i];
+            if (!eight || width != 8) {
+                for (int64_t l = i; l < i + (eight ? 8 : 1); l++)
+                    for (int s = 0; s < entries; s++) to[l * inner_to + s] = plane[s][first + l - i];
+                continue;
+            }
+            Octet<T> x;
+            for (int s = 0; s < entries; s++) x.v[s] = Octet<T>::load(plane[s] + first), __builtin_prefetch(plane[s] + first + ahead);
+            x.transpose();
+            for (int l = 0; l < 8; l++) Octet<T>::store(to + (i + l) * inner_to, x.v[l]);
         }
     }
 }

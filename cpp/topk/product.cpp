@@ -12,7 +12,8 @@
 namespace gradtrace::GRADTRACE_ISA {
 namespace {
 
-constexpr int64_t ROWS = 8;            // rows of `a` read together: a cache line, where rows lie next to each other
+constexpr int64_t ROWS = 64;           // rows of `a` that are read together, at most
+constexpr int64_t TOGETHER = 1 << 18;  // bytes of them
 constexpr int64_t SERIAL = 1 << 15;    // products below which waking a thread costs more than it saves
 
 // |w| as blocks × k × COLUMNS. Columns beyond the last are copies of it, so that they hold nothing up.
@@ -84,31 +85,47 @@ template <class T> struct Block {
         for (int j = 0; j < COLUMNS<T>; j += 64 / int(sizeof(T))) __builtin_prefetch(packed + int64_t(at) * COLUMNS<T> + j);
     }
     T bound(int32_t at) const { return bound_of[at]; }
-    Vec<T> edges(int32_t at, int v) const { return load(packed + int64_t(at) * COLUMNS<T> + v * LANES<T>); }
+    const T *row(int32_t at) const { return packed + int64_t(at) * COLUMNS<T>; }
+    Vec<T> edges(int32_t at, int v) const { return load(row(at) + v * LANES<T>); }
 };
 
 // What one thread works with.
 template <class T> struct Room {
     std::vector<T> raw, list;
+    std::vector<int64_t> row_at;
     Candidates<T> rows[ROWS];
 };
 
-template <class T> int some_rows(const TopProduct<T> &p, const Packed<T> &w, int64_t b, int64_t first, Room<T> &room) {
-    const int64_t count = std::min(ROWS, p.m - first), size = p.k * p.a.entries;
-    room.raw.resize(count * size);
-    room.list.resize(room_for(p.keep) * COLUMNS<T>);
-    read_rows(p.a, b, first, count, p.k, room.raw.data());
-    for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * size, p.k, p.a.entries);
+// Gives how many rows are read together: whole cache lines where rows lie next to each other, and as many for each thread.
+template <class T> int64_t rows_together(const TopProduct<T> &p, int threads) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    const int64_t m = std::max<int64_t>(1, p.m), least = m > 1 && p.a.row_at[1] - p.a.row_at[0] == 1 ? LINE : 1;
+    const int64_t fit = TOGETHER / (int64_t(sizeof(T)) * std::max<int64_t>(1, p.k) * width_for(p.a.entries));
+    const int64_t most = std::clamp(fit / least * least, least, ROWS), shares = (m + most - 1) / most;
+    const int64_t even = p.batch >= threads ? shares : (shares + threads - 1) / threads * threads, rows = (m + even - 1) / even;
+    return std::min(ROWS, (rows + least - 1) / least * least);
+}
+
+template <class T>
+int some_rows(const TopProduct<T> &p, const Packed<T> &w, int64_t b, int64_t first, int64_t rows, Room<T> &room) {
+    const int width = width_for(p.a.entries);
+    const int64_t count = std::min(rows, p.m - first), apart = p.k * width + 64 / sizeof(T);  // not a power of two
+    room.raw.resize(rows * apart);
+    room.list.resize(Filling<T, Block<T>>::room(p.keep) * COLUMNS<T>);
+    room.row_at.assign(p.a.row_at + first, p.a.row_at + first + count);
+    for (int64_t &at : room.row_at) at += b * p.a.batch_stride;
+    read_rows(p.a.plane, p.a.entries, room.row_at.data(), count, p.a.at, p.k, width, apart, room.raw.data());
+    for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * apart, p.k, width);
     int flags = 0;
     for (int64_t block = 0; block < w.blocks; block++) {
-        const int64_t x = b * w.blocks + block, width = std::min<int64_t>(COLUMNS<T>, p.n - block * COLUMNS<T>);
+        const int64_t x = b * w.blocks + block, columns = std::min<int64_t>(COLUMNS<T>, p.n - block * COLUMNS<T>);
         const Block<T> edges{w.edges.data() + x * p.k * COLUMNS<T>, w.bounds.data() + x * p.k, w.limits[x]};
         for (int64_t r = 0; r < count; r++) {
-            const T low = fill(room.list.data(), p.keep, room.rows[r], edges);
+            const T low = fill(room.list.data(), p.keep, columns, room.rows[r], p.a.entries, edges);
             flags |= judge(room.list.data(), low < TINY<T> && room.rows[r].least() * w.least[x] < TINY<T>);
             for (int s = 0; s < p.keep; s++) {
                 T *to = p.out + ((s * p.batch + b) * p.m + first + r) * p.n + block * COLUMNS<T>;
-                std::memcpy(to, room.list.data() + s * COLUMNS<T>, size_t(width) * sizeof(T));
+                std::memcpy(to, room.list.data() + s * COLUMNS<T>, size_t(columns) * sizeof(T));
             }
         }
     }
@@ -121,7 +138,7 @@ template <class T> int top_product(const TopProduct<T> &p, int threads) {
     threads = p.batch * p.m * p.n * p.k < SERIAL ? 1 : threads;
     const Packed<T> w(p, threads);
     if (const int found = w.flags()) return found;
-    const int64_t chunks = (p.m + ROWS - 1) / ROWS, all = p.batch * chunks;
+    const int64_t rows = rows_together(p, threads), chunks = (p.m + rows - 1) / rows, all = p.batch * chunks;
     int flags = 0;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) reduction(| : flags)
@@ -131,7 +148,7 @@ template <class T> int top_product(const TopProduct<T> &p, int threads) {
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic)
 #endif
-        for (int64_t x = 0; x < all; x++) flags |= some_rows(p, w, x / chunks, x % chunks * ROWS, room);
+        for (int64_t x = 0; x < all; x++) flags |= some_rows(p, w, x / chunks, x % chunks * rows, rows, room);
     }
     return flags;
 }

@@ -18,19 +18,23 @@ template <class T> inline int64_t padded(int64_t n) { return (n + COLUMNS<T> - 1
 // One row's lists and factors; magnitudes where only those matter. Zeros behind the last.
 template <class T> struct Row {
     int64_t n;
-    int entries;
+    int entries, width = 1;  // of a list, and its room: zeros behind the entries
     std::vector<T> raw, own, left[2], right[2];
+    std::vector<int64_t> at;
     int flags = 0;
 
-    void read(const TopRows<T> &p, int64_t b, int64_t row) {
-        n = p.n, entries = p.g.entries;
-        raw.assign(padded<T>(n) * entries, T(0));
-        read_rows(p.g, b, row, 1, n, raw.data());
+    void read(const TopRows<T> &p, int64_t b, int64_t row, bool networks) {
+        n = p.n, entries = p.g.entries, width = networks ? std::max(entries, 8) : entries;
+        raw.assign(padded<T>(n) * width, T(0));
+        at.resize(n);
+        for (int64_t i = 0; i < n; i++) at[i] = i * p.g.stride;
+        const int64_t first = b * p.g.batch_stride + row * p.g.row_stride;
+        read_rows(p.g.plane, entries, &first, 1, at.data(), n, width, 0, raw.data());
         flags = take(p.own, row, own);
         for (int r = 0; r < p.rank; r++) flags |= take(p.left[r], row, left[r]) | take(p.right[r], row, right[r]);
         for (T &x : own) x = std::abs(x);
     }
-    const T *list(int64_t i) const { return raw.data() + i * entries; }
+    const T *list(int64_t i) const { return raw.data() + i * width; }
 
   private:
     int take(const Edges<T> &from, int64_t row, std::vector<T> &to) {
@@ -80,7 +84,7 @@ template <class T> class RankOne {
     explicit RankOne(const TopRows<T> &p) : p(p), list(p.keep * LANES<T>) {}
 
     int operator()(int64_t b, int64_t r) {
-        row.read(p, b, r);
+        row.read(p, b, r, false);
         if (row.flags) return row.flags;
         best.find(row, p.keep + p.g.entries);
         T *out = p.out + (b * p.rows + r) * p.n, low = INF<T>;
@@ -148,10 +152,11 @@ template <class T> class RankTwo {
 
   public:
     explicit RankTwo(const TopRows<T> &p)
-        : p(p), size(p.keep > 4 && p.keep <= 8 ? 8 : p.keep), list(size * COLUMNS<T>), bounds(p.n), met(p.n) {}
+        : p(p), eights(networks(p.keep)), list(eights ? 0 : p.keep * COLUMNS<T>), found(eights ? padded<T>(p.n) * 8 : 0),
+          some(p.keep, COLUMNS<T>), bounds(p.n), met(p.n) {}
 
     int operator()(int64_t b, int64_t r) {
-        row.read(p, b, r);
+        row.read(p, b, r, eights);
         if (row.flags) return row.flags;
         sort();
         T most[2] = {}, largest{};
@@ -166,6 +171,7 @@ template <class T> class RankTwo {
         begin();
         int flags = 0;
         for (j = 0; j < p.n; j += COLUMNS<T>) flags |= block(b, r);
+        if (eights) to_planes(found.data(), p.n, p.out + (b * p.rows + r) * p.n, plane(), p.keep);
         return flags;
     }
 
@@ -173,6 +179,8 @@ template <class T> class RankTwo {
     static constexpr int BUCKETS = 256, OFTEN = 4, RECENT = 16;
     static constexpr T UP = T(1) + T(1.0 / (1 << 18));                  // covers the rounding of a bound
     static constexpr T SLACK = 8 * std::numeric_limits<T>::epsilon();  // of a sum before it cancels
+
+    int64_t plane() const { return p.batch * p.rows * p.n; }
 
     // Puts the row in the order of right_1, roughly.
     void sort() {
@@ -188,7 +196,9 @@ template <class T> class RankTwo {
         for (int x = 0; x < BUCKETS; x++) begins[x + 1] += begins[x];
         for (int64_t i = 0; i < p.n; i++) order[begins[bucket[i]]++] = int32_t(i);
         for (auto *of : {&row.own, &row.left[0], &row.left[1], &row.right[0], &row.right[1]}) arrange(*of, 1);
-        arrange(row.raw, row.entries);
+        arrange(row.raw, row.width);
+        heads.resize(p.n);
+        for (int64_t i = 0; i < p.n; i++) heads[i] = row.list(i)[0];
     }
     void arrange(std::vector<T> &of, int width) {
         other.assign(of.size(), T(0));
@@ -201,27 +211,40 @@ template <class T> class RankTwo {
         recent.resize(p.n);
         for (int64_t i = 0; i < p.n; i++) recent[i] = int32_t(i);
         const int64_t count = std::min<int64_t>(RECENT, p.n);
-        std::partial_sort(recent.begin(), recent.begin() + count, recent.end(),
-                          [&](int32_t x, int32_t y) { return row.list(x)[0] > row.list(y)[0]; });
+        std::partial_sort(recent.begin(), recent.begin() + count, recent.end(), [&](int32_t x, int32_t y) { return heads[x] > heads[y]; });
         recent.resize(count);
         next = 0;
     }
 
     int block(int64_t b, int64_t r) {
-        std::fill(list.begin(), list.end(), T(0));
+        width = std::min<int64_t>(COLUMNS<T>, p.n - j);
         diagonal();
         const std::vector<int32_t> known = recent;
         for (int32_t i : known) meet(i);
         sweep();
-        const int64_t width = std::min<int64_t>(COLUMNS<T>, p.n - j);
-        for (int s = 0; s < p.keep; s++) {
-            T *to = p.out + ((s * p.batch + b) * p.rows + r) * p.n;
-            for (int64_t x = 0; x < width; x++) to[order[j + x]] = list[s * COLUMNS<T> + x];
+        bool large = false;
+        if (eights)
+            for (int64_t x = 0; x < width; x++) {
+                large |= some.list[8 * x] > LARGEST<T>;
+                Octet<T>::store(found.data() + 8 * order[j + x], Octet<T>::load(some.list + 8 * x));
+            }
+        for (int s = 0; s < p.keep && !eights; s++) {
+            T *to = p.out + s * plane() + (b * p.rows + r) * p.n;
+            for (int64_t x = 0; x < width; x++) {
+                large |= list[s * COLUMNS<T> + x] > LARGEST<T>;
+                to[order[j + x]] = list[s * COLUMNS<T> + x];
+            }
         }
-        return judge(list.data(), low < TINY<T> && smallest() < TINY<T>);
+        return (large ? TOO_LARGE : 0) | (low < TINY<T> && smallest() < TINY<T> ? LOST : 0);
     }
 
     void diagonal() {
+        if (eights) {
+            some = Columns<T>(p.keep, width);
+            for (int64_t x = 0; x < width; x++) some.put(x, row.own[j + x] * Octet<T>::load(row.list(j + x)));
+            return;
+        }
+        std::fill(list.begin(), list.end(), T(0));
         for (int v = 0; v < VECTORS; v++)
             for (int s = 0; s < row.entries; s++) {
                 V x;
@@ -229,7 +252,7 @@ template <class T> class RankTwo {
                     const int64_t i = std::min(j + v * LANES<T> + l, p.n - 1);
                     x[l] = row.own[i] * row.list(i)[s];
                 }
-                let_in(list.data() + v * LANES<T>, COLUMNS<T>, size, x);
+                let_in(list.data() + v * LANES<T>, COLUMNS<T>, p.keep, x);
             }
     }
 
@@ -237,14 +260,14 @@ template <class T> class RankTwo {
     void sweep() {
         T middle[2], reach[2];
         for (int s = 0; s < 2; s++) {
-            const auto [from, to] = std::minmax_element(row.right[s].data() + j, row.right[s].data() + std::min(j + COLUMNS<T>, p.n));
+            const auto [from, to] = std::minmax_element(row.right[s].data() + j, row.right[s].data() + j + width);
             middle[s] = *from / 2 + *to / 2;
             reach[s] = (std::max(*to - middle[s], middle[s] - *from) + SLACK * std::max(std::abs(*from), std::abs(*to))) * UP;
         }
-        const T *one = row.left[0].data(), *two = row.left[1].data(), *heads = row.raw.data();
+        const T *one = row.left[0].data(), *two = row.left[1].data();
         for (int64_t i = 0; i < p.n; i++)
             bounds[i] = (std::abs(one[i] * middle[0] + two[i] * middle[1]) + std::abs(one[i]) * reach[0] + std::abs(two[i]) * reach[1]) *
-                        UP * heads[i * row.entries];
+                        UP * heads[i];
         update();
         int count = 0;
         for (int64_t i = 0; i < p.n; i++)
@@ -256,29 +279,29 @@ template <class T> class RankTwo {
     }
 
     void meet(int64_t i) {
+        met[i] = j;
+        if (!(eights ? meet_eight(i) : meet_any(i)) || std::find(recent.begin(), recent.end(), int32_t(i)) != recent.end()) return;
+        recent[next++ % recent.size()] = int32_t(i);
+    }
+    bool meet_eight(int64_t i) {
+        alignas(64) T w[COLUMNS<T>];
+        for (int v = 0; v < VECTORS; v++) store(w + v * LANES<T>, edges(i, v));
+        return some.let_in(row.list(i), w);
+    }
+    bool meet_any(int64_t i) {
         const T *a = row.list(i);
         bool taken = false;
-        met[i] = j;
         for (int v = 0; v < VECTORS; v++) {
-            const V w = edges(i, v), head = a[0] * w;
+            const V w = edges(i, v);
             T *to = list.data() + v * LANES<T>;
-            if (!any_greater(head, load(to + (size - 1) * COLUMNS<T>))) continue;
-            taken = true;
-            if (size == 8) {
-                Eight<T> x, known = Eight<T>::read(to);
-                for (int s = 0; s < 8; s++) x.e[s] = (s < row.entries ? a[s] : T(0)) * w;
-                known.merge(x);
-                known.write(to);
-                continue;
-            }
             for (int s = 0; s < row.entries; s++) {
                 const V x = a[s] * w;
-                if (!any_greater(x, load(to + (size - 1) * COLUMNS<T>))) break;
-                let_in(to, COLUMNS<T>, size, x);
+                if (!any_greater(x, load(to + (p.keep - 1) * COLUMNS<T>))) break;
+                let_in(to, COLUMNS<T>, p.keep, x);
+                taken = true;
             }
         }
-        if (!taken || std::find(recent.begin(), recent.end(), int32_t(i)) != recent.end()) return;
-        recent[next++ % recent.size()] = int32_t(i);
+        return taken;
     }
 
     // |left · right| of one vector of columns; what leads from a scalar to itself is on the diagonal.
@@ -290,6 +313,10 @@ template <class T> class RankTwo {
     }
 
     void update() {
+        if (eights) {
+            low = some.low();
+            return;
+        }
         V least = load(list.data() + (p.keep - 1) * COLUMNS<T>);
         for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list.data() + (p.keep - 1) * COLUMNS<T> + v * LANES<T>));
         low = lowest<T>(least);
@@ -299,8 +326,7 @@ template <class T> class RankTwo {
     T smallest() const {
         T out = INF<T>;
         for (int64_t i = 0; i < p.n; i++) {
-            const T *a = row.list(i);
-            const T weight = least_of_list(a);
+            const T weight = least_of_list(row.list(i));
             if (!(weight < INF<T>)) continue;
             for (int v = 0; v < VECTORS; v++) {
                 const V x = edges(i, v);
@@ -319,11 +345,13 @@ template <class T> class RankTwo {
 
     const TopRows<T> &p;
     Row<T> row;
-    int size;  // entries of a list, some beyond those that are kept where a network sorts eight
-    std::vector<T> list, bounds, other;
+    bool eights;
+    std::vector<T> list, found;  // a block's lists, where they have more than eight entries; a row's, where they have not
+    Columns<T> some;
+    std::vector<T> bounds, other, heads;
     std::vector<int64_t> met;  // the block in which a scalar was met last
     std::vector<int32_t> order, bucket, recent;
-    int64_t j = 0, next = 0;
+    int64_t j = 0, width = 0, next = 0;
     T low = 0;
 };
 

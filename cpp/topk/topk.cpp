@@ -97,13 +97,13 @@ int segment(const Lists<T> &g, int64_t rows, int64_t n, const int64_t *index, in
     return deepest;
 }
 
-template <class T> int depth(const Lists<T> &g, int64_t batch, int64_t rows, int64_t n, int keep) {
+template <class T> int depth(const Spread<T> &g, int64_t batch, int64_t rows, int64_t n, int keep) {
     int deepest = 0;
     for (int64_t b = 0; b < batch; b++)
         for (int64_t row = 0; row < rows; row++) {
             int here = 0;
             for (int64_t i = 0; i < n && here < keep; i++)
-                for (int s = 0; s < g.entries && g.plane[s][b * g.batch_stride + row * g.row_stride + i * g.stride] > 0; s++) here++;
+                for (int s = 0; s < g.entries && g.plane[s][b * g.batch_stride + g.row_at[row] + g.at[i]] > 0; s++) here++;
             deepest = std::max(deepest, std::min(here, keep));
             if (deepest == keep) return keep;
         }

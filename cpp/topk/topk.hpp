@@ -27,10 +27,18 @@ template <class T> struct Edges {
     int64_t batch_stride, row_stride, stride;
 };
 
+// The same, but rows and the lists of one lie anywhere: list k of row r at row_at[r] + at[k] of a batch's.
+template <class T> struct Spread {
+    const T *const *plane;
+    int entries;
+    int64_t batch_stride;
+    const int64_t *row_at, *at;
+};
+
 // out[s,b,i,j] = the s-th largest of a[·,b,i,k]·|w[b,j,k]| over k and the entries of a.
 template <class T> struct TopProduct {
     int64_t batch, m, n, k;
-    Lists<T> a;
+    Spread<T> a;
     Edges<T> w;  // rows are j
     int keep;
     T *out;
@@ -60,7 +68,7 @@ template <class T> struct TopKernels {
     int (*segment)(const Lists<T> &g, int64_t rows, int64_t n, const int64_t *index, int64_t index_row_stride, int64_t size, int keep,
                    T *out);
     // The largest number of weights other than 0 in any row, at most `keep`.
-    int (*depth)(const Lists<T> &g, int64_t batch, int64_t rows, int64_t n, int keep);
+    int (*depth)(const Spread<T> &g, int64_t batch, int64_t rows, int64_t n, int keep);
 };
 
 struct TopTable {

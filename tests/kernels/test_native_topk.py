@@ -96,8 +96,9 @@ def most(*arrays: Array) -> float:
 def product(a: Array, w: Array, keep: int, threads: int) -> tuple[int, Array]:
     (_, batch, m, k), n = a.shape, w.shape[1]
     out = np.full((keep, batch, m, n), -7, w.dtype)
-    where = planes(a), steps(a[0]), address(w), steps(w), keep, address(out), threads
-    return _native.top_product(w.dtype == np.float64, batch, m, n, k, *where), out
+    batch_stride, row, column = steps(a[0])
+    where = planes(a), batch_stride, [(m, row)], [(k, column)], address(w), steps(w), keep, address(out), threads
+    return _native.top_product(w.dtype == np.float64, batch, n, *where), out
 
 
 @given(call=calls, sizes=st.tuples(st.integers(0, 3), st.integers(0, 19), st.integers(0, 70), st.integers(0, 40)))
@@ -259,7 +260,8 @@ def test_segments(call, rows, n, size, apart):
 def test_depths(call, batch, rows, n):
     rng = np.random.default_rng(call["seed"])
     g = lists(rng, call["g"], call["entries"], (batch, rows, n), call["double"])
-    found = _native.top_depth(call["double"], batch, rows, n, planes(g), steps(g[0]), call["keep"])
+    batch_stride, row, column = steps(g[0])
+    found = _native.top_depth(call["double"], batch, planes(g), batch_stride, [(rows, row)], [(n, column)], call["keep"])
     assert found == min(call["keep"], (g > 0).sum((0, -1)).max(initial=0))
 
 

@@ -44,18 +44,13 @@ def _places(sizes: Sliding) -> int:
 def _to_input(sizes: Sliding, kernel: Tensor, carrier: Carrier, g: Element, absent: float) -> Element:
     """Multiply w (g × c × (o, K)) with patches of the result (g × (b, place of x) × (o, K))."""
     groups, (out, channels), offsets = sizes.groups, sizes.kernel[:2], sizes.kernel[2:]
-    patches = tuple(_result_patches(p, sizes, absent) for p in g)  # b × O × place of x × K
     dims = len(offsets)
-    place, taps = tuple(range(2, 2 + dims)), tuple(range(2 + dims, 2 + 2 * dims))
-
-    def rows(t: Tensor) -> Tensor:
-        t = t.unflatten(1, (groups, out // groups))  # axes behind the first two move by one
-        order = (1, 2, *(d + 1 for d in taps), 0, *(d + 1 for d in place))  # places run along memory, as in the result
-        return t.permute(order).reshape(groups, out // groups * prod(offsets), -1).transpose(1, 2)
-
+    place, taps = tuple(range(3, 3 + dims)), tuple(range(3 + dims, 3 + 2 * dims))
+    patches = (_result_patches(p, sizes, absent).unflatten(1, (groups, out // groups)) for p in g)
+    rows = tuple(p.permute(1, 0, *place, 2, *taps) for p in patches)  # of b × g × o × place of x × K
     # patches begin with the last offset
     w = kernel.flip(tuple(range(2, 2 + dims))).reshape(groups, out // groups, channels, prod(offsets)).transpose(1, 2)
-    found = carrier.contract(w.reshape(groups, channels, -1), tuple(map(rows, patches)))  # g × (b, place) × c
+    found = carrier.contract_over(w.reshape(groups, channels, -1), rows, 1 + dims)  # g × (b, place) × c
     shape = groups, sizes.input[0], *sizes.input[2:], channels
     back = 1, 0, 2 + dims, *range(2, 2 + dims)
     return tuple(p.reshape(shape).permute(back).reshape(sizes.input) for p in found)
@@ -72,10 +67,8 @@ def _to_kernel(sizes: Sliding, x: Tensor, carrier: Carrier, g: Element, absent: 
     seen = seen.unflatten(1, (groups, channels))  # b × g × c × place × K
     place, taps = tuple(range(3, 3 + dims)), tuple(range(3 + dims, 3 + 2 * dims))
     w = seen.permute(1, 2, *taps, 0, *place).reshape(groups, channels * prod(offsets), -1)
-    rows = tuple(
-        p.unflatten(1, (groups, out // groups)).permute(1, 2, 0, *place).reshape(groups, out // groups, -1) for p in g
-    )
-    found = carrier.contract(w, rows)  # g × o × (c, K)
+    rows = tuple(p.unflatten(1, (groups, out // groups)).permute(1, 2, 0, *place) for p in g)
+    found = carrier.contract_over(w, rows, 1)  # g × o × (c, K)
     return tuple(p.reshape(sizes.kernel) for p in found)
 
 

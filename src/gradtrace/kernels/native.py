@@ -383,11 +383,15 @@ def _double(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float64
 
 
-def top_product(a: Planes, w: Tensor, out: Tensor) -> int:
-    """Write the largest a[b,i,k]·|w[b,j,k]| over k and the entries of a, entries × b × i × j. Gives flags."""
-    keep, batch, m, n = out.shape
-    where = _addresses(a), list(a[0].stride()), w.data_ptr(), list(w.stride()), keep, out.data_ptr()
-    return lib.top_product(_double(out), batch, m, n, a[0].shape[2], *where, torch.get_num_threads())
+def top_product(a: Planes, w: Tensor, out: Tensor, rows: int = 1) -> int:
+    """Write the largest a[b,i,k]·|w[b,j,k]| over k and the entries of a, entries × b × i × j. Gives flags.
+
+    Args:
+        rows: how many axes of `a` behind the first are i; the others are k.
+    """
+    batch, *axes = zip(a[0].shape, a[0].stride(), strict=True)
+    where = _addresses(a), batch[1], axes[:rows], axes[rows:], w.data_ptr(), list(w.stride()), len(out), out.data_ptr()
+    return lib.top_product(_double(out), batch[0], out.shape[-1], *where, torch.get_num_threads())
 
 
 def top_low_rank(g: Planes, factors: Sequence[Tensor], out: Tensor) -> int:
@@ -428,6 +432,11 @@ def top_segment(g: Planes, index: Tensor, out: Tensor) -> int:
     return lib.top_segment(_double(out), rows, g[0].shape[1], *where, size, keep, out.data_ptr())
 
 
-def top_depth(g: Planes, keep: int) -> int:
-    """Give the largest number of weights other than 0 in any row of batch × rows × n, at most `keep`."""
-    return lib.top_depth(_double(g[0]), *g[0].shape, _addresses(g), list(g[0].stride()), keep)
+def top_depth(g: Planes, keep: int, rows: int = 1) -> int:
+    """Give the largest number of weights other than 0 in any row of batch × rows × n, at most `keep`.
+
+    Args:
+        rows: how many axes of `g` behind the first are rows.
+    """
+    batch, *axes = zip(g[0].shape, g[0].stride(), strict=True)
+    return lib.top_depth(_double(g[0]), batch[0], _addresses(g), batch[1], axes[:rows], axes[rows:], keep)

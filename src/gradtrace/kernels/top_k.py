@@ -69,9 +69,9 @@ class Largest(Carrier):
 
         return carefully(run, g, weights=(wide(weight),))
 
-    def _kept(self, g: Element) -> int:
-        """Count how many entries a merge of the rows of batch × rows × n needs."""
-        return max(1, native.top_depth(g, self.k))
+    def _kept(self, g: Element, axes: int = 1) -> int:
+        """Count how many entries a merge of the rows of batch × rows × n needs; rows are over some axes."""
+        return max(1, native.top_depth(g, self.k, axes))
 
     def reduce(self, g: Element) -> Element:
         shape, n = g[0].shape[:-1], g[0].shape[-1]
@@ -132,17 +132,19 @@ class Largest(Carrier):
         return None
 
     def contract(self, weight: Tensor, g: Element) -> Element:
-        batch, rows, inner = g[0].shape
-        columns = weight.shape[1]
-        if 0 in (batch, rows, inner, columns):
-            return self.zero((batch, rows, columns), g[:1])
-        if columns == 1:  # a block of columns would be wasted on it
+        return self.contract_over(weight, g, 1)
+
+    def contract_over(self, weight: Tensor, g: Element, axes: int) -> Element:
+        shape = len(weight), prod(g[0].shape[1 : 1 + axes]), weight.shape[1]
+        if 0 in (*shape, weight.shape[2]):
+            return self.zero(shape, g[:1])
+        if shape[2] == 1 and g[0].dim() == 3:  # a block of columns would be wasted on it
             return tuple(p.unsqueeze(-1) for p in self.reduce(self.weigh(weight, g)))
 
         def run(g: Element, w: Tensor) -> tuple[Element, int]:
             g = alike(g)
-            out = self.room(w.dtype, self._kept(g), batch, rows, columns)
-            return stack(out), native.top_product(g, w, out)
+            out = self.room(w.dtype, self._kept(g, axes), *shape)
+            return stack(out), native.top_product(g, w, out, axes)
 
         return carefully(run, g, weights=(wide(weight),))
 

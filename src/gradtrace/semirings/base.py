@@ -20,6 +20,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -138,6 +139,16 @@ class Carrier(ABC):
             for plane, part in zip(out, self.reduce(block), strict=True):
                 plane[b, i, j] = part
         return out
+
+    def contract_over(self, weight: Tensor, g: Element, axes: int) -> Element:
+        """Contract g, batch × i × k, where i is over some axes and k over the others: views, copied only if need be."""
+        shape = g[0].shape
+        sizes, order = (shape[0], prod(shape[1 : 1 + axes]), prod(shape[1 + axes :])), tuple(range(g[0].dim()))
+        if g[0].stride(axes) != 1:
+            return self.contract(weight, tuple(p.reshape(sizes) for p in g))
+        turned = order[:1] + order[1 + axes :] + order[1 : 1 + axes]  # i runs along memory, as it does in the views
+        sizes = sizes[0], sizes[2], sizes[1]
+        return self.contract(weight, tuple(p.permute(turned).reshape(sizes).transpose(1, 2) for p in g))
 
 
 def tiles(batch: int, rows: int, columns: int, inner: int) -> Iterator[tuple[slice, slice, slice]]:
