@@ -101,10 +101,12 @@ void merge(bool is_double, int64_t n, const Pointers &a, const Pointers &b, cons
     });
 }
 
-void reduce(bool is_double, int64_t rows, int64_t n, const Pointers &g, int64_t stride, int keep, Pointer out, int threads) {
+void reduce(bool is_double, int64_t rows, int64_t n, const Pointers &g, int64_t row_stride, int64_t stride, int keep, Pointer out,
+            int threads) {
+    if (rows * n > 0 && row_stride != 1 && stride != 1) throw nb::value_error("rows lie next to each other, or go on along memory");
     typed(is_double, [&](auto number, const auto &table) {
         using T = decltype(number);
-        table.reduce(lists<T>(g, {0, 1, stride}), rows, n, keep, at<T>(out), threads);
+        table.reduce(lists<T>(g, {0, row_stride, stride}), rows, n, keep, at<T>(out), threads);
     });
 }
 
@@ -139,8 +141,8 @@ void bind_topk(nb::module_ &m) {
           "out = |w|·g: flags");
     m.def("top_merge", &merge, arg("is_double"), arg("n"), arg("a_ptrs"), arg("b_ptrs"), arg("out_ptrs"), arg("threads"),
           "The largest of a's and b's weights, scalar by scalar; out may be a");
-    m.def("top_reduce", &reduce, arg("is_double"), arg("rows"), arg("n"), arg("g_ptrs"), arg("stride"), arg("keep"), arg("out_ptr"), arg("threads"),
-          "The largest weights of n scalars, `stride` apart, for rows that lie next to each other");
+    m.def("top_reduce", &reduce, arg("is_double"), arg("rows"), arg("n"), arg("g_ptrs"), arg("row_stride"), arg("stride"), arg("keep"),
+          arg("out_ptr"), arg("threads"), "The largest weights of n scalars, for rows that lie next to each other, or go on along memory");
     m.def("top_segment", &segment, arg("is_double"), arg("rows"), arg("n"), arg("g_ptrs"), arg("g_strides"), arg("index_ptr"), arg("index_row_stride"),
           arg("size"), arg("keep"), arg("out_ptr"), "Let lists into those of out that an index names: how many entries are in use");
     m.def("top_depth", &depth, arg("is_double"), arg("batch"), arg("g_ptrs"), arg("g_batch_stride"), arg("g_row_axes"), arg("g_list_axes"), arg("keep"),

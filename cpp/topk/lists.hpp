@@ -99,38 +99,50 @@ template <class T> inline T number_of(Bits<T> bits) {
     return x;
 }
 
-// The lists of one row that are not empty, roughly the strongest first.
+// The lists of one row from which something reaches a block of columns, roughly the strongest first.
 template <class T> struct Candidates {
     static constexpr int SHIFT = std::numeric_limits<T>::digits - 1 - 3;  // eight steps for each power of two
-    static constexpr int STEPS = 512, FEW = 128;
+    static constexpr int STEPS = 256;
+    static constexpr int64_t FEW = 512;  // lists for which half the steps will do
 
     int64_t count = 0;
     std::vector<int32_t> at;
-    std::vector<T> key;
-    Bits<T> last = 0;  // the step in which all that is weaker lies, in any order
+    std::vector<T> key;  // the largest product that a list can give in the block
+    Bits<T> last = 0;    // the step in which all that is weaker lies, in any order
 
     const T *list(int64_t c) const { return raw + at[c] * width; }
     // An upper bound of this candidate's key and all later ones'.
     T reach(int64_t c) const { return number_of<T>(std::max(bits_of(key[c]), last << SHIFT) | ((Bits<T>(1) << SHIFT) - 1)); }
 
-    // Sorts lists (n × width, next to each other, which stay where they are) by their heads.
-    void sort(const T *lists, int64_t n, int wide) {
-        raw = lists, size = n, width = wide, count = 0, least_ = 0;
-        if (int64_t(at.size()) < n) at.resize(n), key.resize(n);
-        steps = n > FEW ? STEPS : FEW;
+    // Takes lists (n × width, next to each other), which stay where they are.
+    void take(const T *lists, int64_t n, int wide) {
+        raw = lists, size = n, width = wide, least_ = 0;
+        if (int64_t(at.size()) < n) at.resize(n), key.resize(n), head.resize(n), reached.resize(n), step.resize(n);
+        for (int64_t k = 0; k < n; k++) head[k] = raw[k * width];
+    }
+    // Sorts them by what their heads, the largest entries, can become by edges of at most `bounds`.
+    void sort(const T *bounds) {
+        const int steps = size > FEW ? STEPS : STEPS / 2;
+        T most{};
+        for (int64_t k = 0; k < size; k++) {
+            reached[k] = head[k] * bounds[k];
+            most = most < reached[k] ? reached[k] : most;
+        }
+        const Bits<T> top = bits_of(most) >> SHIFT, lowest = top > Bits<T>(steps - 1) ? top - (steps - 1) : 0;
+        last = lowest;
+        for (int64_t k = 0; k < size; k++) {
+            const Bits<T> mine = bits_of(reached[k]) >> SHIFT;
+            step[k] = int32_t(top - (mine > lowest ? mine : lowest)) + 1;
+        }
         int32_t places[STEPS + 1];
         std::fill(places, places + steps + 1, 0);
-        Bits<T> top = 0;
-        for (int64_t k = 0; k < n; k++) top = std::max(top, bits_of(raw[k * width]) >> SHIFT);
-        last = top > Bits<T>(steps - 1) ? top - (steps - 1) : 0;
-        for (int64_t k = 0; k < n; k++)
-            if (raw[k * width] > 0) places[step(top, raw[k * width]) + 1]++, count++;
-        for (int s = 0; s < steps; s++) places[s + 1] += places[s];
-        for (int64_t k = 0; k < n; k++) {
-            const T head = raw[k * width];
-            if (!(head > 0)) continue;
-            const int32_t c = places[step(top, head)]++;
-            at[c] = int32_t(k), key[c] = head;
+        for (int64_t k = 0; k < size; k++) places[step[k]] += reached[k] > 0;
+        for (int s = 1; s <= steps; s++) places[s] += places[s - 1];
+        count = places[steps];
+        for (int64_t k = 0; k < size; k++) {
+            if (!(reached[k] > 0)) continue;
+            const int32_t c = places[step[k] - 1]++;
+            at[c] = int32_t(k), key[c] = reached[k];
         }
     }
 
@@ -150,10 +162,10 @@ template <class T> struct Candidates {
   private:
     const T *raw = nullptr;
     int64_t size = 0;
-    int width = 0, steps = 0;
+    int width = 0;
     T least_ = 0;
-
-    int step(Bits<T> top, T x) const { return int(std::min<Bits<T>>(top - (bits_of(x) >> SHIFT), steps - 1)); }
+    std::vector<T> head, reached;
+    std::vector<int32_t> step;
 };
 
 // Eight entries of a vector of lists, in registers: exchanged by networks, so without a branch for each weight.
@@ -312,10 +324,9 @@ template <class T> struct Columns {
 
 // Fills a block of lists with the largest products of candidates and edges.
 //
-// `edges` has limit(), above all edges times whatever is not in the keys; bound(at), above a candidate's edges; and
-// edges(at, v), those of one vector of columns, which fetch(at) asks for ahead. What cannot be above the smallest last
-// entry of the block is left out.
-// The strongest candidates come first, so that most of the others cannot.
+// `edges` has bound(at), above a candidate's edges, and edges(at, v), those of one vector of columns, or of all from row(at)
+// on, which fetch(at) asks for ahead. What cannot be above the smallest last entry of the block is left out. The strongest
+// candidates come first, so that most of the others cannot.
 template <class T, class W> class Filling {
     using V = Vec<T>;
 
@@ -324,7 +335,7 @@ template <class T, class W> class Filling {
     // `entries` each, and zeros behind them.
     Filling(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries, const W &edges)
         : list(list), keep(keep), vectors(int((columns + LANES<T> - 1) / LANES<T>)), entries(entries), columns(columns), row(row),
-          edges(edges), limit(edges.limit()) {}
+          edges(edges) {}
 
     static int room(int keep) { return std::max(keep, 8); }
 
@@ -345,8 +356,8 @@ template <class T, class W> class Filling {
     static constexpr int64_t FEW = 4;    // of as many lists, letting something into one takes less time than into all
     static constexpr int64_t MANY = 16;  // candidates for which it pays to turn the lists
 
-    bool over(int64_t c) const { return row.reach(c) * limit <= low; }
-    bool strong(int64_t c, T weight) const { return weight * edges.bound(row.at[c]) > low; }
+    bool over(int64_t c) const { return row.reach(c) <= low; }
+    bool strong(int64_t c) const { return row.key[c] > low; }
 
     void update() {
         V least = load(list + (keep - 1) * COLUMNS<T>);
@@ -361,8 +372,8 @@ template <class T, class W> class Filling {
             int32_t at[8] = {};
             for (int n = 0; n < 8 && c < row.count; c++) {
                 if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
-                a[n] = row.key[c], at[n] = row.at[c];
-                n += strong(c, a[n]);
+                a[n] = row.list(c)[0], at[n] = row.at[c];
+                n += strong(c);
             }
             eight(a, at);
             update();
@@ -390,13 +401,13 @@ template <class T, class W> class Filling {
     void list_by_list() {
         int64_t c = 0, taking = columns;
         for (; c < row.count && !over(c) && (FEW * taking >= columns || row.count - c < MANY); c++)
-            if (strong(c, row.key[c])) taking = everywhere(row.list(c), row.at[c]), update();
+            if (strong(c)) taking = everywhere(row.list(c), row.at[c]), update();
         if (c == row.count || over(c)) return;
         Columns<T> some(keep, columns);
         some.read(list);
         for (int64_t visited = 0; c < row.count && !over(c); c++) {
             if (c + AHEAD < row.count) edges.fetch(row.at[c + AHEAD]);
-            if (!strong(c, row.key[c])) continue;
+            if (!strong(c)) continue;
             some.let_in(row.list(c), edges.row(row.at[c]));
             if (visited++ % 2 == 0) low = some.low();
         }
@@ -422,7 +433,7 @@ template <class T, class W> class Filling {
         const T *last = list + (keep - 1) * COLUMNS<T>;
         for (int64_t c = 0; c < row.count && !over(c); c++) {
             const T *a = row.list(c);
-            for (int s = 0; s < entries && strong(c, a[s]); s++) {
+            for (int s = 0; s < entries && a[s] * edges.bound(row.at[c]) > low; s++) {
                 bool taken = false;
                 for (int v = 0; v < vectors; v++) {
                     const V x = a[s] * edges.edges(row.at[c], v);
@@ -441,7 +452,7 @@ template <class T, class W> class Filling {
     int64_t columns;
     const Candidates<T> &row;
     const W &edges;
-    T limit, low = 0;
+    T low = 0;
 };
 
 template <class T, class W>
@@ -451,35 +462,40 @@ T fill(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries
 // The room of a candidate's entries: a network sorts eight.
 constexpr int width_for(int entries) { return entries == 1 ? 1 : std::max(entries, 8); }
 
-// Where to begin in a row of places: eight that lie next to each other are one step, and any other place is one.
-inline std::vector<std::pair<int64_t, bool>> steps(const int64_t *at, int64_t n) {
-    std::vector<std::pair<int64_t, bool>> out;
+// Cuts a row of places into those that lie next to each other: (from, how many). If in eights, others are one by one.
+using Runs = std::vector<std::pair<int64_t, int64_t>>;
+inline Runs runs(const int64_t *at, int64_t n, bool eights) {
+    Runs out;
     for (int64_t i = 0; i < n;) {
         int64_t run = 1;
-        while (run < 8 && i + run < n && at[i + run] == at[i] + run) run++;
-        out.emplace_back(i, run == 8);
-        i += run == 8 ? 8 : 1;
+        while ((!eights || run < 8) && i + run < n && at[i + run] == at[i] + run) run++;
+        run = eights && run < 8 ? 1 : run;
+        out.emplace_back(i, run);
+        i += run;
     }
     return out;
 }
 
 // Reads `count` rows of lists (n each, list k of row r at row_at[r] + at[k] of each plane), each as n × width, and `apart`
-// from the next. What is behind the entries of a list is left as it is, or made 0.
+// from the next. What is behind the entries of a list is left as it is, or made 0. `inner`: what lies next to each other
+// of the rows, if that is how the lists of several rows lie, or of the lists of one.
+inline bool rows_adjacent(const int64_t *row_at, int64_t count, const int64_t *at, int64_t n) {
+    return n < 2 || (count > 1 && row_at[1] - row_at[0] < at[1] - at[0]);
+}
 template <class T>
 inline void read_rows(const T *const *plane, int entries, const int64_t *row_at, int64_t count, const int64_t *at, int64_t n,
-                      int width, int64_t apart, T *raw) {
-    const bool adjacent = n < 2 || (count > 1 && row_at[1] - row_at[0] < at[1] - at[0]);  // rows, rather than the lists of one
+                      const Runs &taken, int width, int64_t apart, T *raw) {
+    const bool adjacent = rows_adjacent(row_at, count, at, n);
     const int64_t *outer = adjacent ? at : row_at, *inner = adjacent ? row_at : at, last = (adjacent ? n : count) - 1;
     const int64_t outer_to = adjacent ? width : apart, inner_to = adjacent ? apart : width;
-    const auto taken = steps(inner, adjacent ? count : n);
     for (int64_t o = 0; o <= last; o++) {
         const int64_t from = outer[o], ahead = outer[std::min(o + 4, last)] - from;
         T *to = raw + o * outer_to;
-        for (const auto &[i, eight] : taken) {
+        for (const auto &[i, run] : taken) {
             const int64_t first = from + inner[i];
-            if (!eight || width != 8) {
-                for (int64_t l = i; l < i + (eight ? 8 : 1); l++)
-                    for (int s = 0; s < entries; s++) to[l * inner_to + s] = plane[s][first + l - i];
+            if (run == 1 || width != 8) {
+                for (int s = 0; s < entries; s++)
+                    for (int64_t l = 0; l < run; l++) to[(i + l) * inner_to + s] = plane[s][first + l];
                 continue;
             }
             Octet<T> x;

@@ -78,9 +78,7 @@ template <class T> struct Packed {
 
 template <class T> struct Block {
     const T *packed, *bound_of;
-    T most;
 
-    T limit() const { return most; }
     void fetch(int32_t at) const {
         for (int j = 0; j < COLUMNS<T>; j += 64 / int(sizeof(T))) __builtin_prefetch(packed + int64_t(at) * COLUMNS<T> + j);
     }
@@ -114,13 +112,16 @@ int some_rows(const TopProduct<T> &p, const Packed<T> &w, int64_t b, int64_t fir
     room.list.resize(Filling<T, Block<T>>::room(p.keep) * COLUMNS<T>);
     room.row_at.assign(p.a.row_at + first, p.a.row_at + first + count);
     for (int64_t &at : room.row_at) at += b * p.a.batch_stride;
-    read_rows(p.a.plane, p.a.entries, room.row_at.data(), count, p.a.at, p.k, width, apart, room.raw.data());
-    for (int64_t r = 0; r < count; r++) room.rows[r].sort(room.raw.data() + r * apart, p.k, width);
+    const bool adjacent = rows_adjacent(room.row_at.data(), count, p.a.at, p.k);
+    const Runs inner = runs(adjacent ? room.row_at.data() : p.a.at, adjacent ? count : p.k, width == 8);
+    read_rows(p.a.plane, p.a.entries, room.row_at.data(), count, p.a.at, p.k, inner, width, apart, room.raw.data());
+    for (int64_t r = 0; r < count; r++) room.rows[r].take(room.raw.data() + r * apart, p.k, width);
     int flags = 0;
     for (int64_t block = 0; block < w.blocks; block++) {
         const int64_t x = b * w.blocks + block, columns = std::min<int64_t>(COLUMNS<T>, p.n - block * COLUMNS<T>);
-        const Block<T> edges{w.edges.data() + x * p.k * COLUMNS<T>, w.bounds.data() + x * p.k, w.limits[x]};
+        const Block<T> edges{w.edges.data() + x * p.k * COLUMNS<T>, w.bounds.data() + x * p.k};
         for (int64_t r = 0; r < count; r++) {
+            room.rows[r].sort(edges.bound_of);
             const T low = fill(room.list.data(), p.keep, columns, room.rows[r], p.a.entries, edges);
             flags |= judge(room.list.data(), low < TINY<T> && room.rows[r].least() * w.least[x] < TINY<T>);
             for (int s = 0; s < p.keep; s++) {

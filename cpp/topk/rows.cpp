@@ -21,15 +21,18 @@ template <class T> struct Row {
     int entries, width = 1;  // of a list, and its room: zeros behind the entries
     std::vector<T> raw, own, left[2], right[2];
     std::vector<int64_t> at;
+    Runs adjacent;
     int flags = 0;
 
     void read(const TopRows<T> &p, int64_t b, int64_t row, bool networks) {
         n = p.n, entries = p.g.entries, width = networks ? std::max(entries, 8) : entries;
         raw.assign(padded<T>(n) * width, T(0));
-        at.resize(n);
-        for (int64_t i = 0; i < n; i++) at[i] = i * p.g.stride;
+        if (at.empty()) {  // the same for every row
+            for (int64_t i = 0; i < n; i++) at.push_back(i * p.g.stride);
+            adjacent = runs(at.data(), n, width == 8);
+        }
         const int64_t first = b * p.g.batch_stride + row * p.g.row_stride;
-        read_rows(p.g.plane, entries, &first, 1, at.data(), n, width, 0, raw.data());
+        read_rows(p.g.plane, entries, &first, 1, at.data(), n, adjacent, width, 0, raw.data());
         flags = take(p.own, row, own);
         for (int r = 0; r < p.rank; r++) flags |= take(p.left[r], row, left[r]) | take(p.right[r], row, right[r]);
         for (T &x : own) x = std::abs(x);

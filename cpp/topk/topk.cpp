@@ -60,7 +60,8 @@ template <class T> void merge(const Lists<T> &a, const Lists<T> &b, int64_t n, i
     });
 }
 
-template <class T> void reduce(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads) {
+// Rows that lie next to each other, side by side.
+template <class T> void reduce_columns(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads) {
     using V = Vec<T>;
     const int64_t blocks = (rows + LANES<T> - 1) / LANES<T>;
     share(blocks, rows * n * g.entries, threads, [&](int64_t begin, int64_t end) {
@@ -79,6 +80,35 @@ template <class T> void reduce(const Lists<T> &g, int64_t rows, int64_t n, int k
         }
         return nothing_seen();
     });
+}
+
+// Rows that go on along memory: of the largest heads alone can anything be among the largest of all.
+template <class T> void reduce_rows(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads) {
+    share(rows, rows * n, threads, [&](int64_t begin, int64_t end) {
+        std::vector<T> heads(keep), list(keep);
+        std::vector<int64_t> of(keep);
+        for (int64_t row = begin; row < end; row++) {
+            std::fill(heads.begin(), heads.end(), T(0)), std::fill(list.begin(), list.end(), T(0));
+            for (int64_t i = 0; i < n; i += LANES<T>) {
+                const Vec<T> x = load(g.plane[0] + row * g.row_stride + i, n - i);
+                for (uint64_t more = greater_lanes(x, all(heads[keep - 1])); more; more &= more - 1) {
+                    const int lane = __builtin_ctzll(more), at = let_in(heads.data(), 1, keep, x[lane]);
+                    if (at == keep) continue;
+                    std::copy_backward(of.begin() + at, of.end() - 1, of.end());
+                    of[at] = i + lane;
+                }
+            }
+            for (int c = 0; c < keep && heads[c] > 0; c++)
+                for (int s = 0; s < g.entries; s++)
+                    if (let_in(list.data(), 1, keep, g.plane[s][row * g.row_stride + of[c]]) == keep) break;
+            for (int s = 0; s < keep; s++) out[s * rows + row] = list[s];
+        }
+        return nothing_seen();
+    });
+}
+
+template <class T> void reduce(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads) {
+    return g.stride == 1 ? reduce_rows(g, rows, n, keep, out, threads) : reduce_columns(g, rows, n, keep, out, threads);
 }
 
 template <class T>

@@ -62,7 +62,7 @@ template <class T> struct TopKernels {
     int (*weigh)(const Lists<T> &g, const T *w, int64_t n, T *out, int threads);
     // Merges b into a, n scalars each; `out` may be a's planes. Planes of out beyond a's are written.
     void (*merge)(const Lists<T> &a, const Lists<T> &b, int64_t n, int keep, T *const *out, int threads);
-    // out[s,i] = the s-th largest over a row; rows lie next to each other (row_stride 1), `stride` leads along a row.
+    // out[s,i] = the s-th largest over a row; rows lie next to each other (row_stride 1), or go on along memory (stride 1).
     void (*reduce)(const Lists<T> &g, int64_t rows, int64_t n, int keep, T *out, int threads);
     // Lets every list into the one of out (zeros at first) that its index names; gives how many entries are in use.
     int (*segment)(const Lists<T> &g, int64_t rows, int64_t n, const int64_t *index, int64_t index_row_stride, int64_t size, int keep,

@@ -226,16 +226,18 @@ def test_merging(call, n, more, in_place):
     same(out, want)
 
 
-@given(call=calls, rows=st.integers(0, 40), n=st.integers(0, 60))
-@examples(150)
-def test_reductions(call, rows, n):
+@given(call=calls, rows=st.integers(0, 40), n=st.integers(0, 60), along=st.booleans())
+@examples(200)
+def test_reductions(call, rows, n, along):
     rng = np.random.default_rng(call["seed"])
-    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], (n, 2 * rows + 1), call["double"]))[..., :rows]
+    shape = (rows, 2 * n + 1) if along else (n, 2 * rows + 1)
+    g = np.ascontiguousarray(lists(rng, call["g"], call["entries"], shape, call["double"]))[..., : shape[1] // 2]
+    g = g if along else g.swapaxes(1, 2)  # entries × rows × n
     out = np.full((call["keep"], rows), -7, g.dtype)
     with instruction_set(call["isa"]):
-        where = planes(g), 2 * rows + 1, call["keep"], address(out), call["threads"]
+        where = planes(g), *steps(g[0]), call["keep"], address(out), call["threads"]
         _native.top_reduce(call["double"], rows, n, *where)
-    same(out, largest(np.moveaxis(g, (0, 1), (-1, -2)).reshape(rows, n * len(g)), call["keep"]))
+    same(out, largest(np.moveaxis(g, 0, -1).reshape(rows, n * len(g)), call["keep"]))
 
 
 @given(call=calls, rows=st.integers(0, 3), n=st.integers(0, 40), size=st.integers(1, 9), apart=st.booleans())

@@ -418,10 +418,9 @@ def top_merge(a: Planes, b: Planes, out: Planes) -> None:
 
 
 def top_reduce(g: Planes, out: Tensor) -> None:
-    """Write the largest of every column of n × rows, each row contiguous: entries × rows."""
-    n, rows = g[0].shape
-    where = _addresses(g), g[0].stride(0), len(out), out.data_ptr()
-    lib.top_reduce(_double(out), rows, n, *where, torch.get_num_threads())
+    """Write the largest of every row of rows × n, of which one axis goes on along memory: entries × rows."""
+    where = _addresses(g), *g[0].stride(), len(out), out.data_ptr()
+    lib.top_reduce(_double(out), *g[0].shape, *where, torch.get_num_threads())
 
 
 def top_segment(g: Planes, index: Tensor, out: Tensor) -> int:

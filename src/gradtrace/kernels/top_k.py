@@ -79,9 +79,8 @@ class Largest(Carrier):
             return self.zero(tuple(shape), g[:1])
         rows = alike([p.reshape(prod(shape), n) for p in g])
         keep = self._kept(tuple(p.unsqueeze(0) for p in rows))
-        columns = [p.t() if p.stride(0) == 1 else p.t().contiguous() for p in rows]
         out = self.room(g[0].dtype, keep, prod(shape))
-        native.top_reduce(columns, out)
+        native.top_reduce([p if 1 in p.stride() else p.contiguous() for p in rows], out)
         return stack(out.reshape(keep, *shape))
 
     def others(self, g: Element) -> Element:
