@@ -263,7 +263,8 @@ def test_depths(call, batch, rows, n):
     rng = np.random.default_rng(call["seed"])
     g = lists(rng, call["g"], call["entries"], (batch, rows, n), call["double"])
     batch_stride, row, column = steps(g[0])
-    found = _native.top_depth(call["double"], batch, planes(g), batch_stride, [(rows, row)], [(n, column)], call["keep"])
+    where = planes(g), batch_stride, [(rows, row)], [(n, column)]
+    found = _native.top_depth(call["double"], batch, *where, call["keep"])
     assert found == min(call["keep"], (g > 0).sum((0, -1)).max(initial=0))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import NotANumber
 from ..jacobians.structure import Strided
 from ..kernels import native
 from ..kernels.fast import pull
@@ -168,13 +169,16 @@ class Strongest(Algebra[Arrivals, Plane]):
                 return known
         if known.terms:
             self._compute(known)
-        known.merge(edge, self._realised(part) if isinstance(part, Product) else part)
+        known.merge(edge, self._realised(part, edge) if isinstance(part, Product) else part)
         if self.owners:
             self._lend(part, known.winners, len(known.winners.edges) - 1)
         return known
 
-    def _realised(self, product: Product) -> Pulled:
-        return product.realise(None if product.w is None else self._packed(product.w))
+    def _realised(self, product: Product, edge: Use) -> Pulled:
+        try:
+            return product.realise(None if product.w is None else self._packed(product.w))
+        except NotANumber as error:  # it may have waited: the call that is walked now is another
+            raise NotANumber(error.said, edge.target.call.where) if edge.target.call else error from None
 
     def _packed(self, w: Tensor) -> Any:
         """Give the packed form of a weight that comes again and again."""
@@ -194,16 +198,16 @@ class Strongest(Algebra[Arrivals, Plane]):
         for ordinal, term in enumerate(terms) if self.owners else ():
             self._lend(term, winners, ordinal)
         if len(terms) == 1:
-            found = self._realised(terms[0])
+            found = self._realised(terms[0], winners.edges[0])
             known.plane, winners.index = found.plane, found.raw
             known.reshape()
             return
         try:
             self._together(known, terms)
-        except OutOfRange:  # one exponent cannot serve them all: one after the other
+        except (OutOfRange, NotANumber):  # one exponent cannot serve them all, or one is to be named: one by one
             edges, winners.edges = winners.edges, []
             for edge, term in zip(edges, terms, strict=True):
-                known.merge(edge, self._realised(term))
+                known.merge(edge, self._realised(term, edge))
             return
         known.reshape()
 

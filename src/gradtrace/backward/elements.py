@@ -12,13 +12,14 @@ from torch import Tensor
 from ..jacobians.structure import Gather, Strided
 from ..kernels.additive import shown
 from ..kernels.reference import gather_into, pull, window, window_into
-from ..recording.layouts import Layout
+from ..recording.layouts import Layout, Shape
 from ..recording.record import Call, Record, Value
 from ..recording.storage import span
 from ..semirings.base import Carrier, Element
 from .arrivals import apart, side_by_side
 from .example_labels import Labels
 from .per_example import pull_by_example
+from .waiting import Waiting, waiting
 from .walk import Algebra, Edge, Track, walk
 
 NO_IDS = torch.empty(0, dtype=torch.int64)
@@ -59,11 +60,13 @@ class Reached(NamedTuple):
         g: batch × value.shape; nothing while there are windows.
         own: whether nobody else reads its memory.
         windows: parts that have not been put together; nothing else has arrived while there are any.
+        waiting: products that have not been worked out, beside g.
     """
 
     g: Element
     own: bool = False
     windows: Windows | None = None
+    waiting: Waiting | None = None
 
 
 class Elements(Algebra[Reached, Reached]):
@@ -89,14 +92,14 @@ class Elements(Algebra[Reached, Reached]):
     ) -> None:
         self.carrier, self.keep, self.labels, self.enter, self.wanted = carrier, keep, labels, enter, wanted
         self._seeds = carrier.points or type(carrier).seed is not Carrier.seed
+        self._waits = labels is None and enter is None and not carrier.points  # ties fall in the order of arrival
 
     def begin(self, loss: Value) -> Reached:
         one = self.carrier.one(torch.ones((1, *loss.shape), dtype=loss.dtype))
         return Reached(one if self.enter is None else self.enter(one, loss, None))
 
     def finish(self, value: Value, arrived: Reached, *, alone: bool) -> Reached:
-        if arrived.windows is not None:
-            arrived = self._together(value, arrived.windows)
+        arrived = self._settled(value, arrived)
         if self.keep is not None and (self.wanted is None or value.id in self.wanted):
             self.keep(value, arrived.g)
             alone = False
@@ -111,22 +114,46 @@ class Elements(Algebra[Reached, Reached]):
             layout = shown(structure.layout, structure.x_shape).part
             if layout is not None:
                 return self._beside(layout, planes, argument, known)
-        if known is not None and known.windows is not None:
-            known = self._together(argument, known.windows)
+        more = waiting(structure, planes, call) if self._waits else None
+        if more is not None:
+            return self._wait(argument, known, more)
+        known = None if known is None else self._settled(argument, known)
         if kind is Gather and known is not None and known.own and labels is None and self.enter is None:
             return Reached(gather_into(structure, carrier, planes, tuple(p.contiguous() for p in known.g)), own=True)
         if labels is None:
             part = pull(structure, carrier, planes)
         else:
             part = pull_by_example(structure, carrier, planes, result, argument, labels)
-        shape = (batch, *argument.shape)
-        if part[0].shape != shape:
-            part = tuple([p.reshape(shape) for p in part])
-        part = part if self.enter is None else self.enter(part, argument, call)
+        if self.enter is not None:
+            part = self.enter(_shaped(part, (batch, *argument.shape)), argument, call)
+        return self._met((batch, *argument.shape), known, part, () if g.own else planes)
+
+    def _met(self, shape: Shape, known: Reached | None, part: Element, read: Element) -> Reached:
+        """Add what one consumer brings to what is there; `read`: what others may still read of it."""
+        part = _shaped(part, shape)
         if known is not None:
-            part = (carrier.plus_over if known.own else carrier.plus)(known.g, part)
-        read = (() if g.own else planes) + (() if known is None or known.own else known.g)
+            part = (self.carrier.plus_over if known.own else self.carrier.plus)(known.g, part)
+            read = read if known.own else read + known.g
         return Reached(part, _apart(part, read))
+
+    def _wait(self, argument: Value, known: Reached | None, more: Waiting) -> Reached:
+        """Let one more product wait beside others."""
+        if known is None:
+            return Reached((), waiting=more)
+        if known.waiting is None or not known.waiting.take(more):
+            known = self._settled(argument, known)._replace(waiting=more)
+        return known
+
+    def _settled(self, value: Value, known: Reached) -> Reached:
+        """Put together what has reached a value."""
+        if known.windows is not None:
+            return self._together(value, known.windows)
+        if known.waiting is None:
+            return known
+        there = Reached(known.g, known.own) if known.g else None
+        part = known.waiting.realise(self.carrier)
+        read = () if len(known.waiting.parts) > 1 else known.waiting.parts[0][1]
+        return self._met((1, *value.shape), there, part, read)
 
     def _beside(self, layout: Layout, planes: Element, argument: Value, known: Reached | None) -> Reached:
         """Take in what reaches a part of an argument."""
@@ -135,10 +162,9 @@ class Elements(Algebra[Reached, Reached]):
             part = tuple([p.reshape(p.shape[0], *layout.size) for p in planes])
         if known is None:
             return Reached((), windows=Windows([layout], [part], span(layout)))
-        if known.windows is not None:
-            if known.windows.take(layout, part):
-                return known
-            known = self._together(argument, known.windows)
+        if known.windows is not None and known.windows.take(layout, part):
+            return known
+        known = self._settled(argument, known)
         mine = known.g if known.own else tuple([p.clone() for p in known.g])
         return Reached(window_into(layout, self.carrier, part, tuple([p.contiguous() for p in mine])), own=True)
 
@@ -163,6 +189,10 @@ class Elements(Algebra[Reached, Reached]):
 
 def _size(kind: torch.dtype) -> int:
     return kind.itemsize
+
+
+def _shaped(g: Element, shape: Shape) -> Element:
+    return g if g[0].shape == shape else tuple([p.reshape(shape) for p in g])
 
 
 def reverse(

@@ -140,11 +140,12 @@ def walk(
         began = perf_counter()
         try:
             _back(call, arrived, edges[call.index], algebra, pending, among)
+            for value in last.get(call.index, ()):
+                if value.id in pending:
+                    algebra.finish(value, take(value.id), alone=True)
         except NotANumber as error:
-            raise NotANumber(f"{error.said}: {call.where}") from None
-        for value in last.get(call.index, ()):
-            if value.id in pending:
-                algebra.finish(value, take(value.id), alone=True)
+            where = error.args[1] if len(error.args) > 1 else call.where  # of what has waited
+            raise NotANumber(f"{error.said}: {where}") from None
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
     if pending:  # what calls take that do not lead to the loss; the loss itself, if it is a leaf
