@@ -68,7 +68,7 @@ def test_steps_that_share_a_weight(drawn, kernels, dtype):
 
 
 def loop(steps: int, rows: int, poisoned: int | None = None):
-    """Run a cell whose weight has a product at every step; of one step the state is NaN where the loss does not look."""
+    """Run a cell with a product at every step; the state of one is NaN where the loss does not look."""
     torch.manual_seed(0)
     w = torch.randn(16, 16, requires_grad=True)
     with gradtrace.record() as tape:
