@@ -100,6 +100,22 @@ def test_one_structure_after_another():
     scale = diagonal((4,), (4,), lambda: torch.tensor([2.0, 0.0, 5.0, -3.0], dtype=torch.float64))
     check(Chain(scale, gather), 4, 3)
     check(Chain(Strided(Layout((2, 2), (1, 2), 0), (4,)), gather), 4, 3)
+    check(Chain(gather, diagonal((3,), (3,), lambda: torch.tensor([2.0, 7.0, -1.0], dtype=torch.float64))), 4, 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=8, unique=True), st.booleans(), seeds)
+@settings(deadline=None, max_examples=40)
+def test_one_axis_after_another(pairs, weighted, seed):
+    """As interpolations are: each virtual scalar is on one way."""
+
+    def along(before: int, after: int, m: int, n: int) -> Sparse:
+        i, j = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in range(2))
+        w = integers((len(pairs),), seed) if weighted else None
+        return Sparse(lambda: (i, j, w), (before, m, after), (before, n, after))
+
+    rows, columns_ = along(2, 4, 3, 4), along(6, 1, 3, 4)
+    check(Chain(columns_, rows), 18, 32)
+    check(Chain(Chain(diagonal((18,), (18,), lambda: integers((18,), seed)), columns_), rows), 18, 32)
 
 
 @given(

@@ -40,6 +40,58 @@ def columns(structure: object) -> Columns:
     raise TypeError(f"not a structure: {structure!r}")
 
 
+Met: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@singledispatch
+def met_by(structure: object, x: np.ndarray) -> Met:
+    """Give all edges to some scalars of the argument: (which of them, flat index in y, weight) of each."""
+    asked, number = np.unique(x, return_inverse=True)
+    column = columns(structure)
+    found = [column(int(at)) for at in asked]
+    every = [(np.full(len(y), n), y, np.ones(len(y)) if w is None else w) for n, (y, w) in enumerate(found)]
+    of, places, weights = (np.concatenate(c) for c in zip(*every, strict=True)) if every else _NOTHING
+    return _among(of, number, len(asked), places, weights)
+
+
+def _among(sorted_: np.ndarray, asked: np.ndarray, size: int, places: np.ndarray, weights: np.ndarray | None) -> Met:
+    """Repeat what belongs to each number, `sorted_` by it, for all that ask for that one."""
+    begin = np.searchsorted(sorted_, np.arange(size + 1))
+    count = np.diff(begin)[asked]
+    pair = np.repeat(np.arange(len(asked)), count)
+    at = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count) + begin[asked][pair]
+    return pair, places[at], np.ones(len(at)) if weights is None else weights[at].astype(np.float64)
+
+
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+
+
+@met_by.register
+def _met_by_readers(s: Gather, x: np.ndarray) -> Met:
+    index, (row, column) = _array(s.index().reshape(-1)), np.divmod(x, s.width)
+    order = np.argsort(index, kind="stable")
+    pair, read, weight = _among(index[order], row, int(row.max(initial=-1)) + 1, order, None)
+    return pair, read * s.width + column[pair], weight
+
+
+@met_by.register
+def _met_by_edges(s: Sparse, x: np.ndarray) -> Met:
+    i, j, w = (None if t is None else _array(t) for t in s.edges())
+    assert i is not None
+    assert j is not None
+    order = np.lexsort((i, j))
+    outer, at, within = np.unravel_index(x, s.x_shape)
+    pair, place, weight = _among(j[order], at, s.x_shape[1], i[order], None if w is None else w[order])
+    return pair, (outer[pair] * s.y_shape[1] + place) * s.y_shape[2] + within[pair], weight
+
+
+@met_by.register
+def _met_by_two(s: Chain, x: np.ndarray) -> Met:
+    (of_x, middle, one) = met_by(s.second, x)
+    pair, places, two = met_by(s.first, middle)
+    return of_x[pair], places, one[pair] * two
+
+
 def _array(tensor: Tensor) -> np.ndarray:
     """See a tensor as an array, of float32 where numpy does not know its numbers."""
     tensor = tensor.detach().cpu()
@@ -219,10 +271,10 @@ def _convolved(s: Convolved) -> Columns:
     return column
 
 
-Met: TypeAlias = tuple[list[np.ndarray], list[np.ndarray]]  # by axis, rising indices of y, and of the other argument
+Sides: TypeAlias = tuple[list[np.ndarray], list[np.ndarray]]  # by axis, rising indices of y, and of the other argument
 
 
-def _met(sizes: Sliding, x: Shape) -> Met:
+def _met(sizes: Sliding, x: Shape) -> Sides:
     """Give what a scalar of the input meets: along each axis, small · stride + offset · dilation - padding = large."""
     (batch, channel, *places), group = x, x[1] // (sizes.input[1] // sizes.groups)
     of_y, of_kernel = [], []
@@ -244,7 +296,7 @@ def _met(sizes: Sliding, x: Shape) -> Met:
     return [np.array([batch]), out + group * each, *of_y], [one, two, *of_kernel]
 
 
-def _slid(sizes: Sliding, w: Shape) -> Met:
+def _slid(sizes: Sliding, w: Shape) -> Sides:
     """Give what one scalar of the kernel meets, wherever it slides to."""
     (first, second, *places), group = w, w[0] // (sizes.kernel[0] // sizes.groups)
     of_y, of_x = [], []

@@ -1,8 +1,4 @@
-"""Read entries of a structure's Jacobian, ∂y_i/∂x_j, where they stand: no operator runs, and nothing is pulled.
-
-Only where two structures follow each other, and the second is no gather, i's row is carried back through the first: x_j
-may be met by many ways, of which one is a way to i.
-"""
+"""Read entries of a structure's Jacobian, ∂y_i/∂x_j, where they stand: no operator runs, and nothing is pulled."""
 
 from __future__ import annotations
 
@@ -29,11 +25,9 @@ from ..jacobians.structure import (
     Sliding,
     Sparse,
     Strided,
-    result_shape,
 )
 from ..recording.layouts import Layout, Shape, positions
-from ..semirings.base import Sum
-from .reference import pull
+from .column import met_by
 
 Index: TypeAlias = tuple[np.ndarray, ...]  # of some scalars: the coordinates along each axis
 
@@ -176,24 +170,9 @@ def _sparse(s: Sparse, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @entries.register
 def _chain(s: Chain, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    if isinstance(s.second, Gather):
-        return _gathered(s.first, s.second, y, x)
-    out = []
-    for at, of_x in zip(y.tolist(), x.tolist(), strict=True):
-        row = torch.zeros(1, *result_shape(s.first), dtype=torch.float64)
-        row.view(-1)[at] = 1
-        out.append(float(pull(s, Sum.carrier, (row,))[0].reshape(-1)[of_x]))
-    return np.array(out)
-
-
-def _gathered(first: object, read: Gather, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Add up what comes by all virtual scalars that read x, one of which is on a way to y."""
-    index = read.index().reshape(-1).numpy()
-    row, column = divmod(x, read.width)
-    readers = [np.flatnonzero(index == n) * read.width + c for n, c in zip(row.tolist(), column.tolist(), strict=True)]
-    pair = np.repeat(np.arange(len(x)), list(map(len, readers)))
-    found = entries(first, y[pair], np.concatenate([np.zeros(0, np.int64), *readers]))
-    return np.bincount(pair, found, len(x))
+    """Add up over the virtual scalars that x is met by, of which one is on a way to y."""
+    pair, middle, weight = met_by(s.second, x)
+    return np.bincount(pair, entries(s.first, y[pair], middle) * weight, len(x))
 
 
 @entries.register

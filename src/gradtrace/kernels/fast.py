@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..jacobians.index_maps import Composed
-from ..jacobians.structure import Chain, Contraction, Convolved, Gather, LowRank, Placed, Scatter, Strided
+from ..jacobians.structure import Chain, Contraction, Convolved, Gather, LowRank, Placed, Scatter, Sparse, Strided
 from .contraction import contraction
-from .maps import gather, placed, scatter, strided
+from .maps import gather, placed, scatter, sparse, strided
 from .norms_and_convolutions import convolved, low_rank
 from .product import Product
 from .shared_exponent import Plane, Pulled, by_reference
@@ -42,5 +42,6 @@ KERNELS: dict[type, Callable[[Any, Plane], Pulled | Product]] = {
     Scatter: scatter,
     LowRank: low_rank,
     Convolved: convolved,
+    Sparse: sparse,
     Chain: _chain,
 }

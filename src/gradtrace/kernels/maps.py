@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..jacobians.index_maps import Affine, Composed, Sought, Table, Way, identity
-from ..jacobians.structure import Gather, Placed, Scatter, Shape, Strided
+from ..jacobians.structure import Contraction, Gather, Placed, Scatter, Shape, Sparse, Strided
 from ..recording.layouts import Layout, contiguous, positions
 from . import native, reference
-from .contraction import merged
+from .contraction import contraction, merged
 from .product import plan
-from .shared_exponent import Plane, Pulled, Spikes, made, precisely
+from .shared_exponent import Plane, Pulled, Spikes, by_reference, made, precisely
 
+EDGES = 1 << 24  # scalars that edges are written out for at a time
 FEW = 4  # rows that were read are kept by themselves where not one in so many was
 
 
@@ -155,6 +156,27 @@ def _segments(g: Plane, index: Tensor, size: int, x_shape: Shape) -> Pulled:
 
     plane, raw = precisely(run, g)
     return Pulled(plane, raw, Affine((size, width), (0, 1), 0, width))
+
+
+def sparse(s: Sparse, g: Plane) -> Pulled:
+    """Carry values along a list of edges: what each of them brings is written out, and the largest is taken."""
+    batch, (outer, m, inner), n = g.data.shape[0], s.y_shape, s.x_shape[1]
+    i, j, w = s.edges()
+    size = batch * outer * inner
+    if 0 in (size, m, n, len(i)) or size * len(i) > EDGES:
+        return by_reference(s, g)
+    i, j = i.to(torch.int64), j.to(torch.int64)
+    if bool((i[1:] < i[:-1]).any()):  # of equal values the first is taken, which is to be the first in y
+        order = i.argsort(stable=True)
+        i, j, w = i[order], j[order], None if w is None else w[order]
+    plane, many = g.view(g.data.reshape(batch * outer, m, inner).index_select(1, i)), (len(i), inner)
+    if w is not None:
+        plane = contraction(Contraction("ei", "ei", many, many, "e", lambda: w), plane).plane  # type: ignore[union-attr]
+    found = _segments(plane, j.contiguous(), n, (n, inner))
+    assert found.raw is not None
+    shape = batch, *s.x_shape
+    way = Affine(s.x_shape, (m * inner, 0, 1), 0, 0, lambda: i * inner)
+    return Pulled(found.plane.view(found.plane.data.reshape(shape)), found.raw.reshape(shape), way)
 
 
 def scatter(s: Scatter, g: Plane) -> Pulled:
