@@ -121,19 +121,20 @@ def gather(s: Gather, g: Plane) -> Pulled:
     index = s.index().reshape(-1).to(torch.int64).contiguous()
     data = g.data.reshape(batch, len(index), s.width)
     live = (index >= 0).nonzero().squeeze(-1)
+    if FEW * len(live) >= size and len(live):  # perhaps most rows were read, some of them twice
+        often = torch.bincount(index[live], minlength=size)
+        if FEW * int((often > 0).sum()) >= size and int(often.max()) > 1:
+            return _segments(g.view(data), index, size, s.x_shape)
     read, order = index[live].sort()
     rows, number = torch.unique_consecutive(read, return_inverse=True)
     if not len(rows) or not numel:
         return _none(data, (batch, *s.x_shape))
-    few = FEW * len(rows) < size
     if len(rows) == len(read):  # no row is read twice
         way = Sought(rows, live[order], s.width)
         if batch == s.width == 1:
             return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
         found = Pulled(g.view(data[:, way.order]), None, way, rows=rows)
-        return found if few else found.laid_out((batch, *s.x_shape))
-    if not few:
-        return _segments(g.view(data), index, size, s.x_shape)
+        return found if FEW * len(rows) < size else found.laid_out((batch, *s.x_shape))
     among = torch.full_like(index, -1)
     among[live[order]] = number
     found = _segments(g.view(data), among, len(rows), (len(rows), s.width))
