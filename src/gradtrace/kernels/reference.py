@@ -266,6 +266,15 @@ def _fitting(carrier: Carrier, known: Element, some: Element) -> Element:
     return tuple(p.to(s.dtype) for p, s in zip(known, some, strict=True))
 
 
+def _distinct(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Give the numbers below `size` that there are, rising, and which of them each is; without sorting many of few."""
+    if size > 8 * len(index):
+        return index.unique(return_inverse=True)
+    there = torch.zeros(size, dtype=torch.int64, device=index.device)
+    there[index] = 1
+    return there.nonzero().squeeze(-1), (there.cumsum(0) - 1).index_select(0, index)
+
+
 def _gathered(s: Gather, carrier: Carrier, g: Element) -> tuple[Tensor, Element]:
     """Give the rows of x that are read, and what reaches them: batch × rows × width."""
     batch = g[0].shape[0]
@@ -275,7 +284,7 @@ def _gathered(s: Gather, carrier: Carrier, g: Element) -> tuple[Tensor, Element]
     live = (index >= 0).nonzero().squeeze(-1)
     if len(live) < len(index):
         flat, index = each(flat, lambda p: p.index_select(2, live)), index.index_select(0, live)
-    read, slot = index.unique(return_inverse=True)
+    read, slot = _distinct(index, _numel(s.x_shape) // s.width)
     if len(read) == len(index):  # none twice
         flat = each(flat, lambda p: p.index_select(2, slot.argsort()))
     else:
