@@ -93,8 +93,8 @@ template <class T> class RankOne {
         T *out = p.out + (b * p.rows + r) * p.n, low = INF<T>;
         bool large = false;
         for (int64_t j = 0; j < p.n; j += LANES<T>) lanes(j, out, low, large);
-        for (int64_t i : best.of)
-            if (i >= 0) alone(i, out, low, large);
+        for (auto i = best.of.begin(); i != best.of.end(); i++)  // of one scalar there may be several
+            if (*i >= 0 && std::find(best.of.begin(), i, *i) == i) alone(*i, out, low, large);
         const bool rounded = best.count > 0 && best.weight[best.count - 1] < TINY<T>;
         const bool lost = rounded || (low < TINY<T> && smallest() < TINY<T>);
         return (lost ? LOST : 0) | (large ? TOO_LARGE : 0);
