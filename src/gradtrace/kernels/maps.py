@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,23 +121,27 @@ def gather(s: Gather, g: Plane) -> Pulled:
     size = numel // s.width if s.width else 0
     index = s.index().reshape(-1).to(torch.int64).contiguous()
     data = g.data.reshape(batch, len(index), s.width)
-    live = (index >= 0).nonzero().squeeze(-1)
-    if FEW * len(live) >= size and len(live):  # perhaps most rows were read, some of them twice
-        often = torch.bincount(index[live], minlength=size)
-        if FEW * int((often > 0).sum()) >= size and int(often.max()) > 1:
+    numbers = index.numpy()  # of few numbers, which an index often is, numpy makes less ado
+    live = np.flatnonzero(numbers >= 0)
+    read = numbers[live]
+    if FEW * len(read) >= size and len(read):  # perhaps most rows were read, some of them twice
+        often = np.bincount(read, minlength=size)
+        if FEW * np.count_nonzero(often) >= size and often.max() > 1:
             return _segments(g.view(data), index, size, s.x_shape)
-    read, order = index[live].sort()
-    rows, number = torch.unique_consecutive(read, return_inverse=True)
-    if not len(rows) or not numel:
+    if not len(read) or not numel:
         return _none(data, (batch, *s.x_shape))
+    order = read.argsort(kind="stable")
+    read, order = read[order], torch.from_numpy(live[order])
+    fresh = np.append(True, read[1:] != read[:-1])
+    rows = torch.from_numpy(read[fresh])
     if len(rows) == len(read):  # no row is read twice
-        way = Sought(rows, live[order], s.width)
+        way = Sought(rows, order, s.width)
         if batch == s.width == 1:
-            return Pulled(Spikes(rows, data.reshape(-1)[way.order], (1, *s.x_shape), g), None, way)
-        found = Pulled(g.view(data[:, way.order]), None, way, rows=rows)
+            return Pulled(Spikes(rows, data.reshape(-1)[order], (1, *s.x_shape), g), None, way)
+        found = Pulled(g.view(data[:, order]), None, way, rows=rows)
         return found if FEW * len(rows) < size else found.laid_out((batch, *s.x_shape))
     among = torch.full_like(index, -1)
-    among[live[order]] = number
+    among[order] = torch.from_numpy(fresh.cumsum() - 1)
     found = _segments(g.view(data), among, len(rows), (len(rows), s.width))
     return Pulled(found.plane, found.raw, Affine((size, s.width), (0, 1), 0, s.width), rows=rows)
 
