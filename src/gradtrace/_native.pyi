@@ -297,11 +297,11 @@ class Units:
 def top_product(
     is_double: bool,
     batch: int,
-    m: int,
     n: int,
-    k: int,
     a_ptrs: Sequence[int],
-    a_strides: Sequence[int],
+    a_batch_stride: int,
+    a_row_axes: Sequence[tuple[int, int]],
+    a_list_axes: Sequence[tuple[int, int]],
     w_ptr: int,
     w_strides: Sequence[int],
     keep: int,
@@ -326,7 +326,15 @@ def top_merge(
     is_double: bool, n: int, a_ptrs: Sequence[int], b_ptrs: Sequence[int], out_ptrs: Sequence[int], threads: int
 ) -> None: ...
 def top_reduce(
-    is_double: bool, rows: int, n: int, g_ptrs: Sequence[int], stride: int, keep: int, out_ptr: int, threads: int
+    is_double: bool,
+    rows: int,
+    n: int,
+    g_ptrs: Sequence[int],
+    row_stride: int,
+    stride: int,
+    keep: int,
+    out_ptr: int,
+    threads: int,
 ) -> None: ...
 def top_segment(
     is_double: bool,
@@ -341,7 +349,13 @@ def top_segment(
     out_ptr: int,
 ) -> int: ...
 def top_depth(
-    is_double: bool, batch: int, rows: int, n: int, g_ptrs: Sequence[int], g_strides: Sequence[int], keep: int
+    is_double: bool,
+    batch: int,
+    g_ptrs: Sequence[int],
+    g_batch_stride: int,
+    g_row_axes: Sequence[tuple[int, int]],
+    g_list_axes: Sequence[tuple[int, int]],
+    keep: int,
 ) -> int: ...
 def sum_units(
     arg0: bool,
