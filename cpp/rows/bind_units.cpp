@@ -4,7 +4,6 @@
 
 #include <nanobind/stl/unordered_map.h>
 
-#include <array>
 #include <cmath>
 #include <map>
 
@@ -290,26 +289,17 @@ class Units {
     }
 
     // Says of each unit where it lands: land(way, place, unit). Where nobody has to know the place, or Python has to say it, it is kept.
-    // Some units are looked at together, step by step, so that many of them wait for memory at once.
     template <class Land> void follow(const Winners &w, int64_t row, const List &units, Land land) {
-        constexpr size_t TOGETHER = 64;
-        std::array<std::pair<size_t, int64_t>, TOGETHER> chosen;
-        for (size_t from = 0; from < units.size(); from += TOGETHER) {
-            const size_t count = std::min(TOGETHER, units.size() - from);
-            for (size_t i = 0; i < count; i++) chosen[i] = w.chosen(row, units[from + i].place);
-            for (size_t i = 0; i < count; i++) {
-                const Way &way = w.ways[chosen[i].first];
-                if (way.strided && !way.straight) chosen[i].second = way.landed(units[from + i].place + (way.split ? row * w.numel : 0), chosen[i].second);
-            }
-            for (size_t i = 0; i < count; i++) {
-                const auto [number, at] = chosen[i];
-                const Unit &u = units[from + i];
-                if (const Way &way = w.ways[number]; way.straight)
-                    add_total(number, u.group, u.count, u.weight);
-                else if (!way.strided)
-                    leave_open(number, u, at);
-                else
-                    land(number, at, u);
+        for (const Unit &u : units) {
+            const auto [number, stored] = w.chosen(row, u.place);
+            const Way &way = w.ways[number];
+            if (way.straight) {
+                add_total(number, u.group, u.count, u.weight);
+            } else if (!way.strided) {
+                leave_open(number, u, stored);
+            } else {
+                const int64_t flat = u.place + (way.split ? row * w.numel : 0);
+                land(number, way.placed(way.offset + way.axes.at(flat).first + way.moved(stored)), u);
             }
         }
     }

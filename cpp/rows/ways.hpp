@@ -96,8 +96,6 @@ struct Way {
     int64_t count, inner;
 
     int64_t moved(int64_t stored) const { return table ? table[stored] : step * stored; }
-    // Where a scalar lands, of which a number is stored.
-    int64_t landed(int64_t flat, int64_t stored) const { return placed(offset + axes.at(flat).first + moved(stored)); }
     // The place in the target of what was seen at a place.
     int64_t placed(int64_t seen) const {
         if (!order || seen < 0) return seen;

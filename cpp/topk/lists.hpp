@@ -131,7 +131,7 @@ template <class T> struct Candidates {
         const Bits<T> top = bits_of(most) >> SHIFT, lowest = top > Bits<T>(steps - 1) ? top - (steps - 1) : 0;
         last = lowest;
         for (int64_t k = 0; k < size; k++) {
-            const Bits<T> mine = bits_of(reached[k]) >> SHIFT;
+            const Bits<T> mine = std::min(bits_of(reached[k]) >> SHIFT, top);  // NaN (∞ · 0) would be above all
             step[k] = int32_t(top - (mine > lowest ? mine : lowest)) + 1;
         }
         int32_t places[STEPS + 1];
@@ -286,7 +286,6 @@ template <class T> struct Columns {
     Columns(int keep, int64_t count) : keep(keep), vectors(int((count + LANES<T> - 1) / LANES<T>)), count(count) {
         std::fill(last, last + count, T(0)), std::fill(last + count, last + COLUMNS<T>, INF<T>);
     }
-    void clear() { std::fill(list, list + 8 * count, T(0)); }
     // Reads what write() writes.
     void read(const T *from) {
         for (int64_t j = 0; j < count; j += 8) {
@@ -320,7 +319,8 @@ template <class T> struct Columns {
         Vec<T> least = load(last);
         for (int v = 1; v < vectors; v++) least = lowest_of(least, load(last + v * LANES<T>));
         return lowest<T>(least);
-    }};
+    }
+};
 
 // Fills a block of lists with the largest products of candidates and edges.
 //
@@ -331,8 +331,8 @@ template <class T, class W> class Filling {
     using V = Vec<T>;
 
   public:
-    // list: room() entries × COLUMNS<T>, of which the first `columns` are filled. Candidates have
-    // `entries` each, and zeros behind them.
+    // list: room() entries × COLUMNS<T>, of which the first `columns` are filled. Candidates have `entries` each, and zeros
+    // behind them.
     Filling(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries, const W &edges)
         : list(list), keep(keep), vectors(int((columns + LANES<T> - 1) / LANES<T>)), entries(entries), columns(columns), row(row),
           edges(edges) {}

@@ -1,8 +1,7 @@
 // The k largest products: out[·,b,i,j] of a[·,b,i,k]·|w[b,j,k]|.
 //
-// Columns are packed into blocks, with a bound on each block's edges of one k. A row visits its k's from the strongest
-// list down, and leaves out those that cannot get into any list of a block; where the strongest edge of the block could
-// not lift a list in any more, the row is done.
+// Columns are packed into blocks, with a bound on each block's edges of one k. A row visits its k's from the list that can
+// become the strongest in a block down, and is done where a list could not get into any of the block any more.
 #include "topk/lists.hpp"
 
 #ifdef _OPENMP
