@@ -67,12 +67,18 @@ def test_steps_that_share_a_weight(drawn, kernels, dtype):
             assert found["count"][k, j] == len(met)
 
 
-def loop(steps: int, rows: int, poisoned: int | None = None):
-    """Run a cell with a product at every step; the state of one is NaN where the loss does not look."""
+def loop(steps: int, rows: int, poisoned: int | None = None, *, aside: bool = False):
+    """Run a cell with a product at every step; the state of one is NaN where the loss does not look.
+
+    Args:
+        aside: the weight is read first by what does not lead to the loss.
+    """
     torch.manual_seed(0)
     w = torch.randn(16, 16, requires_grad=True)
     with gradtrace.record() as tape:
         h, out = torch.randn(rows, 16), []
+        if aside:
+            w.sum()
         for n in range(steps):
             seen = torch.where(torch.arange(16) < 8, h, torch.nan) if n == poisoned else h
             y = seen @ w
@@ -97,9 +103,10 @@ def test_the_steps_of_a_cell_are_few_products(monkeypatch):
     assert len(realised) == 3  # as many scalars wait as the weight has: 8 steps of 2 × 16
 
 
+@pytest.mark.parametrize("aside", [False, True])
 @pytest.mark.parametrize("semiring", [Max, TopK(2), Count, SignedMax], ids=lambda k: k.name)
-def test_a_number_that_is_none_is_told_of_the_step_that_has_it(semiring):
-    tape, loss, w = loop(6, 2, poisoned=3)
+def test_a_number_that_is_none_is_told_of_the_step_that_has_it(semiring, aside):
+    tape, loss, w = loop(6, 2, poisoned=3, aside=aside)
     products = [call for call in tape.record.calls if call.base == "mm"]
     with pytest.raises(NotANumber) as told:
         tape.grad(loss, w, semiring)

@@ -144,16 +144,24 @@ def walk(
                 if value.id in pending:
                     algebra.finish(value, take(value.id), alone=True)
         except NotANumber as error:
-            where = error.args[1] if len(error.args) > 1 else call.where  # of what has waited
-            raise NotANumber(f"{error.said}: {where}") from None
+            raise _told(error, call) from None
         if seconds is not None:
             seconds[call.name] = seconds.get(call.name, 0.0) + perf_counter() - began
     if pending:  # what calls take that do not lead to the loss; the loss itself, if it is a leaf
         left = {
             given.value.id: given.value for call in record.calls for given in call.inputs if given.value is not None
         }
-        for number, found in pending.items():
-            algebra.finish(loss if number == loss.id else left[number], found, alone=True)
+        try:
+            for number, found in pending.items():
+                algebra.finish(loss if number == loss.id else left[number], found, alone=True)
+        except NotANumber as error:
+            raise _told(error, None) from None
+
+
+def _told(error: NotANumber, call: Call | None) -> NotANumber:
+    """Say at which call: the one that is walked, unless something has waited and is another's."""
+    where = error.args[1:] or (() if call is None else (call.where,))
+    return NotANumber(": ".join((error.said, *where)))
 
 
 def _back(

@@ -29,6 +29,7 @@ from ..jacobians.structure import (
 from ..recording.layouts import Layout, Shape, positions
 from .column import met_by
 
+MIDDLES = 1 << 21  # scalars between two structures that are looked at together
 Index: TypeAlias = tuple[np.ndarray, ...]  # of some scalars: the coordinates along each axis
 
 
@@ -170,9 +171,14 @@ def _sparse(s: Sparse, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @entries.register
 def _chain(s: Chain, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Add up over the virtual scalars that x is met by, of which one is on a way to y."""
-    pair, middle, weight = met_by(s.second, x)
-    return np.bincount(pair, entries(s.first, y[pair], middle) * weight, len(x))
+    """Add up over the virtual scalars that x is met by, of which one is on a way to y; so many of them at a time."""
+    out, begin, step = np.zeros(len(x)), 0, 64
+    while begin < len(x):
+        some = slice(begin, begin + step)
+        pair, middle, weight = met_by(s.second, x[some])
+        out[some] = np.bincount(pair, entries(s.first, y[some][pair], middle) * weight, len(x[some]))
+        begin, step = begin + step, max(1, MIDDLES * step // max(1, len(pair)))
+    return out
 
 
 @entries.register
