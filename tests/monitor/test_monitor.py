@@ -170,11 +170,14 @@ def test_the_history_of_another_training_is_left_alone(tmp_path):
         ({"kinds": "worst"}, "worst"),
         ({"paths": -1}, "paths"),
         ({"of": "encoder*"}, "no parameter matches 'encoder"),
+        ({"folder": 3}, "folder"),
+        ({"sinks": 3}, "a sink has"),
+        ({"sinks": [print]}, "a sink has"),
     ],
 )
 def test_what_it_cannot_do_is_said_before_training(options, match):
     with pytest.raises((BadArgument, UnknownName), match=match):
-        Monitor(model(), folder=None, **options)
+        Monitor(model(), **{"folder": None, **options})
 
 
 def test_without_examples_the_batch_is_traced_as_one():

@@ -103,7 +103,7 @@ class Monitor:
         self._kinds = kinds_of(kinds)
         self._semirings = [named(k) for k in several(semirings)]
         self._paths = whole("paths", paths, 0)
-        self._sinks: list[Sink] = list(several(sinks))
+        self._sinks = sinks_of(sinks)
         self.clock = Clock()
         self._next: int = 0  # the number of the next step, where nobody gives one
         self._due = 0
@@ -112,6 +112,8 @@ class Monitor:
         self._graphs: set[str] = set()  # that the history has
         self.failures: dict[str, int] = {}
         self.traces = 0
+        if not (folder is None or isinstance(folder, (str, PathLike))):
+            raise BadArgument(f"folder must be the name of a folder, or None for nowhere, not {folder!r}")
         path = None if folder is None or not self._ranks.first else Path(folder) / HISTORY
         self._book = Book(path, self._run(), resume=bool(resume))
         if resume:
@@ -396,6 +398,19 @@ class Monitor:
 def several(given: Any) -> Sequence[Any]:
     """Give one thing, or several, as several."""
     return given if isinstance(given, (list, tuple)) else (given,)
+
+
+def sinks_of(given: Any) -> list[Sink]:
+    """Take sinks: one, or several.
+
+    Raises:
+        BadArgument: something is no sink.
+    """
+    sinks = list(several(given))
+    for sink in sinks:
+        if not all(callable(getattr(sink, does, None)) for does in ("scalars", "page", "close")):
+            raise BadArgument(f"a sink has scalars(), page() and close(), see gradtrace.monitor.sinks; not {sink!r}")
+    return sinks
 
 
 def _end(sink: Sink, page: Path | None) -> None:
