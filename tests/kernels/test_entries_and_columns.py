@@ -15,6 +15,7 @@ from numeric_jacobians import LAYOUTS, contractions, integers, jacobian, low_ran
 from gradtrace.jacobians.rules import structures
 from gradtrace.jacobians.rules.dense import whole
 from gradtrace.jacobians.structure import Chain, Gather, LowRank, Placed, Scatter, Sparse, Strided, Structure, diagonal
+from gradtrace.kernels import entry
 from gradtrace.kernels.column import columns
 from gradtrace.kernels.entry import entries
 from gradtrace.recording.layouts import Layout
@@ -116,6 +117,9 @@ def test_one_axis_after_another(pairs, weighted, seed):
     rows, columns_ = along(2, 4, 3, 4), along(6, 1, 3, 4)
     check(Chain(columns_, rows), 18, 32)
     check(Chain(Chain(diagonal((18,), (18,), lambda: integers((18,), seed)), columns_), rows), 18, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entry, "MIDDLES", 3)
+        check(Chain(columns_, rows), 18, 32)
 
 
 @given(

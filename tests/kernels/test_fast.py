@@ -35,7 +35,7 @@ from gradtrace.jacobians.structure import (
     diagonal,
     reduction,
 )
-from gradtrace.kernels import native
+from gradtrace.kernels import maps, native
 from gradtrace.kernels.fast import pull
 from gradtrace.kernels.shared_exponent import OutOfRange, Plane, Pulled, Spikes
 from gradtrace.recording.layouts import Layout
@@ -220,6 +220,9 @@ def test_sparse(pairs, weighted, seed):
     i, j = (torch.tensor([p[k] for p in pairs], dtype=torch.int64) for k in range(2))
     w = integers((len(pairs),), seed) if weighted else None
     check(Sparse(lambda: (i, j, w), (2, 4, 2), (2, 3, 2)), (2, 4, 2), 12, seed)
+    with pytest.MonkeyPatch.context() as patch:  # more of them than are written out
+        patch.setattr(maps, "EDGES", 1)
+        check(Sparse(lambda: (i, j, w), (2, 4, 2), (2, 3, 2)), (2, 4, 2), 12, seed)
 
 
 def test_chains_of_two_index_maps_and_a_weight():
