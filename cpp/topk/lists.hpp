@@ -14,7 +14,7 @@ constexpr int VECTORS = 4;                                     // vectors side b
 template <class T> constexpr int COLUMNS = VECTORS * LANES<T>;  // lists of a block
 template <class T> constexpr T LARGEST = std::numeric_limits<T>::max();
 
-template <class V> constexpr bool SINGLE = std::is_same_v<V, Vec<float>>;
+template <class V> constexpr bool SINGLE = sizeof(V{}[0]) == sizeof(float);  // or of doubles
 
 // The lanes in which a > b, as bits.
 template <class V> inline uint64_t greater_lanes(V a, V b) {
@@ -37,35 +37,34 @@ template <class V> inline uint64_t greater_lanes(V a, V b) {
 #endif
 }
 template <class V> inline bool any_greater(V a, V b) { return greater_lanes(a, b) != 0; }
+// Of a register of either size, by one instruction where there is one: compilers make two of a comparison.
 template <class V> inline V highest_of(V a, V b) {
-#if defined(__AVX512F__)
-    if constexpr (SINGLE<V>)
-        return (V)_mm512_max_ps((__m512)a, (__m512)b);
-    else
-        return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
-#elif defined(__AVX2__)
-    if constexpr (SINGLE<V>)
-        return (V)_mm256_max_ps((__m256)a, (__m256)b);
-    else
-        return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
-#else
-    return larger(a, b);
+#ifdef __AVX512F__
+    if constexpr (sizeof(V) == 64 && SINGLE<V>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    if constexpr (sizeof(V) == 64 && !SINGLE<V>) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
 #endif
+#ifdef __AVX2__
+    if constexpr (sizeof(V) == 32 && SINGLE<V>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    if constexpr (sizeof(V) == 32 && !SINGLE<V>) return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
+    return larger(a, b);
 }
 template <class V> inline V lowest_of(V a, V b) {
-#if defined(__AVX512F__)
-    if constexpr (SINGLE<V>)
-        return (V)_mm512_min_ps((__m512)a, (__m512)b);
-    else
-        return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
-#elif defined(__AVX2__)
-    if constexpr (SINGLE<V>)
-        return (V)_mm256_min_ps((__m256)a, (__m256)b);
-    else
-        return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
-#else
-    return smaller(a, b);
+#ifdef __AVX512F__
+    if constexpr (sizeof(V) == 64 && SINGLE<V>) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    if constexpr (sizeof(V) == 64 && !SINGLE<V>) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
 #endif
+#ifdef __AVX2__
+    if constexpr (sizeof(V) == 32 && SINGLE<V>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    if constexpr (sizeof(V) == 32 && !SINGLE<V>) return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#endif
+    return smaller(a, b);
+}
+// The smallest number of some vectors that follow each other.
+template <class T> inline T lowest_along(const T *from, int vectors) {
+    Vec<T> least = load(from);
+    for (int v = 1; v < vectors; v++) least = lowest_of(least, load(from + v * LANES<T>));
+    return lowest<T>(least);
 }
 
 // Lets x into lists whose entries are `step` apart, from entry `from` on.
@@ -215,33 +214,15 @@ template <class T> struct Octet {
         return x;
     }
     static void store(T *to, V x) { std::memcpy(to, &x, sizeof x); }
-    static V higher(V a, V b) {
-#ifdef __AVX2__
-        if constexpr (sizeof(T) == 4) return (V)_mm256_max_ps((__m256)a, (__m256)b);
-#endif
-#ifdef __AVX512F__
-        if constexpr (sizeof(T) == 8) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
-#endif
-        return a > b ? a : b;
-    }
-    static V lower(V a, V b) {
-#ifdef __AVX2__
-        if constexpr (sizeof(T) == 4) return (V)_mm256_min_ps((__m256)a, (__m256)b);
-#endif
-#ifdef __AVX512F__
-        if constexpr (sizeof(T) == 8) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
-#endif
-        return a > b ? b : a;
-    }
     static V backwards(V x) { return __builtin_shufflevector(x, x, 7, 6, 5, 4, 3, 2, 1, 0); }
     // The eight largest of two lists, of which the second is backwards: of a bitonic sequence, which three steps sort.
     static V merged(V a, V backwards) {
-        V x = higher(a, backwards), y = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
-        x = __builtin_shufflevector(higher(x, y), lower(x, y), 0, 1, 2, 3, 12, 13, 14, 15);
+        V x = highest_of(a, backwards), y = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+        x = __builtin_shufflevector(highest_of(x, y), lowest_of(x, y), 0, 1, 2, 3, 12, 13, 14, 15);
         y = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
-        x = __builtin_shufflevector(higher(x, y), lower(x, y), 0, 1, 10, 11, 4, 5, 14, 15);
+        x = __builtin_shufflevector(highest_of(x, y), lowest_of(x, y), 0, 1, 10, 11, 4, 5, 14, 15);
         y = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-        return __builtin_shufflevector(higher(x, y), lower(x, y), 0, 9, 2, 11, 4, 13, 6, 15);
+        return __builtin_shufflevector(highest_of(x, y), lowest_of(x, y), 0, 9, 2, 11, 4, 13, 6, 15);
     }
     // The columns of these eight rows: what three perfect shuffles make of them.
     void transpose() {
@@ -315,11 +296,7 @@ template <class T> struct Columns {
         }
         return true;
     }
-    T low() const {
-        Vec<T> least = load(last);
-        for (int v = 1; v < vectors; v++) least = lowest_of(least, load(last + v * LANES<T>));
-        return lowest<T>(least);
-    }
+    T low() const { return lowest_along(last, vectors); }
 };
 
 // Fills a block of lists with the largest products of candidates and edges.
@@ -359,11 +336,7 @@ template <class T, class W> class Filling {
     bool over(int64_t c) const { return row.reach(c) <= low; }
     bool strong(int64_t c) const { return row.key[c] > low; }
 
-    void update() {
-        V least = load(list + (keep - 1) * COLUMNS<T>);
-        for (int v = 1; v < vectors; v++) least = lowest_of(least, load(list + (keep - 1) * COLUMNS<T> + v * LANES<T>));
-        low = lowest<T>(least);
-    }
+    void update() { low = lowest_along(list + (keep - 1) * COLUMNS<T>, vectors); }
 
     // Candidates of one entry, sorted in eights.
     void eight_by_eight() {
@@ -462,36 +435,36 @@ T fill(T *list, int keep, int64_t columns, const Candidates<T> &row, int entries
 // The room of a candidate's entries: a network sorts eight.
 constexpr int width_for(int entries) { return entries == 1 ? 1 : std::max(entries, 8); }
 
-// Cuts a row of places into those that lie next to each other: (from, how many). If in eights, others are one by one.
-using Runs = std::vector<std::pair<int64_t, int64_t>>;
-inline Runs runs(const int64_t *at, int64_t n, bool eights) {
-    Runs out;
-    for (int64_t i = 0; i < n;) {
-        int64_t run = 1;
-        while ((!eights || run < 8) && i + run < n && at[i + run] == at[i] + run) run++;
-        run = eights && run < 8 ? 1 : run;
-        out.emplace_back(i, run);
-        i += run;
-    }
-    return out;
-}
+// How rows of lists lie: list k of row r at row_at[r] + at[k] of each plane.
+//
+// Attributes: whether rows lie next to each other, rather than the lists of one; and what of these does, (from, how many):
+// in eights, if lists are of eight, and others one by one.
+struct Lying {
+    bool rows;
+    std::vector<std::pair<int64_t, int64_t>> runs;
 
-// Reads `count` rows of lists (n each, list k of row r at row_at[r] + at[k] of each plane), each as n × width, and `apart`
-// from the next. What is behind the entries of a list is left as it is, or made 0. `inner`: what lies next to each other
-// of the rows, if that is how the lists of several rows lie, or of the lists of one.
-inline bool rows_adjacent(const int64_t *row_at, int64_t count, const int64_t *at, int64_t n) {
-    return n < 2 || (count > 1 && row_at[1] - row_at[0] < at[1] - at[0]);
-}
+    Lying(const int64_t *row_at, int64_t count, const int64_t *at, int64_t n, int width)
+        : rows(n < 2 || (count > 1 && row_at[1] - row_at[0] < at[1] - at[0])) {
+        const int64_t *inner = rows ? row_at : at, size = rows ? count : n;
+        for (int64_t i = 0; i < size; i += runs.back().second) {
+            int64_t run = 1;
+            while ((width != 8 || run < 8) && i + run < size && inner[i + run] == inner[i] + run) run++;
+            runs.emplace_back(i, width == 8 && run < 8 ? 1 : run);
+        }
+    }
+};
+
+// Reads `count` rows of lists (n each), each as n × width, and `apart` from the next. What is behind the entries of a list is
+// left as it is, or made 0.
 template <class T>
 inline void read_rows(const T *const *plane, int entries, const int64_t *row_at, int64_t count, const int64_t *at, int64_t n,
-                      const Runs &taken, int width, int64_t apart, T *raw) {
-    const bool adjacent = rows_adjacent(row_at, count, at, n);
-    const int64_t *outer = adjacent ? at : row_at, *inner = adjacent ? row_at : at, last = (adjacent ? n : count) - 1;
-    const int64_t outer_to = adjacent ? width : apart, inner_to = adjacent ? apart : width;
+                      const Lying &lying, int width, int64_t apart, T *raw) {
+    const int64_t *outer = lying.rows ? at : row_at, *inner = lying.rows ? row_at : at, last = (lying.rows ? n : count) - 1;
+    const int64_t outer_to = lying.rows ? width : apart, inner_to = lying.rows ? apart : width;
     for (int64_t o = 0; o <= last; o++) {
         const int64_t from = outer[o], ahead = outer[std::min(o + 4, last)] - from;
         T *to = raw + o * outer_to;
-        for (const auto &[i, run] : taken) {
+        for (const auto &[i, run] : lying.runs) {
             const int64_t first = from + inner[i];
             if (run == 1 || width != 8) {
                 for (int s = 0; s < entries; s++)

@@ -111,9 +111,8 @@ int some_rows(const TopProduct<T> &p, const Packed<T> &w, int64_t b, int64_t fir
     room.list.resize(Filling<T, Block<T>>::room(p.keep) * COLUMNS<T>);
     room.row_at.assign(p.a.row_at + first, p.a.row_at + first + count);
     for (int64_t &at : room.row_at) at += b * p.a.batch_stride;
-    const bool adjacent = rows_adjacent(room.row_at.data(), count, p.a.at, p.k);
-    const Runs inner = runs(adjacent ? room.row_at.data() : p.a.at, adjacent ? count : p.k, width == 8);
-    read_rows(p.a.plane, p.a.entries, room.row_at.data(), count, p.a.at, p.k, inner, width, apart, room.raw.data());
+    const Lying lying(room.row_at.data(), count, p.a.at, p.k, width);
+    read_rows(p.a.plane, p.a.entries, room.row_at.data(), count, p.a.at, p.k, lying, width, apart, room.raw.data());
     for (int64_t r = 0; r < count; r++) room.rows[r].take(room.raw.data() + r * apart, p.k, width);
     int flags = 0;
     for (int64_t block = 0; block < w.blocks; block++) {

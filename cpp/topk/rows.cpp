@@ -2,6 +2,8 @@
 //
 // Rank one: the largest l_i·g_i are the same for every j but for j's own, so a row keeps as many of them as are enough
 // whichever scalar is left out: O(n) a row.
+#include <optional>
+
 #include "topk/lists.hpp"
 
 #ifdef _OPENMP
@@ -21,18 +23,18 @@ template <class T> struct Row {
     int entries, width = 1;  // of a list, and its room: zeros behind the entries
     std::vector<T> raw, own, left[2], right[2];
     std::vector<int64_t> at;
-    Runs adjacent;
+    std::optional<Lying> lying;
     int flags = 0;
 
     void read(const TopRows<T> &p, int64_t b, int64_t row, bool networks) {
         n = p.n, entries = p.g.entries, width = networks ? std::max(entries, 8) : entries;
         raw.assign(padded<T>(n) * width, T(0));
-        if (at.empty()) {  // the same for every row
-            for (int64_t i = 0; i < n; i++) at.push_back(i * p.g.stride);
-            adjacent = runs(at.data(), n, width == 8);
-        }
         const int64_t first = b * p.g.batch_stride + row * p.g.row_stride;
-        read_rows(p.g.plane, entries, &first, 1, at.data(), n, adjacent, width, 0, raw.data());
+        if (!lying) {  // the same for every row
+            for (int64_t i = 0; i < n; i++) at.push_back(i * p.g.stride);
+            lying.emplace(&first, 1, at.data(), n, width);
+        }
+        read_rows(p.g.plane, entries, &first, 1, at.data(), n, *lying, width, 0, raw.data());
         flags = take(p.own, row, own);
         for (int r = 0; r < p.rank; r++) flags |= take(p.left[r], row, left[r]) | take(p.right[r], row, right[r]);
         for (T &x : own) x = std::abs(x);
@@ -315,15 +317,7 @@ template <class T> class RankTwo {
         return x;
     }
 
-    void update() {
-        if (eights) {
-            low = some.low();
-            return;
-        }
-        V least = load(list.data() + (p.keep - 1) * COLUMNS<T>);
-        for (int v = 1; v < VECTORS; v++) least = lowest_of(least, load(list.data() + (p.keep - 1) * COLUMNS<T> + v * LANES<T>));
-        low = lowest<T>(least);
-    }
+    void update() { low = eights ? some.low() : lowest_along(list.data() + (p.keep - 1) * COLUMNS<T>, VECTORS); }
 
     // The smallest product other than 0 of a block.
     T smallest() const {

@@ -53,7 +53,10 @@ class StaleTensor(GradtraceError):
 
 
 class NotANumber(GradtraceError):
-    """A NaN among the forward values or the derivatives, or a loss that is infinite."""
+    """A NaN among the forward values or the derivatives, or a loss that is infinite.
+
+    Raised with a second argument, it says where: a walk adds the call that it is at, unless what was found had waited.
+    """
 
 
 class NotSeen(GradtraceError):

@@ -30,7 +30,7 @@ from .arrivals import Arrivals
 from .backpointers import Borrowed, Use, Winners
 from .example_labels import Labels
 from .per_example import plane_by_example
-from .walk import Algebra, Edge, Track, walk
+from .walk import Algebra, Edge, Track, naming, walk
 
 __all__ = ["Best", "OutOfRange", "best"]
 
@@ -175,10 +175,8 @@ class Strongest(Algebra[Arrivals, Plane]):
         return known
 
     def _realised(self, product: Product, edge: Use) -> Pulled:
-        try:
+        with naming(edge.target.call):  # it may have waited
             return product.realise(None if product.w is None else self._packed(product.w))
-        except NotANumber as error:  # it may have waited: the call that is walked now is another
-            raise NotANumber(error.said, edge.target.call.where) if edge.target.call else error from None
 
     def _packed(self, w: Tensor) -> Any:
         """Give the packed form of a weight that comes again and again."""

@@ -18,6 +18,7 @@ from ..jacobians.structure import Closed, Constant, Contraction, Structure
 from ..kernels.reference import pull
 from ..recording.record import Call
 from ..semirings.base import Carrier, Element
+from .walk import naming
 
 
 @dataclass(eq=False, slots=True)
@@ -78,10 +79,8 @@ class Waiting:
 
 
 def _alone(structure: Contraction, g: Element, call: Call, carrier: Carrier) -> Element:
-    try:
+    with naming(call):
         return pull(structure, carrier, g)
-    except NotANumber as error:
-        raise NotANumber(error.said, call.where) from None
 
 
 def waiting(structure: Structure, g: Element, call: Call) -> Waiting | None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from time import perf_counter
@@ -162,6 +163,15 @@ def _told(error: NotANumber, call: Call | None) -> NotANumber:
     """Say at which call: the one that is walked, unless something has waited and is another's."""
     where = error.args[1:] or (() if call is None else (call.where,))
     return NotANumber(": ".join((error.said, *where)))
+
+
+@contextmanager
+def naming(call: Call | None) -> Iterator[None]:
+    """Tell of a NaN that is found inside the block that it is this call's, whichever is walked by then."""
+    try:
+        yield
+    except NotANumber as error:
+        raise (error if call is None else NotANumber(error.said, call.where)) from None
 
 
 def _back(

@@ -32,6 +32,8 @@ from .reference import injective
 
 Column: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # rising flat indices of y, weights (None: ones)
 Columns: TypeAlias = Callable[[int], Column]
+Met: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # which scalar of x, flat index of y, weight: of each edge
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
 
 
 @singledispatch
@@ -40,12 +42,9 @@ def columns(structure: object) -> Columns:
     raise TypeError(f"not a structure: {structure!r}")
 
 
-Met: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
 @singledispatch
 def met_by(structure: object, x: np.ndarray) -> Met:
-    """Give all edges to some scalars of the argument: (which of them, flat index in y, weight) of each."""
+    """Give all edges to some scalars of the argument, at once."""
     asked, number = np.unique(x, return_inverse=True)
     column = columns(structure)
     found = [column(int(at)) for at in asked]
@@ -63,9 +62,6 @@ def _among(sorted_: np.ndarray, asked: np.ndarray, size: int, places: np.ndarray
     return pair, places[at], np.ones(len(at)) if weights is None else weights[at].astype(np.float64)
 
 
-_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-
-
 @met_by.register
 def _met_by_readers(s: Gather, x: np.ndarray) -> Met:
     index, (row, column) = _array(s.index().reshape(-1)), np.divmod(x, s.width)
@@ -76,12 +72,8 @@ def _met_by_readers(s: Gather, x: np.ndarray) -> Met:
 
 @met_by.register
 def _met_by_edges(s: Sparse, x: np.ndarray) -> Met:
-    i, j, w = (None if t is None else _array(t) for t in s.edges())
-    assert i is not None
-    assert j is not None
-    order = np.lexsort((i, j))
-    outer, at, within = np.unravel_index(x, s.x_shape)
-    pair, place, weight = _among(j[order], at, s.x_shape[1], i[order], None if w is None else w[order])
+    (i, j, w), (outer, at, within) = _by_argument(s), np.unravel_index(x, s.x_shape)
+    pair, place, weight = _among(j, at, s.x_shape[1], i, w)
     return pair, (outer[pair] * s.y_shape[1] + place) * s.y_shape[2] + within[pair], weight
 
 
@@ -220,15 +212,17 @@ def _low_rank(s: LowRank) -> Columns:
     return column
 
 
+def _by_argument(s: Sparse) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Give edges in the order of x, and of y among those of one scalar."""
+    given_i, given_j, given_w = s.edges()
+    i, j, w = _array(given_i), _array(given_j), None if given_w is None else _array(given_w)
+    order = np.lexsort((i, j))
+    return i[order], j[order], None if w is None else w[order]
+
+
 @columns.register
 def _sparse(s: Sparse) -> Columns:
-    @cache
-    def edges() -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        i, j, w = (None if t is None else _array(t) for t in s.edges())
-        assert i is not None
-        assert j is not None
-        order = np.lexsort((i, j))
-        return i[order], j[order], None if w is None else w[order]
+    edges = cache(lambda: _by_argument(s))
 
     def column(x: int) -> Column:
         (_, m, inner), (outer, at, within) = s.y_shape, unravelled(x, s.x_shape)
